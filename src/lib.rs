@@ -1,0 +1,8 @@
+//! snapback: a vhost-user-blk daemon that serves origin, snapshot and merge
+//! views of a raw block device, with a COW store that Linux dm-snapshot reads.
+//!
+//! Modules depend in one direction only (`tests/layering.rs` checks it):
+//! `cli` → `daemon`, `offline` → `vhost`, `merger`, `control` → `engine`, `io`, `virtio_blk` → `store` → `units`, `error`.
+
+pub mod size;
+pub mod units;

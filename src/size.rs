@@ -1,0 +1,194 @@
+//! Sizes as people write and read them: bytes, or binary multiples.
+
+use crate::units::{ChunkSize, SECTOR_SIZE};
+
+/// Reads `512`, `4K`, `64KiB`, `1g`; K, M, G and T are powers of 1024.
+///
+/// # Errors
+/// Says what is wrong with `text` and what would be right.
+pub fn parse(text: &str) -> Result<u64, String> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    if number.is_empty() {
+        return Err(format!(
+            "`{text}` is not a size: write bytes or a whole number with K, M, G or T"
+        ));
+    }
+    let shift = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kib" => 10,
+        "m" | "mib" => 20,
+        "g" | "gib" => 30,
+        "t" | "tib" => 40,
+        "kb" | "mb" | "gb" | "tb" => {
+            return Err(format!(
+                "`{unit}` may mean 1000 or 1024: write K, M, G or T (powers of 1024)"
+            ));
+        }
+        _ if unit.starts_with('.') => {
+            return Err(format!(
+                "`{text}` is not a whole number: use the next smaller unit (1536M for 1.5G)"
+            ));
+        }
+        _ => {
+            return Err(format!(
+                "unknown unit `{unit}` in `{text}`: use K, M, G or T (powers of 1024)"
+            ));
+        }
+    };
+    number
+        .parse::<u64>()
+        .ok()
+        .and_then(|n| n.checked_mul(1 << shift))
+        .filter(|bytes| i64::try_from(*bytes).is_ok())
+        .ok_or_else(|| format!("`{text}` is larger than any file can be"))
+}
+
+/// A chunk size in bytes: a power of two, 512 bytes to 1 GiB.
+///
+/// # Errors
+/// As [`parse`], and names the nearest sizes that would do.
+pub fn parse_chunk_size(text: &str) -> Result<ChunkSize, String> {
+    let bytes = parse(text)?;
+    let largest = ChunkSize::MAX_SECTORS * SECTOR_SIZE;
+    if !(SECTOR_SIZE..=largest).contains(&bytes) {
+        return Err(format!("chunk size {text} is out of range: 512 to 1G"));
+    }
+    bytes
+        .is_power_of_two()
+        .then(|| ChunkSize::new(bytes / SECTOR_SIZE))
+        .flatten()
+        .ok_or_else(|| {
+            let above = bytes.next_power_of_two();
+            format!(
+                "chunk size {text} is not a power of two: take {} or {}",
+                exact(above / 2),
+                exact(above)
+            )
+        })
+}
+
+/// The size of a device or file in bytes: whole sectors, at least one.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_device_size(text: &str) -> Result<u64, String> {
+    let bytes = parse(text)?;
+    if bytes == 0 || !bytes.is_multiple_of(SECTOR_SIZE) {
+        return Err(format!(
+            "size {text} is not a multiple of 512 bytes above zero"
+        ));
+    }
+    Ok(bytes)
+}
+
+const UNITS: [(u64, &str); 4] = [
+    (1 << 40, "T"),
+    (1 << 30, "G"),
+    (1 << 20, "M"),
+    (1 << 10, "K"),
+];
+
+/// The shortest text that [`parse`] reads back as exactly `bytes`.
+pub fn exact(bytes: u64) -> String {
+    UNITS
+        .iter()
+        .find(|(unit, _)| bytes >= *unit && bytes.is_multiple_of(*unit))
+        .map_or_else(
+            || bytes.to_string(),
+            |(unit, letter)| format!("{}{letter}", bytes / unit),
+        )
+}
+
+/// For reading: at most three digits before the point and one after it, cut, not rounded.
+pub fn human(bytes: u64) -> String {
+    let Some((unit, letter)) = UNITS.iter().find(|(unit, _)| bytes >= *unit) else {
+        return format!("{bytes} B");
+    };
+    let whole = bytes / unit;
+    let tenth = (bytes % unit) * 10 / unit;
+    if tenth == 0 {
+        format!("{whole} {letter}iB")
+    } else {
+        format!("{whole}.{tenth} {letter}iB")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_powers_of_1024_in_every_spelling() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("512", 512),
+            ("512B", 512),
+            ("4K", 4096),
+            ("4k", 4096),
+            ("4KiB", 4096),
+            ("256M", 256 << 20),
+            ("256mib", 256 << 20),
+            ("3G", 3 << 30),
+            ("2T", 2 << 40),
+        ] {
+            assert_eq!(parse(text), Ok(bytes), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_size_is_refused_with_the_way_out() {
+        for (text, word) in [
+            ("", "not a size"),
+            ("K", "not a size"),
+            ("-1", "not a size"),
+            ("1.5G", "1536M"),
+            ("4KB", "1000 or 1024"),
+            ("4P", "unknown unit"),
+            ("4 K", "unknown unit"),
+            ("99999999T", "larger than any file"),
+            ("99999999999999999999999", "larger than any file"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(word), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn chunk_size_must_be_a_power_of_two_in_range() {
+        assert_eq!(parse_chunk_size("512").map(ChunkSize::sectors), Ok(1));
+        assert_eq!(parse_chunk_size("64K").map(ChunkSize::sectors), Ok(128));
+        assert_eq!(parse_chunk_size("1G").map(ChunkSize::sectors), Ok(1 << 21));
+        assert_eq!(
+            parse_chunk_size("3K"),
+            Err("chunk size 3K is not a power of two: take 2K or 4K".to_owned())
+        );
+        for text in ["0", "256", "2G", "513"] {
+            assert!(parse_chunk_size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_device_size_is_whole_sectors() {
+        assert_eq!(parse_device_size("1536"), Ok(1536));
+        assert!(parse_device_size("1000").is_err());
+        assert!(parse_device_size("0").is_err());
+    }
+
+    #[test]
+    fn exact_text_reads_back() {
+        for bytes in [0, 1, 512, 1024, 1536, 4096, 3 << 20, (3 << 20) + 1, 5 << 40] {
+            assert_eq!(parse(&exact(bytes)), Ok(bytes));
+        }
+    }
+
+    #[test]
+    fn human_text_cuts_instead_of_rounding_up() {
+        assert_eq!(human(0), "0 B");
+        assert_eq!(human(1023), "1023 B");
+        assert_eq!(human(1024), "1 KiB");
+        assert_eq!(human((1 << 20) - 1), "1023.9 KiB");
+        assert_eq!(human(3 << 29), "1.5 GiB");
+        assert_eq!(human(u64::MAX), "16777215.9 TiB");
+    }
+}
