@@ -4,5 +4,6 @@
 //! Modules depend in one direction only (`tests/layering.rs` checks it):
 //! `cli` → `daemon`, `offline` → `vhost`, `merger`, `control` → `engine`, `io`, `virtio_blk` → `store` → `units`, `error`.
 
+pub mod io;
 pub mod size;
 pub mod units;

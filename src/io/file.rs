@@ -1,0 +1,478 @@
+//! An origin or COW on the host: a regular file or a block device.
+
+use std::fs::{self, File};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, StatxFlags};
+use rustix::io::Errno;
+
+use super::OwnedBuffer;
+use super::lock::{self, Lock};
+use super::open_error::OpenError;
+use crate::units::SECTOR_SIZE;
+
+/// Whether to go past the page cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Direct {
+    /// Where the file can do it in sectors.
+    #[default]
+    Auto,
+    Off,
+}
+
+/// How to open. The default: read and write, exclusively, direct if possible,
+/// and the file must exist.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenOptions {
+    pub read_only: bool,
+    pub direct: Direct,
+    /// Who cannot write can only lock shared: read-only, `Exclusive` means `Shared`.
+    pub lock: Lock,
+    /// Create a regular file of this many bytes (a multiple of 512); it must not exist.
+    pub create: Option<u64>,
+    /// Give the created file no space yet: it may be larger than the file
+    /// system has room for, and a write may fail with ENOSPC later.
+    pub sparse: bool,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self {
+            read_only: false,
+            direct: Direct::Auto,
+            lock: Lock::Exclusive,
+            create: None,
+            sparse: false,
+        }
+    }
+}
+
+impl OpenOptions {
+    /// For reading beside other readers.
+    pub fn read_only() -> Self {
+        Self {
+            read_only: true,
+            lock: Lock::Shared,
+            ..Self::default()
+        }
+    }
+}
+
+/// What makes two paths the same storage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Identity {
+    File { device: u64, inode: u64 },
+    Device { number: u64 },
+}
+
+/// An open origin or COW. Its lock lasts until it is dropped.
+#[derive(Debug)]
+pub struct BlockFile {
+    file: File,
+    path: PathBuf,
+    identity: Identity,
+    size: AtomicU64,
+    block_size: u32,
+    memory_align: usize,
+    direct: bool,
+    read_only: bool,
+}
+
+impl BlockFile {
+    /// Opens (or creates) `path` as `options` say.
+    pub fn open(path: impl AsRef<Path>, options: OpenOptions) -> Result<Self, OpenError> {
+        let path = path.as_ref();
+        let Some(size) = options.create else {
+            return Self::open_existing(path, options);
+        };
+        let file = create(path, size)?;
+        let opened = Self::check(file, path, options).and_then(|new| {
+            if options.sparse {
+                new.set_size(size)?;
+            } else {
+                new.preallocate(0, size)?;
+            }
+            new.size.store(size, Ordering::Release);
+            new.make_creation_durable()?;
+            Ok(new)
+        });
+        // What could not be finished must not be taken for a store later.
+        opened.inspect_err(|_| drop(fs::remove_file(path)))
+    }
+
+    fn open_existing(path: &Path, options: OpenOptions) -> Result<Self, OpenError> {
+        // Looking first keeps us from opening what has side effects (a tape, a terminal).
+        let metadata = fs::metadata(path).map_err(|e| open_failed(path, &options, errno_of(&e)))?;
+        check_type(path, metadata.file_type())?;
+        let mut flags = OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+        flags |= if options.read_only {
+            OFlags::RDONLY
+        } else {
+            OFlags::RDWR
+        };
+        if metadata.file_type().is_block_device() && options.lock == Lock::Exclusive {
+            flags |= OFlags::EXCL;
+        }
+        let fd = rustix::fs::open(path, flags, Mode::empty())
+            .map_err(|e| open_failed(path, &options, e))?;
+        let opened = Self::check(File::from(fd), path, options)?;
+        let size = opened.size();
+        if size < SECTOR_SIZE {
+            return Err(OpenError::TooSmall {
+                path: path.to_owned(),
+                size,
+            });
+        }
+        if !size.is_multiple_of(SECTOR_SIZE) {
+            return Err(OpenError::OddSize {
+                path: path.to_owned(),
+                size,
+            });
+        }
+        Ok(opened)
+    }
+
+    /// Everything about an open descriptor that does not depend on its size.
+    fn check(file: File, path: &Path, options: OpenOptions) -> Result<Self, OpenError> {
+        let metadata = file
+            .metadata()
+            .map_err(|e| OpenError::io(path, "look at it", errno_of(&e)))?;
+        check_type(path, metadata.file_type())?;
+        let lock = if options.read_only && options.lock == Lock::Exclusive {
+            Lock::Shared
+        } else {
+            options.lock
+        };
+        lock::take_or_find_user(file.as_fd(), lock)
+            .map_err(|e| OpenError::io(path, "lock it", errno_of(&e)))?
+            .map_err(|user| OpenError::InUse {
+                path: path.to_owned(),
+                user,
+            })?;
+        let is_device = metadata.file_type().is_block_device();
+        let identity = if is_device {
+            Identity::Device {
+                number: metadata.rdev(),
+            }
+        } else {
+            Identity::File {
+                device: metadata.dev(),
+                inode: metadata.ino(),
+            }
+        };
+        // O_NONBLOCK was for opening only; io_uring would give EAGAIN for it.
+        set_direct(&file, false).map_err(|e| OpenError::io(path, "set its flags", e))?;
+        let mut this = Self {
+            file,
+            path: path.to_owned(),
+            identity,
+            size: AtomicU64::new(0),
+            block_size: 512,
+            memory_align: 1,
+            direct: false,
+            read_only: options.read_only,
+        };
+        this.refresh_size()?;
+        if is_device {
+            let size = rustix::fs::ioctl_blksszget(&this.file);
+            this.block_size = size.map_err(|e| OpenError::io(path, "read its block size", e))?;
+        }
+        if options.direct == Direct::Auto {
+            this.try_direct();
+        }
+        Ok(this)
+    }
+
+    /// Goes past the page cache if file system and device can do that in the
+    /// blocks that guests use; otherwise all stays as it is.
+    fn try_direct(&mut self) {
+        let flags = StatxFlags::DIOALIGN;
+        let Ok(statx) = rustix::fs::statx(&self.file, c"", AtFlags::EMPTY_PATH, flags) else {
+            return;
+        };
+        let told = StatxFlags::from_bits_retain(statx.stx_mask).contains(StatxFlags::DIOALIGN);
+        let (memory, offset) = (statx.stx_dio_mem_align, statx.stx_dio_offset_align);
+        // A regular file is served in sectors, so it needs alignment to sectors.
+        // Where nothing is told (old kernels, tmpfs), one block fits all and a
+        // trial read shows whether it does.
+        if told && (offset == 0 || offset > self.block_size) {
+            return;
+        }
+        let memory = if told {
+            usize::try_from(memory).unwrap_or(1).max(1)
+        } else {
+            512
+        };
+        if set_direct(&self.file, true).is_ok() {
+            if self.trial_read().is_ok() {
+                self.direct = true;
+                self.memory_align = memory;
+            } else {
+                // Cannot fail: it worked a moment ago.
+                let _ = set_direct(&self.file, false);
+            }
+        }
+    }
+
+    fn trial_read(&self) -> Result<(), Errno> {
+        let mut buffer = OwnedBuffer::zeroed(usize::try_from(self.block_size).unwrap_or(512));
+        // Only EINVAL means that it cannot be done; a bad first block is not our business.
+        match rustix::io::pread(&self.file, buffer.as_mut_slice(), 0) {
+            Err(Errno::INVAL) => Err(Errno::INVAL),
+            _ => Ok(()),
+        }
+    }
+
+    /// Size in bytes, as last looked at.
+    pub fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// Size in sectors.
+    pub fn sectors(&self) -> u64 {
+        self.size() / SECTOR_SIZE
+    }
+
+    /// Looks at the size again (somebody may have enlarged the device), in bytes.
+    /// A part of a sector at the end of a file that grew is left out.
+    pub fn refresh_size(&self) -> Result<u64, OpenError> {
+        let size = rustix::fs::seek(&self.file, rustix::fs::SeekFrom::End(0));
+        let size = size.map_err(|e| OpenError::io(&self.path, "find its size", e))?;
+        self.size.store(size, Ordering::Release);
+        Ok(size)
+    }
+
+    /// Enlarges to `size` bytes, durably: allocates a regular file's space now,
+    /// and for a device checks that it has been enlarged. Returns the new size.
+    pub fn grow(&self, size: u64) -> Result<u64, OpenError> {
+        let path = self.path.clone();
+        let now = self.refresh_size()?;
+        if !size.is_multiple_of(SECTOR_SIZE) {
+            return Err(OpenError::OddSize { path, size });
+        }
+        if size < now {
+            return Err(OpenError::Shrink {
+                path,
+                from: now,
+                to: size,
+            });
+        }
+        if size == now {
+            return Ok(now);
+        }
+        if matches!(self.identity, Identity::Device { .. }) {
+            return Err(OpenError::FixedSize { path, size: now });
+        }
+        self.preallocate(now, size)?;
+        rustix::fs::fsync(&self.file)
+            .map_err(|e| OpenError::io(&self.path, "make its size durable", e))?;
+        self.refresh_size()
+    }
+
+    /// Gives the bytes `from .. to` space, so that the lack of it shows now.
+    fn preallocate(&self, from: u64, to: u64) -> Result<(), OpenError> {
+        // Trying what cannot work would take everybody's space until it fails.
+        let free = match rustix::fs::fstatvfs(&self.file) {
+            // Some network file systems count nothing.
+            Ok(fs) if fs.f_blocks > 0 => fs.f_bavail.saturating_mul(fs.f_frsize),
+            _ => u64::MAX,
+        };
+        if free < to.saturating_sub(from) {
+            return Err(OpenError::NoSpace {
+                path: self.path.clone(),
+                size: to,
+            });
+        }
+        let allocated = loop {
+            match rustix::fs::fallocate(
+                &self.file,
+                FallocateFlags::empty(),
+                from,
+                to.saturating_sub(from),
+            ) {
+                Err(Errno::INTR) => {}
+                other => break other,
+            }
+        };
+        let result = match allocated {
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => rustix::fs::ftruncate(&self.file, to),
+            Err(e) => {
+                // Some file systems keep what they got; that the size did not
+                // change matters more than whether giving it back works.
+                let _ = rustix::fs::ftruncate(&self.file, from);
+                Err(e)
+            }
+            Ok(()) => Ok(()),
+        };
+        result.map_err(|e| match e {
+            Errno::NOSPC | Errno::DQUOT | Errno::FBIG => OpenError::NoSpace {
+                path: self.path.clone(),
+                size: to,
+            },
+            e => OpenError::io(&self.path, "allocate its space", e),
+        })
+    }
+
+    /// Makes the file `size` bytes long without giving it space.
+    fn set_size(&self, size: u64) -> Result<(), OpenError> {
+        rustix::fs::ftruncate(&self.file, size).map_err(|e| match e {
+            Errno::FBIG => OpenError::TooLarge {
+                path: self.path.clone(),
+                size,
+            },
+            e => OpenError::io(&self.path, "set its size", e),
+        })
+    }
+
+    /// 1 the file and its size durable → 2 its name durable.
+    fn make_creation_durable(&self) -> Result<(), OpenError> {
+        let failed = |e: Errno| OpenError::io(&self.path, "make it durable", e);
+        rustix::fs::fsync(&self.file).map_err(failed)?;
+        let parent = self
+            .path
+            .parent()
+            .filter(|p| !p.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
+        let parent = File::open(parent).map_err(|e| failed(errno_of(&e)))?;
+        match rustix::fs::fsync(&parent) {
+            // Some file systems have no such operation for directories.
+            Err(Errno::INVAL) | Ok(()) => Ok(()),
+            Err(e) => Err(failed(e)),
+        }
+    }
+
+    /// Logical block size in bytes: offsets and lengths must be multiples of it.
+    pub const fn block_size(&self) -> u32 {
+        self.block_size
+    }
+
+    /// What addresses in memory must be multiples of, in bytes.
+    pub const fn memory_align(&self) -> usize {
+        self.memory_align
+    }
+
+    /// Whether I/O goes past the page cache.
+    pub const fn is_direct(&self) -> bool {
+        self.direct
+    }
+
+    pub const fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// Whether it is a block device.
+    pub const fn is_device(&self) -> bool {
+        matches!(self.identity, Identity::Device { .. })
+    }
+
+    /// Equal for two opens of the same storage, whatever the path.
+    pub const fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// "major:minor" as device-mapper prints it; "0:0" for a regular file.
+    pub fn device_string(&self) -> String {
+        match self.identity {
+            Identity::File { .. } => "0:0".to_owned(),
+            Identity::Device { number } => {
+                format!(
+                    "{}:{}",
+                    rustix::fs::major(number),
+                    rustix::fs::minor(number)
+                )
+            }
+        }
+    }
+}
+
+impl AsFd for BlockFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+fn errno_of(error: &std::io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
+}
+
+fn create(path: &Path, size: u64) -> Result<File, OpenError> {
+    if size < SECTOR_SIZE {
+        return Err(OpenError::TooSmall {
+            path: path.to_owned(),
+            size,
+        });
+    }
+    if !size.is_multiple_of(SECTOR_SIZE) {
+        return Err(OpenError::OddSize {
+            path: path.to_owned(),
+            size,
+        });
+    }
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR).map_err(|e| match e {
+        Errno::EXIST => OpenError::Exists {
+            path: path.to_owned(),
+        },
+        e => open_failed(path, &OpenOptions::default(), e),
+    })?;
+    Ok(File::from(fd))
+}
+
+fn open_failed(path: &Path, options: &OpenOptions, errno: Errno) -> OpenError {
+    let path = path.to_owned();
+    match errno {
+        Errno::NOENT | Errno::NOTDIR | Errno::NXIO | Errno::NODEV => OpenError::Missing { path },
+        Errno::ACCESS | Errno::PERM => OpenError::Denied {
+            path,
+            write: !options.read_only,
+        },
+        Errno::ROFS | Errno::TXTBSY => OpenError::WriteProtected { path },
+        Errno::BUSY => OpenError::DeviceBusy { path },
+        Errno::ISDIR => OpenError::WrongType {
+            path,
+            what: "directory",
+        },
+        e => OpenError::io(&path, "open it", e),
+    }
+}
+
+fn check_type(path: &Path, kind: fs::FileType) -> Result<(), OpenError> {
+    let what = if kind.is_file() || kind.is_block_device() {
+        return Ok(());
+    } else if kind.is_dir() {
+        "directory"
+    } else if kind.is_socket() {
+        "socket"
+    } else if kind.is_fifo() {
+        "pipe"
+    } else {
+        "character device"
+    };
+    Err(OpenError::WrongType {
+        path: path.to_owned(),
+        what,
+    })
+}
+
+/// Sets the status flags to O_DIRECT alone or to none.
+fn set_direct(file: &File, direct: bool) -> Result<(), Errno> {
+    rustix::fs::fcntl_setfl(
+        file,
+        if direct {
+            OFlags::DIRECT
+        } else {
+            OFlags::empty()
+        },
+    )
+}
+
+#[cfg(test)]
+#[path = "file_tests.rs"]
+mod tests;

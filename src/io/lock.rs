@@ -1,0 +1,147 @@
+//! Locks that keep two writers off one image: open-file-description locks, of
+//! the kind that QEMU and other users of images take and respect.
+#![allow(unsafe_code)] // Named file: F_OFD_SETLK has no safe wrapper.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
+
+/// Who else may use the file meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lock {
+    /// Nobody: neither readers nor writers.
+    Exclusive,
+    /// Other readers.
+    Shared,
+    /// No lock: the caller accepts that the content changes while it looks.
+    None,
+}
+
+/// QEMU shows that it reads (writes, resizes) an image by a read lock on byte
+/// 100 (101, 103), and that it bears no writer (resizer) by one on 201 (203);
+/// it takes its own locks first and then looks for their opposites. This is a
+/// reader that bears neither; QEMU's own readers get along with it. A writer's
+/// lock over all bytes collides with every one of them.
+const READER: [i64; 3] = [100, 201, 203];
+const OTHERS_WRITING: [i64; 2] = [101, 103];
+
+fn flock(kind: i32, start: i64, len: i64) -> libc::flock {
+    // SAFETY: `flock` is plain data for which all zeroes is a valid value.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = i16::try_from(kind).unwrap_or(i16::MAX);
+    lock.l_whence = i16::try_from(libc::SEEK_SET).unwrap_or(0);
+    lock.l_start = start;
+    lock.l_len = len;
+    lock
+}
+
+/// Takes a lock, or fails with EAGAIN.
+fn set(fd: BorrowedFd<'_>, kind: i32, start: i64, len: i64) -> io::Result<()> {
+    let lock = flock(kind, start, len);
+    // SAFETY: the descriptor is open for the time of the call, and the kernel
+    // only reads `lock`, which lives through it.
+    let result = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
+    if result == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// Fails with EAGAIN if somebody else has any lock on the byte.
+fn look(fd: BorrowedFd<'_>, byte: i64) -> io::Result<()> {
+    let mut lock = flock(libc::F_WRLCK, byte, 1);
+    // SAFETY: as in `set`; the kernel also writes `lock`, which nobody else uses.
+    let result = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) };
+    if result == -1 {
+        Err(io::Error::last_os_error())
+    } else if i32::from(lock.l_type) == libc::F_UNLCK {
+        Ok(())
+    } else {
+        Err(io::Error::from_raw_os_error(libc::EAGAIN))
+    }
+}
+
+/// Takes the lock at once. `Ok(false)`: somebody else has one that conflicts.
+/// File systems without locks count as success, as they do for QEMU.
+fn take(fd: BorrowedFd<'_>, lock: Lock) -> io::Result<bool> {
+    let result = match lock {
+        Lock::None => Ok(()),
+        // Length 0: to the end, however far the file grows.
+        Lock::Exclusive => set(fd, libc::F_WRLCK, 0, 0),
+        Lock::Shared => {
+            let taken = READER
+                .iter()
+                .try_for_each(|byte| set(fd, libc::F_RDLCK, *byte, 1));
+            taken.and_then(|()| OTHERS_WRITING.iter().try_for_each(|byte| look(fd, *byte)))
+        }
+    };
+    match result {
+        Ok(()) => Ok(true),
+        Err(e) => match e.raw_os_error() {
+            Some(libc::EAGAIN | libc::EACCES) => Ok(false),
+            Some(libc::ENOLCK | libc::ENOSYS | libc::EOPNOTSUPP) => Ok(true),
+            _ => Err(e),
+        },
+    }
+}
+
+/// Longest time that the I/O of a killed process is waited for.
+const DYING: Duration = Duration::from_secs(1);
+
+/// Takes a lock, or says who has one that conflicts, if that can be found out.
+///
+/// A process that was killed is gone before its last io_uring requests are, and
+/// these keep the lock, as they must: its successor waits until they have ended.
+pub(super) fn take_or_find_user(
+    fd: BorrowedFd<'_>,
+    lock: Lock,
+) -> io::Result<Result<(), Option<String>>> {
+    let start = Instant::now();
+    while !take(fd, lock)? {
+        let metadata = rustix::fs::fstat(fd)?;
+        let user = find_user(metadata.st_dev, metadata.st_ino);
+        if user.is_some() || start.elapsed() > DYING {
+            return Ok(Err(user));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(Ok(()))
+}
+
+/// Names a process that has this file open, as "qemu-system-x86 (pid 17)".
+/// Best effort: processes of other users may not let us look. For an error
+/// message only; it reads all of /proc.
+pub(super) fn find_user(device: u64, inode: u64) -> Option<String> {
+    let me = std::process::id();
+    for process in fs::read_dir("/proc").ok()?.flatten() {
+        let Some(pid) = process
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<u32>().ok())
+        else {
+            continue;
+        };
+        let Ok(fds) = fs::read_dir(process.path().join("fd")) else {
+            continue;
+        };
+        let is_it = |fd: fs::DirEntry| {
+            fs::metadata(fd.path()).is_ok_and(|m| (m.dev(), m.ino()) == (device, inode))
+        };
+        // This process holds the descriptor that just failed to get the lock.
+        let holds = fds.flatten().filter(|_| pid != me).any(is_it);
+        if holds {
+            let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            // The name is the process's choice: keep it out of the terminal's way.
+            let name: String = name
+                .trim_end()
+                .chars()
+                .map(|c| if c.is_control() { '?' } else { c })
+                .collect();
+            return Some(format!("{name} (pid {pid})"));
+        }
+    }
+    None
+}

@@ -1,0 +1,110 @@
+//! Disk I/O: submit and reap with owned operations.
+//!
+//! The rules of the [`Disk`] trait hold for every implementation (io_uring,
+//! blocking threads, simulated) and one battery of tests runs over all:
+//!
+//! 1. An accepted operation completes exactly once, and never inside `submit`.
+//! 2. Its buffer (and with it the guest memory it points at) is owned by the
+//!    disk until the completion gives it back.
+//! 3. Short transfers are continued inside; a completion is all or an error.
+//! 4. Completions come in any order. `Flush` covers the writes whose completion
+//!    was reaped before the flush was submitted, and nothing else.
+//! 5. Dropping a disk waits for what the kernel still owns.
+
+mod buffer;
+#[cfg(test)]
+mod conformance;
+mod devices;
+mod file;
+mod lock;
+mod notify;
+mod open_disk;
+mod open_error;
+pub mod sim;
+mod sparse;
+pub mod sync;
+mod threads;
+mod transfer;
+mod uring;
+
+pub use buffer::{BUFFER_ALIGN, Buffer, GuestBuffer, GuestSlice, OwnedBuffer};
+pub use devices::Devices;
+pub use file::{BlockFile, Direct, Identity, OpenOptions};
+pub use lock::Lock;
+pub use open_disk::{IoEngine, open_disk};
+pub use open_error::OpenError;
+pub use threads::ThreadDisk;
+pub use uring::UringDisk;
+
+use std::os::fd::BorrowedFd;
+
+/// Names an open device within one process; never used again after removal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeviceId(pub u32);
+
+/// What the submitter wants back with the completion.
+pub type Tag = u64;
+
+/// An operation. Offsets and lengths are in bytes and must be multiples of the
+/// device's logical block size; the length is the buffer's.
+#[derive(Debug)]
+pub struct Op {
+    pub tag: Tag,
+    pub device: DeviceId,
+    pub kind: OpKind,
+}
+
+#[derive(Debug)]
+pub enum OpKind {
+    Read {
+        offset: u64,
+        buffer: Buffer,
+    },
+    /// `durable`: complete only when the data would survive power loss (FUA).
+    Write {
+        offset: u64,
+        buffer: Buffer,
+        durable: bool,
+    },
+    /// Everything written (and reaped) before becomes durable.
+    Flush,
+}
+
+/// The end of an operation.
+#[derive(Debug)]
+pub struct Done {
+    pub tag: Tag,
+    pub result: Result<(), Errno>,
+    /// The buffer that the operation carried (`None` for a flush).
+    pub buffer: Option<Buffer>,
+}
+
+/// An errno as the kernel gave it; `0` never occurs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Errno(pub i32);
+
+impl Errno {
+    pub const EIO: Self = Self(5);
+    pub const EINVAL: Self = Self(22);
+    pub const ENOSPC: Self = Self(28);
+    pub const ENODEV: Self = Self(19);
+}
+
+/// One thread's access to all devices.
+pub trait Disk {
+    /// Accepts an operation. An operation that cannot be carried out (unknown
+    /// device, misaligned) completes with an error through [`Self::reap`].
+    fn submit(&mut self, op: Op);
+
+    /// Hands what was submitted to the kernel and moves finished operations to
+    /// `done`. With `wait`, blocks until at least one is there; returns at once
+    /// if nothing is in flight.
+    fn reap(&mut self, wait: bool, done: &mut Vec<Done>);
+
+    /// Operations accepted and not yet reaped.
+    fn in_flight(&self) -> usize;
+
+    /// Becomes readable when `reap` would return something, for use with epoll.
+    /// `None` for disks that are driven by their test.
+    fn event_fd(&self) -> Option<BorrowedFd<'_>>;
+}

@@ -1,0 +1,312 @@
+//! One thread's simulated disk.
+
+use std::os::fd::BorrowedFd;
+
+use super::medium::Medium;
+use super::{Logged, LoggedEvent, LoggedKind, SimDevices, World};
+use crate::io::{Buffer, DeviceId, Disk, Done, Errno, Op, OpKind, Tag};
+
+/// An operation between `submit` and `reap`.
+#[derive(Debug)]
+pub(super) struct InFlight {
+    pub(super) device: DeviceId,
+    disk: u32,
+    tag: Tag,
+    kind: LoggedKind,
+    offset: u64,
+    buffer: Option<Buffer>,
+    submitted: u64,
+    verdict: Result<(), Errno>,
+    /// The device never saw it (unknown device, misaligned, out of range).
+    refused: bool,
+    first_unit: u64,
+    /// For each unit of a write: has it reached the device?
+    landed: Vec<bool>,
+}
+
+impl InFlight {
+    fn len(&self) -> u64 {
+        self.buffer.as_ref().map_or(0, |b| bytes(b.len()))
+    }
+
+    /// Units that may still reach the device, in order.
+    pub(super) fn units_under_way(&self) -> impl Iterator<Item = u64> {
+        (self.first_unit..)
+            .zip(&self.landed)
+            .filter(|(_, landed)| !**landed)
+            .map(|(unit, _)| unit)
+    }
+
+    /// The bytes that this write has for `unit`.
+    pub(super) fn unit_data(&self, unit: u64, size: usize) -> Option<Vec<u8>> {
+        let skip = usize::try_from(unit.checked_sub(self.first_unit)?).ok()?;
+        let mut data = vec![0; size];
+        self.buffer
+            .as_ref()?
+            .read_at(skip.checked_mul(size)?, &mut data)
+            .then_some(data)
+    }
+
+    fn units(&self) -> std::ops::Range<u64> {
+        let count = u64::try_from(self.landed.len()).unwrap_or(u64::MAX);
+        self.first_unit..self.first_unit.saturating_add(count)
+    }
+
+    /// Lets the units that `choose` picks reach the device.
+    fn land(&mut self, number: u64, medium: &mut Medium, mut choose: impl FnMut() -> bool) {
+        for (unit, i) in self.units().zip(0..) {
+            if self.landed.get(i) == Some(&false)
+                && choose()
+                && let Some(data) = self.unit_data(unit, medium.unit())
+            {
+                medium.land(number, unit, &data);
+                if let Some(landed) = self.landed.get_mut(i) {
+                    *landed = true;
+                }
+            }
+        }
+    }
+
+    fn logged(&self, event: LoggedEvent) -> Logged {
+        let Self {
+            kind,
+            device,
+            offset,
+            disk,
+            tag,
+            ..
+        } = *self;
+        Logged {
+            event,
+            kind,
+            device,
+            offset,
+            len: self.len(),
+            disk,
+            tag,
+        }
+    }
+}
+
+fn bytes(n: usize) -> u64 {
+    u64::try_from(n).unwrap_or(u64::MAX)
+}
+
+/// What a real disk would refuse before it starts.
+fn refusal(
+    medium: Option<&Medium>,
+    kind: LoggedKind,
+    offset: u64,
+    buffer: Option<&Buffer>,
+) -> Result<(), Errno> {
+    let medium = medium.filter(|m| !m.removed).ok_or(Errno::ENODEV)?;
+    let Some(buffer) = buffer else { return Ok(()) };
+    let len = bytes(buffer.len());
+    let block = bytes(medium.unit());
+    if !offset.is_multiple_of(block)
+        || !len.is_multiple_of(block)
+        || !buffer.fits(kind == LoggedKind::Read)
+    {
+        return Err(Errno::EINVAL);
+    }
+    match offset.checked_add(len) {
+        Some(end) if end <= bytes(medium.len()) => Ok(()),
+        _ if kind == LoggedKind::Read => Err(Errno::EIO),
+        _ => Err(Errno::ENOSPC),
+    }
+}
+
+impl World {
+    fn submit(&mut self, disk: u32, op: Op) -> u64 {
+        let (kind, offset, buffer) = match op.kind {
+            OpKind::Read { offset, buffer } => (LoggedKind::Read, offset, Some(buffer)),
+            OpKind::Write {
+                offset,
+                buffer,
+                durable,
+            } => (LoggedKind::Write { durable }, offset, Some(buffer)),
+            OpKind::Flush => (LoggedKind::Flush, 0, None),
+        };
+        let medium = self.devices.get(&op.device);
+        let refusal = refusal(medium, kind, offset, buffer.as_ref());
+        let mut first_unit = 0;
+        let mut landed = Vec::new();
+        if let (Some(medium), Some(buffer), LoggedKind::Write { .. }, Ok(())) =
+            (medium, &buffer, kind, refusal)
+        {
+            first_unit = offset / bytes(medium.unit());
+            landed = vec![false; buffer.len() / medium.unit()];
+        }
+        let len = buffer.as_ref().map_or(0, |b| bytes(b.len()));
+        let fault = match refusal {
+            Ok(()) => self.faults.strike(kind, op.device, offset, len),
+            Err(_) => None,
+        };
+        let number = self.next_op;
+        self.next_op += 1;
+        self.clock += 1;
+        let op = InFlight {
+            device: op.device,
+            disk,
+            tag: op.tag,
+            kind,
+            offset,
+            buffer,
+            submitted: self.clock,
+            verdict: fault.map_or(refusal, Err),
+            refused: refusal.is_err(),
+            first_unit,
+            landed,
+        };
+        self.log.push(op.logged(LoggedEvent::Submitted));
+        self.in_flight.insert(number, op);
+        number
+    }
+
+    /// Some writes get a little further without completing.
+    fn drift(&mut self) {
+        let Self {
+            rng,
+            in_flight,
+            devices,
+            ..
+        } = self;
+        for (number, op) in in_flight.iter_mut() {
+            if op.landed.is_empty() || !rng.one_in(4) {
+                continue;
+            }
+            if let Some(medium) = devices.get_mut(&op.device) {
+                op.land(*number, medium, || rng.one_in(2));
+            }
+        }
+    }
+
+    /// Carries an operation through to its end and reports it.
+    fn complete(&mut self, number: u64) -> Option<Done> {
+        let mut op = self.in_flight.remove(&number)?;
+        self.clock += 1;
+        let clock = self.clock;
+        let mut result = op.verdict;
+        if let Some(medium) = self.devices.get_mut(&op.device).filter(|_| !op.refused) {
+            match (op.kind, result) {
+                (LoggedKind::Read, Ok(())) => {
+                    let at = usize::try_from(op.offset).unwrap_or(usize::MAX);
+                    let end = at.saturating_add(op.buffer.as_ref().map_or(0, Buffer::len));
+                    let read = medium.current().get(at..end).zip(op.buffer.as_mut());
+                    // Only a device that shrank meanwhile has too little.
+                    if !read.is_some_and(|(data, buffer)| buffer.write_at(0, data)) {
+                        result = Err(Errno::EIO);
+                    }
+                }
+                (LoggedKind::Read, Err(_)) => {}
+                (LoggedKind::Write { durable }, Ok(())) => {
+                    op.land(number, medium, || true);
+                    medium.reaped(number, op.units(), clock);
+                    if durable {
+                        medium.commit_write(number, op.units());
+                    }
+                }
+                (LoggedKind::Write { .. }, Err(_)) => {
+                    op.land(number, medium, || self.rng.one_in(2))
+                }
+                (LoggedKind::Flush, Ok(())) => medium.flush(op.submitted),
+                (LoggedKind::Flush, Err(_)) => medium.fail_flush(op.submitted, &mut self.rng),
+            }
+        }
+        self.log.push(op.logged(LoggedEvent::Reaped(result)));
+        Some(Done {
+            tag: op.tag,
+            result,
+            buffer: op.buffer,
+        })
+    }
+}
+
+/// One thread's access to a [`SimDevices`].
+#[derive(Debug)]
+pub struct SimDisk {
+    devices: SimDevices,
+    number: u32,
+    // In the order of submission.
+    in_flight: Vec<u64>,
+}
+
+impl SimDisk {
+    pub(super) const fn new(devices: SimDevices, number: u32) -> Self {
+        Self {
+            devices,
+            number,
+            in_flight: Vec::new(),
+        }
+    }
+
+    /// Completes one operation of this disk, chosen by the seed; false if there is none.
+    pub fn step(&mut self, done: &mut Vec<Done>) -> bool {
+        let mut world = self.devices.world();
+        world.drift();
+        let chosen = world.rng.below(self.in_flight.len());
+        if chosen >= self.in_flight.len() {
+            return false;
+        }
+        done.extend(world.complete(self.in_flight.remove(chosen)));
+        true
+    }
+
+    /// Completes the operation with this tag (the oldest, if several have it);
+    /// false if there is none. For tests that need one certain order.
+    pub fn complete(&mut self, tag: Tag, done: &mut Vec<Done>) -> bool {
+        let mut world = self.devices.world();
+        let has = |number: &u64| world.in_flight.get(number).is_some_and(|op| op.tag == tag);
+        let Some(place) = self.in_flight.iter().position(has) else {
+            return false;
+        };
+        done.extend(world.complete(self.in_flight.remove(place)));
+        true
+    }
+
+    /// What is in flight on this disk, in the order of submission.
+    pub fn pending(&self) -> Vec<Logged> {
+        let world = self.devices.world();
+        let ops = self
+            .in_flight
+            .iter()
+            .filter_map(|number| world.in_flight.get(number));
+        ops.map(|op| op.logged(LoggedEvent::Submitted)).collect()
+    }
+}
+
+impl Disk for SimDisk {
+    fn submit(&mut self, op: Op) {
+        let number = self.devices.world().submit(self.number, op);
+        self.in_flight.push(number);
+    }
+
+    /// Completes any number of operations; at least one with `wait`.
+    fn reap(&mut self, wait: bool, done: &mut Vec<Done>) {
+        let most = self.in_flight.len();
+        let mut count = self.devices.world().rng.below(most + 1);
+        if wait {
+            count = count.max(1);
+        }
+        for _ in 0..count {
+            self.step(done);
+        }
+    }
+
+    fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}
+
+impl Drop for SimDisk {
+    fn drop(&mut self) {
+        let mut world = self.devices.world();
+        for number in self.in_flight.drain(..) {
+            world.complete(number);
+        }
+    }
+}

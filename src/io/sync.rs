@@ -1,0 +1,68 @@
+//! Waiting for one operation, for code that has nothing else to do: loading a
+//! store, offline verbs. The disk must be idle: completions of other operations
+//! would have nowhere to go.
+
+use super::{Buffer, DeviceId, Disk, Done, Errno, Op, OpKind, OwnedBuffer};
+
+/// Reads `len` bytes at `offset` (bytes, both multiples of the block size).
+pub fn read_exact(
+    disk: &mut dyn Disk,
+    device: DeviceId,
+    offset: u64,
+    len: usize,
+) -> Result<OwnedBuffer, Errno> {
+    let buffer = Buffer::Owned(OwnedBuffer::zeroed(len));
+    let done = run(disk, device, OpKind::Read { offset, buffer })?;
+    match done.buffer {
+        Some(Buffer::Owned(buffer)) => Ok(buffer),
+        _ => Err(Errno::EIO),
+    }
+}
+
+/// Writes all of `buffer` at `offset` (bytes, a multiple of the block size, as is
+/// the length), and gives it back. `durable`: it survives power loss when this returns.
+pub fn write_all(
+    disk: &mut dyn Disk,
+    device: DeviceId,
+    offset: u64,
+    buffer: OwnedBuffer,
+    durable: bool,
+) -> Result<OwnedBuffer, Errno> {
+    let done = run(
+        disk,
+        device,
+        OpKind::Write {
+            offset,
+            buffer: Buffer::Owned(buffer),
+            durable,
+        },
+    )?;
+    match done.buffer {
+        Some(Buffer::Owned(buffer)) => Ok(buffer),
+        _ => Err(Errno::EIO),
+    }
+}
+
+/// Makes everything written before survive power loss.
+pub fn flush(disk: &mut dyn Disk, device: DeviceId) -> Result<(), Errno> {
+    run(disk, device, OpKind::Flush).map(drop)
+}
+
+fn run(disk: &mut dyn Disk, device: DeviceId, kind: OpKind) -> Result<Done, Errno> {
+    assert_eq!(
+        disk.in_flight(),
+        0,
+        "waiting for one operation needs an idle disk"
+    );
+    disk.submit(Op {
+        tag: 0,
+        device,
+        kind,
+    });
+    let mut done = Vec::with_capacity(1);
+    while disk.in_flight() > 0 {
+        disk.reap(true, &mut done);
+    }
+    let done = done.pop().ok_or(Errno::EIO)?;
+    done.result.map(|()| done)
+}

@@ -1,0 +1,282 @@
+//! Disk over a few blocking threads, for where io_uring is missing or forbidden.
+#![allow(unsafe_code)] // Named file: hands pointers to the kernel.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use super::devices::{DeviceTable, Devices};
+use super::notify::Notify;
+use super::transfer::{Direction, Iovecs, Next, Transfer};
+use super::{BlockFile, Disk, Done, Errno, Op, OpKind, Tag};
+
+/// Threads of one disk at most.
+const MOST_THREADS: u32 = 8;
+
+enum Work {
+    Transfer(Transfer),
+    Flush,
+}
+
+struct Job {
+    tag: Tag,
+    file: Arc<BlockFile>,
+    work: Work,
+}
+
+#[derive(Default)]
+struct Queues {
+    jobs: VecDeque<Job>,
+    done: Vec<Done>,
+    closed: bool,
+}
+
+struct Shared {
+    queues: Mutex<Queues>,
+    /// For the threads: there are jobs, or it is over.
+    work: Condvar,
+    /// For the owner: something is done.
+    ended: Condvar,
+    notify: Notify,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queues> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn end(&self, done: Done) {
+        let mut queues = self.lock();
+        if queues.done.is_empty() {
+            self.notify.set();
+        }
+        queues.done.push(done);
+        self.ended.notify_one();
+    }
+
+    /// What each thread does.
+    fn work(&self) {
+        let mut queues = self.lock();
+        loop {
+            if let Some(job) = queues.jobs.pop_front() {
+                drop(queues);
+                let done = carry_out(job);
+                self.end(done);
+                queues = self.lock();
+            } else if queues.closed {
+                return;
+            } else {
+                queues = self
+                    .work
+                    .wait(queues)
+                    .unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+}
+
+/// See the module documentation.
+pub struct ThreadDisk {
+    devices: DeviceTable,
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    most_threads: usize,
+    in_flight: usize,
+}
+
+impl ThreadDisk {
+    /// `depth`: operations that the kernel works on at once, 1 ..= 8; more can be
+    /// submitted and wait inside. Threads start as they are needed.
+    pub fn new(devices: Arc<Devices>, depth: u32) -> io::Result<Self> {
+        let shared = Shared {
+            queues: Mutex::default(),
+            work: Condvar::new(),
+            ended: Condvar::new(),
+            notify: Notify::new()?,
+        };
+        let mut disk = Self {
+            devices: DeviceTable::new(devices),
+            shared: Arc::new(shared),
+            threads: Vec::new(),
+            most_threads: usize::try_from(depth.clamp(1, MOST_THREADS)).unwrap_or(1),
+            in_flight: 0,
+        };
+        // With one thread everything works; so a later shortage does no harm.
+        disk.start_thread()?;
+        Ok(disk)
+    }
+
+    fn start_thread(&mut self) -> io::Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let builder = thread::Builder::new().name("snapback-io".to_owned());
+        self.threads.push(builder.spawn(move || shared.work())?);
+        Ok(())
+    }
+
+    fn end(&self, tag: Tag, result: Result<(), Errno>, buffer: Option<super::Buffer>) {
+        self.shared.end(Done {
+            tag,
+            result,
+            buffer,
+        });
+    }
+
+    fn start(&mut self, job: Job) {
+        self.shared.lock().jobs.push_back(job);
+        self.shared.work.notify_one();
+        if self.in_flight > self.threads.len() && self.threads.len() < self.most_threads {
+            // One is there already.
+            let _ = self.start_thread();
+        }
+    }
+}
+
+fn carry_out(job: Job) -> Done {
+    let Job { tag, file, work } = job;
+    match work {
+        Work::Flush => {
+            let result = loop {
+                match rustix::fs::fdatasync(&*file) {
+                    Err(rustix::io::Errno::INTR) => {}
+                    other => break other.map_err(|e| Errno(e.raw_os_error())),
+                }
+            };
+            Done {
+                tag,
+                result,
+                buffer: None,
+            }
+        }
+        Work::Transfer(mut transfer) => {
+            let result = loop {
+                transfer.prepare(&file);
+                let moved = call(&file, &transfer);
+                if let Next::Finished(result) = transfer.advance(&file, moved) {
+                    break result;
+                }
+            };
+            Done {
+                tag,
+                result,
+                buffer: Some(transfer.into_parts().0),
+            }
+        }
+    }
+}
+
+/// The system call for the prepared part.
+fn call(file: &BlockFile, transfer: &Transfer) -> Result<usize, Errno> {
+    let fd = file.as_fd().as_raw_fd();
+    let iovecs = transfer.iovecs();
+    let count = i32::try_from(iovecs.len()).map_err(|_| Errno::EINVAL)?;
+    let offset = i64::try_from(transfer.position()).map_err(|_| Errno::EINVAL)?;
+    let moved = match transfer.direction() {
+        Direction::Read => {
+            // SAFETY: the iovecs name memory that `transfer` owns or keeps mapped,
+            // writable when read into, for longer than this call.
+            unsafe { libc::preadv(fd, iovecs.as_ptr(), count, offset) }
+        }
+        Direction::Write { durable } => {
+            let flags = if durable { libc::RWF_DSYNC } else { 0 };
+            // SAFETY: as above; the kernel only reads here.
+            unsafe { libc::pwritev2(fd, iovecs.as_ptr(), count, offset, flags) }
+        }
+    };
+    usize::try_from(moved).map_err(|_| {
+        Errno(
+            io::Error::last_os_error()
+                .raw_os_error()
+                .unwrap_or(libc::EIO),
+        )
+    })
+}
+
+impl Disk for ThreadDisk {
+    fn submit(&mut self, op: Op) {
+        let Op { tag, device, kind } = op;
+        self.in_flight += 1;
+        let (place, file) = match self.devices.acquire(device) {
+            Ok((place, _)) => (place, self.devices.file(place).cloned()),
+            Err(errno) => {
+                let buffer = match kind {
+                    OpKind::Read { buffer, .. } | OpKind::Write { buffer, .. } => Some(buffer),
+                    OpKind::Flush => None,
+                };
+                return self.end(tag, Err(errno), buffer);
+            }
+        };
+        // The job keeps the file open by itself.
+        self.devices.release(place);
+        let Some(file) = file else {
+            return self.end(tag, Err(Errno::ENODEV), None);
+        };
+        let (direction, offset, buffer) = match kind {
+            OpKind::Read { offset, buffer } => (Direction::Read, offset, buffer),
+            OpKind::Write {
+                offset,
+                buffer,
+                durable,
+            } => (Direction::Write { durable }, offset, buffer),
+            OpKind::Flush => {
+                return self.start(Job {
+                    tag,
+                    file,
+                    work: Work::Flush,
+                });
+            }
+        };
+        match Transfer::new(&file, direction, offset, buffer, Iovecs::default()) {
+            Ok(transfer) if transfer.is_empty() => {
+                self.end(tag, Ok(()), Some(transfer.into_parts().0))
+            }
+            Ok(transfer) => self.start(Job {
+                tag,
+                file,
+                work: Work::Transfer(transfer),
+            }),
+            Err((errno, buffer)) => self.end(tag, Err(errno), Some(buffer)),
+        }
+    }
+
+    fn reap(&mut self, wait: bool, done: &mut Vec<Done>) {
+        let mut queues = self.shared.lock();
+        while wait && self.in_flight > 0 && queues.done.is_empty() {
+            queues = self
+                .shared
+                .ended
+                .wait(queues)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        self.in_flight -= queues.done.len();
+        done.append(&mut queues.done);
+        // Under the lock, so that it cannot wipe out what comes next.
+        self.shared.notify.clear();
+    }
+
+    fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.shared.notify.as_fd())
+    }
+}
+
+impl Drop for ThreadDisk {
+    fn drop(&mut self) {
+        let dropped = {
+            let mut queues = self.shared.lock();
+            queues.closed = true;
+            // What no thread has begun need not begin.
+            std::mem::take(&mut queues.jobs)
+        };
+        drop(dropped);
+        self.shared.work.notify_all();
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has said so itself.
+            let _ = thread.join();
+        }
+    }
+}

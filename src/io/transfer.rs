@@ -1,0 +1,324 @@
+//! One read or write on its way through the kernel: what is left of it, in
+//! iovecs that the file can take, and what a result means for it.
+//!
+//! Shared by all real disks, so that short transfers, end of file, alignment
+//! and retries are handled (and tested) once.
+#![allow(unsafe_code)] // Named file: iovecs point into buffers and cross threads.
+
+use super::{BlockFile, Buffer, Errno, GuestSlice, OwnedBuffer};
+
+/// Bytes moved by one system call at most when its memory has to be copied:
+/// bounds what badly aligned guests make us allocate.
+const BOUNCE: usize = 128 * 1024;
+/// Bytes moved by one system call at most (the kernel's own limit is 2^31 - 4096).
+const MOST: usize = 1 << 30;
+/// Memory pieces in one system call at most (the kernel's UIO_MAXIOV).
+const PIECES: usize = 1024;
+/// How often the kernel may say "again" in a row.
+const PATIENCE: u32 = 1000;
+
+/// Reading, or writing, maybe durably.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Direction {
+    Read,
+    Write { durable: bool },
+}
+
+/// See the module documentation. Contract: between [`Self::prepare`] and
+/// [`Self::advance`] the kernel may use the memory that [`Self::iovecs`] names,
+/// so the transfer must neither be dropped nor prepared again.
+#[derive(Debug)]
+pub(super) struct Transfer {
+    direction: Direction,
+    offset: u64,
+    done: usize,
+    buffer: Buffer,
+    bounce: Option<OwnedBuffer>,
+    /// The prepared part is in `bounce`.
+    bounced: bool,
+    /// The memory is aligned, but the kernel refused it; copy from now on.
+    distrust: bool,
+    iovecs: Iovecs,
+    prepared: usize,
+    attempts: u32,
+}
+
+/// Memory for iovecs, to be used again by the next transfer.
+#[derive(Debug, Default)]
+pub(super) struct Iovecs(Vec<libc::iovec>);
+
+// SAFETY: an iovec is an address and a length; only the kernel dereferences it,
+// and what it names belongs to the transfer that holds it, which is Send.
+unsafe impl Send for Iovecs {}
+
+/// What comes after a system call.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// Prepare and submit again.
+    Again,
+    Finished(Result<(), Errno>),
+}
+
+impl Transfer {
+    /// Checks the rules of [`super::Op`] against the file and takes the buffer;
+    /// gives it back with the reason otherwise. `iovecs` is memory to use again.
+    pub(super) fn new(
+        file: &BlockFile,
+        direction: Direction,
+        offset: u64,
+        buffer: Buffer,
+        iovecs: Iovecs,
+    ) -> Result<Self, (Errno, Buffer)> {
+        let read = direction == Direction::Read;
+        let block = u64::from(file.block_size());
+        let len = u64::try_from(buffer.len()).unwrap_or(u64::MAX);
+        let refusal =
+            if !offset.is_multiple_of(block) || !len.is_multiple_of(block) || !buffer.fits(read) {
+                Some(Errno::EINVAL)
+            } else if !read && file.is_read_only() {
+                Some(Errno(libc::EROFS))
+            } else if offset
+                .checked_add(len)
+                .is_some_and(|end| end <= file.size())
+            {
+                None
+            } else if read {
+                Some(Errno::EIO)
+            } else {
+                // A regular file would grow; it must not.
+                Some(Errno::ENOSPC)
+            };
+        if let Some(errno) = refusal {
+            return Err((errno, buffer));
+        }
+        Ok(Self {
+            direction,
+            offset,
+            done: 0,
+            buffer,
+            bounce: None,
+            bounced: false,
+            distrust: false,
+            iovecs,
+            prepared: 0,
+            attempts: 0,
+        })
+    }
+
+    pub(super) const fn direction(&self) -> Direction {
+        self.direction
+    }
+
+    /// Where the prepared part starts in the file.
+    pub(super) fn position(&self) -> u64 {
+        self.offset
+            .saturating_add(u64::try_from(self.done).unwrap_or(u64::MAX))
+    }
+
+    /// Memory of the prepared part. Its pointers are good until `advance`.
+    pub(super) fn iovecs(&self) -> &[libc::iovec] {
+        &self.iovecs.0
+    }
+
+    /// Takes the buffer (and the iovecs' memory) out at the end.
+    pub(super) fn into_parts(mut self) -> (Buffer, Iovecs) {
+        self.iovecs.0.clear();
+        (self.buffer, self.iovecs)
+    }
+
+    /// Nothing to move.
+    pub(super) fn is_empty(&self) -> bool {
+        self.buffer.is_empty()
+    }
+
+    /// Names the memory of the next part.
+    pub(super) fn prepare(&mut self, file: &BlockFile) {
+        self.iovecs.0.clear();
+        let left = self.buffer.len().saturating_sub(self.done);
+        self.bounced = self.distrust || !self.direct_memory(file, left.min(MOST));
+        if !self.bounced {
+            return;
+        }
+        let block = usize::try_from(file.block_size()).unwrap_or(512);
+        let part = left.min(BOUNCE.max(block));
+        let bounce = self.bounce.get_or_insert_with(|| OwnedBuffer::zeroed(part));
+        bounce.set_len(part.min(bounce.capacity()));
+        if self.direction != Direction::Read {
+            self.buffer.read_at(self.done, bounce.as_mut_slice());
+        }
+        let memory = bounce.as_mut_slice();
+        self.prepared = memory.len();
+        let iov_base = memory.as_mut_ptr().cast();
+        self.iovecs.0.clear();
+        self.iovecs.0.push(libc::iovec {
+            iov_base,
+            iov_len: memory.len(),
+        });
+    }
+
+    /// Fills `iovecs` with the buffer's own memory, at most `most` bytes; false
+    /// if that does not suit the file.
+    fn direct_memory(&mut self, file: &BlockFile, most: usize) -> bool {
+        let (mut skip, mut left) = (self.done, most);
+        let block = usize::try_from(file.block_size()).unwrap_or(512);
+        let iovecs = &mut self.iovecs.0;
+        let mut add = |slice: GuestSlice| {
+            let start = skip.min(slice.len);
+            skip -= start;
+            let len = left.min(slice.len - start);
+            if len == 0 || iovecs.len() == PIECES {
+                return true;
+            }
+            left -= len;
+            let pointer = slice.pointer.wrapping_add(start);
+            iovecs.push(libc::iovec {
+                iov_base: pointer.cast(),
+                iov_len: len,
+            });
+            !file.is_direct()
+                || (pointer.addr().is_multiple_of(file.memory_align()) && len.is_multiple_of(block))
+        };
+        let suits = match &mut self.buffer {
+            Buffer::Owned(b) => {
+                let memory = b.as_mut_slice();
+                add(GuestSlice {
+                    pointer: memory.as_mut_ptr(),
+                    len: memory.len(),
+                })
+            }
+            Buffer::Guest(b) => b.slices().iter().all(|slice| add(*slice)),
+            shared @ Buffer::Shared { .. } => {
+                // Only ever written from, so the pointer stays a reader's.
+                let memory = shared.shared_slice().unwrap_or_default();
+                add(GuestSlice {
+                    pointer: memory.as_ptr().cast_mut(),
+                    len: memory.len(),
+                })
+            }
+        };
+        self.prepared = most - left;
+        // Unaligned pieces of a buffered file may end between two blocks when
+        // there are too many of them for one call.
+        suits && self.prepared.is_multiple_of(block)
+    }
+
+    /// Takes the result of the system call on the prepared part: bytes moved or errno.
+    pub(super) fn advance(&mut self, file: &BlockFile, result: Result<usize, Errno>) -> Next {
+        let moved = match result {
+            Ok(moved) => moved.min(self.prepared),
+            Err(Errno(libc::EINTR | libc::EAGAIN)) => return self.again(Errno(libc::EAGAIN)),
+            Err(Errno::EINVAL) if file.is_direct() && !self.bounced => {
+                // The file told a weaker alignment than it wants.
+                self.distrust = true;
+                return self.again(Errno::EINVAL);
+            }
+            Err(errno) => return Next::Finished(Err(errno)),
+        };
+        // What goes on must be aligned again: count whole blocks only.
+        let block = usize::try_from(file.block_size()).unwrap_or(512);
+        let moved = moved - moved % block;
+        if moved == 0 {
+            // The end of the file, or of a device that shrank.
+            return Next::Finished(Err(Errno::EIO));
+        }
+        if let (Direction::Read, true, Some(bounce)) = (self.direction, self.bounced, &self.bounce)
+        {
+            let data = bounce.as_slice().get(..moved).unwrap_or_default();
+            self.buffer.write_at(self.done, data);
+        }
+        self.done += moved;
+        self.attempts = 0;
+        if self.done >= self.buffer.len() {
+            Next::Finished(Ok(()))
+        } else {
+            Next::Again
+        }
+    }
+
+    fn again(&mut self, errno: Errno) -> Next {
+        self.attempts += 1;
+        if self.attempts < PATIENCE {
+            Next::Again
+        } else {
+            Next::Finished(Err(errno))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::{Direct, OpenOptions};
+
+    fn file(len: u64) -> (tempfile::TempDir, BlockFile) {
+        let dir = tempfile::tempdir().unwrap();
+        let options = OpenOptions {
+            create: Some(len),
+            direct: Direct::Off,
+            ..OpenOptions::default()
+        };
+        let file = BlockFile::open(dir.path().join("file"), options).unwrap();
+        (dir, file)
+    }
+
+    fn transfer(file: &BlockFile, len: usize) -> Transfer {
+        let buffer = Buffer::Owned(OwnedBuffer::zeroed(len));
+        Transfer::new(
+            file,
+            Direction::Write { durable: false },
+            1024,
+            buffer,
+            Iovecs::default(),
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn short_transfer_goes_on_behind_the_last_whole_block() {
+        let (_dir, file) = file(8192);
+        let mut t = transfer(&file, 4096);
+        t.prepare(&file);
+        assert_eq!((t.position(), t.iovecs()[0].iov_len), (1024, 4096));
+        assert_eq!(t.advance(&file, Ok(1500)), Next::Again);
+        t.prepare(&file);
+        assert_eq!((t.position(), t.iovecs()[0].iov_len), (2048, 3072));
+        assert_eq!(t.advance(&file, Ok(3072)), Next::Finished(Ok(())));
+    }
+
+    #[test]
+    fn no_progress_is_an_error_not_a_loop() {
+        let (_dir, file) = file(8192);
+        for moved in [0, 511] {
+            let mut t = transfer(&file, 4096);
+            t.prepare(&file);
+            assert_eq!(t.advance(&file, Ok(moved)), Next::Finished(Err(Errno::EIO)));
+        }
+    }
+
+    #[test]
+    fn interrupted_call_is_repeated_but_not_for_ever() {
+        let (_dir, file) = file(8192);
+        let mut t = transfer(&file, 4096);
+        let mut calls = 0;
+        let end = loop {
+            t.prepare(&file);
+            calls += 1;
+            match t.advance(&file, Err(Errno(libc::EINTR))) {
+                Next::Again => {}
+                Next::Finished(end) => break end,
+            }
+        };
+        assert_eq!((calls, end), (PATIENCE, Err(Errno(libc::EAGAIN))));
+    }
+
+    #[test]
+    fn errno_survives() {
+        let (_dir, file) = file(8192);
+        let mut t = transfer(&file, 4096);
+        t.prepare(&file);
+        assert_eq!(
+            t.advance(&file, Err(Errno::ENOSPC)),
+            Next::Finished(Err(Errno::ENOSPC))
+        );
+    }
+}

@@ -1,0 +1,435 @@
+//! Disk over io_uring: one ring, used by one thread.
+//!
+//! The ring defers the kernel's completion work to the owner's own calls, which
+//! is the cheapest mode where a thread handles many operations at once. In that
+//! mode nothing completes until the owner enters the ring; the event descriptor
+//! still fires as soon as there is something to complete.
+#![allow(unsafe_code)] // Named file: hands pointers to the kernel.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use io_uring::{IoUring, opcode, squeue, types};
+
+use super::devices::{DeviceTable, Devices, Place};
+use super::notify::Notify;
+use super::transfer::{Direction, Iovecs, Next, Transfer};
+use super::{Disk, Done, Errno, Op, OpKind, Tag};
+
+/// What an operation does.
+enum Work {
+    Transfer(Transfer),
+    Flush,
+}
+
+/// An accepted operation. Lives at its index until its completion is taken, so
+/// that all memory the kernel uses stays where it is.
+struct Entry {
+    tag: Tag,
+    place: Place,
+    work: Work,
+}
+
+/// See the module documentation. The thread that reaps first owns the disk from
+/// then on; it may be moved to that thread before, not afterwards.
+pub struct UringDisk {
+    ring: IoUring,
+    /// The ring was created disabled, so that it belongs to the thread that uses it.
+    enabled: bool,
+    depth: usize,
+    devices: DeviceTable,
+    entries: Vec<Option<Entry>>,
+    free: Vec<usize>,
+    /// Accepted but not with the kernel: new, or to be continued.
+    ready: VecDeque<usize>,
+    in_kernel: usize,
+    /// Ended without the kernel.
+    ended: Vec<Done>,
+    iovecs: Vec<Iovecs>,
+    notify: Notify,
+}
+
+impl UringDisk {
+    /// `depth`: operations that the kernel works on at once, 1 ..= 4096; more can
+    /// be submitted and wait inside. Fails where io_uring is missing or forbidden.
+    pub fn new(devices: Arc<Devices>, depth: u32) -> io::Result<Self> {
+        let depth = depth.clamp(1, 4096);
+        let ring = build_ring(depth)?;
+        let notify = Notify::new()?;
+        ring.submitter()
+            .register_eventfd(notify.as_fd().as_raw_fd())?;
+        Ok(Self {
+            ring,
+            enabled: false,
+            depth: usize::try_from(depth).unwrap_or(1),
+            devices: DeviceTable::new(devices),
+            entries: Vec::new(),
+            free: Vec::new(),
+            ready: VecDeque::new(),
+            in_kernel: 0,
+            ended: Vec::new(),
+            iovecs: Vec::new(),
+            notify,
+        })
+    }
+
+    fn end(&mut self, done: Done) {
+        if self.ended.is_empty() {
+            self.notify.set();
+        }
+        self.ended.push(done);
+    }
+
+    fn accept(&mut self, tag: Tag, place: Place, work: Work) {
+        let entry = Some(Entry { tag, place, work });
+        let index = match self.free.pop() {
+            Some(index) => index,
+            None => {
+                self.entries.push(None);
+                self.entries.len() - 1
+            }
+        };
+        if let Some(slot) = self.entries.get_mut(index) {
+            *slot = entry;
+        }
+        self.ready.push_back(index);
+    }
+
+    /// Moves what is ready into the submission queue, as far as it goes.
+    fn fill_queue(&mut self) {
+        while self.in_kernel < self.depth
+            && let Some(index) = self.ready.front().copied()
+        {
+            let Some(Some(entry)) = self.entries.get_mut(index) else {
+                break;
+            };
+            let Some(file) = self.devices.file(entry.place) else {
+                break;
+            };
+            let fd = types::Fd(file.as_fd().as_raw_fd());
+            let sqe = match &mut entry.work {
+                Work::Transfer(transfer) => {
+                    transfer.prepare(file);
+                    transfer_sqe(fd, transfer)
+                }
+                Work::Flush => opcode::Fsync::new(fd)
+                    .flags(types::FsyncFlags::DATASYNC)
+                    .build(),
+            };
+            let sqe = sqe.user_data(u64::try_from(index).unwrap_or(u64::MAX));
+            // SAFETY: everything the entry points at is owned by `entries[index]`
+            // (buffer, bounce buffer, iovecs on the heap) or, for the descriptor,
+            // held open by `devices` until `release`. Both last until the
+            // completion is taken: `Drop` waits for it.
+            if unsafe { self.ring.submission().push(&sqe) }.is_err() {
+                break;
+            }
+            self.ready.pop_front();
+            self.in_kernel += 1;
+        }
+    }
+
+    /// Enters the kernel if there is a reason to; with `wait` until a completion
+    /// is there. False: the kernel could not take what was submitted; try later.
+    fn enter(&mut self, wait: bool) -> bool {
+        if !self.enabled {
+            self.ring
+                .submitter()
+                .register_enable_rings()
+                .expect("an io_uring that was just created can be enabled");
+            self.enabled = true;
+        }
+        let submission = self.ring.submission();
+        let needed = !submission.is_empty() || submission.taskrun() || submission.cq_overflow();
+        drop(submission);
+        if !needed && !wait {
+            return true;
+        }
+        match self.ring.submit_and_wait(usize::from(wait)) {
+            Ok(_) => true,
+            Err(e) => match e.raw_os_error() {
+                Some(libc::EINTR) => true,
+                // Out of memory, or completions have to be taken first.
+                Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM) => false,
+                // Only a mistake in this program leads here (EEXIST: another
+                // thread than the owner), and going on could lose guest data.
+                _ => panic!("io_uring_enter: {e}"),
+            },
+        }
+    }
+
+    /// Takes all completions that are there; returns whether there were any.
+    fn take_completions(&mut self, done: &mut Vec<Done>) -> bool {
+        let mut any = false;
+        loop {
+            let cqe = self.ring.completion().next();
+            let Some(cqe) = cqe else { return any };
+            any = true;
+            self.in_kernel -= 1;
+            let index = usize::try_from(cqe.user_data()).unwrap_or(usize::MAX);
+            let result =
+                usize::try_from(cqe.result()).map_err(|_| Errno(cqe.result().saturating_neg()));
+            self.take(index, result, done);
+        }
+    }
+
+    fn take(&mut self, index: usize, result: Result<usize, Errno>, done: &mut Vec<Done>) {
+        let Some(slot) = self.entries.get_mut(index) else {
+            return;
+        };
+        let Some(mut entry) = slot.take() else { return };
+        let next = match (&mut entry.work, self.devices.file(entry.place)) {
+            (Work::Transfer(transfer), Some(file)) => transfer.advance(file, result),
+            (Work::Flush, _) if matches!(result, Err(Errno(libc::EINTR | libc::EAGAIN))) => {
+                Next::Again
+            }
+            (_, _) => Next::Finished(result.map(drop)),
+        };
+        match next {
+            Next::Again => {
+                *slot = Some(entry);
+                // First in the row: what has begun should end.
+                self.ready.push_front(index);
+            }
+            Next::Finished(result) => {
+                self.free.push(index);
+                self.devices.release(entry.place);
+                let buffer = match entry.work {
+                    Work::Transfer(transfer) => {
+                        let (buffer, iovecs) = transfer.into_parts();
+                        self.iovecs.push(iovecs);
+                        Some(buffer)
+                    }
+                    Work::Flush => None,
+                };
+                done.push(Done {
+                    tag: entry.tag,
+                    result,
+                    buffer,
+                });
+            }
+        }
+    }
+
+    /// Submits and takes until there is nothing more to do without waiting;
+    /// waits for completions while `until` says no.
+    fn run(&mut self, done: &mut Vec<Done>, until: impl Fn(&Self, &[Done]) -> bool) {
+        loop {
+            self.fill_queue();
+            let wait = !until(self, done);
+            let entered = self.enter(wait);
+            let any = self.take_completions(done);
+            if !entered && !any {
+                if !wait {
+                    // Nothing will fire for what stays in the queue: ask to be called again.
+                    self.notify.set();
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let more = !self.ready.is_empty() && self.in_kernel < self.depth;
+            if !more && !any && until(self, done) {
+                return;
+            }
+        }
+    }
+}
+
+/// The cheapest ring that this kernel has.
+fn build_ring(depth: u32) -> io::Result<IoUring> {
+    let deferred = IoUring::builder()
+        .setup_r_disabled()
+        .setup_clamp()
+        .setup_submit_all()
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .setup_taskrun_flag()
+        .build(depth);
+    match deferred {
+        // Before Linux 6.1.
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => IoUring::builder()
+            .setup_r_disabled()
+            .setup_clamp()
+            .build(depth),
+        other => other,
+    }
+}
+
+fn transfer_sqe(fd: types::Fd, transfer: &Transfer) -> squeue::Entry {
+    let offset = transfer.position();
+    let iovecs = transfer.iovecs();
+    let flags = |durable| if durable { libc::RWF_DSYNC } else { 0 };
+    if let [one] = iovecs {
+        // A transfer's part has at most 2^30 bytes.
+        let len = u32::try_from(one.iov_len).unwrap_or(0);
+        return match transfer.direction() {
+            Direction::Read => opcode::Read::new(fd, one.iov_base.cast(), len)
+                .offset(offset)
+                .build(),
+            Direction::Write { durable } => {
+                let write = opcode::Write::new(fd, one.iov_base.cast_const().cast(), len);
+                write.offset(offset).rw_flags(flags(durable)).build()
+            }
+        };
+    }
+    let count = u32::try_from(iovecs.len()).unwrap_or(0);
+    match transfer.direction() {
+        Direction::Read => opcode::Readv::new(fd, iovecs.as_ptr(), count)
+            .offset(offset)
+            .build(),
+        Direction::Write { durable } => opcode::Writev::new(fd, iovecs.as_ptr(), count)
+            .offset(offset)
+            .rw_flags(flags(durable))
+            .build(),
+    }
+}
+
+impl Disk for UringDisk {
+    fn submit(&mut self, op: Op) {
+        let Op { tag, device, kind } = op;
+        let (direction, offset, buffer) = match kind {
+            OpKind::Read { offset, buffer } => (Direction::Read, offset, buffer),
+            OpKind::Write {
+                offset,
+                buffer,
+                durable,
+            } => (Direction::Write { durable }, offset, buffer),
+            OpKind::Flush => {
+                return match self.devices.acquire(device) {
+                    Ok((place, _)) => self.accept(tag, place, Work::Flush),
+                    Err(errno) => self.end(Done {
+                        tag,
+                        result: Err(errno),
+                        buffer: None,
+                    }),
+                };
+            }
+        };
+        let iovecs = self.iovecs.pop().unwrap_or_default();
+        let (place, transfer) = match self.devices.acquire(device) {
+            Ok((place, file)) => (
+                place,
+                Transfer::new(file, direction, offset, buffer, iovecs),
+            ),
+            Err(errno) => {
+                return self.end(Done {
+                    tag,
+                    result: Err(errno),
+                    buffer: Some(buffer),
+                });
+            }
+        };
+        match transfer {
+            Ok(transfer) if !transfer.is_empty() => {
+                self.accept(tag, place, Work::Transfer(transfer))
+            }
+            Ok(transfer) => {
+                self.devices.release(place);
+                self.end(Done {
+                    tag,
+                    result: Ok(()),
+                    buffer: Some(transfer.into_parts().0),
+                });
+            }
+            Err((errno, buffer)) => {
+                self.devices.release(place);
+                self.end(Done {
+                    tag,
+                    result: Err(errno),
+                    buffer: Some(buffer),
+                });
+            }
+        }
+    }
+
+    fn reap(&mut self, wait: bool, done: &mut Vec<Done>) {
+        let before = done.len();
+        done.append(&mut self.ended);
+        self.run(done, |disk, done| {
+            !wait || done.len() > before || disk.in_flight() == 0
+        });
+        if !wait {
+            // 1 Clear → 2 look again. The kernel makes a completion (or the wish
+            // to be entered) visible before it sets the descriptor, so whatever
+            // was set before 1 is seen by 2, and what comes later sets it again.
+            self.notify.clear();
+            self.run(done, |_, _| true);
+        }
+    }
+
+    fn in_flight(&self) -> usize {
+        self.entries.len() - self.free.len() + self.ended.len()
+    }
+
+    fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.notify.as_fd())
+    }
+}
+
+impl Drop for UringDisk {
+    /// The kernel works on with our memory even if the ring is closed: wait for it.
+    fn drop(&mut self) {
+        // What the kernel has not seen yet need not begin.
+        self.ready.clear();
+        let mut done = Vec::new();
+        while self.in_kernel > 0 {
+            self.enter(true);
+            self.take_completions(&mut done);
+            self.ready.clear();
+            done.clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::{BlockFile, Buffer, OpenOptions, OwnedBuffer};
+
+    #[test]
+    fn memory_follows_what_is_in_flight_not_what_was_submitted() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = OpenOptions {
+            create: Some(4096),
+            ..OpenOptions::default()
+        };
+        let devices = Devices::new();
+        let device = devices.add(BlockFile::open(dir.path().join("image"), options).unwrap());
+        let mut disk = UringDisk::new(devices, 8).unwrap();
+        let mut done = Vec::new();
+        for tag in 0..5000 {
+            while disk.in_flight() >= 32 {
+                disk.reap(true, &mut done);
+                done.clear();
+            }
+            let buffer = Buffer::Owned(OwnedBuffer::zeroed(512));
+            disk.submit(Op {
+                tag,
+                device,
+                kind: OpKind::Read { offset: 0, buffer },
+            });
+        }
+        assert!(disk.entries.len() <= 32 && disk.iovecs.len() <= 32 && disk.ready.capacity() <= 64);
+    }
+
+    #[test]
+    fn deferred_mode_is_used_where_the_kernel_has_it() {
+        let disk = UringDisk::new(Devices::new(), 8).unwrap();
+        let release = rustix::system::uname()
+            .release()
+            .to_string_lossy()
+            .into_owned();
+        let mut numbers = release
+            .split(['.', '-'])
+            .map_while(|n| n.parse::<u32>().ok());
+        let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+        assert_eq!(
+            disk.ring.params().is_setup_single_issuer(),
+            version >= (6, 1),
+            "{release}"
+        );
+    }
+}
