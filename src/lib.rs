@@ -5,5 +5,7 @@
 //! `cli` → `daemon`, `offline` → `vhost`, `merger`, `control` → `engine`, `io`, `virtio_blk` → `store` → `units`, `error`.
 
 pub mod io;
+mod mutation;
 pub mod size;
+pub mod store;
 pub mod units;

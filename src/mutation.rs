@@ -1,0 +1,164 @@
+//! Seeded bugs, for the test of the tests.
+//!
+//! Each is a step that the code must not leave out. [`is`] asks whether this
+//! thread runs with it left out; outside of test builds it is `false` at compile
+//! time, and nothing of this remains.
+
+/// A bug that the simulator must find.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mutation {
+    OriginWriteBeforeEntry,
+    EntryBeforeData,
+    CommitFlushDropped,
+    EntryVolatile,
+    FailedCommitIgnored,
+    CopyOutWaiterForgotten,
+    CutFlushDropped,
+    SyncForgetsEntries,
+    FailedSyncForgotten,
+    SnapshotReadsNotDrained,
+    InvalidReadsNotDrained,
+    MergeWritesNotDrained,
+    CutNotDrained,
+    HandoverNotDrained,
+    MergeEndNotDrained,
+    RemovalNotDrained,
+    OriginWriteBeforeInvalid,
+    PresentIsEnough,
+    SecondSnapshotSkipped,
+    OverflowKeptOnCopyOut,
+    FailedCopyReadIgnored,
+    FailedCopyWriteIgnored,
+    FailedFlushForgotten,
+    FailedStoreFlushForgotten,
+    InvalidationVolatile,
+    FailedInvalidationIgnored,
+    UnmergedWriteReachesOrigin,
+    FenceIgnored,
+    MergeSkipsCopyOut,
+    FenceSkipped,
+    MergeFlushDropped,
+    FailedMergeReadIgnored,
+    FailedMergeFlushIgnored,
+    MovesDropped,
+    MoveVolatile,
+    RemovalVolatile,
+    MergeWaiterForgotten,
+    FailedRemovalForgotten,
+    RegistrationSkipped,
+    StaleConfiguration,
+    WriteThroughBeforeEntry,
+    FlushCompletedEarly,
+    FlushForgetsStore,
+    FailedIoReportedOk,
+    OriginWriteBeforeCopy,
+    FlushForgetsEntries,
+    PartialWriteTakenForWhole,
+    PublishedBeforeWritten,
+    WriteAckedBeforeEntry,
+    PatchDropped,
+    OverflowMixedUp,
+    RepairVolatile,
+    NextAreaOffTheEnd,
+    NextAreaNotZeroed,
+    EntriesOutOfOrder,
+    TailZeroedForwards,
+    RepetitionsKept,
+    LoadedStoreVolatile,
+    JunkKept,
+}
+
+#[cfg(not(test))]
+pub(crate) const fn is(_: Mutation) -> bool {
+    false
+}
+
+#[cfg(test)]
+pub(crate) use chosen::{ALL, is, is_any, with};
+
+#[cfg(test)]
+mod chosen {
+    use super::Mutation;
+    use std::cell::Cell;
+
+    thread_local!(static CHOSEN: Cell<Option<Mutation>> = const { Cell::new(None) });
+
+    pub fn is(mutation: Mutation) -> bool {
+        CHOSEN.get() == Some(mutation)
+    }
+
+    /// Whether this thread runs with any bug in.
+    pub fn is_any() -> bool {
+        CHOSEN.get().is_some()
+    }
+
+    /// Runs `body` on this thread with the bug in.
+    pub fn with<T>(mutation: Option<Mutation>, body: impl FnOnce() -> T) -> T {
+        let before = CHOSEN.replace(mutation);
+        let result = body();
+        CHOSEN.set(before);
+        result
+    }
+
+    pub const ALL: &[Mutation] = &[
+        Mutation::OriginWriteBeforeEntry,
+        Mutation::EntryBeforeData,
+        Mutation::CommitFlushDropped,
+        Mutation::EntryVolatile,
+        Mutation::FailedCommitIgnored,
+        Mutation::CopyOutWaiterForgotten,
+        Mutation::CutFlushDropped,
+        Mutation::SyncForgetsEntries,
+        Mutation::FailedSyncForgotten,
+        Mutation::SnapshotReadsNotDrained,
+        Mutation::InvalidReadsNotDrained,
+        Mutation::MergeWritesNotDrained,
+        Mutation::CutNotDrained,
+        Mutation::HandoverNotDrained,
+        Mutation::MergeEndNotDrained,
+        Mutation::RemovalNotDrained,
+        Mutation::OriginWriteBeforeInvalid,
+        Mutation::PresentIsEnough,
+        Mutation::SecondSnapshotSkipped,
+        Mutation::OverflowKeptOnCopyOut,
+        Mutation::FailedCopyReadIgnored,
+        Mutation::FailedCopyWriteIgnored,
+        Mutation::FailedFlushForgotten,
+        Mutation::FailedStoreFlushForgotten,
+        Mutation::InvalidationVolatile,
+        Mutation::FailedInvalidationIgnored,
+        Mutation::UnmergedWriteReachesOrigin,
+        Mutation::FenceIgnored,
+        Mutation::MergeSkipsCopyOut,
+        Mutation::FenceSkipped,
+        Mutation::MergeFlushDropped,
+        Mutation::FailedMergeReadIgnored,
+        Mutation::FailedMergeFlushIgnored,
+        Mutation::MovesDropped,
+        Mutation::MoveVolatile,
+        Mutation::RemovalVolatile,
+        Mutation::MergeWaiterForgotten,
+        Mutation::FailedRemovalForgotten,
+        Mutation::RegistrationSkipped,
+        Mutation::StaleConfiguration,
+        Mutation::WriteThroughBeforeEntry,
+        Mutation::FlushCompletedEarly,
+        Mutation::FlushForgetsStore,
+        Mutation::FailedIoReportedOk,
+        Mutation::OriginWriteBeforeCopy,
+        Mutation::FlushForgetsEntries,
+        Mutation::PartialWriteTakenForWhole,
+        Mutation::PublishedBeforeWritten,
+        Mutation::WriteAckedBeforeEntry,
+        Mutation::PatchDropped,
+        Mutation::OverflowMixedUp,
+        Mutation::RepairVolatile,
+        Mutation::NextAreaOffTheEnd,
+        Mutation::NextAreaNotZeroed,
+        Mutation::EntriesOutOfOrder,
+        Mutation::TailZeroedForwards,
+        Mutation::RepetitionsKept,
+        Mutation::LoadedStoreVolatile,
+        Mutation::JunkKept,
+    ];
+}

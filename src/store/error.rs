@@ -1,0 +1,113 @@
+//! Why a store cannot be read, written or made. The caller names the file.
+
+use super::Entry;
+use crate::io::Errno;
+use crate::units::ChunkSize;
+
+/// A store that cannot be used, with the value that is wrong and the way out.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    #[error(
+        "cannot {action} {len} bytes at byte {offset} of the COW store: {}; nothing can be \
+         told about the store until the device answers",
+        std::io::Error::from_raw_os_error(errno.0)
+    )]
+    Io {
+        action: &'static str,
+        offset: u64,
+        len: usize,
+        errno: Errno,
+    },
+
+    #[error(
+        "not a dm-snapshot COW store: the file begins with 0x{magic:08x} instead of \"SnAp\" \
+         (0x70416e53); give the right file, or, if its content is of no use, clear its first \
+         chunk to have a new store made there"
+    )]
+    NotAStore { magic: u32 },
+
+    #[error(
+        "corrupt header: the chunk size is {sectors} sectors, but must be a power of two from 1 \
+         to {}; restore the header or use another COW store",
+        ChunkSize::MAX_SECTORS
+    )]
+    HeaderChunkSize { sectors: u32 },
+
+    #[error(
+        "the chunk size of {chunk_bytes} bytes is not a multiple of the {block_bytes}-byte \
+         blocks of the devices; use a COW store with larger chunks, or devices with smaller blocks"
+    )]
+    ChunkBelowBlock { chunk_bytes: u64, block_bytes: u64 },
+
+    #[error(
+        "the COW store has format version {version}, and only version 1 is known; use the \
+         program that wrote it, or another COW store"
+    )]
+    Version { version: u32 },
+
+    #[error(
+        "COW too small or truncated: {what} needs {needs} sectors, the device has {has}; restore \
+         it to its full size, or use another COW store if it never was larger"
+    )]
+    Truncated { what: String, needs: u64, has: u64 },
+
+    #[error(
+        "COW too small for a store: {chunk_sectors}-sector chunks need at least {needs} sectors \
+         (header, metadata and one chunk of data), the device has {has}; enlarge it or choose \
+         smaller chunks"
+    )]
+    TooSmall {
+        chunk_sectors: u64,
+        needs: u64,
+        has: u64,
+    },
+
+    #[error(
+        "corrupt entry {slot}: origin chunk {} is said to be kept in COW chunk {}, which holds \
+         {holds}; the store cannot be trusted, use another",
+        entry.old, entry.new
+    )]
+    NotData {
+        slot: usize,
+        entry: Entry,
+        holds: &'static str,
+    },
+
+    #[error(
+        "entry {slot} is for chunk {} of the origin, which has only {origin_chunks} chunks of \
+         {chunk_sectors} sectors; give the origin that the store was made for, at its full size",
+        entry.old
+    )]
+    BeyondOrigin {
+        slot: usize,
+        entry: Entry,
+        origin_chunks: u64,
+        chunk_sectors: u64,
+    },
+
+    #[error(
+        "corrupt entries {first} and {second}: origin chunk {old} is kept both in COW chunk \
+         {first_new} and in COW chunk {second_new}, and which of them is right cannot be known; \
+         use another COW store"
+    )]
+    TwoCopies {
+        first: usize,
+        second: usize,
+        old: u64,
+        first_new: u64,
+        second_new: u64,
+    },
+
+    #[error(
+        "corrupt entries {first} and {second}: COW chunk {new} is said to keep both origin chunk \
+         {first_old} and origin chunk {second_old}; use another COW store"
+    )]
+    SharedCopy {
+        first: usize,
+        second: usize,
+        new: u64,
+        first_old: u64,
+        second_old: u64,
+    },
+}

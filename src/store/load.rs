@@ -1,0 +1,93 @@
+//! From the bytes of a COW device to a log that may be believed.
+
+use super::StoreError;
+use super::disk::StoreDisk;
+use super::header::{HEADER_BYTES, RawHeader};
+use super::layout::Layout;
+use super::metadata::Metadata;
+use super::scan::read_log;
+use super::settle::ValidStore;
+use super::validate::{EntryRules, check_unique};
+use crate::io::{DeviceId, Disk, OwnedBuffer};
+use crate::units::{ChunkSize, SECTOR_SIZE};
+
+/// What the devices are.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadParams {
+    /// Size of the COW device in sectors.
+    pub cow_sectors: u64,
+    /// Size of the origin in sectors; `None` if it is not at hand, then old
+    /// chunks are not checked against it.
+    pub origin_sectors: Option<u64>,
+    /// Bytes that the COW device writes atomically, 512 or 4096; at least its
+    /// logical block size.
+    pub unit: usize,
+    /// The larger of the two devices' logical block sizes, in bytes.
+    pub block_bytes: u64,
+}
+
+/// What is on a COW device.
+#[derive(Debug)]
+pub enum Loaded {
+    /// Magic 0: nothing yet; [`create`](super::create) makes a store here.
+    New,
+    /// Invalidated, for good. Its entries mean nothing and were not read.
+    Invalid { chunk_size: ChunkSize },
+    /// A store, checked, and not yet written to.
+    Valid(Box<ValidStore>),
+}
+
+/// Reads the store on `device`. The chunk size is the header's. Nothing is
+/// written; memory and time are bounded by the entries that are there and one
+/// area, and every size in the file is checked against the device first.
+///
+/// # Errors
+/// I/O errors; a header, entry or size that Linux would refuse; and entries
+/// that Linux would accept and serve wrongly (outside the devices, on metadata,
+/// two copies of a chunk, two chunks in one copy).
+pub fn load(
+    disk: &mut dyn Disk,
+    device: DeviceId,
+    params: &LoadParams,
+) -> Result<Loaded, StoreError> {
+    let mut disk = StoreDisk::new(disk, device);
+    let block_bytes = params.block_bytes.max(params.unit as u64);
+    let Some(header) = read_header(&mut disk, params)?.check(block_bytes)? else {
+        return Ok(Loaded::New);
+    };
+    let chunk_size = header.chunk_size;
+    if !header.valid {
+        return Ok(Loaded::Invalid { chunk_size });
+    }
+    let layout = Layout::new(chunk_size);
+    let rules = EntryRules::new(layout, params.cow_sectors, params.origin_sectors);
+    let mut entries = Vec::new();
+    let junk = read_log(&mut disk, layout, params, &mut |slot, entry| {
+        rules.check(slot, entry)?;
+        entries.push(entry);
+        Ok(())
+    })?;
+    let duplicates = check_unique(&entries)?;
+    let log = Metadata::from_log(layout, params.cow_sectors, params.unit, entries);
+    Ok(Loaded::Valid(Box::new(ValidStore::new(
+        log, duplicates, junk,
+    ))))
+}
+
+/// The header as it is, not yet believed.
+pub(super) fn read_header(
+    disk: &mut StoreDisk<'_>,
+    params: &LoadParams,
+) -> Result<RawHeader, StoreError> {
+    let unit = params.unit as u64;
+    if params.cow_sectors.saturating_mul(SECTOR_SIZE) < unit {
+        return Err(StoreError::Truncated {
+            what: "the header".to_owned(),
+            needs: unit / SECTOR_SIZE,
+            has: params.cow_sectors,
+        });
+    }
+    let buffer = disk.read(0, OwnedBuffer::zeroed(params.unit))?;
+    let bytes = buffer.as_slice().first_chunk::<HEADER_BYTES>().copied();
+    Ok(RawHeader::decode(bytes.unwrap_or_default()))
+}

@@ -1,0 +1,371 @@
+//! The exception log of one store in memory, and the writes that extend it.
+//!
+//! Every byte that goes to an area is made from this log, never from what was
+//! read: stale bytes after the terminator cannot be written back and revive.
+
+use std::collections::HashMap;
+
+use super::entry::{self, Entry};
+use super::header::Header;
+use super::layout::{ENTRY_BYTES, FIRST_DATA_CHUNK, Layout};
+use super::removal::RemovalPlan;
+use crate::mutation::{self, Mutation};
+
+/// Bytes to write at a byte offset of the COW device; whole, aligned units
+/// (`Metadata::unit`), so that a write is atomic per unit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MetaWrite {
+    pub offset: u64,
+    pub data: Vec<u8>,
+}
+
+/// No chunk left for a new exception (and the metadata chunk that it may need).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no space left in the COW store")]
+pub struct NoSpace;
+
+/// What `dmsetup status` prints, in sectors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    pub allocated: u64,
+    pub total: u64,
+    pub metadata: u64,
+}
+
+/// How to append entries.
+/// Order: 1 `zero_next_area` written → 2 flush (covers the data chunks and the
+/// zeroes) → 3 each of `writes`, durable before the next → 4 `apply_append`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AppendPlan {
+    /// Byte offset and length to zero first, when this append fills an area.
+    pub zero_next_area: Option<(u64, u64)>,
+    /// One unit each, ascending: a crash between two leaves a shorter log,
+    /// never an entry after the terminator.
+    pub writes: Vec<MetaWrite>,
+    /// How many of the offered entries are in; the rest needs another plan.
+    pub taken: usize,
+}
+
+/// The log of one store: persistent (areas on disk) or transient (memory only).
+#[derive(Debug)]
+pub struct Metadata {
+    layout: Layout,
+    cow_sectors: u64,
+    /// Bytes written atomically; `None` for a transient store.
+    unit: Option<usize>,
+    entries: Vec<Entry>,
+    /// Slots of entries that are not in the home slot of their data chunk
+    /// (removals, stores of older kernels): new chunk → slot.
+    strays: HashMap<u64, usize>,
+    /// The next chunk to give out; never goes down.
+    next_free: u64,
+    /// What the kernel's `next_free` would be; goes down while merging.
+    shown_next_free: u64,
+    /// Chunks given out whose entries are not appended yet.
+    outstanding: usize,
+}
+
+impl Metadata {
+    /// A new, empty persistent store on a COW device of `cow_sectors`.
+    /// `unit`: bytes written atomically by the device, 512 or 4096, and no more
+    /// than a chunk.
+    pub fn fresh(layout: Layout, cow_sectors: u64, unit: usize) -> Self {
+        Self::from_log(layout, cow_sectors, unit, Vec::new())
+    }
+
+    /// A transient store: data from chunk 0 up, nothing on disk.
+    pub fn transient(layout: Layout, cow_sectors: u64) -> Self {
+        Self {
+            layout,
+            cow_sectors,
+            unit: None,
+            entries: Vec::new(),
+            strays: HashMap::new(),
+            next_free: 0,
+            shown_next_free: 0,
+            outstanding: 0,
+        }
+    }
+
+    /// A persistent store with the entries that its areas hold.
+    pub(super) fn from_log(
+        layout: Layout,
+        cow_sectors: u64,
+        unit: usize,
+        entries: Vec<Entry>,
+    ) -> Self {
+        assert!(
+            unit.is_power_of_two() && unit >= 512,
+            "a unit of {unit} bytes"
+        );
+        assert!(
+            unit <= layout.area_len() * ENTRY_BYTES,
+            "unit {unit} exceeds the chunk"
+        );
+        let highest = entries.iter().map(|e| e.new).max().unwrap_or_default();
+        let next_free = layout.data_chunk_from(highest.saturating_add(1).max(FIRST_DATA_CHUNK));
+        let mut metadata = Self {
+            layout,
+            cow_sectors,
+            unit: Some(unit),
+            entries: Vec::new(),
+            strays: HashMap::new(),
+            next_free,
+            shown_next_free: next_free,
+            outstanding: 0,
+        };
+        for (slot, entry) in entries.iter().enumerate() {
+            metadata.note_slot(entry.new, slot);
+        }
+        metadata.entries = entries;
+        metadata
+    }
+
+    pub fn is_transient(&self) -> bool {
+        self.unit.is_none()
+    }
+
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// Size of the COW device in sectors.
+    pub fn cow_sectors(&self) -> u64 {
+        self.cow_sectors
+    }
+
+    /// Bytes of an atomic metadata write; `None` for a transient store.
+    pub fn unit(&self) -> Option<usize> {
+        self.unit
+    }
+
+    /// Committed entries in log order.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// Gives out the next data chunk. The last slot of an area is given out only
+    /// if the next area fits on the device as well: the store could not be
+    /// loaded otherwise.
+    ///
+    /// # Errors
+    /// [`NoSpace`]; nothing has changed then.
+    pub fn allocate(&mut self) -> Result<u64, NoSpace> {
+        let chunk = self.next_free;
+        let chunks = self.layout.chunk_size.whole_chunks(self.cow_sectors);
+        if chunk >= chunks {
+            return Err(NoSpace);
+        }
+        if self.unit.is_some() {
+            let used = self.entries.len() + self.outstanding + 1;
+            let fills_area = used.is_multiple_of(self.layout.area_len());
+            if fills_area
+                && !mutation::is(Mutation::NextAreaOffTheEnd)
+                && self.layout.area_chunk(self.layout.area_of(used)) >= chunks
+            {
+                return Err(NoSpace);
+            }
+        }
+        self.outstanding += 1;
+        self.raise_next_free(chunk);
+        Ok(chunk)
+    }
+
+    /// Plans to append a prefix of `entries`, up to the end of the current area.
+    /// For a transient store: everything taken, nothing written.
+    pub fn plan_append(&self, entries: &[Entry]) -> AppendPlan {
+        if self.unit.is_none() {
+            return AppendPlan {
+                zero_next_area: None,
+                writes: Vec::new(),
+                taken: entries.len(),
+            };
+        }
+        let start = self.entries.len();
+        let area_len = self.layout.area_len();
+        let taken = entries.len().min(area_len - start % area_len);
+        let end = start + taken;
+        let log = |slot: usize| match slot.checked_sub(start) {
+            None => self.entries.get(slot).copied(),
+            Some(new) if slot < end => entries.get(new).copied(),
+            Some(_) => None,
+        };
+        let fills_area =
+            taken > 0 && end.is_multiple_of(area_len) && !mutation::is(Mutation::NextAreaNotZeroed);
+        let zero_next_area = fills_area.then(|| {
+            let next = self.layout.area_chunk(self.layout.area_of(end));
+            (
+                self.layout.chunk_offset(next),
+                self.layout.chunk_size.bytes(),
+            )
+        });
+        let mut writes: Vec<MetaWrite> = self
+            .units_of(start, end)
+            .map(|unit| self.unit_write(unit, log))
+            .collect();
+        if mutation::is(Mutation::EntriesOutOfOrder) {
+            writes.reverse();
+        }
+        AppendPlan {
+            zero_next_area,
+            writes,
+            taken,
+        }
+    }
+
+    /// The entries are durable in the store.
+    pub fn apply_append(&mut self, entries: &[Entry]) {
+        self.outstanding = self.outstanding.saturating_sub(entries.len());
+        for entry in entries {
+            self.note_slot(entry.new, self.entries.len());
+            self.entries.push(*entry);
+            if entry.new >= self.next_free {
+                self.raise_next_free(entry.new);
+            }
+        }
+    }
+
+    /// The slot of the entry whose data is in COW chunk `new`.
+    pub fn slot_of(&self, new: u64) -> Option<usize> {
+        let holds = |slot: &usize| self.entries.get(*slot).is_some_and(|e| e.new == new);
+        self.home_slot(new)
+            .filter(holds)
+            .or_else(|| self.strays.get(&new).copied().filter(holds))
+    }
+
+    /// As the kernel counts: everything below the next free chunk, an area chunk
+    /// just skipped included; for a transient store the data alone.
+    pub fn usage(&self) -> Usage {
+        let metadata = match self.unit {
+            Some(_) => {
+                let areas = self.layout.area_of(self.entries.len()) + 1;
+                self.layout.chunk_size.first_sector(areas + 1)
+            }
+            None => 0,
+        };
+        Usage {
+            allocated: self.layout.chunk_size.first_sector(self.shown_next_free),
+            total: self.cow_sectors,
+            metadata,
+        }
+    }
+
+    /// The COW device grew to `sectors`. A smaller value is ignored: chunks
+    /// given out cannot be taken back.
+    pub fn set_cow_sectors(&mut self, sectors: u64) {
+        self.cow_sectors = self.cow_sectors.max(sectors);
+    }
+
+    /// The write that marks the store invalid on disk, for good. It must be
+    /// durable before an origin write that the store misses is issued. `None`
+    /// for a transient store.
+    pub fn invalidate_write(&self) -> Option<MetaWrite> {
+        let header = Header {
+            valid: false,
+            chunk_size: self.layout.chunk_size,
+        };
+        Some(MetaWrite {
+            offset: 0,
+            data: header.encode(self.unit?),
+        })
+    }
+
+    /// Numbers of the units that hold slots `start .. end`, counted over all areas.
+    pub(super) fn units_of(
+        &self,
+        start: usize,
+        end: usize,
+    ) -> impl DoubleEndedIterator<Item = usize> + use<> {
+        let len = self.unit_len();
+        if start < end {
+            start / len..end.div_ceil(len)
+        } else {
+            0..0
+        }
+    }
+
+    /// Unit number `unit` with the bytes that `log` gives.
+    pub(super) fn unit_write(
+        &self,
+        unit: usize,
+        log: impl Fn(usize) -> Option<Entry>,
+    ) -> MetaWrite {
+        let first = unit * self.unit_len();
+        let data = entry::encode(first, self.unit_len() * ENTRY_BYTES, log);
+        MetaWrite {
+            offset: self.layout.slot_offset(first),
+            data,
+        }
+    }
+
+    /// The unit that the log ends in, as it must read on disk.
+    pub(super) fn last_unit(&self) -> MetaWrite {
+        self.unit_write(self.entries.len() / self.unit_len(), |slot| {
+            self.entries.get(slot).copied()
+        })
+    }
+
+    /// Replaces and drops entries; `moved` names slots below `new_len`.
+    pub(super) fn rewrite_log(&mut self, moved: &[(usize, Entry)], new_len: usize) {
+        for slot in moved.iter().map(|m| m.0).chain(new_len..self.entries.len()) {
+            if let Some(entry) = self.entries.get(slot)
+                && self.strays.get(&entry.new) == Some(&slot)
+            {
+                self.strays.remove(&entry.new);
+            }
+        }
+        self.entries.truncate(new_len);
+        for &(slot, entry) in moved {
+            if let Some(place) = self.entries.get_mut(slot) {
+                *place = entry;
+                self.note_slot(entry.new, slot);
+            }
+        }
+    }
+
+    /// The log after `removal`, as if it had been loaded so.
+    pub(super) fn without(mut self, removal: &RemovalPlan) -> Self {
+        self.rewrite_log(&removal.moved, removal.new_len);
+        let unit = self.unit_len() * ENTRY_BYTES;
+        Self::from_log(self.layout, self.cow_sectors, unit, self.entries)
+    }
+
+    /// Shows the use that the kernel shows after a merge step: the current area
+    /// and its entries, whatever chunks the data is in.
+    pub(super) fn show_packed(&mut self) {
+        let in_area = (self.entries.len() % self.layout.area_len()) as u64;
+        let area = self
+            .layout
+            .area_chunk(self.layout.area_of(self.entries.len()));
+        self.shown_next_free = area + in_area + 1;
+    }
+
+    /// Entries in a unit.
+    fn unit_len(&self) -> usize {
+        self.unit.unwrap_or(512) / ENTRY_BYTES
+    }
+
+    fn raise_next_free(&mut self, given_out: u64) {
+        let next = given_out.saturating_add(1);
+        self.next_free = if self.unit.is_some() {
+            self.layout.data_chunk_from(next)
+        } else {
+            next
+        };
+        self.shown_next_free = self.next_free;
+    }
+
+    fn home_slot(&self, new: u64) -> Option<usize> {
+        match self.unit {
+            Some(_) => self.layout.home_slot(new),
+            None => usize::try_from(new).ok(),
+        }
+    }
+
+    /// Remembers a slot that cannot be computed.
+    fn note_slot(&mut self, new: u64, slot: usize) {
+        if self.home_slot(new) != Some(slot) {
+            self.strays.insert(new, slot);
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! The Linux dm-snapshot exception store, persistent format version 1, as pure
+//! code: bytes in, plans out. `docs/format.md` has the byte tables.
+//!
+//! [`Metadata`] is the log of a store that is in use; it plans writes and never
+//! does I/O. [`load`] and [`create`] run over a [`Disk`](crate::io::Disk) that
+//! nothing else uses meanwhile.
+
+mod create;
+mod disk;
+mod entry;
+mod error;
+mod header;
+mod layout;
+mod load;
+mod metadata;
+mod removal;
+mod scan;
+mod settle;
+mod survey;
+mod validate;
+
+#[cfg(test)]
+mod tests;
+
+pub use create::create;
+pub use entry::Entry;
+pub use error::StoreError;
+pub use header::{Header, RawHeader};
+pub use layout::Layout;
+pub use load::{LoadParams, Loaded, load};
+pub use metadata::{AppendPlan, MetaWrite, Metadata, NoSpace, Usage};
+pub use removal::RemovalPlan;
+pub use settle::{ValidStore, settle_invalid};
+pub use survey::{Survey, survey};
+pub use validate::{Repeat, for_each_repeat};

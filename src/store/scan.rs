@@ -1,0 +1,106 @@
+//! The log as it stands in the metadata areas, believed or not.
+
+use std::ops::Range;
+
+use super::StoreError;
+use super::disk::{PIECE, StoreDisk};
+use super::entry::Entry;
+use super::layout::{ENTRY_BYTES, Layout};
+use super::load::LoadParams;
+use crate::io::OwnedBuffer;
+
+/// Gets each entry with its slot.
+pub(super) type Sink<'a> = dyn FnMut(usize, Entry) -> Result<(), StoreError> + 'a;
+
+/// Reads areas until one has a terminator, in pieces, and gives each entry
+/// before it to `sink`. Returns the byte range, in whole units, of what is not
+/// zero from the terminator to the end of its area.
+///
+/// # Errors
+/// I/O errors, an area that is not on the device, and whatever `sink` says.
+pub(super) fn read_log(
+    disk: &mut StoreDisk<'_>,
+    layout: Layout,
+    params: &LoadParams,
+    sink: &mut Sink<'_>,
+) -> Result<Option<Range<u64>>, StoreError> {
+    let mut scan = Scan {
+        unit: params.unit,
+        slots: 0,
+        end: None,
+        sink,
+    };
+    let mut area = 0;
+    while scan.end.is_none() {
+        let chunk = layout.area_chunk(area);
+        if chunk >= layout.chunk_size.whole_chunks(params.cow_sectors) {
+            return Err(StoreError::Truncated {
+                what: format!("metadata area {area} in chunk {chunk}"),
+                needs: layout.chunk_size.first_sector(chunk.saturating_add(1)),
+                has: params.cow_sectors,
+            });
+        }
+        scan.read_area(disk, layout, chunk)?;
+        area += 1;
+    }
+    Ok(scan.end.and_then(|end| end.junk))
+}
+
+/// The areas as far as they were read.
+struct Scan<'a, 'b> {
+    unit: usize,
+    /// Entries so far.
+    slots: usize,
+    end: Option<End>,
+    sink: &'a mut Sink<'b>,
+}
+
+/// The terminator was found.
+struct End {
+    junk: Option<Range<u64>>,
+}
+
+impl Scan<'_, '_> {
+    /// Reads one area to its end, also behind the terminator: what is left
+    /// there would revive when the log grows over it.
+    fn read_area(
+        &mut self,
+        disk: &mut StoreDisk<'_>,
+        layout: Layout,
+        chunk: u64,
+    ) -> Result<(), StoreError> {
+        let piece = (layout.area_len() * ENTRY_BYTES).min(PIECE);
+        let mut buffer = OwnedBuffer::zeroed(piece);
+        let start = layout.chunk_offset(chunk);
+        for offset in (start..start + layout.chunk_size.bytes()).step_by(piece) {
+            buffer = disk.read(offset, buffer)?;
+            for (index, unit) in buffer.as_slice().chunks(self.unit).enumerate() {
+                self.take_unit(offset + (index * self.unit) as u64, unit)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn take_unit(&mut self, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
+        let mut rest = bytes.as_chunks::<ENTRY_BYTES>().0;
+        while self.end.is_none()
+            && let Some((first, others)) = rest.split_first()
+        {
+            match Entry::from_bytes(*first) {
+                Some(entry) => {
+                    (self.sink)(self.slots, entry)?;
+                    self.slots += 1;
+                    rest = others;
+                }
+                None => self.end = Some(End { junk: None }),
+            }
+        }
+        if let Some(end) = &mut self.end
+            && rest.as_flattened().iter().any(|&byte| byte != 0)
+        {
+            let first = end.junk.as_ref().map_or(offset, |junk| junk.start);
+            end.junk = Some(first..offset + bytes.len() as u64);
+        }
+        Ok(())
+    }
+}

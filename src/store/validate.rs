@@ -1,0 +1,293 @@
+//! What an entry must be to be believed. Linux checks nothing here: such a
+//! store would give EIO, or one content to readers and another to a merge.
+
+use super::StoreError;
+use super::entry::Entry;
+use super::layout::Layout;
+
+/// Bounds for each entry by itself.
+#[derive(Clone, Copy, Debug)]
+pub struct EntryRules {
+    pub layout: Layout,
+    cow_sectors: u64,
+    origin_chunks: Option<u64>,
+}
+
+impl EntryRules {
+    pub fn new(layout: Layout, cow_sectors: u64, origin_sectors: Option<u64>) -> Self {
+        let origin_chunks = origin_sectors.map(|s| layout.chunk_size.chunks_covering(s));
+        Self {
+            layout,
+            cow_sectors,
+            origin_chunks,
+        }
+    }
+
+    /// The copy must be a data chunk on the device, the original a chunk of the origin.
+    pub fn check(&self, slot: usize, entry: Entry) -> Result<(), StoreError> {
+        let chunk_size = self.layout.chunk_size;
+        if !self.layout.is_data(entry.new) {
+            let holds = "the store's own metadata";
+            return Err(StoreError::NotData { slot, entry, holds });
+        }
+        if entry.new >= chunk_size.whole_chunks(self.cow_sectors) {
+            return Err(StoreError::Truncated {
+                what: format!(
+                    "entry {slot} (origin chunk {} in COW chunk {})",
+                    entry.old, entry.new
+                ),
+                needs: chunk_size.first_sector(entry.new.saturating_add(1)),
+                has: self.cow_sectors,
+            });
+        }
+        match self.origin_chunks {
+            Some(origin_chunks) if entry.old >= origin_chunks => Err(StoreError::BeyondOrigin {
+                slot,
+                entry,
+                origin_chunks,
+                chunk_sectors: chunk_size.sectors(),
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Two entries that have something in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Repeat {
+    /// Slots, ascending, no third with the same in between.
+    pub first: usize,
+    pub second: usize,
+    a: Entry,
+    b: Entry,
+}
+
+impl Repeat {
+    /// Why they cannot both be right; `None` for identical entries, which are
+    /// what a removal leaves when it is cut short.
+    pub fn conflict(self) -> Option<StoreError> {
+        let Self {
+            first,
+            second,
+            a,
+            b,
+        } = self;
+        if a == b {
+            None
+        } else if a.old == b.old {
+            Some(StoreError::TwoCopies {
+                first,
+                second,
+                old: a.old,
+                first_new: a.new,
+                second_new: b.new,
+            })
+        } else {
+            Some(StoreError::SharedCopy {
+                first,
+                second,
+                new: a.new,
+                first_old: a.old,
+                second_old: b.old,
+            })
+        }
+    }
+}
+
+/// Refuses two copies of one chunk and two chunks in one copy. Of identical
+/// entries the slots of the later ones are returned, ascending.
+pub fn check_unique(entries: &[Entry]) -> Result<Vec<usize>, StoreError> {
+    let mut duplicates = Vec::new();
+    for_each_repeat(entries, &mut |repeat| match repeat.conflict() {
+        Some(error) => Err(error),
+        None => {
+            duplicates.push(repeat.second);
+            Ok(())
+        }
+    })?;
+    duplicates.sort_unstable();
+    Ok(duplicates)
+}
+
+/// Calls `found` with every two entries, neighbours in slot order, that are for
+/// the same chunk or in the same copy; with identical ones once.
+///
+/// # Errors
+/// What `found` says.
+pub fn for_each_repeat(
+    entries: &[Entry],
+    found: &mut dyn FnMut(Repeat) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    for_equal_neighbours(entries, |e| e.old, found)?;
+    for_equal_neighbours(entries, |e| e.new, &mut |repeat| {
+        if repeat.a == repeat.b {
+            return Ok(()); // found by its old chunk
+        }
+        found(repeat)
+    })
+}
+
+/// Entries sorted at a time: sorting all of a large log at once would take as
+/// much memory again as the log.
+const SORTED_AT_ONCE: usize = 1 << 20;
+/// Passes over the log at most, so that time stays in proportion to its length.
+const PASSES: usize = 16;
+
+/// Calls `found` with each two slots, neighbours in slot order, whose keys are equal.
+fn for_equal_neighbours(
+    entries: &[Entry],
+    key: impl Fn(&Entry) -> u64,
+    found: &mut dyn FnMut(Repeat) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    // The usual store: nothing to sort, nothing to allocate.
+    if entries.is_sorted_by(|a, b| key(a) < key(b)) {
+        return Ok(());
+    }
+    let passes = entries.len().div_ceil(SORTED_AT_ONCE).clamp(1, PASSES) as u64;
+    let mut order: Vec<(u64, usize)> = Vec::new();
+    for pass in 0..passes {
+        order.clear();
+        order.extend(
+            entries
+                .iter()
+                .enumerate()
+                .map(|(slot, entry)| (key(entry), slot))
+                .filter(|(key, _)| passes == 1 || mixed(*key) % passes == pass),
+        );
+        order.sort_unstable();
+        for pair in order.windows(2) {
+            if let [(first_key, first), (second_key, second)] = *pair
+                && first_key == second_key
+                && let (Some(&a), Some(&b)) = (entries.get(first), entries.get(second))
+            {
+                found(Repeat {
+                    first,
+                    second,
+                    a,
+                    b,
+                })?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Spreads chunk numbers evenly, whatever their pattern (Fibonacci hashing).
+const fn mixed(key: u64) -> u64 {
+    key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::ChunkSize;
+
+    fn log(pairs: &[(u64, u64)]) -> Vec<Entry> {
+        pairs.iter().map(|&(old, new)| Entry { old, new }).collect()
+    }
+
+    #[test]
+    fn identical_duplicates_are_named_later_ones_only() {
+        assert_eq!(
+            check_unique(&log(&[(1, 2), (9, 3), (1, 2), (5, 4), (1, 2)])).unwrap(),
+            [2, 4]
+        );
+        assert_eq!(
+            check_unique(&log(&[(7, 2), (3, 5), (4, 3)])).unwrap(),
+            [0_usize; 0]
+        );
+    }
+
+    #[test]
+    fn two_copies_of_a_chunk_are_refused_with_both_slots() {
+        let error = check_unique(&log(&[(10, 2), (1, 4), (10, 3)])).unwrap_err();
+        let expected = StoreError::TwoCopies {
+            first: 0,
+            second: 2,
+            old: 10,
+            first_new: 2,
+            second_new: 3,
+        };
+        assert_eq!(error, expected);
+    }
+
+    #[test]
+    fn two_chunks_in_one_copy_are_refused_with_both_slots() {
+        let error = check_unique(&log(&[(1, 2), (3, 4), (5, 2)])).unwrap_err();
+        let expected = StoreError::SharedCopy {
+            first: 0,
+            second: 2,
+            new: 2,
+            first_old: 1,
+            second_old: 5,
+        };
+        assert_eq!(error, expected);
+    }
+
+    #[test]
+    fn entries_must_point_at_data_on_the_devices() {
+        let layout = Layout::new(ChunkSize::new(1).unwrap());
+        let rules = EntryRules::new(layout, 100, Some(50));
+        let check = |old, new| rules.check(7, Entry { old, new });
+        assert_eq!(check(0, 2), Ok(()));
+        assert_eq!(check(49, 99), Ok(()));
+        for metadata in [1, 34, 67] {
+            assert!(matches!(
+                check(0, metadata),
+                Err(StoreError::NotData { slot: 7, .. })
+            ));
+        }
+        assert!(matches!(
+            check(0, 101),
+            Err(StoreError::Truncated {
+                needs: 102,
+                has: 100,
+                ..
+            })
+        ));
+        assert!(matches!(
+            check(0, u64::MAX),
+            Err(StoreError::Truncated { .. })
+        ));
+        assert!(matches!(
+            check(50, 2),
+            Err(StoreError::BeyondOrigin {
+                origin_chunks: 50,
+                ..
+            })
+        ));
+        assert!(matches!(
+            check(u64::MAX, 2),
+            Err(StoreError::BeyondOrigin { .. })
+        ));
+    }
+
+    #[test]
+    fn repeats_are_found_however_many_entries_there_are() {
+        // More than are sorted at once, in no order, with one conflict of each kind.
+        let len = 2 * SORTED_AT_ONCE as u64 + 7;
+        let mut entries: Vec<Entry> = (0..len)
+            .map(|n| Entry {
+                old: (n * 7_368_787) % (1 << 40),
+                new: len + 5 - n,
+            })
+            .collect();
+        assert_eq!(check_unique(&entries).unwrap(), [0_usize; 0]);
+        let last = entries.len() - 1;
+        entries[last] = entries[3];
+        assert_eq!(check_unique(&entries).unwrap(), [last]);
+        entries[last].new = 2;
+        assert!(matches!(
+            check_unique(&entries),
+            Err(StoreError::TwoCopies { first: 3, .. })
+        ));
+        entries[last] = Entry {
+            old: u64::MAX,
+            new: entries[9].new,
+        };
+        assert!(matches!(
+            check_unique(&entries),
+            Err(StoreError::SharedCopy { first: 9, .. })
+        ));
+    }
+}
