@@ -1,0 +1,683 @@
+//! The critical section: everything that changes state.
+//!
+//! An event comes in through [`Core::begin`] and one of the event methods, which
+//! push [`Work`]; [`Core::run`] works it off until nothing moves any more. All
+//! maps are ordered, so that the same events give the same commands.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use slab::Slab;
+
+use super::api::*;
+use super::buffers::BufferPool;
+use super::commit::{Commit, Queued};
+use super::control::{Drain, Gate, Syncing};
+use super::copyout::{CopyJob, Piece};
+use super::merge::Merge;
+use super::port::{CORE_TAG, PortShared, Shared, publish};
+use super::request::{RequestId, SlowRequest};
+use super::views::{Config, SharedSnapshot, ViewMode};
+use crate::io::{Buffer, DeviceId, Errno, Tag};
+use crate::mutation::{self, Mutation};
+use crate::store::Metadata;
+
+/// Who is told when something that was waited for has happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Waiter {
+    /// One of the request's waits has ended.
+    Request(RequestId),
+    /// A snapshot write's part in this chunk is to be looked at again.
+    Part(RequestId, u64),
+    /// One of the merge batch's waits has ended.
+    Batch,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum When {
+    /// The exception can be looked up.
+    Published,
+    /// Its entry is durable.
+    Committed,
+    /// And the old reads of the origin chunk have ended.
+    Settled,
+}
+
+/// An exception that is not settled yet.
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub seq: u64,
+    pub published: bool,
+    pub waiters: Vec<(When, Waiter)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StoreState {
+    Valid,
+    Overflow,
+    /// Its header is being written; origin writes that it needs to see wait.
+    Invalidating(InvalidReason),
+    Invalid,
+}
+
+/// The critical section's side of a snapshot.
+#[derive(Debug)]
+pub(super) struct Snap {
+    pub shared: Arc<SharedSnapshot>,
+    pub metadata: Metadata,
+    pub keep_on_overflow: bool,
+    pub defer_commits: bool,
+    pub state: StoreState,
+    /// By origin chunk.
+    pub pending: BTreeMap<u64, Pending>,
+    /// Allocated and not yet committed, in allocation order.
+    pub queue: VecDeque<Queued>,
+    /// Sequence number of the queue's front.
+    pub queue_base: u64,
+    /// Everything below this sequence number is wanted durable.
+    pub demand: u64,
+    /// What the next commit waits for, so that one flush serves a whole group.
+    pub goal: Option<u64>,
+    pub commit: Option<Commit>,
+    /// Waiting for the invalidation to be durable.
+    pub on_invalid: Vec<Waiter>,
+    /// I/O of the critical section under way for this snapshot.
+    pub ios: usize,
+    /// Port and id of the control request that removes it.
+    pub removal: Option<(usize, u64)>,
+}
+
+impl Snap {
+    pub fn is_usable(&self) -> bool {
+        matches!(self.state, StoreState::Valid | StoreState::Overflow)
+    }
+
+    pub fn is_invalidating(&self) -> bool {
+        matches!(self.state, StoreState::Invalidating(_))
+    }
+}
+
+/// What an I/O command of the critical section was for.
+#[derive(Debug)]
+pub(super) enum Op {
+    /// Guest data of a request; `fresh`: chunks that get their exception with it.
+    Guest {
+        request: RequestId,
+        snapshot: Option<SnapshotId>,
+        fresh: Vec<u64>,
+    },
+    RequestFlush {
+        request: RequestId,
+        cow: bool,
+    },
+    PatchRead {
+        request: RequestId,
+        snapshot: SnapshotId,
+        chunk: u64,
+    },
+    PatchWrite {
+        request: RequestId,
+        snapshot: SnapshotId,
+        chunk: u64,
+    },
+    CopyRead {
+        job: usize,
+        piece: usize,
+    },
+    CopyWrite {
+        job: usize,
+        piece: usize,
+        snapshot: SnapshotId,
+    },
+    Commit {
+        snapshot: SnapshotId,
+    },
+    Header {
+        snapshot: SnapshotId,
+    },
+    MergeRead {
+        origin_sector: u64,
+    },
+    MergeWrite,
+    MergeFlush,
+    MergeMove,
+    MergeZero,
+    Sync {
+        /// `None`: the origin.
+        snapshot: Option<SnapshotId>,
+    },
+    CutFlush,
+}
+
+#[derive(Debug)]
+pub(super) enum Work {
+    /// All waits of a request have ended.
+    Request(RequestId),
+    Part(RequestId, u64),
+    Batch,
+    Commit(SnapshotId),
+    /// Room for copy-outs again.
+    CopyRoom,
+}
+
+pub(super) struct Core {
+    pub shared: Arc<Shared>,
+    pub config: Arc<Config>,
+    ports: Slab<Arc<PortShared>>,
+    pub caller: usize,
+    out: Vec<(usize, Command)>,
+    pub work: VecDeque<Work>,
+    pub snaps: BTreeMap<SnapshotId, Snap>,
+    pub merge: Option<Merge>,
+    /// Views of merged snapshots that went on as origin views.
+    pub followers: BTreeSet<ViewId>,
+    pub gate: Option<Gate>,
+    pub syncing: Option<Syncing>,
+    pub drains: Vec<Drain>,
+    pub requests: Slab<SlowRequest>,
+    pub ops: Slab<Op>,
+    pub jobs: Slab<CopyJob>,
+    pub pieces: Slab<Piece>,
+    /// Bytes of copy-out jobs under way.
+    pub copy_bytes: u64,
+    pub copy_waiters: VecDeque<Waiter>,
+    pub buffers: BufferPool,
+}
+
+impl Core {
+    pub fn new(shared: Arc<Shared>) -> Self {
+        let mut core = Self {
+            shared,
+            config: Arc::new(Config::new(0, BTreeMap::new())),
+            ports: Slab::new(),
+            caller: usize::MAX,
+            out: Vec::new(),
+            work: VecDeque::new(),
+            snaps: BTreeMap::new(),
+            merge: None,
+            followers: BTreeSet::new(),
+            gate: None,
+            syncing: None,
+            drains: Vec::new(),
+            requests: Slab::new(),
+            ops: Slab::new(),
+            jobs: Slab::new(),
+            pieces: Slab::new(),
+            copy_bytes: 0,
+            copy_waiters: VecDeque::new(),
+            buffers: BufferPool::default(),
+        };
+        core.publish_views();
+        core
+    }
+
+    // ---- ports and commands
+
+    pub fn add_port(&mut self, port: Arc<PortShared>) -> usize {
+        self.ports.insert(port)
+    }
+
+    pub fn remove_port(&mut self, index: usize) {
+        self.ports.try_remove(index);
+    }
+
+    pub fn port(&self, index: usize) -> Option<&Arc<PortShared>> {
+        self.ports.get(index)
+    }
+
+    pub fn ports(&self) -> impl Iterator<Item = (usize, &Arc<PortShared>)> {
+        self.ports.iter()
+    }
+
+    pub fn port_with(&self, role: PortRole) -> Option<usize> {
+        self.ports
+            .iter()
+            .find(|(_, p)| p.role == role)
+            .map(|(i, _)| i)
+    }
+
+    pub fn begin(&mut self, caller: usize) {
+        self.caller = caller;
+    }
+
+    pub fn commands(&mut self) -> std::vec::IntoIter<(usize, Command)> {
+        std::mem::take(&mut self.out).into_iter()
+    }
+
+    pub fn emit(&mut self, port: usize, command: Command) {
+        self.out.push((port, command));
+    }
+
+    pub fn notify(&mut self, notice: Notice) {
+        let role = if matches!(notice, Notice::MergeWork { .. }) {
+            PortRole::Merger
+        } else {
+            PortRole::Notices
+        };
+        if let Some(port) = self.port_with(role) {
+            self.emit(port, Command::Notice(notice));
+        }
+    }
+
+    /// Keeps account of an I/O command; the tag comes back with its end.
+    pub fn tag(&mut self, op: Op) -> Tag {
+        let snapshot = match &op {
+            Op::Guest {
+                snapshot: Some(s), ..
+            }
+            | Op::PatchRead { snapshot: s, .. }
+            | Op::PatchWrite { snapshot: s, .. }
+            | Op::CopyWrite { snapshot: s, .. }
+            | Op::Commit { snapshot: s }
+            | Op::Header { snapshot: s }
+            | Op::Sync { snapshot: Some(s) } => Some(*s),
+            _ => None,
+        };
+        if let Some(snap) = snapshot.and_then(|s| self.snaps.get_mut(&s)) {
+            snap.ios += 1;
+        }
+        self.ops.insert(op) as Tag | CORE_TAG
+    }
+
+    pub fn origin_device(&self) -> DeviceId {
+        self.shared.origin.device
+    }
+
+    pub fn origin_sectors(&self) -> u64 {
+        self.shared.origin.sectors
+    }
+
+    // ---- events
+
+    pub fn io_done(
+        &mut self,
+        _port: usize,
+        tag: Tag,
+        result: Result<(), Errno>,
+        buffer: Option<Buffer>,
+    ) {
+        let Some(op) = usize::try_from(tag)
+            .ok()
+            .and_then(|t| self.ops.try_remove(t))
+        else {
+            return;
+        };
+        let snapshot = match op {
+            Op::Guest {
+                request,
+                snapshot,
+                fresh,
+            } => {
+                self.guest_io_done(request, snapshot, fresh, result);
+                snapshot
+            }
+            Op::RequestFlush { request, cow } => {
+                self.request_flush_done(request, cow, result);
+                None
+            }
+            Op::PatchRead {
+                request,
+                snapshot,
+                chunk,
+            } => {
+                self.patch_read_done(request, snapshot, chunk, result, buffer);
+                Some(snapshot)
+            }
+            Op::PatchWrite {
+                request,
+                snapshot,
+                chunk,
+            } => {
+                self.buffers.put_back(buffer);
+                self.patch_write_done(request, snapshot, chunk, result);
+                Some(snapshot)
+            }
+            Op::CopyRead { job, piece } => {
+                self.copy_read_done(job, piece, result, buffer);
+                None
+            }
+            Op::CopyWrite {
+                job,
+                piece,
+                snapshot,
+            } => {
+                drop(buffer);
+                self.copy_write_done(job, piece, snapshot, result);
+                Some(snapshot)
+            }
+            Op::Commit { snapshot } => {
+                self.commit_step_done(snapshot, result);
+                Some(snapshot)
+            }
+            Op::Header { snapshot } => {
+                self.header_written(snapshot, result);
+                Some(snapshot)
+            }
+            Op::MergeRead { origin_sector } => {
+                self.merge_read_done(origin_sector, result, buffer);
+                None
+            }
+            Op::MergeWrite => {
+                self.buffers.put_back(buffer);
+                self.merge_write_done(result);
+                None
+            }
+            Op::MergeFlush => {
+                self.merge_flush_done(result);
+                None
+            }
+            Op::MergeMove => {
+                self.merge_move_done(result);
+                None
+            }
+            Op::MergeZero => {
+                self.merge_zero_done(result);
+                None
+            }
+            Op::Sync { snapshot } => {
+                self.sync_flush_done(snapshot, result);
+                snapshot
+            }
+            Op::CutFlush => {
+                self.cut_flushed(result);
+                None
+            }
+        };
+        if let Some(snap) = snapshot.and_then(|s| self.snaps.get_mut(&s)) {
+            snap.ios = snap.ios.saturating_sub(1);
+        }
+    }
+
+    /// A fast-path flush failed.
+    pub fn flush_failed(&mut self, view: ViewId, cow: bool) {
+        let mode = self.config.mode(view).clone();
+        match &*mode {
+            _ if !cow => self.origin_flush_failed(),
+            ViewMode::Snapshot { snapshot, .. } | ViewMode::Merge { snapshot, .. } => {
+                self.store_flush_failed(snapshot.id)
+            }
+            _ => {}
+        }
+    }
+
+    pub fn origin_flush_failed(&mut self) {
+        if !mutation::is(Mutation::FailedFlushForgotten) {
+            self.shared
+                .origin_flush_failed
+                .store(true, Ordering::Release);
+        }
+    }
+
+    /// A store's device lost what a flush should have kept. A store that merges
+    /// cannot be given up: it is all that there is of its chunks.
+    pub fn store_flush_failed(&mut self, id: SnapshotId) {
+        if self.merge.as_ref().is_some_and(|m| m.snapshot == id)
+            && let Some(snap) = self.snaps.get(&id)
+        {
+            let failed = !mutation::is(Mutation::FailedStoreFlushForgotten);
+            snap.shared.flush_failed.store(failed, Ordering::Release);
+            self.fail_merge("flushing the COW device failed".into());
+        } else {
+            self.invalidate(id, InvalidReason::Io(Errno::EIO));
+        }
+    }
+
+    /// A registration that somebody may wait for has ended.
+    pub fn recheck(&mut self) {}
+
+    /// Works off everything that an event set off.
+    pub fn run(&mut self) {
+        loop {
+            while let Some(work) = self.work.pop_front() {
+                match work {
+                    Work::Request(id) => self.request_ready(id),
+                    Work::Part(id, chunk) => self.part_ready(id, chunk),
+                    Work::Batch => self.batch_ready(),
+                    Work::Commit(id) => self.maybe_commit(id),
+                    Work::CopyRoom => self.copy_room(),
+                }
+            }
+            if self.drains.is_empty() || !self.finish_drains() {
+                if self.syncing.is_some() {
+                    self.advance_sync();
+                }
+                break;
+            }
+        }
+    }
+
+    pub fn add_wait(&mut self, waiter: Waiter) {
+        match waiter {
+            Waiter::Request(id) => {
+                if let Some(request) = self.requests.get_mut(id) {
+                    request.waits += 1;
+                }
+            }
+            Waiter::Part(..) => {} // counted by its request when it was parked
+            Waiter::Batch => {
+                if let Some(batch) = self.merge.as_mut().and_then(|m| m.batch.as_mut()) {
+                    batch.waits += 1;
+                }
+            }
+        }
+    }
+
+    pub fn wake(&mut self, waiter: Waiter) {
+        match waiter {
+            Waiter::Request(id) => {
+                if let Some(request) = self.requests.get_mut(id) {
+                    request.waits = request.waits.saturating_sub(1);
+                }
+            }
+            Waiter::Part(id, chunk) => return self.work.push_back(Work::Part(id, chunk)),
+            Waiter::Batch => {
+                if let Some(batch) = self.merge.as_mut().and_then(|m| m.batch.as_mut()) {
+                    batch.waits = batch.waits.saturating_sub(1);
+                }
+            }
+        }
+        self.look_again(waiter);
+    }
+
+    /// Queues a turn for a waiter that waits for nothing, once.
+    pub fn look_again(&mut self, waiter: Waiter) {
+        match waiter {
+            Waiter::Request(id) => {
+                if let Some(request) = self.requests.get_mut(id)
+                    && request.waits == 0
+                    && !std::mem::replace(&mut request.queued, true)
+                {
+                    self.work.push_back(Work::Request(id));
+                }
+            }
+            Waiter::Part(..) => {}
+            Waiter::Batch => {
+                if let Some(batch) = self.merge.as_mut().and_then(|m| m.batch.as_mut())
+                    && batch.waits == 0
+                    && !std::mem::replace(&mut batch.queued, true)
+                {
+                    self.work.push_back(Work::Batch);
+                }
+            }
+        }
+    }
+
+    // ---- configuration
+
+    /// Builds and publishes what every view shows. A scan of the registrations
+    /// after this finds every request that was decided before.
+    pub fn publish_views(&mut self) {
+        let merging = self.merge.as_ref().map(|m| m.snapshot);
+        let preserve = Arc::new(
+            self.snaps
+                .values()
+                .filter(|s| (s.is_usable() || s.is_invalidating()) && Some(s.shared.id) != merging)
+                .map(|s| s.shared.clone())
+                .collect::<Vec<_>>(),
+        );
+        let gated = self.gate.as_ref();
+        let origin = match self
+            .merge
+            .as_ref()
+            .filter(|m| !m.ending)
+            .and_then(|m| Some((m, self.snaps.get(&m.snapshot)?)))
+        {
+            Some((merge, snap)) => Arc::new(ViewMode::Merge {
+                snapshot: snap.shared.clone(),
+                preserve,
+                writes: merge.writes,
+            }),
+            None => Arc::new(ViewMode::Origin {
+                preserve,
+                write_gate: gated.is_some_and(Gate::is_cut),
+            }),
+        };
+        let mut views = BTreeMap::new();
+        for snap in self.snaps.values() {
+            let id = snap.shared.id;
+            let mode = match self.merge.as_ref().filter(|m| m.snapshot == id) {
+                Some(merge) if merge.follow => origin.clone(),
+                Some(_) => Arc::new(ViewMode::Failed),
+                None if snap.removal.is_some() => Arc::new(ViewMode::Failed),
+                None if snap.is_usable() => Arc::new(ViewMode::Snapshot {
+                    snapshot: snap.shared.clone(),
+                    overflow: snap.state == StoreState::Overflow,
+                }),
+                None => Arc::new(ViewMode::Failed),
+            };
+            views.insert(id, mode);
+        }
+        for id in self.followers.iter().chain([&ViewId::ORIGIN]) {
+            views.insert(*id, origin.clone());
+        }
+        if let Some(snapshot) = gated.and_then(Gate::handover) {
+            let blocked: Vec<ViewId> = self
+                .followers
+                .iter()
+                .copied()
+                .chain([ViewId::ORIGIN, snapshot])
+                .collect();
+            for id in blocked {
+                views.insert(id, Arc::new(ViewMode::Gated));
+            }
+        }
+        self.config = Arc::new(Config::new(self.config.epoch + 1, views));
+        publish(
+            &self.shared,
+            Config::new(self.config.epoch, self.config.views.clone()),
+        );
+    }
+
+    // ---- drains
+
+    /// Runs `drain.then` once nothing that it waits for is registered any more.
+    pub fn add_drain(&mut self, drain: Drain) {
+        self.drains.push(drain);
+        self.shared
+            .drains
+            .store(self.drains.len(), Ordering::Release);
+        fence(Ordering::SeqCst);
+    }
+
+    fn finish_drains(&mut self) -> bool {
+        let mut moved = false;
+        let mut at = 0;
+        while let Some(drain) = self.drains.get(at) {
+            if self.is_drained(drain) {
+                let drain = self.drains.swap_remove(at);
+                self.drained(drain);
+                moved = true;
+            } else {
+                at += 1;
+            }
+        }
+        self.shared
+            .drains
+            .store(self.drains.len(), Ordering::Release);
+        moved
+    }
+
+    // ---- looking in
+
+    pub fn status(&self) -> EngineStatus {
+        let snapshots = self
+            .snaps
+            .values()
+            .map(|s| SnapshotStatus {
+                snapshot: s.shared.id,
+                state: match self.merge.as_ref().filter(|m| m.snapshot == s.shared.id) {
+                    Some(m) if m.failed.is_some() => SnapshotState::MergeFailed,
+                    Some(m) if m.paused => SnapshotState::MergePaused,
+                    Some(_) => SnapshotState::Merging,
+                    None => match s.state {
+                        StoreState::Valid => SnapshotState::Active,
+                        StoreState::Overflow => SnapshotState::Overflow,
+                        StoreState::Invalidating(_) | StoreState::Invalid => SnapshotState::Invalid,
+                    },
+                },
+                chunk_sectors: s.shared.chunk_size.sectors(),
+                usage: s.metadata.usage(),
+                transient: s.metadata.is_transient(),
+                exceptions: s.metadata.entries().len() as u64,
+            })
+            .collect();
+        let merge = self.merge.as_ref().map(|m| MergeStatus {
+            snapshot: m.snapshot.0,
+            chunks_done: m.chunks_done,
+            chunks_left: self
+                .snaps
+                .get(&m.snapshot)
+                .map_or(0, |s| s.metadata.entries().len() as u64),
+            bytes_copied: m.bytes_copied,
+        });
+        EngineStatus { snapshots, merge }
+    }
+
+    /// Walks the invariants that hold between events.
+    pub fn check(&self) -> Result<(), String> {
+        for (id, snap) in &self.snaps {
+            if !snap.is_usable() {
+                continue;
+            }
+            for (chunk, p) in &snap.pending {
+                if p.published != snap.shared.table.get(*chunk).is_some() {
+                    return Err(format!(
+                        "{id:?}: chunk {chunk} pending, published {}, table disagrees",
+                        p.published
+                    ));
+                }
+                if snap.shared.table.get(*chunk).is_settled() {
+                    return Err(format!("{id:?}: chunk {chunk} is settled and pending"));
+                }
+            }
+            for e in snap.metadata.entries() {
+                if snap.shared.table.get(e.old).cow_chunk() != Some(e.new) {
+                    return Err(format!(
+                        "{id:?}: entry {e:?} is committed and not in the table"
+                    ));
+                }
+            }
+            for q in &snap.queue {
+                if !snap.pending.contains_key(&q.old) {
+                    return Err(format!("{id:?}: chunk {} queued and not pending", q.old));
+                }
+            }
+        }
+        let idle =
+            self.requests.is_empty() && self.merge.as_ref().is_none_or(|m| m.batch.is_none());
+        if idle && self.ops.is_empty() && self.work.is_empty() {
+            if !self.jobs.is_empty() || !self.pieces.is_empty() || self.copy_bytes != 0 {
+                return Err(format!(
+                    "idle with {} copy jobs, {} bytes",
+                    self.jobs.len(),
+                    self.copy_bytes
+                ));
+            }
+            if !self.copy_waiters.is_empty() {
+                return Err("idle with waiters for copy room".into());
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,208 @@
+//! Merging a snapshot back into its origin: the state, guest writes during it,
+//! pause, failure and end. The batches are in [`super::merge_batch`].
+//!
+//! Content rule at any instant: a chunk with an exception → the COW copy; a chunk
+//! without → the origin. No exception is ever added to a merging store.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::api::*;
+use super::control::Drain;
+use super::core::{Core, Waiter};
+use super::merge_batch::Batch;
+use super::request::{RequestId, Stage};
+use super::trace::{COW, WRITE};
+use super::views::{Extent, ViewMode};
+use crate::mutation::{self, Mutation};
+
+#[derive(Debug)]
+pub(super) struct Merge {
+    pub snapshot: SnapshotId,
+    pub writes: MergeWrites,
+    pub follow: bool,
+    pub paused: bool,
+    /// Why it stopped. Guest writes then go by the redirect rule.
+    pub failed: Option<String>,
+    /// Chunks of a batch whose removal failed: whether their entries are on disk
+    /// is unknown, so writes to them are refused until the store is loaded again.
+    pub limbo: BTreeSet<u64>,
+    pub batch: Option<Batch>,
+    /// Chunks that guest writes wait for, first come first served.
+    pub urgent: BTreeSet<u64>,
+    /// Who waits for a chunk to be merged.
+    pub waiting: BTreeMap<u64, Vec<RequestId>>,
+    pub chunks_done: u64,
+    pub bytes_copied: u64,
+    pub ending: bool,
+}
+
+impl Merge {
+    pub fn new(snapshot: SnapshotId, writes: MergeWrites, follow: bool) -> Self {
+        Self {
+            snapshot,
+            writes,
+            follow,
+            paused: false,
+            failed: None,
+            limbo: BTreeSet::new(),
+            batch: None,
+            urgent: BTreeSet::new(),
+            waiting: BTreeMap::new(),
+            chunks_done: 0,
+            bytes_copied: 0,
+            ending: false,
+        }
+    }
+}
+
+impl Core {
+    /// A write to a merge view: waits for its chunks (`wait`) or goes to their COW
+    /// copies (`redirect`); what is not in the store is an origin write.
+    pub fn merge_write(&mut self, id: RequestId) {
+        let Some(request) = self.requests.get(id) else {
+            return;
+        };
+        let (start, end, port, view) = (request.start(), request.end(), request.port, request.view);
+        let mode = self.config.mode(view).clone();
+        let ViewMode::Merge {
+            snapshot: shared, ..
+        } = &*mode
+        else {
+            return;
+        };
+        let Some(merge) = &mut self.merge else { return };
+        let redirect = merge.writes == MergeWrites::Redirect || merge.failed.is_some();
+        // Before it waits anywhere: a request that has ended must be in no list.
+        if shared.chunks(start, end).any(|c| merge.limbo.contains(&c)) {
+            return self.fail(id);
+        }
+        let mut waits = 0;
+        for chunk in shared.chunks(start, end) {
+            let exception = shared.table.get(chunk);
+            if !exception.is_some()
+                || (redirect && !exception.is_fenced())
+                || mutation::is(Mutation::UnmergedWriteReachesOrigin)
+                || (redirect && mutation::is(Mutation::FenceIgnored))
+            {
+                continue;
+            }
+            merge.waiting.entry(chunk).or_default().push(id);
+            if !exception.is_fenced() {
+                merge.urgent.insert(chunk);
+            }
+            waits += 1;
+        }
+        if waits > 0 {
+            if let Some(request) = self.requests.get_mut(id) {
+                request.waits += waits;
+            }
+            let snapshot = shared.id;
+            return self.notify(Notice::MergeWork { snapshot });
+        }
+        let mut extents: Vec<Extent> = Vec::new();
+        shared.resolve(start, end, |e| extents.push(e));
+        if mutation::is(Mutation::UnmergedWriteReachesOrigin) {
+            extents = vec![Extent {
+                device: None,
+                device_sector: start,
+                sector: start,
+                sectors: end - start,
+            }];
+        }
+        let mut waits = 0;
+        for e in extents.iter().filter(|e| e.device.is_none()) {
+            waits += self.preserve(e.sector..e.sector + e.sectors, Waiter::Request(id), port);
+        }
+        if waits > 0 {
+            return self.look_again(Waiter::Request(id));
+        }
+        let Some(request) = self.requests.get_mut(id) else {
+            return;
+        };
+        request.stage = Stage::Issued;
+        let cow = extents.iter().any(|e| e.device.is_some());
+        self.register(id, if cow { WRITE | COW } else { WRITE });
+        for extent in extents {
+            self.guest_io(id, extent, None, Vec::new());
+        }
+    }
+
+    /// Lets everybody who waits for a chunk decide again.
+    pub fn release_merge_waiters(&mut self) {
+        let Some(merge) = &mut self.merge else { return };
+        merge.urgent.clear();
+        for id in std::mem::take(&mut merge.waiting).into_values().flatten() {
+            self.wake(Waiter::Request(id));
+        }
+    }
+
+    pub fn pause_merge(&mut self, pause: bool) -> Result<(), ControlError> {
+        let origin_failed = self
+            .shared
+            .origin_flush_failed
+            .load(std::sync::atomic::Ordering::Acquire);
+        let merge = self.merge.as_mut().ok_or(ControlError::NoMerge)?;
+        let store_failed = self.snaps.get(&merge.snapshot).is_some_and(|s| {
+            s.shared
+                .flush_failed
+                .load(std::sync::atomic::Ordering::Acquire)
+        });
+        let unknown = origin_failed || store_failed || !merge.limbo.is_empty();
+        if !pause && merge.failed.is_some() && unknown {
+            // What is on disk is unknown: only loading it again tells.
+            return Err(ControlError::MergeFailed);
+        }
+        merge.paused = pause;
+        if !pause && merge.failed.take().is_some() {
+            self.release_merge_waiters();
+        }
+        if let Some(merge) = &self.merge
+            && !pause
+        {
+            let snapshot = merge.snapshot;
+            self.notify(Notice::MergeWork { snapshot });
+        }
+        Ok(())
+    }
+
+    /// Stops the merge. What is merged is merged; the rest stays in the store.
+    pub fn fail_merge(&mut self, reason: String) {
+        let Some(merge) = &mut self.merge else { return };
+        if merge.failed.is_some() {
+            return;
+        }
+        merge.failed = Some(reason.clone());
+        let snapshot = merge.snapshot;
+        self.abandon_batch();
+        self.release_merge_waiters();
+        self.notify(Notice::MergeFailed { snapshot, reason });
+    }
+
+    /// The log is empty: the store can go once nobody reads it any more.
+    pub fn end_merge(&mut self) {
+        let Some(merge) = &mut self.merge else { return };
+        if !merge.ending {
+            merge.ending = true;
+            // From here on nothing new touches the store, flushes neither.
+            self.publish_views();
+            self.add_drain(Drain::MergeEnd);
+        }
+    }
+
+    pub fn merge_ended(&mut self) {
+        let Some(merge) = self.merge.take() else {
+            return;
+        };
+        self.snaps.remove(&merge.snapshot);
+        if merge.follow {
+            self.followers.insert(merge.snapshot);
+        }
+        self.publish_views();
+        for id in merge.waiting.into_values().flatten() {
+            self.wake(Waiter::Request(id));
+        }
+        self.notify(Notice::MergeDone {
+            snapshot: merge.snapshot,
+        });
+    }
+}

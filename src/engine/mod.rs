@@ -1,0 +1,28 @@
+//! The snapshot engine: events in, commands out.
+//!
+//! One engine serves one volume. It does no I/O and has no clock, no threads and
+//! no randomness; whoever holds a [`Port`] feeds it events and carries out the
+//! commands. Settled requests are decided on the port's fast path by atomic
+//! look-ups; only state changes enter the critical section ([`core`]).
+
+mod api;
+mod buffers;
+mod commit;
+mod control;
+mod copyout;
+mod core;
+mod invalidate;
+mod merge;
+mod merge_batch;
+mod port;
+mod request;
+mod snapshot_write;
+mod table;
+mod trace;
+mod views;
+
+#[cfg(test)]
+mod tests;
+
+pub use api::*;
+pub use port::{Engine, Port};

@@ -1,0 +1,345 @@
+//! Requests that the fast path could not settle.
+
+use super::api::*;
+use super::core::{Core, Op, Waiter, When, Work};
+use super::port::byte_count;
+use super::trace::{COW, OTHER, WRITE};
+use super::views::{Extent, ViewMode, resolve_read};
+use crate::io::Errno;
+use crate::mutation::{self, Mutation};
+use crate::units::SECTOR_SHIFT;
+
+pub(super) type RequestId = usize;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// To be decided (again) when `waits` is 0.
+    Waiting,
+    /// A flush whose entries are durable: only the device is left.
+    Flushing,
+    /// All its I/O is under way; ends when `waits` is 0.
+    Issued,
+}
+
+#[derive(Debug)]
+pub(super) struct SlowRequest {
+    pub port: usize,
+    pub view: ViewId,
+    pub request: Request,
+    pub stage: Stage,
+    /// Things that must end before the request moves on.
+    pub waits: u32,
+    /// Its turn is in the work queue.
+    pub queued: bool,
+    pub failed: bool,
+}
+
+impl SlowRequest {
+    pub fn start(&self) -> u64 {
+        self.request.sector
+    }
+
+    pub fn end(&self) -> u64 {
+        self.request.sector + self.request.sectors
+    }
+
+    pub fn durable(&self) -> bool {
+        matches!(self.request.kind, RequestKind::Write { durable: true })
+    }
+}
+
+impl Core {
+    /// A request that the fast path left.
+    pub fn request(&mut self, port: usize, request: Request) {
+        let Some(PortRole::View(view)) = self.port(port).map(|p| p.role) else {
+            return;
+        };
+        let id = self.requests.insert(SlowRequest {
+            port,
+            view,
+            request,
+            stage: Stage::Waiting,
+            waits: 0,
+            queued: false,
+            failed: false,
+        });
+        self.decide(id);
+    }
+
+    /// All waits have ended.
+    pub fn request_ready(&mut self, id: RequestId) {
+        let Some(request) = self.requests.get_mut(id) else {
+            return;
+        };
+        request.queued = false;
+        if request.waits > 0 {
+            return;
+        }
+        if request.failed || request.stage == Stage::Issued {
+            self.finish(id);
+        } else {
+            self.decide(id);
+        }
+    }
+
+    /// Looks at the state of now and starts what is possible.
+    fn decide(&mut self, id: RequestId) {
+        let Some(request) = self.requests.get(id) else {
+            return;
+        };
+        let mode = self.config.mode(request.view).clone();
+        match (&*mode, request.request.kind) {
+            (ViewMode::Gated, _)
+            | (
+                ViewMode::Origin {
+                    write_gate: true, ..
+                },
+                RequestKind::Write { .. },
+            ) => {
+                if let Some(gate) = &mut self.gate {
+                    gate.queue.push(id);
+                }
+            }
+            (ViewMode::Failed, _) => self.fail(id),
+            (_, RequestKind::Read) => self.read(id, &mode),
+            (ViewMode::Origin { .. }, RequestKind::Write { .. }) => self.origin_write(id),
+            (ViewMode::Snapshot { overflow: true, .. }, RequestKind::Write { .. }) => self.fail(id),
+            (ViewMode::Snapshot { snapshot, .. }, RequestKind::Write { .. }) => {
+                self.snapshot_write(id, snapshot)
+            }
+            (ViewMode::Merge { .. }, RequestKind::Write { .. }) => self.merge_write(id),
+            (_, RequestKind::Flush) => self.flush(id, &mode),
+        }
+    }
+
+    pub fn fail(&mut self, id: RequestId) {
+        if let Some(request) = self.requests.get_mut(id) {
+            request.failed = true;
+        }
+        self.finish(id);
+    }
+
+    pub fn finish(&mut self, id: RequestId) {
+        let Some(request) = self.requests.try_remove(id) else {
+            return;
+        };
+        if let Some(port) = self.port(request.port) {
+            port.trace.clear(request.request.slot);
+        }
+        let status = if request.failed {
+            Status::IoError
+        } else {
+            Status::Ok
+        };
+        self.emit(
+            request.port,
+            Command::Complete {
+                slot: request.request.slot,
+                status,
+            },
+        );
+    }
+
+    /// Lets later state changes find the request's I/O.
+    pub fn register(&self, id: RequestId, touches: u64) {
+        if let Some(r) = self.requests.get(id)
+            && let Some(port) = self.port(r.port)
+        {
+            port.trace
+                .register(r.request.slot, touches, r.start(), r.end());
+        }
+    }
+
+    /// Starts guest I/O for one extent of a request.
+    pub fn guest_io(
+        &mut self,
+        id: RequestId,
+        extent: Extent,
+        snapshot: Option<SnapshotId>,
+        fresh: Vec<u64>,
+    ) {
+        let origin = self.origin_device();
+        let Some(request) = self.requests.get_mut(id) else {
+            return;
+        };
+        request.waits += 1;
+        let (port, slot, durable) = (request.port, request.request.slot, request.durable());
+        let write = matches!(request.request.kind, RequestKind::Write { .. });
+        let slot_offset = byte_count(extent.sector - request.request.sector);
+        let device = extent.device.unwrap_or(origin);
+        let (offset, len) = (
+            extent.device_sector << SECTOR_SHIFT,
+            byte_count(extent.sectors),
+        );
+        let tag = self.tag(Op::Guest {
+            request: id,
+            snapshot,
+            fresh,
+        });
+        self.emit(
+            port,
+            if write {
+                Command::GuestWrite {
+                    tag,
+                    device,
+                    offset,
+                    slot,
+                    slot_offset,
+                    len,
+                    durable,
+                }
+            } else {
+                Command::GuestRead {
+                    tag,
+                    device,
+                    offset,
+                    slot,
+                    slot_offset,
+                    len,
+                }
+            },
+        );
+    }
+
+    pub fn guest_io_done(
+        &mut self,
+        id: RequestId,
+        snapshot: Option<SnapshotId>,
+        fresh: Vec<u64>,
+        result: Result<(), Errno>,
+    ) {
+        if let Err(errno) = result {
+            if let Some(request) = self.requests.get_mut(id) {
+                request.failed = true;
+            }
+            if let Some(snapshot) = snapshot.filter(|_| !fresh.is_empty()) {
+                // The store's log cannot have a gap: without its data, no later entry either.
+                self.invalidate(snapshot, InvalidReason::Io(errno));
+            }
+        } else if let Some(snapshot) = snapshot {
+            for chunk in fresh {
+                self.fresh_written(id, snapshot, chunk);
+            }
+        }
+        self.wake(Waiter::Request(id));
+    }
+
+    fn read(&mut self, id: RequestId, mode: &ViewMode) {
+        let Some(request) = self.requests.get_mut(id) else {
+            return;
+        };
+        let (start, end) = (request.start(), request.end());
+        request.stage = Stage::Issued;
+        // Registered before it is resolved, as on the fast path.
+        self.register(id, super::trace::READ_ORIGIN | COW);
+        let mut extents = Vec::new();
+        if let Some(touches) = resolve_read(mode, start, end, |e| extents.push(e)) {
+            self.register(id, touches);
+        }
+        for extent in extents {
+            self.guest_io(id, extent, None, Vec::new());
+        }
+    }
+
+    /// Issued only when every snapshot has the chunks ([`super::copyout`], step 6).
+    fn origin_write(&mut self, id: RequestId) {
+        let Some(request) = self.requests.get(id) else {
+            return;
+        };
+        let (start, end, port) = (request.start(), request.end(), request.port);
+        if self.preserve(start..end, Waiter::Request(id), port) > 0
+            && !mutation::is(Mutation::OriginWriteBeforeCopy)
+        {
+            // Its waits may have ended already (a transient store gave up): look again.
+            return self.look_again(Waiter::Request(id));
+        }
+        let Some(request) = self.requests.get_mut(id) else {
+            return;
+        };
+        request.stage = Stage::Issued;
+        self.register(id, WRITE);
+        self.guest_io(
+            id,
+            Extent {
+                device: None,
+                device_sector: start,
+                sector: start,
+                sectors: end - start,
+            },
+            None,
+            Vec::new(),
+        );
+    }
+
+    /// Order on a snapshot view: 1 entries of acknowledged writes durable (their
+    /// data with them) → 2 the COW device flushed, for writes in place → 3 complete.
+    fn flush(&mut self, id: RequestId, mode: &ViewMode) {
+        let origin = self.origin_device();
+        match mode {
+            ViewMode::Snapshot { snapshot, .. } => {
+                let (sid, device) = (snapshot.id, snapshot.device);
+                let Some(request) = self.requests.get_mut(id) else {
+                    return;
+                };
+                if request.stage == Stage::Waiting
+                    && let Some(snap) = self.snaps.get_mut(&sid)
+                    && let Some(chunk) = snap.newest_ready()
+                    && !mutation::is(Mutation::FlushForgetsEntries)
+                {
+                    request.stage = Stage::Flushing;
+                    request.waits += 1;
+                    snap.demand(chunk);
+                    snap.wait(chunk, When::Committed, Waiter::Request(id));
+                    self.work.push_back(Work::Commit(sid));
+                    return;
+                }
+                self.request_flush(id, device, true);
+            }
+            ViewMode::Merge { snapshot, .. } => {
+                let device = snapshot.device;
+                if snapshot
+                    .flush_failed
+                    .load(std::sync::atomic::Ordering::Acquire)
+                {
+                    return self.fail(id);
+                }
+                self.request_flush(id, origin, false);
+                self.request_flush(id, device, true);
+            }
+            _ => self.request_flush(id, origin, false),
+        }
+    }
+
+    fn request_flush(&mut self, id: RequestId, device: crate::io::DeviceId, cow: bool) {
+        self.register(id, if cow { OTHER | COW } else { OTHER });
+        let Some(request) = self.requests.get_mut(id) else {
+            return;
+        };
+        request.stage = Stage::Issued;
+        request.waits += 1;
+        if !cow
+            && self
+                .shared
+                .origin_flush_failed
+                .load(std::sync::atomic::Ordering::Acquire)
+        {
+            request.failed = true;
+            return self.wake(Waiter::Request(id));
+        }
+        let port = request.port;
+        let tag = self.tag(Op::RequestFlush { request: id, cow });
+        self.emit(port, Command::Flush { tag, device });
+    }
+
+    pub fn request_flush_done(&mut self, id: RequestId, cow: bool, result: Result<(), Errno>) {
+        let Some(request) = self.requests.get_mut(id) else {
+            return;
+        };
+        if result.is_err() {
+            request.failed = true;
+            let view = request.view;
+            self.flush_failed(view, cow);
+        }
+        self.wake(Waiter::Request(id));
+    }
+}

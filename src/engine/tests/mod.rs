@@ -1,0 +1,16 @@
+//! The engine over simulated devices.
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_possible_wrap
+)]
+
+mod bench;
+mod faults;
+mod mended;
+mod merging;
+mod originals;
+mod scenarios;
+mod shadowing;
+mod simulator;
+mod world;

@@ -1,0 +1,111 @@
+//! A second reader of the on-disk format, written from the format's description
+//! and sharing no code with the store: what the oracles believe is on a disk.
+
+/// What a COW image is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decoded {
+    Invalid,
+    Valid {
+        /// In sectors.
+        chunk: usize,
+        /// Origin chunk and COW chunk, in log order, identical repetitions dropped.
+        entries: Vec<(usize, usize)>,
+    },
+}
+
+fn word(image: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(image.get(at..at + 8)?.try_into().ok()?))
+}
+
+/// Reads a COW image as Linux would, and more strictly: nothing may be left
+/// behind the terminator, and no two different entries may name one chunk.
+pub fn decode(image: &[u8], origin_sectors: usize) -> Result<Decoded, String> {
+    let Some(header) = word(image, 0).zip(word(image, 8)) else {
+        return Err("no room for a header".into());
+    };
+    let (valid, version, chunk) = (header.0 >> 32, header.1 as u32, (header.1 >> 32) as usize);
+    if header.0 as u32 != u32::from_le_bytes(*b"SnAp") || version != 1 {
+        return Err(format!("the header is {header:x?}"));
+    }
+    if valid == 0 {
+        return Ok(Decoded::Invalid);
+    }
+    if valid != 1 || !chunk.is_power_of_two() {
+        return Err(format!("the header is {header:x?}"));
+    }
+    let bytes = chunk * 512;
+    let per_area = bytes / 16;
+    let mut entries: Vec<(usize, usize)> = Vec::new();
+    let mut ended = false;
+    for area in 0.. {
+        let start = (1 + area * (per_area + 1)) * bytes;
+        let Some(area) = image.get(start..start + bytes) else {
+            return Err(format!("area {area} lies behind the end of the device"));
+        };
+        for (slot, entry) in area.chunks_exact(16).enumerate() {
+            if ended {
+                if entry.iter().any(|b| *b != 0) {
+                    return Err(format!(
+                        "something stands after the terminator, in slot {slot}"
+                    ));
+                }
+                continue;
+            }
+            let old = word(entry, 0).unwrap_or(0) as usize;
+            let new = word(entry, 8).unwrap_or(0) as usize;
+            if new == 0 {
+                ended = true;
+                if old != 0 {
+                    return Err("the terminator is not zero".into());
+                }
+                continue;
+            }
+            if old * chunk >= origin_sectors {
+                return Err(format!("entry {old} -> {new} lies behind the origin's end"));
+            }
+            if new < 2 || new % (per_area + 1) == 1 || (new + 1) * bytes > image.len() {
+                return Err(format!("entry {old} -> {new} points at no data chunk"));
+            }
+            match entries.iter().find(|e| e.0 == old || e.1 == new) {
+                Some(e) if *e == (old, new) => {}
+                Some(e) => return Err(format!("entries {e:?} and {:?} contradict", (old, new))),
+                None => entries.push((old, new)),
+            }
+        }
+        if ended {
+            break;
+        }
+    }
+    Ok(Decoded::Valid { chunk, entries })
+}
+
+/// Writes a store with these entries over `image`, `junk` behind its terminator.
+pub fn encode(image: &mut [u8], chunk: usize, entries: &[(usize, usize)], junk: bool) {
+    let bytes = chunk * 512;
+    let per_area = bytes / 16;
+    image[..2 * bytes].fill(0);
+    for (at, value) in [(0, *b"SnAp"), (4, [1, 0, 0, 0]), (8, [1, 0, 0, 0])] {
+        image[at..at + 4].copy_from_slice(&value);
+    }
+    image[12..16].copy_from_slice(&(chunk as u32).to_le_bytes());
+    for slot in 0..=entries.len() {
+        let area = (1 + slot / per_area * (per_area + 1)) * bytes;
+        if slot % per_area == 0 {
+            image[area..area + bytes].fill(0);
+        }
+        let at = area + slot % per_area * 16;
+        if let Some((old, new)) = entries.get(slot) {
+            image[at..at + 8].copy_from_slice(&(*old as u64).to_le_bytes());
+            image[at + 8..at + 16].copy_from_slice(&(*new as u64).to_le_bytes());
+        } else if junk {
+            image[at + 16..at + 24].copy_from_slice(&3u64.to_le_bytes());
+            image[at + 24..at + 32].copy_from_slice(&2u64.to_le_bytes());
+        }
+    }
+}
+
+/// The COW chunk of the `n`-th exception of a store that was filled in order.
+pub fn nth_data_chunk(chunk: usize, n: usize) -> usize {
+    let per_area = chunk * 512 / 16;
+    2 + n + n / per_area
+}

@@ -1,0 +1,78 @@
+//! Seeded bugs must die: this is what shows that the oracles see.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::explore::Depth;
+use super::plan::{Weather, random};
+use super::{prove, run, scenarios, sweep};
+use crate::mutation::{self, Mutation};
+
+/// Enough for every bug that is not subtle; the random worlds are for the rest.
+const DEPTH: Depth = Depth {
+    states: 256,
+    recover: 15,
+};
+const SEEDS: u64 = 25;
+const WORLDS: u64 = 1000;
+
+/// What was found with the bug in, and by what.
+fn hunt(mutation: Mutation) -> Option<String> {
+    mutation::with(Some(mutation), || {
+        for seed in 0..SEEDS {
+            for case in scenarios::all() {
+                if let Err((error, _)) = run(&case, seed, DEPTH) {
+                    return Some(format!("{}, seed {seed}: {error}", case.name));
+                }
+            }
+            if seed == 0
+                && let Some(error) = sweep::hunt()
+            {
+                return Some(error);
+            }
+        }
+        for seed in 0..WORLDS {
+            let weather = Weather {
+                crashes: true,
+                faults: seed % 2 == 1,
+            };
+            if let Err((error, _)) = run(&random(seed, weather), seed, Depth::SHALLOW) {
+                return Some(format!("random world {seed}: {error}"));
+            }
+        }
+        None
+    })
+}
+
+/// The same hunt: what it finds in the mutants must be the mutation.
+#[test]
+fn without_a_seeded_bug_there_is_nothing_to_find() {
+    for seed in 0..SEEDS {
+        for case in scenarios::all() {
+            prove(&case, seed, DEPTH);
+        }
+    }
+    super::counts::report("the hunt's control");
+}
+
+#[test]
+fn every_seeded_bug_is_found() {
+    let next = AtomicUsize::new(0);
+    let alive = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while let Some(mutation) = mutation::ALL.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    match hunt(*mutation) {
+                        Some(by) => println!("{mutation:?} dies: {by}"),
+                        None => alive.lock().unwrap().push(*mutation),
+                    }
+                }
+            });
+        }
+    });
+    let alive = alive.into_inner().unwrap();
+    let (all, left) = (mutation::ALL.len(), alive.len());
+    super::counts::report(&format!("{} of {all} mutations killed", all - left));
+    assert!(alive.is_empty(), "the simulator lets these live: {alive:?}");
+}

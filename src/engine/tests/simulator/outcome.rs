@@ -1,0 +1,265 @@
+//! What came of it: completions, notices and control replies, held against the model.
+
+use super::content::Content;
+use super::sim::{Asked, Control, Recorded, Sim, Verdict};
+use super::start::FILLED;
+use crate::engine::tests::world::*;
+use crate::engine::*;
+
+impl Sim {
+    pub fn collect(&mut self) -> Verdict {
+        for actor in 0..self.w.actors.len() {
+            for (slot, status) in std::mem::take(&mut self.w.actors[actor].completed) {
+                let request = self.under_way.remove(&(actor, slot));
+                let request = request.ok_or_else(|| format!("slot {slot} ended twice"))?;
+                let data = self.w.actors[actor]
+                    .memory
+                    .remove(&slot)
+                    .unwrap_or_default();
+                self.request_done(actor, request, status, &data)?;
+            }
+        }
+        for notice in std::mem::take(&mut self.w.actors[NOTICES].notices) {
+            self.notice(notice)?;
+        }
+        for (id, result) in std::mem::take(&mut self.w.actors[CONTROL].control_done) {
+            if id == 1 {
+                self.control_done(result)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub fn may_fail(&self, id: ViewId) -> bool {
+        let on = |id: SnapshotId| self.faulty.contains(&Some(id));
+        if self.faulty.contains(&None) {
+            return true; // the origin itself
+        }
+        if id == ViewId::ORIGIN {
+            return self.merged.iter().any(|id| on(*id));
+        }
+        let status = self.w.engine.status();
+        let state = status
+            .snapshots
+            .iter()
+            .find(|s| s.snapshot == id)
+            .map(|s| s.state);
+        on(id) || state != Some(SnapshotState::Active)
+    }
+
+    fn request_done(
+        &mut self,
+        actor: usize,
+        request: Asked,
+        status: Status,
+        data: &[u8],
+    ) -> Verdict {
+        self.trace.push(format!("{status:?}: {request:?}"));
+        let Some(id) = self
+            .views
+            .iter()
+            .find(|(_, v)| v.actors.contains(&actor))
+            .map(|v| *v.0)
+        else {
+            return Ok(()); // its snapshot is gone
+        };
+        if status != Status::Ok {
+            // A full store may have grown between a write's failure and its end.
+            let full = self.may_fill.contains(&id) && matches!(request, Asked::Write { .. });
+            if self.may_fail(id) || full {
+                if let (
+                    Asked::Write {
+                        sector, sectors, ..
+                    },
+                    Some(view),
+                ) = (&request, self.views.get_mut(&id))
+                {
+                    view.content.fail_write(*sector, *sectors);
+                }
+                return Ok(());
+            }
+            return Err(format!("{id:?}: {request:?} failed"));
+        }
+        let Some(view) = self.views.get_mut(&id) else {
+            return Ok(());
+        };
+        match request {
+            Asked::Read {
+                sector,
+                floors,
+                sure: true,
+            } => {
+                let seen: Vec<u64> = data.chunks_exact(512).map(stamp_of).collect();
+                view.content
+                    .read(sector, &floors, &seen)
+                    .map_err(|e| format!("{id:?}: {e}"))?;
+            }
+            Asked::Write {
+                sector,
+                sectors,
+                stamp,
+                through,
+                sure: true,
+            } => {
+                view.content.end_write(sector, sectors, stamp, through);
+            }
+            Asked::Flush { floors, sure: true } => view.content.flushed(&floors),
+            _ => {} // across a handover: before it or after it
+        }
+        Ok(())
+    }
+
+    fn notice(&mut self, notice: Notice) -> Verdict {
+        match notice {
+            Notice::Invalid {
+                snapshot,
+                reason,
+                durable,
+            } => {
+                let fault = self.faulty.contains(&Some(snapshot)) || self.faulty.contains(&None);
+                match reason {
+                    InvalidReason::Full if self.may_fill.contains(&snapshot) => {}
+                    InvalidReason::Io(_) if fault => {}
+                    _ => return Err(format!("{snapshot:?} became invalid: {reason:?}")),
+                }
+                if durable {
+                    self.given_up.insert(snapshot);
+                } else {
+                    if let Some(recorded) = self.record.snapshots.get_mut(&snapshot) {
+                        recorded.valid = false;
+                    }
+                    self.w
+                        .control(2, ControlRequest::InvalidRecorded { snapshot });
+                }
+            }
+            Notice::MergeDone { snapshot } => {
+                self.is_let_go(snapshot)?;
+                self.record.snapshots.remove(&snapshot);
+                self.record.merging = None;
+            }
+            Notice::MergeFailed { snapshot, reason } => {
+                if !self.faulty.contains(&Some(snapshot)) && !self.faulty.contains(&None) {
+                    return Err(format!("the merge failed: {reason}"));
+                }
+                self.merge_failed = true;
+            }
+            Notice::Overflow { snapshot } => {
+                let kind = self.record.snapshots.get(&snapshot).map(|r| r.kind);
+                if kind.is_some_and(|k| k != "PO") || !self.may_fill.contains(&snapshot) {
+                    return Err(format!("{snapshot:?} ({kind:?}) overflowed"));
+                }
+            }
+            Notice::MergeWork { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn control_done(&mut self, result: Result<(), ControlError>) -> Verdict {
+        let Some(control) = self.control.take() else {
+            return Err("a control request ended twice".into());
+        };
+        let faulty = !self.faulty.is_empty();
+        match control {
+            Control::Add {
+                store,
+                device,
+                before,
+            } => {
+                if let Err(error) = result {
+                    return if faulty {
+                        Ok(())
+                    } else {
+                        Err(format!("{error}"))
+                    };
+                }
+                let id = store.snapshot();
+                let mut content = Content::at_cut(&before, &self.views[&ViewId::ORIGIN].content);
+                content.overlay(store.filled, store.chunk, FILLED);
+                let recorded = Recorded {
+                    device,
+                    kind: store.kind,
+                    defer: store.defer,
+                    valid: true,
+                };
+                self.record.snapshots.insert(id, recorded);
+                self.add_view(id, content);
+            }
+            Control::Remove(id) => {
+                result.map_err(|e| format!("{id:?} cannot be removed: {e}"))?;
+                if self
+                    .record
+                    .snapshots
+                    .get(&id)
+                    .is_some_and(|r| r.kind != "N" && r.valid)
+                    && !faulty
+                {
+                    self.given_up.insert(id);
+                    self.check()?;
+                }
+                self.is_let_go(id)?;
+                self.record.snapshots.remove(&id);
+                self.views.remove(&id);
+            }
+            Control::Handover { merging, window } => {
+                if let Err(error) = result {
+                    self.record.merging = None;
+                    return if faulty || self.may_fill.contains(&merging.snapshot) {
+                        Ok(())
+                    } else {
+                        Err(format!("handover: {error}"))
+                    };
+                }
+                if let (Some(merged), Some(origin)) = (
+                    self.views.remove(&merging.snapshot),
+                    self.views.get_mut(&ViewId::ORIGIN),
+                ) {
+                    origin.content = merged.content;
+                    for (sector, sectors, stamp) in window {
+                        origin
+                            .content
+                            .wild_write(sector, sectors, stamp, self.next_stamp);
+                    }
+                    if merging.follow {
+                        origin.actors.extend(merged.actors);
+                    }
+                }
+            }
+            Control::Sync(floors) => {
+                if result.is_ok() {
+                    for (id, floors) in floors {
+                        if self
+                            .w
+                            .engine
+                            .status()
+                            .snapshots
+                            .iter()
+                            .any(|s| s.snapshot == id && s.state == SnapshotState::Invalid)
+                        {
+                            continue; // nobody promises anything of it any more
+                        }
+                        if let Some(view) = self.views.get_mut(&id) {
+                            view.content.flushed(&floors);
+                        }
+                    }
+                }
+            }
+            Control::Other => {}
+            Control::Resume => {
+                if result.is_ok() {
+                    self.merge_failed = false;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The user may take the store's device away now.
+    fn is_let_go(&self, id: SnapshotId) -> Verdict {
+        match self.record.snapshots.get(&id) {
+            Some(r) if self.w.devices.in_flight(Some(r.device)) > 0 => {
+                Err(format!("{id:?} is gone and I/O on its store is not"))
+            }
+            _ => Ok(()),
+        }
+    }
+}

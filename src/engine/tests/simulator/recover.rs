@@ -1,0 +1,172 @@
+//! The start of the daemon over what is left: the record, the stores, the merge.
+
+use super::content::End;
+use super::sim::{Sim, Verdict, nothing_works};
+use crate::engine::*;
+use crate::io::DeviceId;
+use crate::io::sim::{Keep, SimDevices};
+use crate::store;
+
+pub fn load(
+    devices: &SimDevices,
+    cow: DeviceId,
+    origin: DeviceId,
+) -> Result<store::Loaded, String> {
+    let block = devices.block_size(cow);
+    let params = store::LoadParams {
+        cow_sectors: devices.sectors(cow),
+        origin_sectors: Some(devices.sectors(origin)),
+        unit: block,
+        block_bytes: block as u64,
+    };
+    store::load(&mut devices.disk(), cow, &params).map_err(|e| e.to_string())
+}
+
+impl Sim {
+    /// Takes up what `old` left. Order, as the daemon keeps it: 1 each store
+    /// loaded and settled → 2 each snapshot added → 3 the merge handed over again.
+    pub fn begin_again(&mut self, old: &Self, end: End) -> Verdict {
+        let valid = match self.record.merging {
+            Some(merging) => self.is_valid(merging.snapshot)?,
+            None => true, // over already
+        };
+        if let Some(content) = old.handed_over().filter(|_| valid)
+            && let Some(origin) = self.views.get_mut(&ViewId::ORIGIN)
+        {
+            origin.content = content;
+            if let Some(merging) = self.record.merging {
+                self.views.remove(&merging.snapshot);
+            }
+        }
+        self.record
+            .snapshots
+            .retain(|_, r| r.kind != "N" && r.valid);
+        if end == End::Power {
+            self.lose_power_while_loading()?;
+        }
+        let snapshots = self.record.snapshots.clone();
+        for (id, recorded) in &snapshots {
+            let devices = self.w.devices.clone();
+            match load(&devices, recorded.device, self.origin())? {
+                store::Loaded::Valid(found) => {
+                    let mut disk = devices.disk();
+                    let metadata = found
+                        .settle(&mut disk, recorded.device)
+                        .map_err(|e| e.to_string())?;
+                    let store = Box::new(SnapshotStore {
+                        device: recorded.device,
+                        metadata,
+                        keep_on_overflow: recorded.kind == "PO",
+                        valid: true,
+                        defer_commits: recorded.defer,
+                    });
+                    self.control(ControlRequest::AddSnapshot {
+                        snapshot: *id,
+                        store,
+                    })?;
+                }
+                store::Loaded::Invalid { .. } => {
+                    store::settle_invalid(&mut devices.disk(), recorded.device)
+                        .map_err(|e| e.to_string())?;
+                    self.given_up.insert(*id);
+                }
+                store::Loaded::New => return Err(format!("{id:?}: no store any more")),
+            }
+        }
+        let given_up = self.given_up.clone();
+        if self
+            .record
+            .merging
+            .is_some_and(|m| given_up.contains(&m.snapshot))
+        {
+            self.record.merging = None;
+        }
+        self.views.retain(|id, _| {
+            *id == ViewId::ORIGIN || snapshots.contains_key(id) && !given_up.contains(id)
+        });
+        // Before the merge goes on: it may fill them.
+        let views: Vec<ViewId> = self.views.keys().copied().collect();
+        for id in views.into_iter().filter(|id| *id != ViewId::ORIGIN) {
+            self.see_what_is_there(id, end)?;
+        }
+        if let Some(m) = self.record.merging {
+            let request = ControlRequest::Handover {
+                snapshot: m.snapshot,
+                writes: m.writes,
+                follow: m.follow,
+            };
+            self.control(request)
+                .map_err(|e| format!("{:?}: {e}", m.snapshot))?;
+        }
+        // Until a handover is over, a deferred store's entries may be in memory only.
+        let deferred = self.record.merging.is_some_and(|m| {
+            snapshots.get(&m.snapshot).is_some_and(|r| r.defer) && old.handed_over().is_some()
+        });
+        let end = match end {
+            End::Process if deferred => End::ProcessDeferred,
+            end => end,
+        };
+        self.see_what_is_there(ViewId::ORIGIN, end)?;
+        self.check()?;
+        self.record.snapshots.retain(|id, _| !given_up.contains(id));
+        Ok(())
+    }
+
+    fn is_valid(&self, id: SnapshotId) -> Result<bool, String> {
+        let Some(recorded) = self.record.snapshots.get(&id) else {
+            return Ok(false);
+        };
+        let found = load(&self.w.devices, recorded.device, self.origin())?;
+        Ok(matches!(found, store::Loaded::Valid(_)))
+    }
+
+    fn control(&mut self, request: ControlRequest) -> Verdict {
+        self.w.control_wait(request).map_err(|e| e.to_string())
+    }
+
+    /// Cuts the power at each operation of loading and settling, again and again.
+    fn lose_power_while_loading(&mut self) -> Verdict {
+        for _ in 0..self.rng.below(4) {
+            let devices = self.w.devices.clone();
+            devices.fail(nothing_works(self.rng.below(9) as u64));
+            for recorded in self.record.snapshots.values() {
+                if let Ok(store::Loaded::Valid(found)) =
+                    load(&devices, recorded.device, self.origin())
+                {
+                    let _ = found.settle(&mut devices.disk(), recorded.device);
+                }
+            }
+            let seed = self.rng.next();
+            let next = self.reborn(devices.crash(Keep::Seeded(seed)), seed);
+            *self = next;
+        }
+        Ok(())
+    }
+
+    /// Opens a view, and learns which of the possible contents it is.
+    fn see_what_is_there(&mut self, id: ViewId, end: End) -> Verdict {
+        let content = self.views[&id].content.clone();
+        self.add_view(id, content);
+        if id == ViewId::ORIGIN
+            && let Some(m) = self.record.merging.filter(|m| m.follow)
+        {
+            let follower = self.w.add_actor(PortRole::View(m.snapshot));
+            if let Some(view) = self.views.get_mut(&id) {
+                view.actors.push(follower);
+            }
+        }
+        let deferred = self.record.snapshots.get(&id).is_some_and(|r| r.defer);
+        let end = match end {
+            End::Process if deferred => End::ProcessDeferred,
+            end => end,
+        };
+        let (actor, sectors) = (self.views[&id].actors[0], self.views[&id].content.len());
+        let seen = self.w.read(actor, 0, sectors);
+        let seen = seen.map_err(|_| format!("{id:?} cannot be read"))?;
+        if let Some(view) = self.views.get_mut(&id) {
+            let judged = view.content.restarted(end, &seen);
+            judged.map_err(|e| format!("{id:?}: {e}"))?;
+        }
+        self.collect()
+    }
+}

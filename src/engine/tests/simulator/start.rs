@@ -1,0 +1,383 @@
+//! Starting a run's actions: what the guests, the daemon and its user ask for.
+
+use super::content::End;
+use super::decoder::{encode, nth_data_chunk};
+use super::plan::{Action, PlannedFault, Store};
+use super::sim::{Asked, Control, Merging, Sim, Verdict};
+use crate::engine::tests::world::*;
+use crate::engine::*;
+use crate::io::sim::Fill;
+use crate::store;
+use crate::units::ChunkSize;
+
+/// Requests that a port may have under way.
+const SLOTS: u16 = 4;
+/// What the first sector of a store that is filled beforehand holds, so to say.
+pub const FILLED: u64 = 300;
+
+impl Sim {
+    /// False: not yet. `moves`: something is still under way.
+    pub fn start(&mut self, action: &Action, moves: bool) -> Result<bool, String> {
+        let started = match action {
+            Action::Write { view, sectors } => self.write(*view, sectors.clone(), false),
+            Action::WriteThrough { view, sectors } => self.write(*view, sectors.clone(), true),
+            Action::Read { view, sectors } => self.read(*view, sectors.clone()),
+            Action::Flush { view } => self.flush(*view),
+            Action::Rest => !moves,
+            Action::ReadAll => {
+                if moves {
+                    return Ok(false);
+                }
+                self.read_all()?;
+                true
+            }
+            Action::PowerLoss => {
+                self.end(End::Power)?;
+                true
+            }
+            Action::ProcessDeath => {
+                self.end(End::Process)?;
+                true
+            }
+            Action::Fault(fault) => {
+                self.break_something(fault);
+                true
+            }
+            Action::Mend => {
+                self.w.devices.clear_faults();
+                true
+            }
+            control => {
+                // One at a time, as the daemon does it.
+                if self.control.is_some() {
+                    return Ok(!moves);
+                }
+                self.start_control(control)?
+            }
+        };
+        if started {
+            self.trace.push(format!("{action:?}"));
+            self.note_log();
+            self.collect()?;
+        }
+        // Nothing moves and it cannot start: it never will.
+        Ok(started || !moves)
+    }
+
+    fn break_something(&mut self, fault: &PlannedFault) {
+        let store = fault.store.map(ViewId);
+        let device = match store {
+            None => Some(self.origin()),
+            Some(id) => self.record.snapshots.get(&id).map(|r| r.device),
+        };
+        if let Some(device) = device {
+            self.w.devices.fail(fault.fault(device));
+            self.faulty.insert(store);
+        }
+    }
+
+    fn free_slot(&mut self, view: ViewId) -> Option<(usize, Slot)> {
+        let actors = &self.views.get(&view)?.actors;
+        let actor = actors[self.rng.below(actors.len())];
+        let slot = (0..SLOTS).find(|s| !self.under_way.contains_key(&(actor, *s)))?;
+        Some((actor, slot))
+    }
+
+    fn is_handing_over(&self, view: ViewId) -> bool {
+        match &self.control {
+            Some(Control::Handover { merging, .. }) => {
+                view == ViewId::ORIGIN || view == merging.snapshot
+            }
+            _ => false,
+        }
+    }
+
+    pub fn write(&mut self, view: u32, range: std::ops::Range<u64>, through: bool) -> bool {
+        let view = ViewId(view);
+        if !self.views.contains_key(&view) {
+            return true;
+        }
+        let (sector, sectors) = (range.start, range.end - range.start);
+        let overlaps = |s: u64, n: u64| s < range.end && range.start < s + n;
+        let actors = &self.views[&view].actors;
+        let busy = self.under_way.iter().any(|((actor, _), r)| {
+            matches!(r, Asked::Write { sector, sectors, .. } if actors.contains(actor) && overlaps(*sector, *sectors))
+        });
+        let sure = !self.is_handing_over(view);
+        let Some((actor, slot)) = self.free_slot(view) else {
+            return false;
+        };
+        if busy || (!sure && view != ViewId::ORIGIN) {
+            return false;
+        }
+        let stamp = self.next_stamp;
+        self.next_stamp += 1;
+        if let Some(view) = self.views.get_mut(&view) {
+            view.content.start_write(sector, sectors, stamp);
+        }
+        if let (false, Some(Control::Handover { window, .. })) = (sure, &mut self.control) {
+            window.push((sector, sectors, stamp));
+        }
+        let request = Asked::Write {
+            sector,
+            sectors,
+            stamp,
+            through,
+            sure,
+        };
+        self.under_way.insert((actor, slot), request);
+        let kind = RequestKind::Write { durable: through };
+        let request = Request {
+            slot,
+            kind,
+            sector,
+            sectors,
+        };
+        let data = (0..sectors).flat_map(|_| pattern(stamp)).collect();
+        self.w.submit(actor, request, data);
+        true
+    }
+
+    fn read(&mut self, view: u32, range: std::ops::Range<u64>) -> bool {
+        let view = ViewId(view);
+        if !self.views.contains_key(&view) {
+            return true;
+        }
+        let (sector, sectors) = (range.start, range.end - range.start);
+        let sure = !self.is_handing_over(view);
+        let Some((actor, slot)) = self.free_slot(view) else {
+            return false;
+        };
+        let floors = self.views[&view].content.floors(sector, sectors);
+        self.under_way.insert(
+            (actor, slot),
+            Asked::Read {
+                sector,
+                floors,
+                sure,
+            },
+        );
+        let request = Request {
+            slot,
+            kind: RequestKind::Read,
+            sector,
+            sectors,
+        };
+        self.w
+            .submit(actor, request, vec![0xee; sectors as usize * 512]);
+        true
+    }
+
+    pub fn flush(&mut self, view: u32) -> bool {
+        let view = ViewId(view);
+        if !self.views.contains_key(&view) {
+            return true;
+        }
+        let sure = !self.is_handing_over(view);
+        let Some((actor, slot)) = self.free_slot(view) else {
+            return false;
+        };
+        let floors = self.views[&view].content.covered();
+        self.under_way
+            .insert((actor, slot), Asked::Flush { floors, sure });
+        let request = Request {
+            slot,
+            kind: RequestKind::Flush,
+            sector: 0,
+            sectors: 0,
+        };
+        self.w.submit(actor, request, Vec::new());
+        true
+    }
+
+    /// True: started, or pointless.
+    fn start_control(&mut self, action: &Action) -> Result<bool, String> {
+        match action {
+            Action::Add(store) => {
+                let merging = self.record.merging.is_some();
+                if merging || self.views.len() > 3 || self.views.contains_key(&store.snapshot()) {
+                    return Ok(true);
+                }
+                self.start_add(store)?;
+            }
+            Action::Remove { id } => {
+                let id = ViewId(*id);
+                let merging = self.record.merging.is_some_and(|m| m.snapshot == id);
+                if merging || !self.record.snapshots.contains_key(&id) {
+                    return Ok(true);
+                }
+                self.control = Some(Control::Remove(id));
+                self.w
+                    .control(1, ControlRequest::RemoveSnapshot { snapshot: id });
+            }
+            Action::Handover { id, writes, follow } => {
+                return self.start_handover(ViewId(*id), *writes, *follow);
+            }
+            Action::Sync => {
+                let floors = self.views.iter().map(|(id, v)| (*id, v.content.covered()));
+                self.control = Some(Control::Sync(floors.collect()));
+                self.w.control(1, ControlRequest::Sync);
+            }
+            Action::Grow { id } => {
+                let snapshot = ViewId(*id);
+                let Some(recorded) = self.record.snapshots.get(&snapshot) else {
+                    return Ok(true);
+                };
+                let cow_sectors = self.w.devices.sectors(recorded.device) + 64;
+                self.w.devices.resize(recorded.device, cow_sectors);
+                self.control = Some(Control::Other);
+                self.w.control(
+                    1,
+                    ControlRequest::Grow {
+                        snapshot,
+                        cow_sectors,
+                    },
+                );
+            }
+            other => {
+                let request = match other {
+                    Action::Pause => ControlRequest::PauseMerge,
+                    Action::MergeWrites(writes) => ControlRequest::SetMergeWrites(*writes),
+                    _ => ControlRequest::ResumeMerge,
+                };
+                if let (Action::MergeWrites(writes), Some(m)) = (other, &mut self.record.merging) {
+                    m.writes = *writes;
+                }
+                self.control = Some(match request {
+                    ControlRequest::ResumeMerge => Control::Resume,
+                    _ => Control::Other,
+                });
+                self.w.control(1, request);
+            }
+        }
+        self.collect()?;
+        Ok(true)
+    }
+
+    fn start_handover(
+        &mut self,
+        snapshot: SnapshotId,
+        writes: MergeWrites,
+        follow: bool,
+    ) -> Result<bool, String> {
+        let status = self.w.engine.status();
+        let there = status.snapshots.iter().any(|s| {
+            s.snapshot == snapshot
+                && !s.transient
+                && matches!(s.state, SnapshotState::Active | SnapshotState::Overflow)
+        });
+        if !there || self.record.merging.is_some() {
+            return Ok(true);
+        }
+        // Two views of one content: nobody could tell the order of their writes.
+        let of_snapshot = &self.views[&snapshot].actors;
+        if self
+            .under_way
+            .iter()
+            .any(|((actor, _), r)| of_snapshot.contains(actor) && matches!(r, Asked::Write { .. }))
+        {
+            return Ok(false);
+        }
+        let mut window = Vec::new();
+        let of_origin = &self.views[&ViewId::ORIGIN].actors;
+        for ((actor, _), request) in &mut self.under_way {
+            if !of_origin.contains(actor) {
+                continue;
+            }
+            match request {
+                Asked::Write {
+                    sector,
+                    sectors,
+                    stamp,
+                    sure,
+                    ..
+                } => {
+                    *sure = false;
+                    window.push((*sector, *sectors, *stamp));
+                }
+                Asked::Read { sure, .. } | Asked::Flush { sure, .. } => *sure = false,
+            }
+        }
+        let merging = Merging {
+            snapshot,
+            writes,
+            follow,
+        };
+        self.record.merging = Some(merging);
+        self.merged.insert(snapshot);
+        self.control = Some(Control::Handover { merging, window });
+        self.w.control(
+            1,
+            ControlRequest::Handover {
+                snapshot,
+                writes,
+                follow,
+            },
+        );
+        self.collect()?;
+        Ok(true)
+    }
+
+    pub fn start_add(&mut self, spec: &Store) -> Verdict {
+        let block = self.w.devices.block_size(self.origin());
+        let device = self
+            .w
+            .devices
+            .add_with_blocks(spec.cow_sectors, Fill::Noise, block);
+        let (chunk, snapshot) = (spec.chunk as usize, spec.snapshot());
+        let size = ChunkSize::new(spec.chunk).ok_or("chunk size")?;
+        let origin = self.w.devices.sectors(self.origin()) as usize;
+        let metadata = if spec.kind == "N" {
+            store::Metadata::transient(store::Layout::new(size), spec.cow_sectors)
+        } else if spec.filled == 0 {
+            let disk = &mut self.w.devices.disk();
+            match store::create(disk, device, size, spec.cow_sectors, block) {
+                Ok(metadata) => metadata,
+                Err(_) => return Ok(()), // a fault, or too small
+            }
+        } else {
+            let chunks = origin.div_ceil(chunk);
+            let entries: Vec<(usize, usize)> = (0..spec.filled)
+                .map(|n| (chunks - 1 - n, nth_data_chunk(chunk, n)))
+                .collect();
+            let mut image = self.w.devices.current(device);
+            encode(&mut image, chunk, &entries, spec.junk);
+            for (old, new) in &entries {
+                for n in 0..chunk {
+                    let stamp = (old * chunk + n) as u64 + FILLED;
+                    image[(new * chunk + n) * 512..][..512].copy_from_slice(&pattern(stamp));
+                }
+            }
+            self.w.devices.write_now(device, 0, &image);
+            match super::recover::load(&self.w.devices, device, self.origin())? {
+                store::Loaded::Valid(store) => store
+                    .settle(&mut self.w.devices.disk(), device)
+                    .map_err(|e| e.to_string())?,
+                other => return Err(format!("the filled store is {other:?}")),
+            }
+        };
+        let store = SnapshotStore {
+            device,
+            metadata,
+            keep_on_overflow: spec.kind == "PO",
+            valid: true,
+            defer_commits: spec.defer,
+        };
+        let room = store::Layout::new(size).capacity(spec.cow_sectors);
+        if room < (origin as u64).div_ceil(spec.chunk) || spec.kind == "N" {
+            self.may_fill.insert(snapshot);
+        }
+        let before = self.views[&ViewId::ORIGIN].content.clone();
+        self.control = Some(Control::Add {
+            store: spec.clone(),
+            device,
+            before,
+        });
+        let request = ControlRequest::AddSnapshot {
+            snapshot,
+            store: Box::new(store),
+        };
+        self.w.control(1, request);
+        self.collect()
+    }
+}

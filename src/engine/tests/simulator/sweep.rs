@@ -1,0 +1,102 @@
+//! The n-th operation fails, for every n, once and for ever, as an I/O error, a
+//! full device, or a failed flush.
+
+use super::explore::Depth;
+use super::plan::{Action, Case, PlannedFault};
+use super::sim::Sim;
+use super::{counts, prove, run, scenarios, seeds};
+use crate::io::Errno;
+use crate::io::sim::FaultOn;
+
+const DEPTH: Depth = Depth {
+    states: 32,
+    recover: 60,
+};
+const QUIET: Depth = Depth {
+    states: 0,
+    recover: 0,
+};
+
+/// How many operations of a kind the run submits to the origin (`None`) or a store.
+fn operations(case: &Case, seed: u64, store: Option<u32>, on: FaultOn) -> u64 {
+    let Ok(mut sim) = Sim::new(case, seed, QUIET) else {
+        return 0;
+    };
+    let device = match store {
+        None => sim.origin(),
+        Some(id) => match sim.record.snapshots.get(&crate::engine::ViewId(id)) {
+            Some(recorded) => recorded.device,
+            None => return 0,
+        },
+    };
+    sim.w.devices.take_log();
+    if sim.run(case).is_err() {
+        return 0;
+    }
+    let kind = if on == FaultOn::Flush {
+        "Submitted Flush of "
+    } else {
+        "Submitted "
+    };
+    let device = format!(" of {}, ", device.0);
+    let of_device =
+        |t: &&String| t.starts_with(kind.trim_end_matches(" of ")) && t.contains(&device);
+    sim.trace.iter().filter(of_device).count() as u64
+}
+
+/// The same run with each fault that it may meet.
+fn faulted(case: &Case, seed: u64) -> Vec<Case> {
+    let mut all = Vec::new();
+    for store in std::iter::once(None).chain(case.stores.iter().map(|s| Some(s.id))) {
+        for (on, errno) in [
+            (FaultOn::Any, Errno::EIO),
+            (FaultOn::Write, Errno::ENOSPC),
+            (FaultOn::Flush, Errno::EIO),
+        ] {
+            for after in 0..operations(case, seed, store, on) {
+                for once in [true, false] {
+                    let fault = PlannedFault {
+                        store,
+                        on,
+                        errno,
+                        after,
+                        once,
+                    };
+                    let mut case = case.clone();
+                    case.actions.insert(0, Action::Fault(fault));
+                    all.push(case);
+                }
+            }
+        }
+    }
+    all
+}
+
+/// What the sweep finds now, if anything.
+pub fn hunt() -> Option<String> {
+    for case in scenarios::all() {
+        for faulted in faulted(&case, 0) {
+            if let Err((error, _)) = run(&faulted, 0, DEPTH) {
+                return Some(format!(
+                    "{}, {:?}: {error}",
+                    case.name,
+                    faulted.actions.first()
+                ));
+            }
+        }
+    }
+    None
+}
+
+#[test]
+fn any_operation_may_fail() {
+    for case in scenarios::all() {
+        for seed in seeds(0..3) {
+            for faulted in faulted(&case, seed) {
+                counts::add(&counts::FAULTS, 1);
+                prove(&faulted, seed, DEPTH);
+            }
+        }
+    }
+    counts::report("fault sweep");
+}

@@ -1,0 +1,457 @@
+//! Ports, disks and guest memory around one engine, moved one step at a time.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::engine::*;
+use crate::io::sim::{Fill, Rng, SimDevices, SimDisk};
+use crate::io::{Buffer, DeviceId, Disk, Op, OpKind, OwnedBuffer, Tag};
+use crate::store;
+use crate::units::ChunkSize;
+
+struct NoWake;
+
+impl Wake for NoWake {
+    fn wake(&self) {}
+}
+
+/// What a disk operation was for.
+enum Pending {
+    GuestRead { tag: Tag, slot: Slot, offset: usize },
+    Other { tag: Tag },
+}
+
+/// One thread: a port, its disk, and the data of its requests.
+pub struct Actor {
+    pub port: Port,
+    pub disk: SimDisk,
+    pub memory: BTreeMap<Slot, Vec<u8>>,
+    pending: BTreeMap<Tag, Pending>,
+    next_tag: Tag,
+    pub completed: Vec<(Slot, Status)>,
+    pub control_done: Vec<(u64, Result<(), ControlError>)>,
+    pub notices: Vec<Notice>,
+}
+
+pub struct World {
+    pub devices: SimDevices,
+    pub engine: Arc<Engine>,
+    pub origin: DeviceId,
+    pub actors: Vec<Actor>,
+    pub rng: Rng,
+    /// COW devices of the snapshots.
+    pub cows: BTreeMap<SnapshotId, DeviceId>,
+    pub merge_background: bool,
+    pub merge_bytes: u64,
+}
+
+pub const CONTROL: usize = 0;
+pub const MERGER: usize = 1;
+pub const NOTICES: usize = 2;
+
+pub fn pattern(stamp: u64) -> [u8; 512] {
+    let mut sector = [0; 512];
+    for word in sector.chunks_exact_mut(8) {
+        word.copy_from_slice(&stamp.to_le_bytes());
+    }
+    sector
+}
+
+/// The stamp of a sector; panics if the sector is torn.
+pub fn stamp_of(sector: &[u8]) -> u64 {
+    let stamp = u64::from_le_bytes(sector[..8].try_into().unwrap());
+    assert!(
+        sector.chunks_exact(8).all(|w| w == &sector[..8]),
+        "torn sector of {stamp}"
+    );
+    stamp
+}
+
+impl World {
+    /// An origin whose sector n holds stamp n.
+    pub fn new(seed: u64, origin_sectors: u64) -> Self {
+        let devices = SimDevices::new(seed);
+        let image: Vec<u8> = (0..origin_sectors).flat_map(pattern).collect();
+        let origin = devices.add(origin_sectors, Fill::Image(image));
+        Self::over(devices, origin, seed)
+    }
+
+    /// A new process over devices that are there.
+    pub fn over(devices: SimDevices, origin: DeviceId, seed: u64) -> Self {
+        let origin_sectors = devices.sectors(origin);
+        let engine = Engine::new(OriginParams {
+            device: origin,
+            sectors: origin_sectors,
+        });
+        let mut world = Self {
+            devices,
+            engine,
+            origin,
+            actors: Vec::new(),
+            rng: Rng::new(seed ^ 0x5eed),
+            cows: BTreeMap::new(),
+            merge_background: true,
+            merge_bytes: 16 << 10,
+        };
+        for role in [PortRole::Control, PortRole::Merger, PortRole::Notices] {
+            world.add_actor(role);
+        }
+        world
+    }
+
+    pub fn add_actor(&mut self, role: PortRole) -> usize {
+        self.actors.push(Actor {
+            port: self.engine.open_port(role, 16, Arc::new(NoWake)),
+            disk: self.devices.disk(),
+            memory: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            next_tag: 0,
+            completed: Vec::new(),
+            control_done: Vec::new(),
+            notices: Vec::new(),
+        });
+        self.actors.len() - 1
+    }
+
+    /// A new store on a new device of noise, ready for `AddSnapshot`.
+    pub fn new_store(
+        &mut self,
+        id: SnapshotId,
+        chunk: u64,
+        cow_sectors: u64,
+        kind: &str,
+        defer: bool,
+    ) -> SnapshotStore {
+        let device = self.devices.add(cow_sectors, Fill::Noise);
+        self.cows.insert(id, device);
+        let chunk = ChunkSize::new(chunk).unwrap();
+        let metadata = if kind == "N" {
+            store::Metadata::transient(store::Layout::new(chunk), cow_sectors)
+        } else {
+            store::create(&mut self.devices.disk(), device, chunk, cow_sectors, 512).unwrap()
+        };
+        SnapshotStore {
+            device,
+            metadata,
+            keep_on_overflow: kind == "PO",
+            valid: true,
+            defer_commits: defer,
+        }
+    }
+
+    pub fn control(&mut self, id: u64, request: ControlRequest) {
+        let mut out = Vec::new();
+        self.actors[CONTROL].port.control(id, request, &mut out);
+        self.execute(CONTROL, out);
+    }
+
+    /// Runs until the control request has ended.
+    pub fn control_wait(&mut self, request: ControlRequest) -> Result<(), ControlError> {
+        self.control(u64::MAX, request);
+        for _ in 0..100_000 {
+            if let Some(at) = self.actors[CONTROL]
+                .control_done
+                .iter()
+                .position(|(id, _)| *id == u64::MAX)
+            {
+                return self.actors[CONTROL].control_done.remove(at).1;
+            }
+            self.step();
+        }
+        panic!("the control request does not end");
+    }
+
+    pub fn add_snapshot(
+        &mut self,
+        id: u32,
+        chunk: u64,
+        cow_sectors: u64,
+        kind: &str,
+        defer: bool,
+    ) -> SnapshotId {
+        let id = ViewId(id);
+        let store = Box::new(self.new_store(id, chunk, cow_sectors, kind, defer));
+        self.control_wait(ControlRequest::AddSnapshot {
+            snapshot: id,
+            store,
+        })
+        .unwrap();
+        id
+    }
+
+    pub fn submit(&mut self, actor: usize, request: Request, data: Vec<u8>) {
+        self.actors[actor].memory.insert(request.slot, data);
+        let mut out = Vec::new();
+        self.actors[actor].port.request(request, &mut out);
+        self.execute(actor, out);
+    }
+
+    /// One write, read or flush, waited for. A read's data comes back.
+    pub fn wait_for(
+        &mut self,
+        actor: usize,
+        kind: RequestKind,
+        sector: u64,
+        data: Vec<u8>,
+    ) -> (Status, Vec<u8>) {
+        let sectors = data.len() as u64 / 512;
+        self.submit(
+            actor,
+            Request {
+                slot: 15,
+                kind,
+                sector,
+                sectors,
+            },
+            data,
+        );
+        for _ in 0..1_000_000 {
+            if let Some(at) = self.actors[actor]
+                .completed
+                .iter()
+                .position(|(s, _)| *s == 15)
+            {
+                let status = self.actors[actor].completed.remove(at).1;
+                return (status, self.actors[actor].memory.remove(&15).unwrap());
+            }
+            self.step();
+        }
+        panic!("{kind:?} at sector {sector} does not end");
+    }
+
+    pub fn write(&mut self, actor: usize, sector: u64, sectors: u64, stamp: u64) -> Status {
+        let data: Vec<u8> = (0..sectors).flat_map(|_| pattern(stamp)).collect();
+        self.wait_for(actor, RequestKind::Write { durable: false }, sector, data)
+            .0
+    }
+
+    pub fn read(&mut self, actor: usize, sector: u64, sectors: u64) -> Result<Vec<u64>, Status> {
+        match self.wait_for(
+            actor,
+            RequestKind::Read,
+            sector,
+            vec![0; sectors as usize * 512],
+        ) {
+            (Status::Ok, data) => Ok(data.chunks_exact(512).map(stamp_of).collect()),
+            (status, _) => Err(status),
+        }
+    }
+
+    pub fn flush(&mut self, actor: usize) -> Status {
+        self.wait_for(actor, RequestKind::Flush, 0, Vec::new()).0
+    }
+
+    pub fn execute(&mut self, index: usize, commands: Vec<Command>) {
+        for command in commands {
+            let actor = &mut self.actors[index];
+            let tag = actor.next_tag;
+            actor.next_tag += 1;
+            let (device, kind, pending) = match command {
+                Command::GuestRead {
+                    tag,
+                    device,
+                    offset,
+                    slot,
+                    slot_offset,
+                    len,
+                } => (
+                    device,
+                    OpKind::Read {
+                        offset,
+                        buffer: Buffer::Owned(OwnedBuffer::zeroed(len)),
+                    },
+                    Pending::GuestRead {
+                        tag,
+                        slot,
+                        offset: slot_offset,
+                    },
+                ),
+                Command::GuestWrite {
+                    tag,
+                    device,
+                    offset,
+                    slot,
+                    slot_offset,
+                    len,
+                    durable,
+                } => {
+                    let mut buffer = OwnedBuffer::zeroed(len);
+                    buffer
+                        .as_mut_slice()
+                        .copy_from_slice(&actor.memory[&slot][slot_offset..][..len]);
+                    (
+                        device,
+                        OpKind::Write {
+                            offset,
+                            buffer: Buffer::Owned(buffer),
+                            durable,
+                        },
+                        Pending::Other { tag },
+                    )
+                }
+                Command::Read {
+                    tag,
+                    device,
+                    offset,
+                    buffer,
+                } => (
+                    device,
+                    OpKind::Read { offset, buffer },
+                    Pending::Other { tag },
+                ),
+                Command::Write {
+                    tag,
+                    device,
+                    offset,
+                    mut buffer,
+                    durable,
+                    patch,
+                } => {
+                    if let (Some(p), Buffer::Owned(b)) = (patch, &mut buffer) {
+                        b.as_mut_slice()[p.buffer_offset..][..p.len]
+                            .copy_from_slice(&actor.memory[&p.slot][p.slot_offset..][..p.len]);
+                    }
+                    (
+                        device,
+                        OpKind::Write {
+                            offset,
+                            buffer,
+                            durable,
+                        },
+                        Pending::Other { tag },
+                    )
+                }
+                Command::Flush { tag, device } => (device, OpKind::Flush, Pending::Other { tag }),
+                Command::Complete { slot, status } => {
+                    actor.completed.push((slot, status));
+                    continue;
+                }
+                Command::ControlDone { id, result } => {
+                    actor.control_done.push((id, result));
+                    continue;
+                }
+                Command::Notice(notice) => {
+                    actor.notices.push(notice);
+                    continue;
+                }
+            };
+            actor.pending.insert(tag, pending);
+            actor.disk.submit(Op { tag, device, kind });
+        }
+    }
+
+    /// Lets one actor, chosen by the seed, do one thing. False if it had nothing.
+    pub fn step(&mut self) -> bool {
+        let index = self.rng.below(self.actors.len());
+        let disk = self.rng.one_in(2);
+        self.turn(index, disk)
+    }
+
+    /// Lets one actor that has something to do, chosen by the seed, do one thing.
+    /// False if nobody has: nothing moves any more.
+    pub fn advance(&mut self) -> bool {
+        let turns = 2 * self.actors.len();
+        let first = self.rng.below(turns);
+        (first..first + turns).any(|n| self.turn(n % turns / 2, n % 2 == 0))
+    }
+
+    /// Completes one disk operation of an actor, or hands it its inbox.
+    fn turn(&mut self, index: usize, disk: bool) -> bool {
+        let mut out = Vec::new();
+        let mut moved = false;
+        if disk {
+            let mut done = Vec::new();
+            if !self.actors[index].disk.step(&mut done) {
+                return false;
+            }
+            moved = true;
+            for d in done {
+                let actor = &mut self.actors[index];
+                let tag = match actor.pending.remove(&d.tag).unwrap() {
+                    Pending::GuestRead { tag, slot, offset } => {
+                        if let (Some(Buffer::Owned(b)), Ok(())) = (&d.buffer, d.result) {
+                            actor.memory.get_mut(&slot).unwrap()[offset..][..b.len()]
+                                .copy_from_slice(b.as_slice());
+                        }
+                        tag
+                    }
+                    Pending::Other { tag } => tag,
+                };
+                actor.port.io_done(tag, d.result, d.buffer, &mut out);
+            }
+        } else {
+            self.actors[index].port.take_inbox(&mut out);
+            if index == MERGER {
+                let (background, bytes) = (self.merge_background, self.merge_bytes);
+                let step = self.actors[index]
+                    .port
+                    .merge_step(background, bytes, &mut out);
+                moved |= matches!(step, MergeStep::Started { .. });
+            }
+        }
+        moved |= !out.is_empty();
+        if moved {
+            self.execute(index, out);
+            self.engine.check().unwrap();
+        }
+        moved
+    }
+
+    /// Runs until nothing moves any more.
+    pub fn settle(&mut self) {
+        let mut idle = 0;
+        for _ in 0..2_000_000 {
+            idle = if self.step() { 0 } else { idle + 1 };
+            if idle > 40 * self.actors.len() {
+                return;
+            }
+        }
+        panic!("the engine does not come to rest");
+    }
+
+    /// As [`settle`](Self::settle), but these actors do not move at all.
+    pub fn settle_without(&mut self, held: &[usize]) {
+        for _ in 0..200_000 {
+            let mut moved = false;
+            for index in (0..self.actors.len()).filter(|n| !held.contains(n)) {
+                moved |= self.turn(index, false);
+                moved |= self.turn(index, true);
+            }
+            if !moved {
+                return;
+            }
+        }
+        panic!("the engine does not come to rest");
+    }
+
+    /// One actor's inbox and one of its disk operations.
+    pub fn step_actor(&mut self, index: usize) -> bool {
+        let inbox = self.turn(index, false);
+        self.turn(index, true) || inbox
+    }
+
+    /// The view that a store and an origin image give, by the format alone.
+    pub fn offline_view(devices: &SimDevices, origin: DeviceId, cow: DeviceId) -> Option<Vec<u8>> {
+        let mut image = devices.read_now(origin, 0, devices.sectors(origin) * 512);
+        let params = store::LoadParams {
+            cow_sectors: devices.sectors(cow),
+            origin_sectors: Some(devices.sectors(origin)),
+            unit: 512,
+            block_bytes: 512,
+        };
+        match store::load(&mut devices.disk(), cow, &params).expect("the store loads") {
+            store::Loaded::Valid(valid) => {
+                assert_eq!(valid.junk(), None, "bytes after the terminator");
+                let bytes = valid.metadata().layout().chunk_size.bytes();
+                for e in valid.metadata().entries() {
+                    let at = (e.old * bytes) as usize;
+                    let len = (bytes as usize).min(image.len() - at);
+                    let data = devices.read_now(cow, e.new * bytes, len as u64);
+                    image[at..at + len].copy_from_slice(&data);
+                }
+                Some(image)
+            }
+            _ => None,
+        }
+    }
+}

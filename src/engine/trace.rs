@@ -1,0 +1,88 @@
+//! What a port's requests are touching right now.
+//!
+//! The fast path takes no lock, so a state change must be able to find the
+//! requests that were decided before it. Both sides follow one rule:
+//!
+//! - a request *registers, fences, then looks up* the state it depends on;
+//! - a change *stores the new state, fences, then scans* the registrations.
+//!
+//! So either the request sees the new state or the change sees the request.
+
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+use super::api::Slot;
+
+/// Reads the origin.
+pub(super) const READ_ORIGIN: u64 = 1;
+/// Reads or writes a COW device.
+pub(super) const COW: u64 = 2;
+/// Writes, wherever it goes.
+pub(super) const WRITE: u64 = 4;
+/// Flushes (with [`COW`], if a COW device is among what it flushes).
+pub(super) const OTHER: u64 = 8;
+
+#[derive(Debug, Default)]
+struct Registration {
+    /// 0: free.
+    touches: AtomicU64,
+    start: AtomicU64,
+    end: AtomicU64,
+}
+
+/// One port's registrations, a slot each.
+#[derive(Debug)]
+pub(super) struct Trace {
+    slots: Box<[Registration]>,
+}
+
+impl Trace {
+    pub fn new(slots: usize) -> Self {
+        Self {
+            slots: (0..slots).map(|_| Registration::default()).collect(),
+        }
+    }
+
+    /// Registers sectors `start .. end`; the caller may look up state afterwards.
+    pub fn register(&self, slot: Slot, touches: u64, start: u64, end: u64) {
+        if let Some(r) = self.slots.get(usize::from(slot)) {
+            r.start.store(start, Ordering::Relaxed);
+            r.end.store(end, Ordering::Relaxed);
+            r.touches.store(touches, Ordering::Release);
+            fence(Ordering::SeqCst);
+        }
+    }
+
+    /// Narrows what a registered request touches.
+    pub fn narrow(&self, slot: Slot, touches: u64) {
+        if let Some(r) = self.slots.get(usize::from(slot)) {
+            r.touches.store(touches, Ordering::Release);
+        }
+    }
+
+    /// Ends a registration; the caller must then look whether somebody drains.
+    pub fn clear(&self, slot: Slot) {
+        if let Some(r) = self.slots.get(usize::from(slot)) {
+            r.touches.store(0, Ordering::Release);
+            fence(Ordering::SeqCst);
+        }
+    }
+
+    /// Whether `slot` touches any of `mask`.
+    pub fn any_at(&self, slot: Slot, mask: u64) -> bool {
+        self.slots
+            .get(usize::from(slot))
+            .is_some_and(|r| r.touches.load(Ordering::Relaxed) & mask != 0)
+    }
+
+    /// Whether a registration touches any of `mask` within a range that `hit` picks.
+    /// The caller has fenced after its state change.
+    pub fn any(&self, mask: u64, hit: impl Fn(u64, u64) -> bool) -> bool {
+        self.slots.iter().any(|r| {
+            r.touches.load(Ordering::Acquire) & mask != 0
+                && hit(
+                    r.start.load(Ordering::Relaxed),
+                    r.end.load(Ordering::Relaxed),
+                )
+        })
+    }
+}

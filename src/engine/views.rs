@@ -1,0 +1,168 @@
+//! What each view shows at present, published as one immutable table; and how a
+//! read resolves in it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use super::api::{MergeWrites, ViewId};
+use super::table::ExceptionTable;
+use super::trace::{COW, READ_ORIGIN};
+use crate::io::DeviceId;
+use crate::units::ChunkSize;
+
+/// The part of a snapshot that every thread may look at.
+#[derive(Debug)]
+pub(super) struct SharedSnapshot {
+    pub id: ViewId,
+    pub device: DeviceId,
+    pub chunk_size: ChunkSize,
+    pub table: ExceptionTable,
+    /// Acknowledged writes may have entries that are not durable yet.
+    pub defer_commits: bool,
+    /// A flush of a merging store failed: no later flush of it is believed.
+    pub flush_failed: AtomicBool,
+}
+
+/// Sectors of a request that lie together on one device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Extent {
+    /// `None`: the origin.
+    pub device: Option<DeviceId>,
+    /// Sector on that device.
+    pub device_sector: u64,
+    /// First sector in view addresses.
+    pub sector: u64,
+    pub sectors: u64,
+}
+
+impl SharedSnapshot {
+    /// Splits `start .. end` into runs by where the data is.
+    pub fn resolve(&self, start: u64, end: u64, mut each: impl FnMut(Extent)) {
+        let cs = self.chunk_size;
+        let mut run: Option<Extent> = None;
+        let mut at = start;
+        while at < end {
+            let chunk = cs.chunk_of(at);
+            let stop = cs.first_sector(chunk.saturating_add(1)).min(end);
+            let inside = at - cs.first_sector(chunk);
+            let (device, device_sector) = match self.table.get(chunk).cow_chunk() {
+                Some(cow) => (
+                    Some(self.device),
+                    cs.first_sector(cow).saturating_add(inside),
+                ),
+                None => (None, at),
+            };
+            run = Some(match run {
+                Some(r) if r.device == device && r.device_sector + r.sectors == device_sector => {
+                    Extent {
+                        sectors: r.sectors + (stop - at),
+                        ..r
+                    }
+                }
+                other => {
+                    if let Some(r) = other {
+                        each(r);
+                    }
+                    Extent {
+                        device,
+                        device_sector,
+                        sector: at,
+                        sectors: stop - at,
+                    }
+                }
+            });
+            at = stop;
+        }
+        if let Some(r) = run {
+            each(r);
+        }
+    }
+
+    /// Chunks of `start .. end`.
+    pub fn chunks(&self, start: u64, end: u64) -> std::ops::Range<u64> {
+        self.chunk_size.chunk_of(start)..self.chunk_size.chunks_covering(end)
+    }
+}
+
+/// Snapshots that an origin write must not take anything from.
+pub(super) type PreserveList = Arc<Vec<Arc<SharedSnapshot>>>;
+
+/// Whether every snapshot's chunks in `start .. end` may be overwritten in the origin.
+pub(super) fn is_settled(preserve: &PreserveList, start: u64, end: u64) -> bool {
+    preserve
+        .iter()
+        .all(|s| s.chunks(start, end).all(|c| s.table.get(c).is_settled()))
+}
+
+#[derive(Debug)]
+pub(super) enum ViewMode {
+    /// A control operation is changing this view: requests wait for it.
+    Gated,
+    /// `write_gate`: only writes wait.
+    Origin {
+        preserve: PreserveList,
+        write_gate: bool,
+    },
+    Snapshot {
+        snapshot: Arc<SharedSnapshot>,
+        overflow: bool,
+    },
+    Merge {
+        snapshot: Arc<SharedSnapshot>,
+        preserve: PreserveList,
+        writes: MergeWrites,
+    },
+    /// Everything is answered with an I/O error.
+    Failed,
+}
+
+#[derive(Debug)]
+pub(super) struct Config {
+    pub epoch: u64,
+    pub views: BTreeMap<ViewId, Arc<ViewMode>>,
+    failed: Arc<ViewMode>,
+}
+
+impl Config {
+    pub fn new(epoch: u64, views: BTreeMap<ViewId, Arc<ViewMode>>) -> Self {
+        Self {
+            epoch,
+            views,
+            failed: Arc::new(ViewMode::Failed),
+        }
+    }
+
+    pub fn mode(&self, view: ViewId) -> &Arc<ViewMode> {
+        self.views.get(&view).unwrap_or(&self.failed)
+    }
+}
+
+/// Resolves a read; `None` if the view cannot be read now. Returns what it touches.
+pub(super) fn resolve_read(
+    mode: &ViewMode,
+    start: u64,
+    end: u64,
+    mut each: impl FnMut(Extent),
+) -> Option<u64> {
+    match mode {
+        ViewMode::Gated | ViewMode::Failed => None,
+        ViewMode::Origin { .. } => {
+            each(Extent {
+                device: None,
+                device_sector: start,
+                sector: start,
+                sectors: end - start,
+            });
+            Some(READ_ORIGIN)
+        }
+        ViewMode::Snapshot { snapshot, .. } | ViewMode::Merge { snapshot, .. } => {
+            let mut touches = 0;
+            snapshot.resolve(start, end, |e| {
+                touches |= if e.device.is_some() { COW } else { READ_ORIGIN };
+                each(e);
+            });
+            Some(touches)
+        }
+    }
+}
