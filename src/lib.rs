@@ -5,7 +5,9 @@
 //! `cli` → `daemon`, `offline` → `vhost`, `merger`, `control` → `engine`, `io`, `virtio_blk` → `store` → `units`, `error`.
 
 pub mod engine;
+pub mod executor;
 pub mod io;
+pub mod merger;
 mod mutation;
 pub mod size;
 pub mod store;

@@ -1,0 +1,224 @@
+//! The merger's thread: one per volume, asleep while no merge runs.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::limit::{RateLimiter, RateMeter};
+use super::work::MergeWork;
+use crate::engine::{Engine, PortRole};
+use crate::executor::{Executor, WakeFd};
+use crate::io::Disk;
+
+/// How the thread goes about it.
+#[derive(Clone, Copy, Debug)]
+pub struct MergerSettings {
+    /// Bytes per second, 0: no limit.
+    pub rate: u64,
+    /// Bytes in a batch at most (never less than a chunk).
+    pub batch_bytes: u64,
+}
+
+impl Default for MergerSettings {
+    fn default() -> Self {
+        Self {
+            rate: 0,
+            batch_bytes: super::BATCH_BYTES,
+        }
+    }
+}
+
+/// What other threads tell the merger, and what it shows them.
+struct Shared {
+    rate: u64,
+    stop: bool,
+    meter: RateMeter,
+}
+
+/// A handle on the running thread.
+pub struct Merger {
+    shared: Arc<Mutex<Shared>>,
+    wake: Arc<WakeFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
+    // Nothing under this lock can panic half-way.
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Merger {
+    /// Starts the thread. `open_disk` runs on it, because an io_uring belongs to
+    /// the thread that made it; its failure is returned here.
+    pub fn start(
+        engine: &Arc<Engine>,
+        open_disk: impl FnOnce() -> io::Result<Box<dyn Disk + Send>> + Send + 'static,
+        settings: MergerSettings,
+    ) -> io::Result<Self> {
+        let shared = Arc::new(Mutex::new(Shared {
+            rate: settings.rate,
+            stop: false,
+            meter: RateMeter::default(),
+        }));
+        let (ready, started) = std::sync::mpsc::sync_channel(1);
+        let (engine, theirs) = (engine.clone(), shared.clone());
+        let thread = std::thread::Builder::new()
+            .name("merger".into())
+            .spawn(move || {
+                match open_disk().and_then(|disk| Executor::new(&engine, PortRole::Merger, disk)) {
+                    Ok(executor) => {
+                        let _ = ready.send(Ok(executor.waker()));
+                        let limiter = RateLimiter::new(settings.rate, settings.batch_bytes);
+                        run(MergeWork::new(executor, limiter), &theirs);
+                    }
+                    Err(error) => {
+                        let _ = ready.send(Err(error));
+                    }
+                }
+            })?;
+        match started
+            .recv()
+            .map_err(|_| io::Error::other("the merger thread ended at its start"))
+            .flatten()
+        {
+            Ok(wake) => Ok(Self {
+                shared,
+                wake,
+                thread: Some(thread),
+            }),
+            Err(error) => {
+                let _ = thread.join();
+                Err(error)
+            }
+        }
+    }
+
+    /// Bytes per second from now on, 0: no limit.
+    pub fn set_rate(&self, rate: u64) {
+        lock(&self.shared).rate = rate;
+        self.wake.ring();
+    }
+
+    /// Bytes per second over the last seconds.
+    pub fn bytes_per_second(&self) -> u64 {
+        lock(&self.shared).meter.rate(Instant::now())
+    }
+
+    /// Ends the thread after the running batch.
+    pub fn stop(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            lock(&self.shared).stop = true;
+            self.wake.ring();
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Merger {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn run(mut work: MergeWork, shared: &Mutex<Shared>) {
+    loop {
+        let (rate, stop) = {
+            let shared = lock(shared);
+            (shared.rate, shared.stop)
+        };
+        work.limiter().set_rate(rate);
+        let now = Instant::now();
+        let stepped = work.step(now, stop);
+        if stepped.started_bytes > 0 {
+            lock(shared).meter.record(now, stepped.started_bytes);
+        }
+        if stop && work.is_at_rest() {
+            return;
+        }
+        let again = if stop {
+            Some(Duration::from_millis(5))
+        } else {
+            stepped.again
+        };
+        // The step has cleared the wake: what was said while it ran must be seen
+        // here, what is said from here on rings.
+        let nothing_new = {
+            let shared = lock(shared);
+            (shared.rate, shared.stop) == (rate, stop)
+        };
+        if nothing_new {
+            work.executor().wait(again);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{SyncSender, sync_channel};
+
+    use super::*;
+    use crate::engine::OriginParams;
+    use crate::io::sim::{Fill, SimDevices};
+    use crate::io::{Done, Op};
+
+    /// Takes its time over the first look for completions.
+    struct Slow<D> {
+        disk: D,
+        entered: Option<SyncSender<()>>,
+    }
+
+    impl<D: Disk> Disk for Slow<D> {
+        fn submit(&mut self, op: Op) {
+            self.disk.submit(op);
+        }
+
+        fn reap(&mut self, wait: bool, done: &mut Vec<Done>) {
+            if let Some(entered) = self.entered.take() {
+                entered.send(()).unwrap();
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            self.disk.reap(wait, done);
+        }
+
+        fn in_flight(&self) -> usize {
+            self.disk.in_flight()
+        }
+
+        fn event_fd(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+            self.disk.event_fd()
+        }
+    }
+
+    // An offline merge whose stop fell into the merger's step hung for ever: the
+    // step cleared the wake that came with the stop, and then nothing rang.
+    #[test]
+    fn a_stop_during_a_step_is_heard() {
+        let devices = SimDevices::new(1);
+        let device = devices.add(64, Fill::Zeroes);
+        let engine = Engine::new(OriginParams {
+            device,
+            sectors: 64,
+        });
+        let (entered, is_in_step) = sync_channel(1);
+        let disk = Slow {
+            disk: devices.disk(),
+            entered: Some(entered),
+        };
+        let open = move || Ok(Box::new(disk) as Box<dyn Disk + Send>);
+        let merger = Merger::start(&engine, open, MergerSettings::default()).unwrap();
+        is_in_step.recv().unwrap();
+        let (ended, has_ended) = sync_channel(1);
+        std::thread::spawn(move || {
+            merger.stop();
+            ended.send(()).unwrap();
+        });
+        has_ended
+            .recv_timeout(Duration::from_secs(10))
+            .expect("the merger sleeps on");
+    }
+}
