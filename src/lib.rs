@@ -12,3 +12,4 @@ mod mutation;
 pub mod size;
 pub mod store;
 pub mod units;
+pub mod virtio_blk;

@@ -1,0 +1,207 @@
+//! The configuration space.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::{BlkDevice, SEG_MAX, feature};
+
+/// Bytes of `struct virtio_blk_config` up to the write-zeroes fields.
+pub const CONFIG_LEN: usize = 60;
+
+const CAPACITY: usize = 0;
+const SEG_MAX_OFFSET: usize = 12;
+const BLK_SIZE: usize = 20;
+const WRITEBACK: usize = 32;
+const NUM_QUEUES: usize = 34;
+
+/// cloud-hypervisor up to v50 asks for the configuration space at this offset,
+/// where it begins in the virtio-mmio register layout.
+const MMIO_OFFSET: u32 = 0x100;
+
+/// The configuration space of one disk. It outlives connections: a front end
+/// that reconnects remembers the write-cache mode that it once set.
+#[derive(Debug)]
+pub struct ConfigSpace {
+    device: BlkDevice,
+    writeback: AtomicBool,
+}
+
+/// A write to the configuration space that is not allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{len} bytes at offset {offset} of the configuration space cannot be written, only the writeback byte at {WRITEBACK}"
+)]
+pub struct ReadOnlyField {
+    pub offset: u32,
+    pub len: usize,
+}
+
+impl ConfigSpace {
+    /// The write cache is on at first.
+    pub const fn new(device: BlkDevice) -> Self {
+        Self {
+            device,
+            writeback: AtomicBool::new(true),
+        }
+    }
+
+    pub const fn device(&self) -> &BlkDevice {
+        &self.device
+    }
+
+    /// All fields that exist.
+    pub fn bytes(&self) -> [u8; CONFIG_LEN] {
+        let mut bytes = [0; CONFIG_LEN];
+        put(
+            &mut bytes,
+            CAPACITY,
+            &self.device.capacity_sectors.to_le_bytes(),
+        );
+        put(&mut bytes, SEG_MAX_OFFSET, &SEG_MAX.to_le_bytes());
+        put(&mut bytes, BLK_SIZE, &self.device.block_size.to_le_bytes());
+        let writeback = u8::from(self.writeback.load(Ordering::Relaxed));
+        put(&mut bytes, WRITEBACK, &[writeback]);
+        put(
+            &mut bytes,
+            NUM_QUEUES,
+            &self.device.num_queues.to_le_bytes(),
+        );
+        bytes
+    }
+
+    /// `size` bytes from `offset`; zeroes where there are no fields. The caller
+    /// bounds `size` (the protocol does, at 4 KiB).
+    pub fn read(&self, offset: u32, size: u32) -> Vec<u8> {
+        let offset = offset.checked_sub(MMIO_OFFSET).unwrap_or(offset);
+        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+        let size = usize::try_from(size).unwrap_or(0);
+        let mut out = vec![0; size];
+        let bytes = self.bytes();
+        for (to, from) in out.iter_mut().zip(bytes.iter().skip(offset)) {
+            *to = *from;
+        }
+        out
+    }
+
+    /// Takes the writeback byte (0: write-through, else write-back); nothing
+    /// else can be written.
+    pub fn write(&self, offset: u32, data: &[u8]) -> Result<(), ReadOnlyField> {
+        let place = offset.checked_sub(MMIO_OFFSET).unwrap_or(offset);
+        match data {
+            [value] if usize::try_from(place) == Ok(WRITEBACK) => {
+                self.writeback.store(*value != 0, Ordering::Relaxed);
+                Ok(())
+            }
+            _ => Err(ReadOnlyField {
+                offset,
+                len: data.len(),
+            }),
+        }
+    }
+
+    /// Whether writes must be durable when they complete, for a driver that
+    /// acknowledged `features`: it cannot flush, or it turned the cache off.
+    pub fn write_through(&self, features: u64) -> bool {
+        let flush = features & feature::FLUSH != 0;
+        let wce = features & feature::CONFIG_WCE != 0;
+        if wce {
+            !self.writeback.load(Ordering::Relaxed)
+        } else {
+            !flush
+        }
+    }
+}
+
+fn put(bytes: &mut [u8; CONFIG_LEN], offset: usize, value: &[u8]) {
+    for (to, from) in bytes.iter_mut().skip(offset).zip(value) {
+        *to = *from;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> ConfigSpace {
+        ConfigSpace::new(BlkDevice {
+            capacity_sectors: 0x1122_3344_5566,
+            block_size: 4096,
+            read_only: false,
+            serial: "disk0".into(),
+            num_queues: 3,
+        })
+    }
+
+    #[test]
+    fn fields_lie_where_the_virtio_specification_puts_them() {
+        let bytes = config().read(0, 60);
+        assert_eq!(
+            bytes.get(0..8),
+            Some(&0x1122_3344_5566_u64.to_le_bytes()[..])
+        );
+        assert_eq!(bytes.get(12..16), Some(&126_u32.to_le_bytes()[..]));
+        assert_eq!(bytes.get(20..24), Some(&4096_u32.to_le_bytes()[..]));
+        assert_eq!(bytes.get(32), Some(&1));
+        assert_eq!(bytes.get(34..36), Some(&3_u16.to_le_bytes()[..]));
+    }
+
+    #[test]
+    fn any_window_has_the_size_asked_for() {
+        let config = config();
+        let whole = config.read(0, 4096);
+        assert_eq!(whole.len(), 4096);
+        for (offset, size) in [(0, 1), (7, 3), (33, 5), (59, 4), (60, 8), (255, 1)] {
+            let start = usize::try_from(offset).unwrap();
+            let end = start + usize::try_from(size).unwrap();
+            assert_eq!(
+                config.read(offset, size),
+                whole.get(start..end).unwrap(),
+                "{offset}+{size}"
+            );
+        }
+        assert_eq!(config.read(u32::MAX, 2), [0, 0]);
+    }
+
+    #[test]
+    fn the_offset_of_old_cloud_hypervisors_is_understood() {
+        let config = config();
+        assert_eq!(config.read(0x100, 60), config.read(0, 60));
+        assert_eq!(config.read(0x100 + 20, 4), 4096_u32.to_le_bytes());
+    }
+
+    #[test]
+    fn only_the_writeback_byte_can_be_written() {
+        let config = config();
+        for (offset, data) in [
+            (0, &[0; 8][..]),
+            (32, &[0; 2]),
+            (31, &[0]),
+            (33, &[0]),
+            (32, &[]),
+        ] {
+            assert_eq!(
+                config.write(offset, data),
+                Err(ReadOnlyField {
+                    offset,
+                    len: data.len()
+                })
+            );
+        }
+        assert_eq!(config.bytes(), self::config().bytes());
+        config.write(32, &[0]).unwrap();
+        assert_eq!(config.read(32, 1), [0]);
+        config.write(32, &[7]).unwrap();
+        assert_eq!(config.read(32, 1), [1]);
+    }
+
+    #[test]
+    fn a_driver_that_cannot_flush_gets_write_through() {
+        let config = config();
+        let (flush, wce) = (feature::FLUSH, feature::CONFIG_WCE);
+        assert!(config.write_through(0));
+        assert!(!config.write_through(flush));
+        assert!(!config.write_through(flush | wce));
+        config.write(32, &[0]).unwrap();
+        assert!(config.write_through(flush | wce));
+        assert!(!config.write_through(flush), "the byte is not the driver's");
+    }
+}

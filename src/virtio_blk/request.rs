@@ -1,0 +1,306 @@
+//! From a descriptor chain to a validated request.
+//!
+//! Nothing of the chain is believed and everything is read once: the header is
+//! copied before it is looked at, descriptors are copied by the iterator. Once a
+//! [`BlkRequest`] exists its range lies within the disk; only whether its data
+//! segments are guest memory is still to be seen, when they are mapped.
+
+use std::ops::Deref;
+
+use smallvec::SmallVec;
+use virtio_queue::DescriptorChain;
+use vm_memory::{Bytes, GuestAddress, GuestMemory};
+
+use super::{BlkDevice, BlkStatus};
+use crate::units::{SECTOR_SHIFT, SECTOR_SIZE};
+
+/// Most descriptors that a chain may have (an iovec array of the kernel holds
+/// as many); bounds what one request can cost.
+pub const MAX_DESCRIPTORS: usize = 1024;
+
+const HEADER_LEN: usize = 16;
+
+/// Request types of virtio-blk.
+mod kind {
+    pub const IN: u32 = 0;
+    pub const OUT: u32 = 1;
+    pub const FLUSH: u32 = 4;
+    pub const GET_ID: u32 = 8;
+    pub const DISCARD: u32 = 11;
+    pub const WRITE_ZEROES: u32 = 13;
+    pub const SECURE_ERASE: u32 = 14;
+    pub const ZONE_APPEND: u32 = 15;
+    pub const ZONE_OPEN: u32 = 18;
+    pub const ZONE_CLOSE: u32 = 20;
+    pub const ZONE_FINISH: u32 = 22;
+    pub const ZONE_RESET: u32 = 24;
+    pub const ZONE_RESET_ALL: u32 = 26;
+}
+
+/// A piece of the request's data in guest memory; `len` > 0 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    pub address: GuestAddress,
+    pub len: u32,
+}
+
+pub type Segments = SmallVec<[Segment; 4]>;
+
+/// What the guest wants. Sectors lie within the disk and `sectors` > 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    Read {
+        sector: u64,
+        sectors: u64,
+    },
+    Write {
+        sector: u64,
+        sectors: u64,
+    },
+    Flush,
+    /// The data takes the identifier, cut off or padded with zeroes.
+    GetId,
+}
+
+/// A request that can be carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlkRequest {
+    pub action: Action,
+    /// The data, without header and status; bytes as many as the action's sectors.
+    pub data: Segments,
+    /// Where the status byte goes.
+    pub status: GuestAddress,
+}
+
+/// A chain that is answered at once. Without a place for the status byte the
+/// head goes back with length 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    pub status: Option<GuestAddress>,
+    pub code: BlkStatus,
+    pub reason: &'static str,
+}
+
+/// Checks a chain completely. Any framing is accepted that keeps readable
+/// before writable: the 16 bytes of header come first, the status byte last.
+pub fn parse<M>(chain: DescriptorChain<M>, device: &BlkDevice) -> Result<BlkRequest, Refused>
+where
+    M: Deref + Clone,
+    M::Target: GuestMemory,
+{
+    let memory = chain.clone();
+    let mut layout = Layout::of(chain)?;
+    let status = layout.take_status()?;
+    let refuse = |code, reason| Refused {
+        status: Some(status),
+        code,
+        reason,
+    };
+    let io_error = |reason| refuse(BlkStatus::IoErr, reason);
+
+    if layout.mixed {
+        return Err(io_error("a readable descriptor after a writable one"));
+    }
+    let header = layout
+        .take_header(memory.memory())
+        .ok_or(io_error("no readable header of 16 bytes"))?;
+    if device.read_only && header.is_write() {
+        return Err(io_error("a write to a read-only disk"));
+    }
+    match header.kind {
+        kind::IN => {
+            if !layout.readable.is_empty() {
+                return Err(io_error("a read with data to the device"));
+            }
+            let (sector, sectors) = range(&header, &layout.writable, device).map_err(io_error)?;
+            Ok(BlkRequest {
+                action: Action::Read { sector, sectors },
+                data: layout.writable,
+                status,
+            })
+        }
+        kind::OUT => {
+            if !layout.writable.is_empty() {
+                return Err(io_error("a write with data from the device"));
+            }
+            let (sector, sectors) = range(&header, &layout.readable, device).map_err(io_error)?;
+            Ok(BlkRequest {
+                action: Action::Write { sector, sectors },
+                data: layout.readable,
+                status,
+            })
+        }
+        kind::FLUSH => Ok(BlkRequest {
+            action: Action::Flush,
+            data: Segments::new(),
+            status,
+        }),
+        kind::GET_ID => Ok(BlkRequest {
+            action: Action::GetId,
+            data: layout.writable,
+            status,
+        }),
+        _ => Err(refuse(BlkStatus::Unsupported, "an unknown request type")),
+    }
+}
+
+/// The request's sectors, if its data is whole blocks within the disk.
+fn range(header: &Header, data: &Segments, device: &BlkDevice) -> Result<(u64, u64), &'static str> {
+    // At most MAX_DESCRIPTORS lengths of 32 bits: cannot overflow.
+    let bytes: u64 = data.iter().map(|segment| u64::from(segment.len)).sum();
+    if bytes == 0 {
+        return Err("no data");
+    }
+    if !bytes.is_multiple_of(SECTOR_SIZE) {
+        return Err("data is not a multiple of 512 bytes");
+    }
+    let sectors = bytes >> SECTOR_SHIFT;
+    let block = (u64::from(device.block_size) >> SECTOR_SHIFT).max(1);
+    if !sectors.is_multiple_of(block) || !header.sector.is_multiple_of(block) {
+        return Err("not aligned to the block size");
+    }
+    // Compared in sectors: the guest's 64-bit sector number is never shifted.
+    let capacity = device.capacity_sectors;
+    if header.sector > capacity || sectors > capacity - header.sector {
+        return Err("beyond the end of the disk");
+    }
+    Ok((header.sector, sectors))
+}
+
+struct Header {
+    kind: u32,
+    sector: u64,
+}
+
+impl Header {
+    /// Whether the request would change the disk; every type that may, offered
+    /// or not.
+    fn is_write(&self) -> bool {
+        matches!(
+            self.kind,
+            kind::OUT
+                | kind::DISCARD
+                | kind::WRITE_ZEROES
+                | kind::SECURE_ERASE
+                | kind::ZONE_APPEND
+                | kind::ZONE_OPEN
+                | kind::ZONE_CLOSE
+                | kind::ZONE_FINISH
+                | kind::ZONE_RESET
+                | kind::ZONE_RESET_ALL
+        )
+    }
+}
+
+/// The chain's descriptors by direction, empty ones left out.
+struct Layout {
+    readable: Segments,
+    writable: Segments,
+    mixed: bool,
+}
+
+impl Layout {
+    fn of<M>(chain: DescriptorChain<M>) -> Result<Self, Refused>
+    where
+        M: Deref,
+        M::Target: GuestMemory,
+    {
+        let malformed = |reason| Refused {
+            status: None,
+            code: BlkStatus::IoErr,
+            reason,
+        };
+        let mut layout = Self {
+            readable: Segments::new(),
+            writable: Segments::new(),
+            mixed: false,
+        };
+        let mut count = 0_usize;
+        let mut complete = false;
+        for descriptor in chain {
+            count += 1;
+            if count > MAX_DESCRIPTORS {
+                return Err(malformed("too many descriptors"));
+            }
+            complete = !descriptor.has_next();
+            let segment = Segment {
+                address: descriptor.addr(),
+                len: descriptor.len(),
+            };
+            if descriptor.is_write_only() {
+                if segment.len > 0 {
+                    layout.writable.push(segment);
+                }
+            } else {
+                layout.mixed |= !layout.writable.is_empty();
+                if segment.len > 0 {
+                    layout.readable.push(segment);
+                }
+            }
+        }
+        // The iterator ends silently at a loop, a bad index, a bad indirect
+        // table and a length sum beyond 2^32: its last descriptor then has a next.
+        if !complete {
+            return Err(malformed("a broken descriptor chain"));
+        }
+        Ok(layout)
+    }
+
+    /// Cuts the last writable byte off.
+    fn take_status(&mut self) -> Result<GuestAddress, Refused> {
+        let malformed = |reason| Refused {
+            status: None,
+            code: BlkStatus::IoErr,
+            reason,
+        };
+        let last = self
+            .writable
+            .last_mut()
+            .ok_or(malformed("no place for the status byte"))?;
+        last.len -= 1;
+        let address = last.address.0.checked_add(u64::from(last.len));
+        if last.len == 0 {
+            self.writable.pop();
+        }
+        address
+            .map(GuestAddress)
+            .ok_or(malformed("a descriptor beyond the address space"))
+    }
+
+    /// Cuts the header off and copies it, once.
+    fn take_header<M: GuestMemory + ?Sized>(&mut self, memory: &M) -> Option<Header> {
+        let mut bytes = [0; HEADER_LEN];
+        let mut rest = &mut bytes[..];
+        let mut used_up = 0;
+        for segment in &mut self.readable {
+            let len = usize::try_from(segment.len).ok()?.min(rest.len());
+            let (now, later) = rest.split_at_mut_checked(len)?;
+            memory.read_slice(now, segment.address).ok()?;
+            rest = later;
+            segment.len -= u32::try_from(len).ok()?;
+            let address = segment.address.0.checked_add(u64::try_from(len).ok()?)?;
+            segment.address = GuestAddress(address);
+            if segment.len > 0 {
+                break;
+            }
+            used_up += 1;
+            if rest.is_empty() {
+                break;
+            }
+        }
+        if !rest.is_empty() {
+            return None;
+        }
+        self.readable.drain(..used_up);
+        let (kind, _) = bytes.split_first_chunk::<4>()?;
+        let (_, sector) = bytes.split_last_chunk::<8>()?;
+        Some(Header {
+            kind: u32::from_le_bytes(*kind),
+            sector: u64::from_le_bytes(*sector),
+        })
+    }
+}
+
+#[cfg(test)]
+#[path = "request_tests.rs"]
+mod tests;
