@@ -12,4 +12,5 @@ mod mutation;
 pub mod size;
 pub mod store;
 pub mod units;
+pub mod vhost;
 pub mod virtio_blk;

@@ -1,0 +1,126 @@
+//! One connected front end, from its first message to its last.
+
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::RecvFlags;
+use tracing::warn;
+use vhost::vhost_user::{BackendReqHandler, Error};
+
+use super::handler::Handler;
+use super::notify::Signal;
+
+/// A message that has begun must be whole after this time.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often to look whether the rest of a header has come.
+const PART_PAUSE: Duration = Duration::from_millis(10);
+
+/// A front end that is refused more often has lost its way; it shall not fill
+/// the log as well.
+const REFUSALS_MAX: u32 = 32;
+
+/// Bytes of a message header: request, flags, size of the payload.
+const HEADER_LEN: usize = 12;
+/// The header's flag that asks for an acknowledgement.
+const NEED_REPLY: u32 = 1 << 3;
+
+/// Why a connection ended.
+#[derive(Debug, PartialEq, thiserror::Error)]
+pub enum Ending {
+    #[error("the front end has left")]
+    Left,
+    #[error("the view is stopped")]
+    Stopped,
+    #[error("the front end began a message and did not finish it in {} s", MESSAGE_TIMEOUT.as_secs())]
+    Stalled,
+    #[error("{0}")]
+    Protocol(String),
+}
+
+/// Serves the front end until it leaves or `stop` is set; shutting the stream
+/// down ends a message under way. The handler's rings are still to be stopped.
+pub fn serve(stream: &UnixStream, handler: &Arc<Mutex<Handler>>, stop: &Signal) -> Ending {
+    let prepared = stream
+        .set_read_timeout(Some(MESSAGE_TIMEOUT))
+        .and_then(|()| stream.set_write_timeout(Some(MESSAGE_TIMEOUT)))
+        .and_then(|()| stream.try_clone());
+    let theirs = match prepared {
+        Ok(theirs) => theirs,
+        Err(e) => return Ending::Protocol(e.to_string()),
+    };
+    let mut requests = BackendReqHandler::from_stream(theirs, Arc::clone(handler));
+    let mut refusals = 0;
+    loop {
+        let flags = match next_message(stream, stop) {
+            Ok(flags) => flags,
+            Err(ending) => return ending,
+        };
+        match requests.handle_request() {
+            Ok(()) => {}
+            Err(Error::Disconnected) => return Ending::Left,
+            // The handler refused. The front end goes on if it knows.
+            Err(Error::ReqHandlerError(e)) if flags & NEED_REPLY != 0 && acknowledges(handler) => {
+                refusals += 1;
+                if refusals > REFUSALS_MAX {
+                    return Ending::Protocol(format!("{refusals} requests refused, the last: {e}"));
+                }
+                warn!("refused a front end's request: {e}");
+            }
+            Err(e) => return Ending::Protocol(e.to_string()),
+        }
+    }
+}
+
+fn acknowledges(handler: &Mutex<Handler>) -> bool {
+    handler
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .reply_ack()
+}
+
+/// Waits for the next message without taking it; its header's flags. Later
+/// messages that the library cannot serve are to be picked out here.
+fn next_message(stream: &UnixStream, stop: &Signal) -> Result<u32, Ending> {
+    loop {
+        let mut fds = [
+            PollFd::new(stream, PollFlags::IN),
+            PollFd::new(stop, PollFlags::IN),
+        ];
+        match poll(&mut fds, None) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(e) => return Err(Ending::Protocol(e.to_string())),
+        }
+        let [socket, stopped] = &fds;
+        if !stopped.revents().is_empty() {
+            return Err(Ending::Stopped);
+        }
+        if !socket.revents().is_empty() {
+            break;
+        }
+    }
+    // A poll does not wait for more of what is there in part, so this asks again.
+    let begun = Instant::now();
+    loop {
+        let mut header = [0_u8; HEADER_LEN];
+        match rustix::net::recv(stream, &mut header, RecvFlags::PEEK).map(|(_, len)| len) {
+            Ok(0) | Err(rustix::io::Errno::CONNRESET) => return Err(Ending::Left),
+            Ok(HEADER_LEN) => {
+                let [_, _, _, _, a, b, c, d, ..] = header;
+                return Ok(u32::from_ne_bytes([a, b, c, d]));
+            }
+            Ok(_) | Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
+            Err(e) => return Err(Ending::Protocol(e.to_string())),
+        }
+        if begun.elapsed() > MESSAGE_TIMEOUT {
+            return Err(Ending::Stalled);
+        }
+        let pause = Timespec::try_from(PART_PAUSE).unwrap_or_default();
+        let mut fds = [PollFd::new(stop, PollFlags::IN)];
+        if poll(&mut fds, Some(&pause)) == Ok(1) {
+            return Err(Ending::Stopped);
+        }
+    }
+}

@@ -1,0 +1,510 @@
+//! The front end's messages. One handler lives as long as one connection and
+//! is used by the view's thread only.
+//!
+//! A refusal is always [`Error::ReqHandlerError`]: the connection goes on if the
+//! front end was told so, see [`super::connection`].
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tracing::{debug, warn};
+use vhost::VhostUserMemoryRegionBase;
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
+    VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig,
+    VhostUserSharedMsg, VhostUserSingleMemoryRegion, VhostUserVirtioFeatures,
+    VhostUserVringAddrFlags, VhostUserVringState,
+};
+use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+
+use super::memory::{MAX_REGIONS, MemoryTable};
+use super::notify::{Notifier, check_eventfd};
+use super::queue::{QueueState, RingAddresses};
+use super::reset::{ResetDetector, Start};
+use super::worker::{self, QueueWorker};
+use super::{Backend, MAX_QUEUE_SIZE, ViewConfig, ViewHooks};
+use crate::virtio_blk::ConfigSpace;
+
+const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
+const RING_FEATURES: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC | EVENT_IDX;
+const PROTOCOL: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+
+/// What a view needs to serve connections, one after the other.
+#[derive(Clone)]
+pub struct View {
+    pub config: Arc<ViewConfig>,
+    pub space: Arc<ConfigSpace>,
+    pub backend: Arc<dyn Backend>,
+    pub hooks: Arc<dyn ViewHooks>,
+}
+
+pub struct Handler {
+    view: View,
+    memory: MemoryTable,
+    queues: Vec<QueueState>,
+    features: u64,
+    protocol_features: u64,
+    write_through: Arc<AtomicBool>,
+    detector: ResetDetector,
+}
+
+impl Handler {
+    pub fn new(view: View) -> Self {
+        let count = usize::from(view.config.max_queues);
+        Self {
+            view,
+            memory: MemoryTable::new(),
+            queues: (0..count).map(|_| QueueState::new()).collect(),
+            features: 0,
+            protocol_features: 0,
+            write_through: Arc::new(AtomicBool::new(true)),
+            detector: ResetDetector::new(count),
+        }
+    }
+
+    /// Whether the front end can be told that a message was refused.
+    pub const fn reply_ack(&self) -> bool {
+        self.features & PROTOCOL != 0
+            && self.protocol_features & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0
+    }
+
+    /// Finishes everything and stops all rings.
+    pub fn stop_all(&mut self) {
+        self.pause();
+        for queue in &mut self.queues {
+            queue.kick = None;
+            queue.enabled = false;
+        }
+    }
+
+    fn offered(&self) -> u64 {
+        self.view.space.device().features() | RING_FEATURES | PROTOCOL
+    }
+
+    fn queue(&mut self, index: usize) -> Result<&mut QueueState> {
+        let count = self.queues.len();
+        self.queues
+            .get_mut(index)
+            .ok_or_else(|| refusal(format!("queue {index} does not exist, there are {count}")))
+    }
+
+    /// Stops the queue's worker, lets the change be made, and starts or stops
+    /// the queue according to what is now set.
+    fn change(
+        &mut self,
+        index: usize,
+        change: impl FnOnce(&mut QueueState) -> Result<()>,
+    ) -> Result<()> {
+        self.queue(index)?;
+        self.stop(index);
+        let changed = self.queue(index).and_then(change);
+        let started = self.start(index);
+        changed.and(started)
+    }
+
+    /// Ends the queue's worker, if it has one, when all is finished.
+    fn stop(&mut self, index: usize) {
+        let Some(queue) = self.queues.get_mut(index) else {
+            return;
+        };
+        let Some(worker) = queue.worker.take() else {
+            return;
+        };
+        match worker.stop() {
+            Ok(position) => queue.base = position,
+            Err(e) => warn!("view {} queue {index}: {e}", self.view.config.name),
+        }
+        self.detector.stopped(index, queue.base);
+    }
+
+    /// Starts the queue's worker if it should run and does not.
+    fn start(&mut self, index: usize) -> Result<()> {
+        let Some(queue) = self.queues.get(index) else {
+            return Ok(());
+        };
+        if !queue.should_run() || queue.worker.is_some() {
+            return Ok(());
+        }
+        if self.queues.iter().all(|q| q.worker.is_none()) {
+            self.first_ring_starts();
+        }
+        self.spawn(index).map_err(|e| {
+            warn!(
+                "view {} queue {index} cannot start: {e}",
+                self.view.config.name
+            );
+            Error::ReqHandlerError(e)
+        })
+    }
+
+    /// 1. All rings are stopped and drained, 2. the daemon hears of a reset,
+    ///    3. rings of the new driver start.
+    fn first_ring_starts(&mut self) {
+        let set_up = self
+            .queues
+            .iter()
+            .enumerate()
+            .filter(|(_, queue)| queue.is_set_up());
+        let rings: Vec<_> = set_up.map(|(index, queue)| (index, queue.base)).collect();
+        if self.detector.starting(rings, self.features) == Start::Reset {
+            debug!("view {}: device reset", self.view.config.name);
+            self.view.hooks.device_reset();
+        }
+    }
+
+    fn spawn(&mut self, index: usize) -> io::Result<()> {
+        let map = self.memory.map();
+        let event_idx = self.features & EVENT_IDX != 0;
+        let Some(queue) = self.queues.get_mut(index) else {
+            return Ok(());
+        };
+        let Some(kick) = queue.kick.clone() else {
+            return Ok(());
+        };
+        let ring = queue.build(&self.memory, &map, event_idx)?;
+        queue.worker = Some(QueueWorker::start(worker::Start {
+            name: format!("view {} queue {index}", self.view.config.name),
+            queue: ring,
+            memory: map,
+            kick,
+            call: Arc::clone(&queue.call),
+            err: queue.err.clone(),
+            space: Arc::clone(&self.view.space),
+            write_through: Arc::clone(&self.write_through),
+            backend: Arc::clone(&self.view.backend),
+        })?);
+        Ok(())
+    }
+
+    /// Ends all workers, all at the same time; the queues stay as they are set.
+    fn pause(&mut self) {
+        for worker in self.queues.iter().filter_map(|queue| queue.worker.as_ref()) {
+            worker.request_stop();
+        }
+        for index in 0..self.queues.len() {
+            self.stop(index);
+        }
+    }
+
+    /// Starts all that should run, after a [`Self::pause`] that the guest does
+    /// not know of. A ring that does not fit the memory any more waits for the
+    /// next change.
+    fn resume(&mut self) {
+        for index in 0..self.queues.len() {
+            if !self.queues.get(index).is_some_and(QueueState::should_run) {
+                continue;
+            }
+            if let Err(e) = self.spawn(index) {
+                warn!(
+                    "view {} queue {index} cannot go on: {e}",
+                    self.view.config.name
+                );
+            }
+        }
+    }
+
+    /// Changes the memory. 1. Workers end: nothing points into the old memory
+    /// any more, 2. the table changes, 3. workers go on with the new one.
+    fn change_memory(
+        &mut self,
+        change: impl FnOnce(&mut MemoryTable) -> io::Result<()>,
+    ) -> Result<()> {
+        self.pause();
+        let result = change(&mut self.memory).map_err(Error::ReqHandlerError);
+        self.resume();
+        if let Err(e) = &result {
+            warn!("view {}: {e}", self.view.config.name);
+        }
+        result
+    }
+
+    fn update_write_through(&self) {
+        let write_through = self.view.space.write_through(self.features);
+        self.write_through.store(write_through, Ordering::Relaxed);
+    }
+}
+
+impl VhostUserBackendReqHandlerMut for Handler {
+    fn set_owner(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Deprecated in the protocol; disables all rings.
+    fn reset_owner(&mut self) -> Result<()> {
+        self.stop_all();
+        Ok(())
+    }
+
+    fn reset_device(&mut self) -> Result<()> {
+        self.stop_all();
+        self.detector.told();
+        self.features &= PROTOCOL;
+        Ok(())
+    }
+
+    fn get_features(&mut self) -> Result<u64> {
+        Ok(self.offered())
+    }
+
+    fn set_features(&mut self, features: u64) -> Result<()> {
+        let unknown = features & !self.offered();
+        if unknown != 0 {
+            return Err(refusal(format!("features {unknown:#x} were not offered")));
+        }
+        let ring_format_changes = (features ^ self.features) & EVENT_IDX != 0;
+        if ring_format_changes {
+            self.pause();
+        }
+        self.features = features;
+        self.update_write_through();
+        if ring_format_changes {
+            self.resume();
+        }
+        if features & PROTOCOL == 0 {
+            // Without protocol features no message enables rings.
+            for index in 0..self.queues.len() {
+                self.queue(index)?.enabled = true;
+                self.start(index)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn set_mem_table(
+        &mut self,
+        regions: &[VhostUserMemoryRegion],
+        files: Vec<File>,
+        _postcopy_listening: Option<bool>,
+    ) -> Result<Option<Vec<VhostUserMemoryRegionBase>>> {
+        self.change_memory(|memory| memory.set(regions, files))?;
+        Ok(None)
+    }
+
+    fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
+        let size = u16::try_from(num)
+            .ok()
+            .filter(|size| size.is_power_of_two() && *size <= MAX_QUEUE_SIZE)
+            .ok_or_else(|| {
+                refusal(format!(
+                    "a ring of {num} entries; a power of two up to {MAX_QUEUE_SIZE} is needed"
+                ))
+            })?;
+        self.change(to_index(index), |queue| {
+            queue.size = size;
+            Ok(())
+        })
+    }
+
+    fn set_vring_addr(
+        &mut self,
+        index: u32,
+        _flags: VhostUserVringAddrFlags,
+        descriptor: u64,
+        used: u64,
+        available: u64,
+        _log: u64,
+    ) -> Result<()> {
+        let addresses = RingAddresses {
+            descriptors: descriptor,
+            available,
+            used,
+        };
+        for user in [descriptor, used, available] {
+            if self.memory.guest_address(user).is_none() {
+                return Err(refusal(format!(
+                    "the ring address {user:#x} is not in guest memory"
+                )));
+            }
+        }
+        if self.queue(to_index(index))?.addresses == Some(addresses) {
+            return Ok(());
+        }
+        self.change(to_index(index), |queue| {
+            queue.addresses = Some(addresses);
+            Ok(())
+        })
+    }
+
+    fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
+        let base = u16::try_from(base)
+            .map_err(|_| refusal(format!("a ring base of {base} has more than 16 bits")))?;
+        self.change(to_index(index), |queue| {
+            queue.base = base;
+            Ok(())
+        })
+    }
+
+    fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
+        let place = to_index(index);
+        // There is no way to refuse in the answer.
+        self.queue(place).map_err(|_| Error::InvalidParam)?;
+        self.stop(place);
+        let queue = self.queue(place).map_err(|_| Error::InvalidParam)?;
+        queue.kick = None;
+        queue.call.set(None);
+        Ok(VhostUserVringState::new(index, u32::from(queue.base)))
+    }
+
+    fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        let kick = fd.ok_or_else(|| refusal("polling instead of kicks is not supported".into()))?;
+        check_eventfd(&kick).map_err(Error::ReqHandlerError)?;
+        self.change(usize::from(index), |queue| {
+            queue.kick = Some(Arc::new(kick));
+            Ok(())
+        })
+    }
+
+    fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        let notifier = fd
+            .map(Notifier::new)
+            .transpose()
+            .map_err(Error::ReqHandlerError)?;
+        let queue = self.queue(usize::from(index))?;
+        queue.call.set(notifier);
+        if queue.worker.is_some() {
+            // What was signalled to the old descriptor may have been missed.
+            queue.call.notify();
+        }
+        Ok(())
+    }
+
+    fn set_vring_err(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        let notifier = fd
+            .map(Notifier::new)
+            .transpose()
+            .map_err(Error::ReqHandlerError)?;
+        self.change(usize::from(index), |queue| {
+            queue.err = notifier.map(Arc::new);
+            Ok(())
+        })
+    }
+
+    fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
+        Ok(VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
+    }
+
+    fn set_protocol_features(&mut self, features: u64) -> Result<()> {
+        let unknown = features & !self.get_protocol_features()?.bits();
+        if unknown != 0 {
+            return Err(refusal(format!(
+                "protocol features {unknown:#x} were not offered"
+            )));
+        }
+        self.protocol_features = features;
+        Ok(())
+    }
+
+    fn get_queue_num(&mut self) -> Result<u64> {
+        Ok(u64::from(self.view.config.max_queues))
+    }
+
+    fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
+        let index = to_index(index);
+        self.queue(index)?.enabled = enable;
+        if enable {
+            self.start(index)
+        } else {
+            self.stop(index);
+            Ok(())
+        }
+    }
+
+    fn get_config(
+        &mut self,
+        offset: u32,
+        size: u32,
+        _flags: VhostUserConfigFlags,
+    ) -> Result<Vec<u8>> {
+        Ok(self.view.space.read(offset, size))
+    }
+
+    fn set_config(&mut self, offset: u32, buf: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
+        let written = self.view.space.write(offset, buf);
+        written.map_err(|e| refusal(e.to_string()))?;
+        self.update_write_through();
+        Ok(())
+    }
+
+    fn set_gpu_socket(&mut self, _gpu_backend: GpuBackend) -> Result<()> {
+        Err(Error::InvalidOperation("a disk has no GPU"))
+    }
+
+    fn get_shared_object(&mut self, _uuid: VhostUserSharedMsg) -> Result<File> {
+        Err(Error::InvalidOperation("shared objects were not offered"))
+    }
+
+    fn get_inflight_fd(
+        &mut self,
+        _inflight: &VhostUserInflight,
+    ) -> Result<(VhostUserInflight, File)> {
+        Err(Error::InvalidOperation(
+            "in-flight regions were not offered",
+        ))
+    }
+
+    fn set_inflight_fd(&mut self, _inflight: &VhostUserInflight, _file: File) -> Result<()> {
+        Err(Error::InvalidOperation(
+            "in-flight regions were not offered",
+        ))
+    }
+
+    fn get_max_mem_slots(&mut self) -> Result<u64> {
+        Ok(u64::try_from(MAX_REGIONS).unwrap_or(u64::MAX))
+    }
+
+    fn add_mem_region(
+        &mut self,
+        region: &VhostUserSingleMemoryRegion,
+        fd: File,
+        _postcopy_listening: Option<bool>,
+    ) -> Result<Option<VhostUserMemoryRegionBase>> {
+        self.change_memory(|memory| memory.add(region, fd))?;
+        Ok(None)
+    }
+
+    fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
+        self.change_memory(|memory| memory.remove(region))
+    }
+
+    fn set_device_state_fd(
+        &mut self,
+        _direction: VhostTransferStateDirection,
+        _phase: VhostTransferStatePhase,
+        _fd: File,
+    ) -> Result<Option<File>> {
+        Err(Error::InvalidOperation("device state was not offered"))
+    }
+
+    fn check_device_state(&mut self) -> Result<()> {
+        Err(Error::InvalidOperation("device state was not offered"))
+    }
+
+    fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {
+        Err(Error::InvalidOperation("shared memory was not offered"))
+    }
+
+    fn set_log_base(&mut self, _log: &VhostUserLog, _file: File) -> Result<()> {
+        Err(Error::InvalidOperation("a dirty log was not offered"))
+    }
+}
+
+impl Drop for Handler {
+    fn drop(&mut self) {
+        self.stop_all();
+    }
+}
+
+fn refusal(message: String) -> Error {
+    Error::ReqHandlerError(io::Error::new(io::ErrorKind::InvalidInput, message))
+}
+
+fn to_index(index: u32) -> usize {
+    usize::try_from(index).unwrap_or(usize::MAX)
+}

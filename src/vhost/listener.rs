@@ -1,0 +1,350 @@
+//! A view's socket and the thread that serves it.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use std::{fs, io};
+
+use std::net::Shutdown;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+use tracing::{info, warn};
+
+use super::connection::{Ending, serve};
+use super::handler::{Handler, View};
+use super::notify::Signal;
+use super::{Backend, ViewConfig, ViewHooks};
+use crate::virtio_blk::ConfigSpace;
+
+/// Front ends that may wait until the one that is served leaves.
+const BACKLOG: i32 = 16;
+/// Pause after a failed accept (out of descriptors).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// Why a view's socket cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    #[error(
+        "{path} is in use: another process listens on it; stop that process or choose another path"
+    )]
+    InUse { path: PathBuf },
+    #[error("{path} exists and is not a socket; it is left alone, choose another path")]
+    NotASocket { path: PathBuf },
+    #[error(
+        "{path}: cannot listen there: {source}; choose a path in a directory that exists and that you may write to"
+    )]
+    Listen { path: PathBuf, source: io::Error },
+    #[error("file descriptor {fd} is not a Unix stream socket: {reason}")]
+    Descriptor { fd: i32, reason: String },
+}
+
+/// A socket that front ends reach a view at.
+#[derive(Debug)]
+pub struct ViewSocket(Socket);
+
+#[derive(Debug)]
+enum Socket {
+    Listening {
+        listener: UnixListener,
+        file: Option<SocketFile>,
+    },
+    Connected(UnixStream),
+}
+
+/// The file of a socket we made; removed with it, unless replaced by then.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl ViewSocket {
+    /// Listens at `path`, for this user only. A socket that nobody listens on
+    /// any more is replaced; anything else that exists is left alone.
+    ///
+    /// The folder is locked meanwhile, so that of two processes one is refused.
+    pub fn bind(path: &Path) -> Result<Self, SocketError> {
+        let failed = |source: io::Error| SocketError::Listen {
+            path: path.to_owned(),
+            source,
+        };
+        let folder = match path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder =
+            rustix::fs::open(folder, flags, Mode::empty()).map_err(|e| failed(e.into()))?;
+        rustix::fs::flock(&folder, FlockOperation::LockExclusive).map_err(|e| failed(e.into()))?;
+        remove_stale(path)?;
+        let listener = listen(path).map_err(|e| match e.kind() {
+            io::ErrorKind::AddrInUse => SocketError::InUse {
+                path: path.to_owned(),
+            },
+            _ => failed(e),
+        })?;
+        let made = fs::symlink_metadata(path).map_err(failed)?;
+        let file = SocketFile {
+            path: path.to_owned(),
+            device: made.dev(),
+            inode: made.ino(),
+        };
+        Ok(Self(Socket::Listening {
+            listener,
+            file: Some(file),
+        }))
+    }
+
+    /// Takes a socket from whoever started us, listening or connected.
+    pub fn from_fd(fd: OwnedFd) -> Result<Self, SocketError> {
+        use std::os::fd::AsRawFd;
+        let number = fd.as_raw_fd();
+        let refuse = |reason: String| SocketError::Descriptor { fd: number, reason };
+        let failed = |e: rustix::io::Errno| refuse(e.to_string());
+        if sockopt::socket_domain(&fd).map_err(failed)? != AddressFamily::UNIX {
+            return Err(refuse("it belongs to another address family".into()));
+        }
+        if sockopt::socket_type(&fd).map_err(failed)? != SocketType::STREAM {
+            return Err(refuse("it is not a stream".into()));
+        }
+        if sockopt::socket_acceptconn(&fd).map_err(failed)? {
+            Ok(Self(Socket::Listening {
+                listener: fd.into(),
+                file: None,
+            }))
+        } else {
+            Ok(Self(Socket::Connected(fd.into())))
+        }
+    }
+}
+
+/// A socket that nobody listens on is removed; nothing else is.
+fn remove_stale(path: &Path) -> Result<(), SocketError> {
+    let failed = |source: io::Error| SocketError::Listen {
+        path: path.to_owned(),
+        source,
+    };
+    let there = match fs::symlink_metadata(path) {
+        Ok(there) => there,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(failed(e)),
+    };
+    if !there.file_type().is_socket() {
+        return Err(SocketError::NotASocket {
+            path: path.to_owned(),
+        });
+    }
+    match connect(path) {
+        Ok(()) | Err(rustix::io::Errno::AGAIN) => Err(SocketError::InUse {
+            path: path.to_owned(),
+        }),
+        Err(rustix::io::Errno::CONNREFUSED) => fs::remove_file(path).map_err(failed),
+        Err(e) => Err(failed(e.into())),
+    }
+}
+
+/// Tries to reach a listener; one with a full backlog answers EAGAIN.
+fn connect(path: &Path) -> rustix::io::Result<()> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let probe = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&probe, &SocketAddrUnix::new(path)?)
+}
+
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    let address = SocketAddrUnix::new(path).map_err(|_| {
+        io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "its name is too long, a socket's path has at most 107 bytes",
+        )
+    })?;
+    let flags = SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    // The file takes its mode from the socket, so there is no moment at which
+    // others could connect.
+    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    rustix::net::bind(&socket, &address)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket.into())
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let ours = fs::symlink_metadata(&self.path)
+            .is_ok_and(|m| m.dev() == self.device && m.ino() == self.inode);
+        if ours {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// A view that is served. Dropping it stops it.
+pub struct ViewServer {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    stop: Signal,
+    /// The front end that is connected.
+    connection: Mutex<Option<UnixStream>>,
+}
+
+impl ViewServer {
+    /// Serves `config` on `socket` with a thread of its own, until stopped (or,
+    /// on a socket that came connected, until the front end leaves).
+    pub fn start(
+        socket: ViewSocket,
+        config: ViewConfig,
+        backend: Arc<dyn Backend>,
+        hooks: Arc<dyn ViewHooks>,
+    ) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            stop: Signal::new()?,
+            connection: Mutex::new(None),
+        });
+        let theirs = Arc::clone(&shared);
+        let view = View {
+            space: Arc::new(ConfigSpace::new(config.device.clone())),
+            config: Arc::new(config),
+            backend,
+            hooks,
+        };
+        let thread = std::thread::Builder::new()
+            .name(format!("view {}", view.config.name))
+            .spawn(move || theirs.run(socket, &view))?;
+        Ok(Self {
+            shared,
+            thread: Some(thread),
+        })
+    }
+
+    /// Whether the thread has ended by itself.
+    pub fn is_finished(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// Takes no new requests, finishes what is under way, closes the socket and
+    /// removes its file. Blocks until then.
+    pub fn stop(mut self) {
+        self.shut_down();
+    }
+
+    /// Like [`Self::stop`], but does not wait; for stopping many views at once.
+    pub fn request_stop(&self) {
+        self.shared.stop.set();
+        let connection = self
+            .shared
+            .connection
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(stream) = &*connection {
+            // Ends a message that the front end began or does not read.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    fn shut_down(&mut self) {
+        self.request_stop();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            warn!("a view's thread died");
+        }
+    }
+}
+
+impl Drop for ViewServer {
+    fn drop(&mut self) {
+        self.shut_down();
+    }
+}
+
+impl Shared {
+    fn run(&self, socket: ViewSocket, view: &View) {
+        match socket.0 {
+            Socket::Connected(stream) => {
+                self.serve(stream, view);
+            }
+            Socket::Listening { listener, file } => {
+                while let Some(stream) = self.accept(&listener, view) {
+                    if self.serve(stream, view) == Ending::Stopped {
+                        break;
+                    }
+                }
+                drop(file);
+            }
+        }
+    }
+
+    /// The next front end; `None` when stopped.
+    fn accept(&self, listener: &UnixListener, view: &View) -> Option<UnixStream> {
+        loop {
+            let mut fds = [
+                PollFd::new(&self.stop, PollFlags::IN),
+                PollFd::new(listener, PollFlags::IN),
+            ];
+            let polled = poll(&mut fds, None);
+            let [stopped, _] = &fds;
+            if !stopped.revents().is_empty() {
+                return None;
+            }
+            if polled.is_err() {
+                continue;
+            }
+            match listener.accept() {
+                Ok((stream, _)) => return Some(stream),
+                Err(e) => {
+                    warn!("view {}: cannot accept a front end: {e}", view.config.name);
+                    let pause = Timespec::try_from(ACCEPT_PAUSE).unwrap_or_default();
+                    let mut fds = [PollFd::new(&self.stop, PollFlags::IN)];
+                    let _ = poll(&mut fds, Some(&pause));
+                }
+            }
+        }
+    }
+
+    /// 1. The hook, 2. messages until the end, 3. all rings drained and memory
+    ///    unmapped, 4. the hook, 5. only then the next front end.
+    fn serve(&self, stream: UnixStream, view: &View) -> Ending {
+        let name = &view.config.name;
+        match stream.try_clone() {
+            Ok(clone) => self.keep(Some(clone)),
+            Err(e) => {
+                warn!("view {name}: {e}");
+                return Ending::Left;
+            }
+        }
+        info!("view {name}: front end connected");
+        view.hooks.attached();
+        let handler = Arc::new(Mutex::new(Handler::new(view.clone())));
+        let ending = serve(&stream, &handler, &self.stop);
+        handler
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .stop_all();
+        drop(handler);
+        match &ending {
+            Ending::Left | Ending::Stopped => info!("view {name}: {ending}"),
+            Ending::Stalled | Ending::Protocol(_) => {
+                warn!("view {name}: connection closed: {ending}");
+            }
+        }
+        self.keep(None);
+        view.hooks.detached();
+        ending
+    }
+
+    fn keep(&self, connection: Option<UnixStream>) {
+        *self
+            .connection
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = connection;
+    }
+}

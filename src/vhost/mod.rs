@@ -1,0 +1,77 @@
+//! The vhost-user transport: one [`ViewServer`] per view answers a front end on
+//! its socket, and one worker thread per started queue moves requests between
+//! the guest's ring, the engine and a disk.
+//!
+//! ```text
+//!  socket ─► connection ─► handler ──start, stop──► worker ─┬─► ring    (guest memory)
+//!                             │                             ├─► engine  (a port: requests in, commands out)
+//!                             └─► memory, reset             └─► disk    (operations that own guest memory)
+//! ```
+//!
+//! Workers of different queues share nothing that is written on the way of a
+//! request: each has its own disk, its own port, its own handle on the guest's
+//! memory. A worker ends only when all that it took from its ring is back on it
+//! and all that it does for the engine is done; only then is memory unmapped.
+
+mod connection;
+mod guest;
+mod handler;
+mod listener;
+mod memory;
+mod notify;
+mod queue;
+mod requests;
+mod reset;
+mod ring;
+mod slots;
+mod worker;
+
+use std::io;
+use std::sync::Arc;
+
+pub use listener::{SocketError, ViewServer, ViewSocket};
+pub use requests::Requests;
+
+use crate::engine::Wake;
+use crate::io::Disk;
+use crate::virtio_blk::BlkDevice;
+
+/// Queues that a front end may start where nothing else is asked for.
+pub const DEFAULT_MAX_QUEUES: u16 = 64;
+
+/// Largest ring that a front end may set up, a power of two.
+pub const MAX_QUEUE_SIZE: u16 = 1024;
+
+/// What a view's guest sees, and how the view is called in messages.
+#[derive(Clone, Debug)]
+pub struct ViewConfig {
+    /// Such as `origin` or the snapshot's name.
+    pub name: String,
+    pub device: BlkDevice,
+    /// Queues that a front end may start: 1 ..= 256. More than
+    /// `device.num_queues` is fine.
+    pub max_queues: u16,
+}
+
+/// Where a view's workers get their means from.
+pub trait Backend: Send + Sync {
+    /// A disk for the calling thread.
+    fn disk(&self) -> io::Result<Box<dyn Disk>>;
+
+    /// A port of the engine for up to `slots` requests at a time.
+    fn port(&self, slots: usize, wake: Arc<dyn Wake>) -> Box<dyn Requests>;
+}
+
+/// What the daemon wants to know about a view's guest. Called on the view's own
+/// thread, never two at a time.
+pub trait ViewHooks: Send + Sync {
+    /// A front end has connected.
+    fn attached(&self);
+
+    /// The front end has gone and all it had asked for is done.
+    fn detached(&self);
+
+    /// The guest's device was reset, or a new guest begins. Nothing of the view
+    /// is in flight, and no ring starts before this returns. Once per reset.
+    fn device_reset(&self);
+}

@@ -1,0 +1,521 @@
+//! The thread that serves one started queue.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+use rustix::buffer::spare_capacity;
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use tracing::{debug, error, warn};
+use virtio_queue::Queue;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::guest::{GuestData, MemoryHold};
+use super::memory::GuestMap;
+use super::notify::{Call, Notifier, Signal};
+use super::ring::{Ring, RingFault};
+use super::slots::{InFlight, Slots};
+use super::{Backend, Requests};
+use crate::engine::{Command, Patch, Request, RequestKind, Slot, Status};
+use crate::io::{Buffer, DeviceId, Disk, Done, Errno, Op, OpKind, Tag};
+use crate::virtio_blk::{Action, BlkDevice, BlkRequest, BlkStatus, ConfigSpace, Refused, parse};
+
+const KICK: u64 = 0;
+const DISK: u64 = 1;
+const WAKE: u64 = 2;
+const STOP: u64 = 3;
+
+/// A drain that takes this long is worth a line in the log.
+const SLOW_DRAIN_SECONDS: i64 = 5;
+
+/// All that a worker needs.
+pub struct Start {
+    /// View and queue, for messages.
+    pub name: String,
+    pub queue: Queue,
+    pub memory: Arc<GuestMap>,
+    pub kick: Arc<File>,
+    pub call: Arc<Call>,
+    pub err: Option<Arc<Notifier>>,
+    pub space: Arc<ConfigSpace>,
+    /// Writes must be durable when they complete.
+    pub write_through: Arc<AtomicBool>,
+    pub backend: Arc<dyn Backend>,
+}
+
+/// A started queue.
+pub struct QueueWorker {
+    stop: Arc<Signal>,
+    thread: JoinHandle<u16>,
+}
+
+impl QueueWorker {
+    /// Starts the thread and waits until it has its disk and its port.
+    pub fn start(start: Start) -> io::Result<Self> {
+        let stop = Arc::new(Signal::new()?);
+        let (ready, started) = mpsc::sync_channel(1);
+        let theirs = Arc::clone(&stop);
+        let thread = std::thread::Builder::new()
+            .name("queue".into())
+            .spawn(move || {
+                let next = start.queue_position();
+                match Worker::new(start, theirs) {
+                    Ok(worker) => {
+                        let _ = ready.send(Ok(()));
+                        worker.run()
+                    }
+                    Err(e) => {
+                        let _ = ready.send(Err(e));
+                        next
+                    }
+                }
+            })?;
+        match started.recv() {
+            Ok(Ok(())) => Ok(Self { stop, thread }),
+            Ok(Err(e)) => Err(e),
+            Err(_) => Err(io::Error::other("the queue's thread died")),
+        }
+    }
+
+    /// Takes no new requests from now on; what was taken is finished.
+    pub fn request_stop(&self) {
+        self.stop.set();
+    }
+
+    /// Waits until all is finished and on the used ring. Returns the available
+    /// index to go on at.
+    pub fn stop(self) -> io::Result<u16> {
+        self.request_stop();
+        self.thread
+            .join()
+            .map_err(|_| io::Error::other("the queue's thread died"))
+    }
+}
+
+impl Start {
+    fn queue_position(&self) -> u16 {
+        use virtio_queue::QueueT;
+        self.queue.next_avail()
+    }
+}
+
+struct Worker {
+    name: String,
+    ring: Ring,
+    broken: bool,
+    slots: Slots,
+    port: Box<dyn Requests>,
+    disk: Box<dyn Disk>,
+    space: Arc<ConfigSpace>,
+    write_through: Arc<AtomicBool>,
+    err: Option<Arc<Notifier>>,
+    epoll: OwnedFd,
+    wake: Arc<Signal>,
+    // Kept open: epoll forgets a descriptor when it is closed.
+    _kick: Arc<File>,
+    stop: Arc<Signal>,
+    stopping: bool,
+    /// The wake event was readable; its flag may have been cleared before.
+    woken: bool,
+    /// The disk was given something since the last reap.
+    submitted: bool,
+    // Kept to be used again.
+    commands: Vec<Command>,
+    done: Vec<Done>,
+    taken: Vec<(u16, Result<BlkRequest, Refused>)>,
+    events: Vec<Event>,
+}
+
+impl Worker {
+    fn new(start: Start, stop: Arc<Signal>) -> io::Result<Self> {
+        let hold = Arc::new(MemoryHold { map: start.memory });
+        let ring = Ring::new(start.queue, hold, start.call).map_err(io::Error::other)?;
+        let wake = Arc::new(Signal::new()?);
+        let disk = start.backend.disk()?;
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        // Edge-triggered: the counter need not be read back at every kick.
+        let edge = EventFlags::IN | EventFlags::ET;
+        epoll::add(&epoll, &start.kick, EventData::new_u64(KICK), edge)?;
+        epoll::add(&epoll, &wake, EventData::new_u64(WAKE), EventFlags::IN)?;
+        epoll::add(&epoll, &stop, EventData::new_u64(STOP), edge)?;
+        if let Some(fd) = disk.event_fd() {
+            epoll::add(&epoll, fd, EventData::new_u64(DISK), EventFlags::IN)?;
+        }
+        let slots = Slots::new(ring.size());
+        let count = usize::from(ring.size());
+        // Last, since nothing may fail once a port is open.
+        let port = start.backend.port(count, wake.clone());
+        Ok(Self {
+            name: start.name,
+            broken: false,
+            slots,
+            port,
+            disk,
+            space: start.space,
+            write_through: start.write_through,
+            err: start.err,
+            epoll,
+            wake,
+            _kick: start.kick,
+            stop,
+            stopping: false,
+            woken: false,
+            submitted: false,
+            commands: Vec::with_capacity(count),
+            done: Vec::with_capacity(count),
+            taken: Vec::with_capacity(count),
+            events: Vec::with_capacity(4),
+            ring,
+        })
+    }
+
+    fn run(mut self) -> u16 {
+        // An interrupt may have got lost with the back end that served before,
+        // and a kick with it: the ring is looked at unasked.
+        self.ring.signal();
+        loop {
+            if self.step() {
+                continue;
+            }
+            if self.stopping && self.is_drained() {
+                return self.ring.next_avail();
+            }
+            if !self.stopping && !self.broken {
+                match self.ring.arm() {
+                    Ok(false) => {}
+                    Ok(true) => {
+                        let disarmed = self.ring.disarm();
+                        self.check(disarmed);
+                        continue;
+                    }
+                    Err(fault) => self.fault(&fault),
+                }
+            }
+            self.wait();
+        }
+    }
+
+    /// One round; false if there was nothing to do.
+    ///
+    /// 1. take all available heads, 2. carry out commands, 3. hand operations to
+    ///    the kernel and feed completions back, 4. publish all at once.
+    fn step(&mut self) -> bool {
+        self.stopping = self.stop.is_set();
+        let mut progress = !self.stopping && !self.broken && self.take_heads() > 0;
+        // Looked at in every round: a busy queue never waits for events.
+        if std::mem::take(&mut self.woken) || self.wake.is_set() {
+            self.wake.clear();
+            self.port.take_inbox(&mut self.commands);
+        }
+        progress |= !self.commands.is_empty();
+        self.execute();
+        while self.submitted || self.disk.in_flight() > 0 || !self.done.is_empty() {
+            self.submitted = false;
+            self.disk.reap(false, &mut self.done);
+            if self.done.is_empty() {
+                break;
+            }
+            progress = true;
+            for done in self.done.drain(..) {
+                self.port
+                    .io_done(done.tag, done.result, done.buffer, &mut self.commands);
+            }
+            self.execute();
+            if !self.submitted {
+                break;
+            }
+        }
+        let published = self.ring.publish();
+        self.check(published);
+        progress
+    }
+
+    fn is_drained(&self) -> bool {
+        self.slots.is_empty()
+            && self.disk.in_flight() == 0
+            && self.commands.is_empty()
+            && self.done.is_empty()
+            && self.port.is_idle()
+    }
+
+    /// Sleeps until a kick, a completion, the engine or a stop.
+    fn wait(&mut self) {
+        if self.disk.in_flight() > 0 && self.disk.event_fd().is_none() {
+            // A disk driven by its test: it completes when asked.
+            self.disk.reap(true, &mut self.done);
+        }
+        let timeout = if !self.done.is_empty() {
+            Some(Timespec::default())
+        } else if self.stopping {
+            Some(Timespec {
+                tv_sec: SLOW_DRAIN_SECONDS,
+                tv_nsec: 0,
+            })
+        } else {
+            None
+        };
+        self.events.clear();
+        let waited = epoll::wait(
+            &self.epoll,
+            spare_capacity(&mut self.events),
+            timeout.as_ref(),
+        );
+        match waited {
+            Ok(0) if self.stopping && self.done.is_empty() => warn!(
+                "{}: stopping takes long: {} operations in flight, engine idle: {}",
+                self.name,
+                self.disk.in_flight(),
+                self.port.is_idle()
+            ),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(e) => error!("{}: epoll: {e}", self.name),
+        }
+        let mut kicked = false;
+        for event in &self.events {
+            match event.data.u64() {
+                KICK => kicked = true,
+                WAKE => self.woken = true,
+                // Also with nothing in flight: the descriptor can be set after its
+                // completion was taken, and only reaping clears it.
+                DISK => self.submitted = true,
+                // The next round looks at the stop flag.
+                _ => {}
+            }
+        }
+        if kicked && !self.broken {
+            let disarmed = self.ring.disarm();
+            self.check(disarmed);
+        }
+    }
+
+    /// Takes what is available; the number of heads.
+    fn take_heads(&mut self) -> usize {
+        let device: &BlkDevice = self.space.device();
+        let taken = &mut self.taken;
+        let result = self.ring.take_available(self.slots.free(), |head, chain| {
+            taken.push((head, parse(chain, device)));
+        });
+        let mut taken = std::mem::take(&mut self.taken);
+        let count = taken.len();
+        for (head, parsed) in taken.drain(..) {
+            match parsed {
+                Ok(request) => self.accept(head, request),
+                Err(refused) => {
+                    debug!("{}: refused: {}", self.name, refused.reason);
+                    self.answer(head, refused.status, refused.code, 1);
+                }
+            }
+        }
+        self.taken = taken;
+        if let Err(fault) = result {
+            self.fault(&fault);
+        }
+        count
+    }
+
+    /// Hands a valid request to the engine, or answers it here.
+    fn accept(&mut self, head: u16, request: BlkRequest) {
+        let status = Some(request.status);
+        let Some(data) = GuestData::map(self.ring.hold(), &request.data) else {
+            debug!("{}: refused: data outside guest memory", self.name);
+            return self.answer(head, status, BlkStatus::IoErr, 1);
+        };
+        let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        let (kind, sector, sectors, written) = match request.action {
+            Action::Read { sector, sectors } => {
+                (RequestKind::Read, sector, sectors, len.saturating_add(1))
+            }
+            Action::Write { sector, sectors } => {
+                let durable = self.write_through.load(Ordering::Relaxed);
+                (RequestKind::Write { durable }, sector, sectors, 1)
+            }
+            Action::Flush => (RequestKind::Flush, 0, 0, 1),
+            Action::GetId => {
+                let copied = data.copy_in(&self.space.device().id());
+                let written = u32::try_from(copied).unwrap_or(0).saturating_add(1);
+                return self.answer(head, status, BlkStatus::Ok, written);
+            }
+        };
+        let in_flight = InFlight {
+            head,
+            status: request.status,
+            data,
+            written,
+        };
+        match self.slots.insert(in_flight) {
+            Ok(slot) => {
+                let request = Request {
+                    slot,
+                    kind,
+                    sector,
+                    sectors,
+                };
+                self.port.request(request, &mut self.commands);
+            }
+            // The ring was asked for no more than there are slots.
+            Err(request) => self.answer(request.head, Some(request.status), BlkStatus::IoErr, 1),
+        }
+    }
+
+    /// Carries out the engine's commands.
+    fn execute(&mut self) {
+        let mut commands = std::mem::take(&mut self.commands);
+        for command in commands.drain(..) {
+            match command {
+                Command::GuestRead {
+                    tag,
+                    device,
+                    offset,
+                    slot,
+                    slot_offset,
+                    len,
+                } => match self.guest_buffer(slot, slot_offset, len) {
+                    Some(buffer) => self.submit(tag, device, OpKind::Read { offset, buffer }),
+                    None => self.reject(tag, None),
+                },
+                Command::GuestWrite {
+                    tag,
+                    device,
+                    offset,
+                    slot,
+                    slot_offset,
+                    len,
+                    durable,
+                } => match self.guest_buffer(slot, slot_offset, len) {
+                    Some(buffer) => self.submit(
+                        tag,
+                        device,
+                        OpKind::Write {
+                            offset,
+                            buffer,
+                            durable,
+                        },
+                    ),
+                    None => self.reject(tag, None),
+                },
+                Command::Read {
+                    tag,
+                    device,
+                    offset,
+                    buffer,
+                } => {
+                    self.submit(tag, device, OpKind::Read { offset, buffer });
+                }
+                Command::Write {
+                    tag,
+                    device,
+                    offset,
+                    mut buffer,
+                    durable,
+                    patch,
+                } => {
+                    if patch.is_none_or(|patch| self.lay_over(&mut buffer, patch)) {
+                        self.submit(
+                            tag,
+                            device,
+                            OpKind::Write {
+                                offset,
+                                buffer,
+                                durable,
+                            },
+                        );
+                    } else {
+                        self.reject(tag, Some(buffer));
+                    }
+                }
+                Command::Flush { tag, device } => self.submit(tag, device, OpKind::Flush),
+                Command::Complete { slot, status } => self.complete(slot, status),
+                Command::ControlDone { .. } | Command::Notice(_) => {
+                    debug!("{}: not for a queue: {command:?}", self.name);
+                }
+            }
+        }
+        // Executing never makes commands, so nothing was added meanwhile.
+        self.commands = commands;
+    }
+
+    fn guest_buffer(&self, slot: Slot, offset: usize, len: usize) -> Option<Buffer> {
+        self.slots
+            .get(slot)?
+            .data
+            .buffer(offset, len)
+            .map(Buffer::Guest)
+    }
+
+    fn lay_over(&self, buffer: &mut Buffer, patch: Patch) -> bool {
+        let Buffer::Owned(owned) = buffer else {
+            return false;
+        };
+        let end = patch.buffer_offset.saturating_add(patch.len);
+        let target = owned.as_mut_slice().get_mut(patch.buffer_offset..end);
+        let request = self.slots.get(patch.slot);
+        match (request, target) {
+            (Some(request), Some(target)) => request.data.copy_out(patch.slot_offset, target),
+            _ => false,
+        }
+    }
+
+    fn submit(&mut self, tag: Tag, device: DeviceId, kind: OpKind) {
+        self.disk.submit(Op { tag, device, kind });
+        self.submitted = true;
+    }
+
+    /// A command that names what is not there: the engine must still hear its end.
+    fn reject(&mut self, tag: Tag, buffer: Option<Buffer>) {
+        error!(
+            "{}: operation {tag} names data that its request does not have",
+            self.name
+        );
+        self.done.push(Done {
+            tag,
+            result: Err(Errno::EINVAL),
+            buffer,
+        });
+    }
+
+    fn complete(&mut self, slot: Slot, status: Status) {
+        let Some(request) = self.slots.remove(slot) else {
+            error!("{}: slot {slot} ended without a request", self.name);
+            return;
+        };
+        let (code, len) = match status {
+            Status::Ok => (BlkStatus::Ok, request.written),
+            Status::IoError => (BlkStatus::IoErr, 1),
+        };
+        self.answer(request.head, Some(request.status), code, len);
+    }
+
+    /// The only place where a head goes back: status byte, then used ring. A
+    /// status byte that cannot be written means that nothing was.
+    fn answer(&mut self, head: u16, status: Option<GuestAddress>, code: BlkStatus, len: u32) {
+        let map = &*self.ring.hold().map;
+        let told = status.is_some_and(|address| map.write_obj(code.byte(), address).is_ok());
+        let pushed = self.ring.push_used(head, if told { len } else { 0 });
+        self.check(pushed);
+    }
+
+    fn check(&mut self, result: Result<(), RingFault>) {
+        if let Err(fault) = result {
+            self.fault(&fault);
+        }
+    }
+
+    /// Gives the ring up until the front end starts it anew.
+    fn fault(&mut self, fault: &RingFault) {
+        if std::mem::replace(&mut self.broken, true) {
+            return;
+        }
+        error!(
+            "{}: the guest broke its ring, which is stopped: {fault}",
+            self.name
+        );
+        if let Some(err) = &self.err {
+            err.notify();
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! A view served in-process, to a real driver and to hostile front ends.
+#![allow(
+    unsafe_code,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation
+)]
+
+mod backend;
+mod driver;
+mod raw;
+mod raw_tests;
+mod socket;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use snapback::vhost::{ViewConfig, ViewServer, ViewSocket};
+use snapback::virtio_blk::BlkDevice;
+
+use backend::{Diary, Volume};
+
+pub const SECTORS: u64 = 16384;
+
+/// A served view and what is behind it.
+pub struct Served {
+    pub server: ViewServer,
+    pub volume: Arc<Volume>,
+    pub diary: Arc<Diary>,
+    pub path: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+pub fn device() -> BlkDevice {
+    BlkDevice {
+        capacity_sectors: SECTORS,
+        block_size: 512,
+        read_only: false,
+        serial: "snapback-test".into(),
+        num_queues: 4,
+    }
+}
+
+pub fn serve() -> Served {
+    serve_device(device(), Volume::new(SECTORS))
+}
+
+pub fn serve_device(device: BlkDevice, volume: Arc<Volume>) -> Served {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("view.sock");
+    let diary = Diary::of(&volume);
+    let config = ViewConfig {
+        name: "test".into(),
+        device,
+        max_queues: 8,
+    };
+    let socket = ViewSocket::bind(&path).unwrap();
+    let server = ViewServer::start(socket, config, volume.clone(), diary.clone()).unwrap();
+    Served {
+        server,
+        volume,
+        diary,
+        path,
+        _folder: folder,
+    }
+}
+
+/// Waits until `condition` holds; fails after ten seconds.
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = std::time::Instant::now();
+    while !condition() {
+        assert!(
+            start.elapsed().as_secs() < 10,
+            "not within ten seconds: {what}"
+        );
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}

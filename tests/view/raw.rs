@@ -1,0 +1,279 @@
+//! A front end and driver that can misbehave: raw messages, raw rings.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::os::fd::BorrowedFd;
+use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures};
+use vhost::vhost_user::{Frontend, VhostUserFrontend};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use virtio_queue::desc::RawDescriptor;
+use virtio_queue::desc::split::Descriptor;
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+pub const MEMORY: usize = 4 << 20;
+pub const SIZE: u16 = 16;
+
+pub const VERSION_1: u64 = 1 << 32;
+pub const EVENT_IDX: u64 = 1 << 29;
+pub const INDIRECT: u64 = 1 << 28;
+pub const FLUSH: u64 = 1 << 9;
+pub const CONFIG_WCE: u64 = 1 << 11;
+pub const PROTOCOL: u64 = 1 << 30;
+
+/// Each ring has 64 KiB of guest memory, with its parts at these offsets.
+const AVAIL: u64 = 0x1000;
+const USED: u64 = 0x2000;
+/// Then headers and status bytes, one of 32 bytes for each head.
+const HEADERS: u64 = 0x4000;
+/// The data of all rings and heads.
+pub const DATA: u64 = 0x10_0000;
+
+pub const NEXT: u16 = 1;
+pub const WRITE: u16 = 2;
+
+pub struct Ring {
+    pub index: usize,
+    pub kick: EventFd,
+    pub call: EventFd,
+    pub err: EventFd,
+    base: u64,
+    avail: u16,
+}
+
+pub struct Raw {
+    pub frontend: Frontend,
+    pub memory: GuestMemoryMmap<()>,
+    pub file: File,
+}
+
+impl Raw {
+    /// Connected, with features and memory set.
+    pub fn connect(path: &Path, features: u64) -> Self {
+        let mut raw = Self::connect_only(path, features);
+        raw.set_memory();
+        raw
+    }
+
+    pub fn connect_only(path: &Path, features: u64) -> Self {
+        let mut frontend = Frontend::connect(path, 16).unwrap();
+        frontend.set_owner().unwrap();
+        let offered = frontend.get_features().unwrap();
+        assert_eq!(features & !offered, 0, "not offered");
+        if features & PROTOCOL != 0 {
+            frontend.set_features(features).unwrap();
+            let protocol = VhostUserProtocolFeatures::MQ
+                | VhostUserProtocolFeatures::REPLY_ACK
+                | VhostUserProtocolFeatures::CONFIG
+                | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
+            assert!(frontend.get_protocol_features().unwrap().contains(protocol));
+            frontend.set_protocol_features(protocol).unwrap();
+            frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+        }
+        frontend.set_features(features).unwrap();
+        let file =
+            File::from(rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(MEMORY as u64).unwrap();
+        let offset = FileOffset::new(file.try_clone().unwrap(), 0);
+        let memory =
+            GuestMemoryMmap::from_ranges_with_files([(GuestAddress(0), MEMORY, Some(offset))])
+                .unwrap();
+        Self {
+            frontend,
+            memory,
+            file,
+        }
+    }
+
+    pub fn host(&self, guest: u64) -> u64 {
+        self.memory.get_host_address(GuestAddress(guest)).unwrap() as u64
+    }
+
+    pub fn region(&self) -> VhostUserMemoryRegionInfo {
+        VhostUserMemoryRegionInfo {
+            guest_phys_addr: 0,
+            memory_size: MEMORY as u64,
+            userspace_addr: self.host(0),
+            mmap_offset: 0,
+            mmap_handle: self.file.as_raw_fd(),
+        }
+    }
+
+    pub fn set_memory(&mut self) {
+        self.frontend.set_mem_table(&[self.region()]).unwrap();
+    }
+
+    /// Everything up to the kick descriptor; not enabled.
+    pub fn set_up(&mut self, index: usize, base: u16) -> Ring {
+        let ring = self.ring(index);
+        self.set_up_again(&ring, base);
+        ring
+    }
+
+    /// A ring with empty memory, of which the back end knows nothing yet.
+    pub fn ring(&self, index: usize) -> Ring {
+        let base = index as u64 * 0x1_0000;
+        self.memory
+            .write_slice(&[0; 0x4000], GuestAddress(base))
+            .unwrap();
+        let event = || EventFd::new(EFD_NONBLOCK).unwrap();
+        Ring {
+            index,
+            kick: event(),
+            call: event(),
+            err: event(),
+            base,
+            avail: 0,
+        }
+    }
+
+    pub fn set_up_again(&mut self, ring: &Ring, base: u16) {
+        let index = ring.index;
+        self.frontend.set_vring_num(index, SIZE).unwrap();
+        self.frontend.set_vring_base(index, base).unwrap();
+        self.frontend
+            .set_vring_addr(index, &self.addresses(ring))
+            .unwrap();
+        self.frontend.set_vring_call(index, &ring.call).unwrap();
+        self.frontend.set_vring_err(index, &ring.err).unwrap();
+        self.frontend.set_vring_kick(index, &ring.kick).unwrap();
+    }
+
+    pub fn addresses(&self, ring: &Ring) -> VringConfigData {
+        VringConfigData {
+            queue_max_size: SIZE,
+            queue_size: SIZE,
+            flags: 0,
+            desc_table_addr: self.host(ring.base),
+            avail_ring_addr: self.host(ring.base + AVAIL),
+            used_ring_addr: self.host(ring.base + USED),
+            log_addr: None,
+        }
+    }
+
+    /// A started ring.
+    pub fn start(&mut self, index: usize) -> Ring {
+        let ring = self.set_up(index, 0);
+        self.enable(&ring, true);
+        ring
+    }
+
+    pub fn enable(&mut self, ring: &Ring, enable: bool) {
+        self.frontend.set_vring_enable(ring.index, enable).unwrap();
+    }
+
+    pub fn descriptor(
+        &self,
+        ring: &Ring,
+        index: u16,
+        (address, len, flags, next): (u64, u32, u16, u16),
+    ) {
+        let raw = RawDescriptor::from(Descriptor::new(address, len, flags, next));
+        self.memory
+            .write_obj(raw, GuestAddress(ring.base + 16 * u64::from(index)))
+            .unwrap();
+    }
+
+    /// Writes the descriptors of a request at `head` and the two after it.
+    pub fn request(&self, ring: &Ring, head: u16, kind: u32, sector: u64, len: u32) {
+        let header = self.header(ring, head);
+        self.memory.write_obj(kind, GuestAddress(header)).unwrap();
+        self.memory
+            .write_obj(sector, GuestAddress(header + 8))
+            .unwrap();
+        self.memory
+            .write_obj(0xff_u8, GuestAddress(header + 16))
+            .unwrap();
+        let device_writes = if kind == 1 { 0 } else { WRITE };
+        self.descriptor(ring, head, (header, 16, NEXT, head + 1));
+        self.descriptor(
+            ring,
+            head + 1,
+            (self.data(ring, head), len, NEXT | device_writes, head + 2),
+        );
+        self.descriptor(ring, head + 2, (header + 16, 1, WRITE, 0));
+    }
+
+    pub fn header(&self, ring: &Ring, head: u16) -> u64 {
+        ring.base + HEADERS + 32 * u64::from(head)
+    }
+
+    pub fn data(&self, ring: &Ring, head: u16) -> u64 {
+        DATA + ring.index as u64 * 0x8_0000 + u64::from(head) * 0x2000
+    }
+
+    pub fn status(&self, ring: &Ring, head: u16) -> u8 {
+        self.memory
+            .read_obj(GuestAddress(self.header(ring, head) + 16))
+            .unwrap()
+    }
+
+    /// Makes heads available, without a kick.
+    pub fn offer(&self, ring: &mut Ring, heads: &[u16]) {
+        for head in heads {
+            let place = ring.base + AVAIL + 4 + 2 * u64::from(ring.avail % SIZE);
+            self.memory.write_obj(*head, GuestAddress(place)).unwrap();
+            ring.avail = ring.avail.wrapping_add(1);
+        }
+        self.set_avail(ring, ring.avail);
+    }
+
+    pub fn set_avail(&self, ring: &Ring, index: u16) {
+        let place = GuestAddress(ring.base + AVAIL + 2);
+        self.memory
+            .store(index, place, std::sync::atomic::Ordering::SeqCst)
+            .unwrap();
+    }
+
+    pub fn set_avail_flags(&self, ring: &Ring, flags: u16) {
+        self.memory
+            .write_obj(flags, GuestAddress(ring.base + AVAIL))
+            .unwrap();
+    }
+
+    pub fn set_used_event(&self, ring: &Ring, event: u16) {
+        let place = ring.base + AVAIL + 4 + 2 * u64::from(SIZE);
+        self.memory.write_obj(event, GuestAddress(place)).unwrap();
+    }
+
+    pub fn used_index(&self, ring: &Ring) -> u16 {
+        let place = GuestAddress(ring.base + USED + 2);
+        self.memory
+            .load(place, std::sync::atomic::Ordering::SeqCst)
+            .unwrap()
+    }
+
+    /// The used ring's entry `at`: head and length.
+    pub fn used(&self, ring: &Ring, at: u16) -> (u32, u32) {
+        let place = ring.base + USED + 4 + 8 * u64::from(at % SIZE);
+        let head = self.memory.read_obj(GuestAddress(place)).unwrap();
+        (head, self.memory.read_obj(GuestAddress(place + 4)).unwrap())
+    }
+
+    /// Offers heads, kicks, and waits until that many are back.
+    pub fn run(&self, ring: &mut Ring, heads: &[u16]) {
+        let want = self.used_index(ring).wrapping_add(heads.len() as u16);
+        self.offer(ring, heads);
+        ring.kick.write(1).unwrap();
+        self.wait_used(ring, want);
+    }
+
+    pub fn wait_used(&self, ring: &Ring, index: u16) {
+        crate::eventually("requests come back", || self.used_index(ring) == index);
+    }
+}
+
+/// Whether the event is set within `millis`; takes it.
+pub fn signalled(event: &EventFd, millis: i64) -> bool {
+    // SAFETY: the descriptor lives as long as `event`.
+    let fd = unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
+    let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+    let timeout = Timespec {
+        tv_sec: millis / 1000,
+        tv_nsec: millis % 1000 * 1_000_000,
+    };
+    poll(&mut fds, Some(&timeout)).unwrap() == 1 && event.read().is_ok()
+}
