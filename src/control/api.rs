@@ -1,0 +1,283 @@
+//! The control interface's words: what goes over the control socket as JSON,
+//! and the trait that the daemon implements behind it.
+
+use serde::{Deserialize, Serialize};
+
+/// The COW store's kind, as in a device-mapper table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub enum StoreType {
+    /// Persistent; overflow by a snapshot write invalidates.
+    #[default]
+    P,
+    /// Persistent; overflow by a snapshot write leaves it readable.
+    PO,
+    /// Transient.
+    N,
+}
+
+/// `PUT /v1/snapshots/NAME` (without the name) and an entry of the state file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotSpec {
+    #[serde(default)]
+    pub name: String,
+    /// Absolute path of the COW file or device.
+    pub cow: String,
+    #[serde(default, rename = "type")]
+    pub store_type: StoreType,
+    /// Bytes; `None`: the store's own, or 4 KiB for a new one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chunk_size: Option<u64>,
+    /// Bytes; the COW file is created with this size if it does not exist.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    /// Socket to serve the snapshot's own view at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum RollbackWhen {
+    /// At the guest's next device reset if a front end is attached, else now.
+    #[default]
+    Auto,
+    AtReset,
+    Now,
+}
+
+/// `POST /v1/rollback`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RollbackRequest {
+    pub snapshot: String,
+    #[serde(default)]
+    pub when: RollbackWhen,
+    /// Take this snapshot of the present state first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<SnapshotSpec>,
+    /// Bytes per second; `None` or 0: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<u64>,
+}
+
+/// Whether the handover has happened or waits for the guest's reset. On the
+/// wire `{"outcome":"started"}`, an object so that it can grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "kebab-case")]
+pub enum RollbackReply {
+    Started,
+    AtNextReset,
+}
+
+/// `POST /v1/merge`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MergeRequest {
+    pub snapshot: String,
+    /// The snapshot's own view becomes a merge view too.
+    #[serde(default)]
+    pub follow: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<u64>,
+}
+
+/// `PUT /v1/snapshots/NAME/size`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StoreSize {
+    /// New size of the COW in bytes: a multiple of 512, not below the present one.
+    pub size: u64,
+}
+
+/// `PUT /v1/merge/rate`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MergeRate {
+    /// Bytes per second; 0: no limit.
+    pub rate: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    Active,
+    Overflow,
+    Invalid,
+    Merging,
+    MergePaused,
+    MergeFailed,
+}
+
+/// `GET /v1/status`: a stable interface.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VolumeStatus {
+    pub origin: OriginStatus,
+    pub views: Vec<ViewStatus>,
+    pub snapshots: Vec<SnapshotStatus>,
+    /// `null` when no merge runs.
+    pub merge: Option<MergeStatus>,
+    /// The snapshot that a deferred rollback waits to hand over.
+    pub rollback_at_reset: Option<String>,
+    /// How the last merge of this process ended; `null` before the first end.
+    /// Lets a waiting client tell a merge that it missed from one that never ran.
+    #[serde(default)]
+    pub last_merge: Option<MergeOutcome>,
+}
+
+/// The end of a merge.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MergeOutcome {
+    pub snapshot: String,
+    /// Chunks copied back into the origin.
+    pub chunks: u64,
+    /// Why it failed for good; `null`: everything is in the origin and the COW
+    /// can be removed.
+    pub error: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OriginStatus {
+    pub path: String,
+    pub sectors: u64,
+    pub read_only: bool,
+    /// `major:minor`, or `0:0` for a regular file, as in a device-mapper table.
+    pub device: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ViewKind {
+    Origin,
+    Snapshot,
+    Merge,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ViewStatus {
+    /// The snapshot's name; `null` for the origin's socket.
+    pub snapshot: Option<String>,
+    pub kind: ViewKind,
+    pub socket: Option<String>,
+    /// A front end is connected.
+    pub attached: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SnapshotStatus {
+    pub name: String,
+    pub cow: String,
+    #[serde(rename = "type")]
+    pub store_type: StoreType,
+    pub cow_device: String,
+    pub state: State,
+    pub chunk_sectors: u64,
+    pub allocated_sectors: u64,
+    pub total_sectors: u64,
+    pub metadata_sectors: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MergeStatus {
+    pub snapshot: String,
+    pub chunks_done: u64,
+    pub chunks_left: u64,
+    /// Bytes per second over the last seconds.
+    pub bytes_per_second: u64,
+    /// `null` while unknown.
+    pub seconds_left: Option<u64>,
+    pub paused: bool,
+    /// Why it stopped, if it failed.
+    pub error: Option<String>,
+}
+
+/// Every refusal: the body of a 4xx/5xx answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    pub kind: ErrorKind,
+    /// Names the thing, the reason and the way out.
+    pub message: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ErrorKind {
+    /// 400
+    BadRequest,
+    /// 404
+    NotFound,
+    /// 409
+    Conflict,
+    /// 500
+    Io,
+}
+
+impl ErrorKind {
+    /// The HTTP status that goes with it.
+    pub const fn http_status(self) -> u16 {
+        match self {
+            Self::BadRequest => 400,
+            Self::NotFound => 404,
+            Self::Conflict => 409,
+            Self::Io => 500,
+        }
+    }
+}
+
+/// Longest snapshot name in bytes.
+pub const NAME_MAX: usize = 64;
+
+/// Checks that `name` can name a snapshot: it appears in paths of the API, in
+/// `dmsetup`-like lines and in file names.
+///
+/// # Errors
+/// Names the first thing that is wrong.
+pub fn check_name(name: &str) -> Result<(), String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "+_.-".contains(c);
+    if name.is_empty() {
+        return Err("a snapshot needs a name".to_owned());
+    }
+    if name.len() > NAME_MAX {
+        return Err(format!(
+            "a snapshot name of {} bytes is too long: at most {NAME_MAX}",
+            name.len()
+        ));
+    }
+    if let Some(bad) = name.chars().find(|c| !allowed(*c)) {
+        return Err(format!(
+            "snapshot name `{}` has {bad:?} in it: use letters, digits and + _ . -",
+            name.escape_debug()
+        ));
+    }
+    if name.starts_with(['-', '.']) {
+        return Err(format!(
+            "snapshot name `{name}` starts with `-` or `.`: start with a letter or digit"
+        ));
+    }
+    Ok(())
+}
+
+impl ApiError {
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+        }
+    }
+}
+
+/// What the daemon does behind the control socket. Calls block until the change
+/// is in effect and recorded in the state file (milliseconds).
+pub trait Volume: Send + Sync {
+    fn status(&self) -> VolumeStatus;
+    fn add_snapshot(&self, spec: SnapshotSpec) -> Result<(), ApiError>;
+    fn remove_snapshot(&self, name: &str) -> Result<(), ApiError>;
+    /// Enlarges the snapshot's COW to `bytes`, or takes note that its device was.
+    fn grow_snapshot(&self, name: &str, bytes: u64) -> Result<(), ApiError>;
+    fn rollback(&self, request: RollbackRequest) -> Result<RollbackReply, ApiError>;
+    fn merge(&self, request: MergeRequest) -> Result<(), ApiError>;
+    fn pause_merge(&self) -> Result<(), ApiError>;
+    fn resume_merge(&self) -> Result<(), ApiError>;
+    fn set_merge_rate(&self, bytes_per_second: u64) -> Result<(), ApiError>;
+}

@@ -1,0 +1,320 @@
+//! A status as people read it, and as `dmsetup` prints it.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use super::api::{
+    MergeStatus, SnapshotStatus, State, StoreType, ViewKind, ViewStatus, VolumeStatus,
+};
+use crate::size;
+use crate::units::SECTOR_SIZE;
+
+/// For people: the origin, its views, its snapshots, and what is going on.
+pub fn human(status: &VolumeStatus) -> String {
+    let origin = &status.origin;
+    let access = if origin.read_only {
+        "read-only"
+    } else {
+        "read-write"
+    };
+    let mut text = format!(
+        "origin {}, {}, {access}\n",
+        printable(&origin.path),
+        size::human(bytes(origin.sectors))
+    );
+    if !status.views.is_empty() {
+        text.push('\n');
+        text.push_str(&columns(
+            &["VIEW", "SHOWS", "FRONT END", "SOCKET"],
+            status.views.iter().map(view_row),
+        ));
+    }
+    if !status.snapshots.is_empty() {
+        text.push('\n');
+        text.push_str(&snapshots(&status.snapshots));
+    }
+    let mut news = Vec::new();
+    news.extend(status.merge.as_ref().map(merge_line));
+    news.extend(
+        status
+            .rollback_at_reset
+            .as_ref()
+            .map(|name| format!("rollback to {}: at the guest's next reset", printable(name))),
+    );
+    if status.merge.is_none()
+        && let Some(outcome) = &status.last_merge
+    {
+        let name = printable(&outcome.snapshot);
+        news.push(match &outcome.error {
+            None => format!("merge of {name}: done, {} chunks", outcome.chunks),
+            Some(error) => format!("merge of {name}: failed: {}", printable(error)),
+        });
+    }
+    if !news.is_empty() {
+        text.push('\n');
+    }
+    for line in news {
+        text.push_str(&line);
+        text.push('\n');
+    }
+    text
+}
+
+/// For people: only the table of `snapshots`.
+pub fn snapshots(snapshots: &[SnapshotStatus]) -> String {
+    let head = [
+        "NAME", "STATE", "USED", "OF", "USE%", "CHUNK", "TYPE", "COW",
+    ];
+    columns(&head, snapshots.iter().map(snapshot_row))
+}
+
+/// For people: how far a merge is.
+pub fn merge_line(merge: &MergeStatus) -> String {
+    let name = printable(&merge.snapshot);
+    let total = merge.chunks_done.saturating_add(merge.chunks_left);
+    let share = if total == 0 {
+        percent(1, 1)
+    } else {
+        percent(merge.chunks_done, total)
+    };
+    let mut line = format!(
+        "merge of {name}: {share} done, {} of {total} chunks",
+        merge.chunks_done
+    );
+    if let Some(error) = &merge.error {
+        let _ = write!(line, ", failed: {}", printable(error));
+    } else if merge.paused {
+        line.push_str(", paused");
+    } else {
+        let _ = write!(line, ", {}/s", size::human(merge.bytes_per_second));
+        if let Some(seconds) = merge.seconds_left {
+            let _ = write!(line, ", {} left", duration(seconds));
+        }
+    }
+    line
+}
+
+/// What `dmsetup status` would print: the origin, then every snapshot (or only `name`).
+pub fn dm_status(status: &VolumeStatus, name: Option<&str>) -> String {
+    let sectors = status.origin.sectors;
+    let mut text = String::new();
+    if name.is_none() {
+        let origin = origin_name(status);
+        let _ = match merging(status) {
+            Some(snapshot) => writeln!(
+                text,
+                "{origin}: 0 {sectors} snapshot-merge {}",
+                usage(snapshot)
+            ),
+            // dmsetup prints the space before the empty status, too.
+            None => writeln!(text, "{origin}: 0 {sectors} snapshot-origin "),
+        };
+    }
+    for snapshot in status
+        .snapshots
+        .iter()
+        .filter(|s| name.is_none_or(|name| s.name == name))
+    {
+        let shown = &snapshot.name;
+        let _ = match (is_merging(snapshot), shows_merge(status, snapshot)) {
+            (false, _) => writeln!(text, "{shown}: 0 {sectors} snapshot {}", usage(snapshot)),
+            // A snapshot that follows its merge shows what the merge view shows.
+            (true, true) => writeln!(
+                text,
+                "{shown}: 0 {sectors} snapshot-merge {}",
+                usage(snapshot)
+            ),
+            // After the handover Linux calls the old snapshot invalid.
+            (true, false) => writeln!(text, "{shown}: 0 {sectors} snapshot Invalid"),
+        };
+    }
+    text
+}
+
+/// What `dmsetup table` would print.
+pub fn table(status: &VolumeStatus) -> String {
+    let (sectors, device) = (status.origin.sectors, &status.origin.device);
+    let store = |target: &str, s: &SnapshotStatus| {
+        format!(
+            "0 {sectors} {target} {device} {} {} {}",
+            s.cow_device,
+            type_letters(s.store_type),
+            s.chunk_sectors
+        )
+    };
+    let mut text = String::new();
+    let _ = match merging(status) {
+        Some(snapshot) => writeln!(
+            text,
+            "{}: {}",
+            origin_name(status),
+            store("snapshot-merge", snapshot)
+        ),
+        None => writeln!(
+            text,
+            "{}: 0 {sectors} snapshot-origin {device}",
+            origin_name(status)
+        ),
+    };
+    for snapshot in &status.snapshots {
+        let follows = is_merging(snapshot) && shows_merge(status, snapshot);
+        let target = if follows {
+            "snapshot-merge"
+        } else {
+            "snapshot"
+        };
+        let _ = writeln!(text, "{}: {}", snapshot.name, store(target, snapshot));
+    }
+    text
+}
+
+/// A state as `status --json` spells it.
+pub const fn state_word(state: State) -> &'static str {
+    match state {
+        State::Active => "active",
+        State::Overflow => "overflow",
+        State::Invalid => "invalid",
+        State::Merging => "merging",
+        State::MergePaused => "merge-paused",
+        State::MergeFailed => "merge-failed",
+    }
+}
+
+/// A duration in the two largest units that matter.
+pub fn duration(seconds: u64) -> String {
+    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
+        (0, 0, s) => format!("{s} s"),
+        (0, m, s) => format!("{m} min {s} s"),
+        (h, m, _) => format!("{h} h {m} min"),
+    }
+}
+
+/// `part` of `whole` with one decimal, cut, so that 100 % means all of it.
+pub fn percent(part: u64, whole: u64) -> String {
+    let permille = u128::from(part) * 1000 / u128::from(whole.max(1));
+    format!("{}.{} %", permille / 10, permille % 10)
+}
+
+/// `text` without what a terminal would act upon.
+pub fn printable(text: &str) -> String {
+    text.chars()
+        .fold(String::with_capacity(text.len()), |mut clean, c| {
+            if c.is_control() {
+                clean.extend(c.escape_default())
+            } else {
+                clean.push(c)
+            }
+            clean
+        })
+}
+
+fn view_row(view: &ViewStatus) -> Vec<String> {
+    let shows = match view.kind {
+        ViewKind::Origin => "origin",
+        ViewKind::Snapshot => "snapshot",
+        ViewKind::Merge => "merge",
+    };
+    vec![
+        printable(view.snapshot.as_deref().unwrap_or("origin")),
+        shows.to_owned(),
+        if view.attached { "attached" } else { "-" }.to_owned(),
+        view.socket
+            .as_deref()
+            .map_or_else(|| "-".to_owned(), printable),
+    ]
+}
+
+fn snapshot_row(s: &SnapshotStatus) -> Vec<String> {
+    vec![
+        printable(&s.name),
+        state_word(s.state).to_owned(),
+        size::human(bytes(s.allocated_sectors)),
+        size::human(bytes(s.total_sectors)),
+        // As lvm2 counts it: a store that holds metadata alone is empty.
+        if s.allocated_sectors == s.metadata_sectors {
+            percent(0, 1)
+        } else {
+            percent(s.allocated_sectors, s.total_sectors)
+        },
+        size::exact(bytes(s.chunk_sectors)),
+        type_letters(s.store_type).to_owned(),
+        printable(&s.cow),
+    ]
+}
+
+/// Left-aligned columns, two spaces between them, nothing after the last.
+fn columns(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let head = head.iter().map(|title| (*title).to_owned()).collect();
+    let rows: Vec<Vec<String>> = std::iter::once(head).chain(rows).collect();
+    let count = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..count).map(width).collect();
+    let mut text = String::new();
+    for row in &rows {
+        let cells: Vec<String> = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:<width$}"))
+            .collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+fn usage(s: &SnapshotStatus) -> String {
+    match s.state {
+        State::Invalid => "Invalid".to_owned(),
+        State::MergeFailed => "Merge failed".to_owned(),
+        State::Overflow => "Overflow".to_owned(),
+        State::Active | State::Merging | State::MergePaused => {
+            format!(
+                "{}/{} {}",
+                s.allocated_sectors, s.total_sectors, s.metadata_sectors
+            )
+        }
+    }
+}
+
+const fn is_merging(s: &SnapshotStatus) -> bool {
+    matches!(
+        s.state,
+        State::Merging | State::MergePaused | State::MergeFailed
+    )
+}
+
+fn merging(status: &VolumeStatus) -> Option<&SnapshotStatus> {
+    status.snapshots.iter().find(|s| is_merging(s))
+}
+
+fn shows_merge(status: &VolumeStatus, snapshot: &SnapshotStatus) -> bool {
+    status
+        .views
+        .iter()
+        .any(|v| v.kind == ViewKind::Merge && v.snapshot.as_deref() == Some(&snapshot.name))
+}
+
+const fn type_letters(store_type: StoreType) -> &'static str {
+    match store_type {
+        StoreType::P => "P",
+        StoreType::PO => "PO",
+        StoreType::N => "N",
+    }
+}
+
+/// The origin has no name of its own: its file's, without the extension.
+fn origin_name(status: &VolumeStatus) -> String {
+    let stem = Path::new(&status.origin.path).file_stem();
+    printable(&stem.map_or_else(|| "origin".into(), |stem| stem.to_string_lossy()))
+}
+
+const fn bytes(sectors: u64) -> u64 {
+    sectors.saturating_mul(SECTOR_SIZE)
+}
+
+#[cfg(test)]
+#[path = "render_tests.rs"]
+mod tests;

@@ -1,0 +1,319 @@
+//! What each method and path does: an HTTP request in, a reply out.
+
+use std::time::Duration;
+
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::{Body, Bytes};
+use hyper::{Method, Request, Response, StatusCode, header};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::api::{ApiError, ErrorKind, MergeRate, SnapshotSpec, StoreSize, Volume, check_name};
+use super::render;
+
+/// Largest request body in bytes.
+pub const BODY_MAX: usize = 64 << 10;
+/// How long a request body may take to come in.
+pub const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A request's target: every path there is.
+#[derive(Debug, PartialEq, Eq)]
+enum Target<'a> {
+    Status,
+    Table,
+    Snapshot(&'a str),
+    Size(&'a str),
+    Rollback,
+    Merge,
+    MergePause,
+    MergeResume,
+    MergeRate,
+}
+
+impl<'a> Target<'a> {
+    fn find(path: &'a str) -> Option<Self> {
+        Some(match path.strip_prefix("/v1/")? {
+            "status" => Self::Status,
+            "table" => Self::Table,
+            "rollback" => Self::Rollback,
+            "merge" => Self::Merge,
+            "merge/pause" => Self::MergePause,
+            "merge/resume" => Self::MergeResume,
+            "merge/rate" => Self::MergeRate,
+            rest => match rest.strip_prefix("snapshots/")?.split_once('/') {
+                None => Self::Snapshot(rest.strip_prefix("snapshots/")?),
+                Some((name, "size")) => Self::Size(name),
+                Some(_) => return None,
+            },
+        })
+    }
+
+    const fn methods(&self) -> &'static [Method] {
+        match self {
+            Self::Status | Self::Table => &[Method::GET],
+            Self::Snapshot(_) => &[Method::PUT, Method::DELETE],
+            Self::Rollback | Self::Merge | Self::MergePause | Self::MergeResume => &[Method::POST],
+            Self::Size(_) | Self::MergeRate => &[Method::PUT],
+        }
+    }
+}
+
+/// An answer before it is HTTP.
+#[derive(Debug)]
+enum Reply {
+    Json(String),
+    Text(String),
+    Nothing,
+}
+
+/// A refusal with its HTTP status.
+#[derive(Debug)]
+struct Refusal {
+    status: u16,
+    error: ApiError,
+    allow: Option<String>,
+}
+
+impl Refusal {
+    fn new(status: u16, kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            error: ApiError::new(kind, message),
+            allow: None,
+        }
+    }
+}
+
+impl From<ApiError> for Refusal {
+    fn from(error: ApiError) -> Self {
+        Self {
+            status: error.kind.http_status(),
+            error,
+            allow: None,
+        }
+    }
+}
+
+/// Answers one request; never fails.
+pub async fn answer<B>(volume: &dyn Volume, request: Request<B>) -> Response<String>
+where
+    B: Body<Data = Bytes>,
+    B::Error: std::error::Error + Send + Sync + 'static,
+{
+    let method = request.method().clone();
+    let path = request.uri().path().to_owned();
+    let result = dispatch(volume, &method, &path, request.into_body()).await;
+    match &result {
+        Ok(_) => tracing::debug!(%method, path, "control request"),
+        Err(refusal) => {
+            tracing::debug!(%method, path, refusal.status, %refusal.error, "control request refused")
+        }
+    }
+    into_http(result)
+}
+
+async fn dispatch<B>(
+    volume: &dyn Volume,
+    method: &Method,
+    path: &str,
+    body: B,
+) -> Result<Reply, Refusal>
+where
+    B: Body<Data = Bytes>,
+    B::Error: std::error::Error + Send + Sync + 'static,
+{
+    let target = Target::find(path).ok_or_else(|| {
+        let message = format!(
+            "no such path: {}: the API's paths start with /v1/ (docs/api)",
+            path.escape_debug()
+        );
+        Refusal::new(404, ErrorKind::NotFound, message)
+    })?;
+    if !target.methods().contains(method) {
+        return Err(wrong_method(method, path, target.methods()));
+    }
+    Ok(match target {
+        Target::Status => Reply::Json(json(&volume.status())?),
+        Target::Table => Reply::Text(render::table(&volume.status())),
+        Target::Snapshot(name) => {
+            check_name(name).map_err(|message| ApiError::new(ErrorKind::BadRequest, message))?;
+            if method == Method::DELETE {
+                volume.remove_snapshot(name)?;
+            } else {
+                volume.add_snapshot(named(read_json(body).await?, name)?)?;
+            }
+            Reply::Nothing
+        }
+        Target::Size(name) => {
+            check_name(name).map_err(|message| ApiError::new(ErrorKind::BadRequest, message))?;
+            let wanted: StoreSize = read_json(body).await?;
+            done(volume.grow_snapshot(name, wanted.size))?
+        }
+        Target::Rollback => Reply::Json(json(&volume.rollback(read_json(body).await?)?)?),
+        Target::Merge => done(volume.merge(read_json(body).await?))?,
+        Target::MergePause => done(volume.pause_merge())?,
+        Target::MergeResume => done(volume.resume_merge())?,
+        Target::MergeRate => {
+            let wanted: MergeRate = read_json(body).await?;
+            done(volume.set_merge_rate(wanted.rate))?
+        }
+    })
+}
+
+fn done(result: Result<(), ApiError>) -> Result<Reply, Refusal> {
+    result.map(|()| Reply::Nothing).map_err(Refusal::from)
+}
+
+/// The path names the snapshot; the body may repeat the name but not change it.
+fn named(spec: SnapshotSpec, name: &str) -> Result<SnapshotSpec, ApiError> {
+    if !spec.name.is_empty() && spec.name != name {
+        let message = format!(
+            "the path names snapshot `{name}`, the body `{}`: leave the name out of the body",
+            spec.name.escape_debug()
+        );
+        return Err(ApiError::new(ErrorKind::BadRequest, message));
+    }
+    Ok(SnapshotSpec {
+        name: name.to_owned(),
+        ..spec
+    })
+}
+
+fn wrong_method(method: &Method, path: &str, allowed: &[Method]) -> Refusal {
+    let allow = allowed
+        .iter()
+        .map(Method::as_str)
+        .collect::<Vec<_>>()
+        .join(", ");
+    let message = format!("{method} {path}: this path takes {allow}");
+    Refusal {
+        allow: Some(allow),
+        ..Refusal::new(405, ErrorKind::BadRequest, message)
+    }
+}
+
+async fn read_json<T, B>(body: B) -> Result<T, Refusal>
+where
+    T: DeserializeOwned,
+    B: Body<Data = Bytes>,
+    B::Error: std::error::Error + Send + Sync + 'static,
+{
+    let collected =
+        tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, BODY_MAX).collect()).await;
+    let bytes = match collected {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(e)) if e.is::<LengthLimitError>() => {
+            let message = format!("the body is longer than {BODY_MAX} bytes");
+            return Err(Refusal::new(413, ErrorKind::BadRequest, message));
+        }
+        Ok(Err(e)) => {
+            return Err(Refusal::new(
+                400,
+                ErrorKind::BadRequest,
+                format!("the body broke off: {e}"),
+            ));
+        }
+        Err(_) => {
+            let message = format!(
+                "the body did not come in within {} s",
+                BODY_TIMEOUT.as_secs()
+            );
+            return Err(Refusal::new(408, ErrorKind::BadRequest, message));
+        }
+    };
+    serde_json::from_slice(&bytes).map_err(|e| {
+        Refusal::new(
+            400,
+            ErrorKind::BadRequest,
+            format!("the body is not the JSON wanted here: {e}"),
+        )
+    })
+}
+
+fn json<T: Serialize>(value: &T) -> Result<String, Refusal> {
+    let mut text = serde_json::to_string(value).map_err(|e| {
+        Refusal::new(
+            500,
+            ErrorKind::Io,
+            format!("cannot write the answer as JSON: {e}"),
+        )
+    })?;
+    text.push('\n');
+    Ok(text)
+}
+
+fn into_http(result: Result<Reply, Refusal>) -> Response<String> {
+    const JSON: &str = "application/json";
+    let (status, kind, allow, body) = match result {
+        Ok(Reply::Json(text)) => (200, Some(JSON), None, text),
+        Ok(Reply::Text(text)) => (200, Some("text/plain; charset=utf-8"), None, text),
+        Ok(Reply::Nothing) => (204, None, None, String::new()),
+        Err(refusal) => {
+            let text = json(&refusal.error).unwrap_or_default();
+            (refusal.status, Some(JSON), refusal.allow, text)
+        }
+    };
+    let mut response = Response::new(body);
+    *response.status_mut() =
+        StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = response.headers_mut();
+    if let Some(kind) = kind {
+        headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
+    }
+    if let Some(allow) = allow.and_then(|text| header::HeaderValue::from_str(&text).ok()) {
+        headers.insert(header::ALLOW, allow);
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_path_has_its_target_and_nothing_else_has() {
+        assert_eq!(Target::find("/v1/status"), Some(Target::Status));
+        assert_eq!(
+            Target::find("/v1/snapshots/s1"),
+            Some(Target::Snapshot("s1"))
+        );
+        assert_eq!(
+            Target::find("/v1/snapshots/s1/size"),
+            Some(Target::Size("s1"))
+        );
+        assert_eq!(Target::find("/v1/merge/rate"), Some(Target::MergeRate));
+        for path in [
+            "/",
+            "/v1",
+            "/v1/",
+            "/v2/status",
+            "/v1/status/",
+            "/v1/snapshots/a/b",
+            "/v1/snapshots/a/b/size",
+            "/v1/snapshots/a/size/",
+            "/v1/snapshots",
+            "*",
+            "",
+        ] {
+            assert_eq!(Target::find(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn the_body_cannot_rename_the_snapshot_of_the_path() {
+        let spec = |name: &str| SnapshotSpec {
+            name: name.to_owned(),
+            cow: "/c".to_owned(),
+            store_type: Default::default(),
+            chunk_size: None,
+            size: None,
+            socket: None,
+        };
+        assert_eq!(named(spec(""), "a").unwrap().name, "a");
+        assert_eq!(named(spec("a"), "a").unwrap().name, "a");
+        assert_eq!(
+            named(spec("b"), "a").unwrap_err().kind,
+            ErrorKind::BadRequest
+        );
+    }
+}

@@ -1,0 +1,159 @@
+//! The control thread: accepts connections and answers one request on each.
+//!
+//! Everything runs on one thread with its own single-threaded runtime. Calls to
+//! the [`Volume`] block that thread for milliseconds, so requests are carried
+//! out one after the other, in the order in which they are complete.
+//!
+//! A connection serves one request and is closed: no client can keep one of the
+//! [`CONNECTIONS_MAX`] places for longer than [`CONNECTION_TIMEOUT`].
+
+use std::convert::Infallible;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, oneshot};
+
+use super::api::Volume;
+use super::routes;
+use super::socket::{BoundSocket, SocketError};
+
+/// Connections served at a time; more wait to be accepted.
+pub const CONNECTIONS_MAX: usize = 32;
+/// How long a client may take to send a request's head.
+pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest life of a connection: head, body and reading the answer.
+pub const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
+/// Pause after a failed accept (out of descriptors), so as not to spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Room for a request's head in bytes.
+const HEAD_MAX: usize = 16 << 10;
+
+/// The running control interface; dropping it stops it.
+#[derive(Debug)]
+pub struct ControlServer {
+    socket: Option<BoundSocket>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl ControlServer {
+    /// Listens at `path` (mode 0600) and answers for `volume` on a new thread.
+    ///
+    /// # Errors
+    /// A live socket or another file at `path`, or what the system refused.
+    pub fn start(path: &Path, volume: Arc<dyn Volume>) -> Result<Self, SocketError> {
+        Self::start_on(BoundSocket::bind(path)?, volume)
+    }
+
+    /// Answers for `volume` on a new thread at a socket that was bound before.
+    ///
+    /// # Errors
+    /// What the system refused.
+    pub fn start_on(socket: BoundSocket, volume: Arc<dyn Volume>) -> Result<Self, SocketError> {
+        let path = socket.path().to_owned();
+        let failed = |step| {
+            let path = path.clone();
+            move |source| SocketError::Io { path, step, source }
+        };
+        let listener = socket.listener()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(failed("start the control thread's runtime"))?;
+        let (stop, stopped) = oneshot::channel();
+        let thread = std::thread::Builder::new()
+            .name("control".to_owned())
+            .spawn(move || runtime.block_on(run(listener, volume, stopped)))
+            .map_err(failed("start the control thread"))?;
+        Ok(Self {
+            socket: Some(socket),
+            stop: Some(stop),
+            thread: Some(thread),
+        })
+    }
+
+    /// Takes no more requests, waits for the one that is being carried out and
+    /// removes the socket. Must not be called by the volume's own methods.
+    pub fn stop(self) {
+        drop(self);
+    }
+}
+
+impl Drop for ControlServer {
+    fn drop(&mut self) {
+        // The path goes first: a daemon that starts now must not find it live.
+        self.socket = None;
+        if let Some(stop) = self.stop.take() {
+            // An error means that the thread has ended already.
+            let _ = stop.send(());
+        }
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the control thread panicked");
+        }
+    }
+}
+
+async fn run(
+    listener: std::os::unix::net::UnixListener,
+    volume: Arc<dyn Volume>,
+    stopped: oneshot::Receiver<()>,
+) {
+    let listener = match UnixListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(%error, "cannot watch the control socket"),
+    };
+    tokio::select! {
+        _ = stopped => {}
+        () = accept(&listener, &volume) => {}
+    }
+}
+
+async fn accept(listener: &UnixListener, volume: &Arc<dyn Volume>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    // Ends with an error only when the semaphore is closed, and nobody closes it.
+    while let Ok(place) = Arc::clone(&places).acquire_owned().await {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let volume = Arc::clone(volume);
+                tokio::spawn(async move {
+                    let _place = place;
+                    serve(stream, volume).await;
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a control connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn serve(stream: UnixStream, volume: Arc<dyn Volume>) {
+    let service = service_fn(move |request| {
+        let volume = Arc::clone(&volume);
+        async move { Ok::<_, Infallible>(routes::answer(&*volume, request).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(HEAD_MAX)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    match tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "control connection broke off"),
+        Err(_) => tracing::debug!("control connection took too long"),
+    }
+}
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;

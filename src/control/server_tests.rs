@@ -1,0 +1,495 @@
+//! Client and server together, and raw bytes against the server.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::control::api::{
+    ApiError, ErrorKind, MergeRequest, OriginStatus, RollbackReply, RollbackRequest, RollbackWhen,
+    SnapshotSpec, StoreType, VolumeStatus,
+};
+use crate::control::{Client, ClientError};
+
+/// Keeps what was asked and refuses whatever names `refused`.
+#[derive(Default)]
+struct FakeVolume {
+    calls: Mutex<Vec<String>>,
+}
+
+impl FakeVolume {
+    fn note(&self, call: String) -> Result<(), ApiError> {
+        let refused = call.contains("refused");
+        self.calls.lock().unwrap().push(call);
+        if refused {
+            return Err(ApiError::new(
+                ErrorKind::Conflict,
+                "no: refused, take another",
+            ));
+        }
+        Ok(())
+    }
+
+    fn calls(&self) -> Vec<String> {
+        std::mem::take(&mut self.calls.lock().unwrap())
+    }
+}
+
+impl Volume for FakeVolume {
+    fn status(&self) -> VolumeStatus {
+        VolumeStatus {
+            origin: OriginStatus {
+                path: "/vm/disk.img".to_owned(),
+                sectors: 2048,
+                read_only: false,
+                device: "0:0".to_owned(),
+            },
+            views: Vec::new(),
+            snapshots: Vec::new(),
+            merge: None,
+            rollback_at_reset: None,
+            last_merge: None,
+        }
+    }
+    fn add_snapshot(&self, spec: SnapshotSpec) -> Result<(), ApiError> {
+        self.note(format!(
+            "add {} {} {:?}",
+            spec.name, spec.cow, spec.store_type
+        ))
+    }
+    fn remove_snapshot(&self, name: &str) -> Result<(), ApiError> {
+        self.note(format!("remove {name}"))
+    }
+    fn grow_snapshot(&self, name: &str, bytes: u64) -> Result<(), ApiError> {
+        self.note(format!("grow {name} {bytes}"))
+    }
+    fn rollback(&self, request: RollbackRequest) -> Result<RollbackReply, ApiError> {
+        self.note(format!(
+            "rollback {} {:?} {:?}",
+            request.snapshot, request.when, request.rate
+        ))?;
+        Ok(RollbackReply::AtNextReset)
+    }
+    fn merge(&self, request: MergeRequest) -> Result<(), ApiError> {
+        self.note(format!("merge {} {}", request.snapshot, request.follow))
+    }
+    fn pause_merge(&self) -> Result<(), ApiError> {
+        self.note("pause".to_owned())
+    }
+    fn resume_merge(&self) -> Result<(), ApiError> {
+        self.note("resume".to_owned())
+    }
+    fn set_merge_rate(&self, bytes_per_second: u64) -> Result<(), ApiError> {
+        self.note(format!("rate {bytes_per_second}"))
+    }
+}
+
+struct Served {
+    volume: Arc<FakeVolume>,
+    server: ControlServer,
+    socket: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+fn serve_fake() -> Served {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("c.sock");
+    let volume = Arc::new(FakeVolume::default());
+    let server = ControlServer::start(&socket, Arc::clone(&volume) as Arc<dyn Volume>).unwrap();
+    Served {
+        volume,
+        server,
+        socket,
+        _dir: dir,
+    }
+}
+
+fn spec(name: &str) -> SnapshotSpec {
+    SnapshotSpec {
+        name: name.to_owned(),
+        cow: "/vm/a.cow".to_owned(),
+        store_type: StoreType::PO,
+        chunk_size: Some(4096),
+        size: None,
+        socket: None,
+    }
+}
+
+/// Sends `bytes` and reads until the server closes.
+fn raw(socket: &Path, bytes: &[u8]) -> String {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(60)))
+        .unwrap();
+    // The server may refuse and close before it has read everything.
+    let _ = stream.write_all(bytes);
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+fn request(method: &str, path: &str, body: &str) -> Vec<u8> {
+    let length = body.len();
+    format!("{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}")
+        .into_bytes()
+}
+
+/// The status code and the error that the body holds.
+fn refusal(answer: &str) -> (String, ApiError) {
+    let status = answer.split(' ').nth(1).unwrap_or_default().to_owned();
+    let body = answer.split("\r\n\r\n").nth(1).unwrap_or_default();
+    let error = serde_json::from_str(body).unwrap_or_else(|e| panic!("{e} in {answer:?}"));
+    (status, error)
+}
+
+#[test]
+fn every_call_reaches_the_volume_as_it_was_meant() {
+    let served = serve_fake();
+    let client = Client::new(&served.socket).unwrap();
+    client.add_snapshot(&spec("s1")).unwrap();
+    client.grow_snapshot("s1", 1 << 30).unwrap();
+    client.remove_snapshot("s1").unwrap();
+    client
+        .merge(&MergeRequest {
+            snapshot: "s2".to_owned(),
+            follow: true,
+            rate: None,
+        })
+        .unwrap();
+    client.pause_merge().unwrap();
+    client.resume_merge().unwrap();
+    client.set_merge_rate(1 << 20).unwrap();
+    let rollback = RollbackRequest {
+        snapshot: "s2".to_owned(),
+        when: RollbackWhen::AtReset,
+        keep: Some(spec("s3")),
+        rate: Some(5),
+    };
+    assert_eq!(
+        client.rollback(&rollback).unwrap(),
+        RollbackReply::AtNextReset
+    );
+    assert_eq!(
+        served.volume.calls(),
+        [
+            "add s1 /vm/a.cow PO",
+            "grow s1 1073741824",
+            "remove s1",
+            "merge s2 true",
+            "pause",
+            "resume",
+            "rate 1048576",
+            "rollback s2 AtReset Some(5)"
+        ]
+    );
+    assert_eq!(client.status().unwrap(), served.volume.status());
+    assert_eq!(
+        client.table().unwrap(),
+        "disk: 0 2048 snapshot-origin 0:0\n"
+    );
+}
+
+#[test]
+fn a_refusal_reaches_the_caller_word_for_word() {
+    let served = serve_fake();
+    let client = Client::new(&served.socket).unwrap();
+    match client.remove_snapshot("refused") {
+        Err(ClientError::Refused(error)) => {
+            assert_eq!(error.kind, ErrorKind::Conflict);
+            assert_eq!(error.message, "no: refused, take another");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn without_a_daemon_the_client_names_the_socket_and_the_ways_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("none.sock");
+    let error = Client::new(&socket)
+        .unwrap()
+        .status()
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains(socket.to_str().unwrap()), "{error}");
+    assert!(
+        error.contains("SNAPBACK_CONTROL") && error.contains("serve"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_stranger_behind_the_socket_is_an_error_and_no_hang() {
+    for greeting in [
+        "SSH-2.0-nonsense\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi",
+        "",
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let stranger = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.read(&mut [0; 1024]);
+            let _ = stream.write_all(greeting.as_bytes());
+        });
+        let error = Client::new(&socket).unwrap().status().unwrap_err();
+        assert!(
+            matches!(
+                error,
+                ClientError::Foreign { .. } | ClientError::Lost { .. }
+            ),
+            "{greeting:?}: {error:?}"
+        );
+        stranger.join().unwrap();
+    }
+}
+
+#[test]
+fn refusals_are_json_with_the_right_status() {
+    let served = serve_fake();
+    for (bytes, status, kind, word) in [
+        (
+            request("GET", "/v1/nonsense", ""),
+            "404",
+            ErrorKind::NotFound,
+            "/v1/nonsense",
+        ),
+        (
+            request("GET", "/", ""),
+            "404",
+            ErrorKind::NotFound,
+            "no such path",
+        ),
+        (
+            request("DELETE", "/v1/status", ""),
+            "405",
+            ErrorKind::BadRequest,
+            "GET",
+        ),
+        (
+            request("GET", "/v1/merge/pause", ""),
+            "405",
+            ErrorKind::BadRequest,
+            "POST",
+        ),
+        (
+            request("POST", "/v1/merge", "{"),
+            "400",
+            ErrorKind::BadRequest,
+            "EOF",
+        ),
+        (
+            request("POST", "/v1/merge", ""),
+            "400",
+            ErrorKind::BadRequest,
+            "EOF",
+        ),
+        (
+            request("POST", "/v1/merge", "{\"snapshot\":7}"),
+            "400",
+            ErrorKind::BadRequest,
+            "string",
+        ),
+        (
+            request("POST", "/v1/merge", "{\"snapshot\":\"a\",\"x\":1}"),
+            "400",
+            ErrorKind::BadRequest,
+            "`x`",
+        ),
+        (
+            request("PUT", "/v1/merge/rate", "{\"rate\":-1}"),
+            "400",
+            ErrorKind::BadRequest,
+            "-1",
+        ),
+        (
+            request("PUT", "/v1/snapshots/a", "{}"),
+            "400",
+            ErrorKind::BadRequest,
+            "cow",
+        ),
+        (
+            request("PUT", "/v1/snapshots/a%2Fb", "{\"cow\":\"/c\"}"),
+            "400",
+            ErrorKind::BadRequest,
+            "'%'",
+        ),
+        (
+            request("PUT", "/v1/snapshots/..", "{\"cow\":\"/c\"}"),
+            "400",
+            ErrorKind::BadRequest,
+            "starts with",
+        ),
+        (
+            request("DELETE", "/v1/snapshots/refused", ""),
+            "409",
+            ErrorKind::Conflict,
+            "take another",
+        ),
+    ] {
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let (got, error) = refusal(&raw(&served.socket, &bytes));
+        assert_eq!(got, status, "{text}");
+        assert_eq!(error.kind, kind, "{text}");
+        assert!(error.message.contains(word), "{text}: {}", error.message);
+    }
+    assert_eq!(served.volume.calls(), ["remove refused"]);
+}
+
+#[test]
+fn a_wrong_method_is_told_the_right_one() {
+    let served = serve_fake();
+    let answer = raw(&served.socket, &request("POST", "/v1/snapshots/a", ""));
+    assert!(
+        answer.to_ascii_lowercase().contains("allow: put, delete"),
+        "{answer}"
+    );
+}
+
+#[test]
+fn a_body_over_the_limit_is_refused_whether_announced_or_not() {
+    let served = serve_fake();
+    let long = "x".repeat(routes::BODY_MAX + 1);
+    let announced = request("POST", "/v1/merge", &long);
+    let chunked = format!(
+        "POST /v1/merge HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{long}\r\n0\r\n\r\n",
+        long.len()
+    );
+    for bytes in [announced, chunked.into_bytes()] {
+        let (status, error) = refusal(&raw(&served.socket, &bytes));
+        assert_eq!(status, "413");
+        assert!(error.message.contains("65536"), "{}", error.message);
+    }
+}
+
+#[test]
+fn bytes_that_are_no_http_end_the_connection_and_nothing_else() {
+    let served = serve_fake();
+    let long_head = format!(
+        "GET /v1/status HTTP/1.1\r\nX: {}\r\n\r\n",
+        "y".repeat(1 << 20)
+    );
+    let many_headers = format!("GET /v1/status HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(500));
+    for bytes in [
+        b"\x16\x03\x01\x02\x00\x01\x00".to_vec(),
+        b"GET\r\n\r\n".to_vec(),
+        b"\r\n\r\n\r\n\0\0\0\0".to_vec(),
+        b"GET /v1/status HTTP/9.9\r\n\r\n".to_vec(),
+        b"POST /v1/merge HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n".to_vec(),
+        b"POST /v1/merge HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n".to_vec(),
+        long_head.into_bytes(),
+        many_headers.into_bytes(),
+        vec![b'A'; 1 << 20],
+    ] {
+        let answer = raw(&served.socket, &bytes);
+        assert!(!answer.contains(" 200 "), "{answer}");
+    }
+    Client::new(&served.socket).unwrap().status().unwrap();
+    assert!(served.volume.calls().is_empty());
+}
+
+#[test]
+fn a_client_that_leaves_in_the_middle_changes_nothing() {
+    let served = serve_fake();
+    let whole = request("PUT", "/v1/snapshots/a", "{\"cow\":\"/c\"}");
+    for length in 0..whole.len() {
+        let mut stream = UnixStream::connect(&served.socket).unwrap();
+        stream.write_all(&whole[..length]).unwrap();
+    }
+    Client::new(&served.socket).unwrap().status().unwrap();
+    assert!(served.volume.calls().is_empty());
+}
+
+#[test]
+fn half_sent_requests_are_cut_off_and_then_others_are_served() {
+    let served = serve_fake();
+    let start = Instant::now();
+    let mut halves: Vec<UnixStream> = (0..CONNECTIONS_MAX)
+        .map(|i| {
+            let mut stream = UnixStream::connect(&served.socket).unwrap();
+            let whole = request("POST", "/v1/merge", "{\"snapshot\":\"a\"}");
+            // Half of them stop in the head, the other half in the body.
+            let length = if i % 2 == 0 { 10 } else { whole.len() - 3 };
+            stream.write_all(&whole[..length]).unwrap();
+            stream
+        })
+        .collect();
+    // Every place is taken: this one waits until the timeouts free one.
+    Client::new(&served.socket).unwrap().status().unwrap();
+    let waited = start.elapsed();
+    assert!(
+        waited >= HEAD_TIMEOUT / 2,
+        "{waited:?}: the bound on connections did not hold"
+    );
+    assert!(waited < CONNECTION_TIMEOUT, "{waited:?}");
+    for stream in &mut halves {
+        stream.set_read_timeout(Some(CONNECTION_TIMEOUT)).unwrap();
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer);
+        assert!(
+            !answer.contains(" 200 ") && !answer.contains(" 204 "),
+            "{answer}"
+        );
+    }
+    assert!(served.volume.calls().is_empty());
+}
+
+#[test]
+fn stop_removes_the_socket_and_frees_the_path_while_clients_linger() {
+    let served = serve_fake();
+    let _lingering = UnixStream::connect(&served.socket).unwrap();
+    let start = Instant::now();
+    served.server.stop();
+    assert!(start.elapsed() < Duration::from_secs(1));
+    assert!(!served.socket.exists());
+    ControlServer::start(&served.socket, served.volume)
+        .unwrap()
+        .stop();
+}
+
+#[test]
+fn a_second_server_at_a_live_socket_is_refused_by_name() {
+    let served = serve_fake();
+    let error = ControlServer::start(&served.socket, Arc::new(FakeVolume::default())).unwrap_err();
+    assert!(
+        matches!(&error, SocketError::Live(path) if *path == served.socket),
+        "{error}"
+    );
+    Client::new(&served.socket).unwrap().status().unwrap();
+}
+
+#[test]
+fn curl_can_talk_to_it() {
+    let served = serve_fake();
+    let curl = |arguments: &[&str]| {
+        let mut command = std::process::Command::new("curl");
+        command
+            .args(["-sS", "--unix-socket"])
+            .arg(&served.socket)
+            .args(["-w", "%{http_code}"]);
+        command.args(arguments).output()
+    };
+    let Ok(status) = curl(&["http://localhost/v1/status"]) else {
+        eprintln!("skipped: no curl on this machine");
+        return;
+    };
+    let text = String::from_utf8(status.stdout).unwrap();
+    assert!(
+        text.starts_with("{\"origin\":{\"path\":\"/vm/disk.img\"") && text.ends_with("200"),
+        "{text}"
+    );
+    let put = curl(&[
+        "-X",
+        "PUT",
+        "-d",
+        "{\"cow\":\"/c\",\"type\":\"N\"}",
+        "http://localhost/v1/snapshots/s9",
+    ]);
+    assert_eq!(put.unwrap().stdout, b"204");
+    let bad = curl(&["-X", "DELETE", "http://localhost/v1/snapshots/refused"]).unwrap();
+    assert!(String::from_utf8(bad.stdout).unwrap().ends_with("409"));
+    assert_eq!(served.volume.calls(), ["add s9 /c N", "remove refused"]);
+}

@@ -1,0 +1,247 @@
+//! A Unix socket that only its owner can reach, at a path that may still hold
+//! the socket of a daemon that was killed.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+/// Why no socket could be made at a path.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    #[error("socket {}: a running daemon listens there: stop it or choose another path", .0.display())]
+    Live(PathBuf),
+    #[error("socket {}: a file that is no socket is in the way: remove it or choose another path", .0.display())]
+    NotASocket(PathBuf),
+    #[error("socket {}: the path has {} bytes, a Unix socket can have 107: choose a shorter one", .0.display(), .0.as_os_str().len())]
+    TooLong(PathBuf),
+    #[error(
+        "socket {}: cannot {step}: {source}; choose a path in a directory that exists and that you may write to",
+        path.display()
+    )]
+    Io {
+        path: PathBuf,
+        step: &'static str,
+        source: io::Error,
+    },
+}
+
+/// A listening socket; dropping it removes the path, if it is still this one.
+#[derive(Debug)]
+pub struct BoundSocket {
+    listener: UnixListener,
+    path: PathBuf,
+    inode: (u64, u64),
+}
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 128;
+/// How long to wait for another process that is binding in the same directory.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+
+impl BoundSocket {
+    /// Listens at `path` with mode 0600. A socket that nobody listens at is
+    /// replaced; a live one, or anything else, is refused.
+    ///
+    /// 1 lock the directory, so that of two daemons that find the same stale
+    ///   socket only one replaces it → 2 probe → 3 unlink if stale → 4 bind
+    ///   with the mode already set, so that the socket is never open to others.
+    pub fn bind(path: &Path) -> Result<Self, SocketError> {
+        let failed = |step| move |source: Errno| io_error(path, step, source.into());
+        let address =
+            SocketAddrUnix::new(path).map_err(|_| SocketError::TooLong(path.to_owned()))?;
+        let _directory = lock_directory(path)?;
+        if is_stale(path, &address)? {
+            std::fs::remove_file(path).map_err(|e| io_error(path, "remove the stale socket", e))?;
+        }
+        let socket = unix_socket(path)?;
+        rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR).map_err(failed("set its mode"))?;
+        rustix::net::bind(&socket, &address).map_err(failed("bind"))?;
+        let inode = inode_of(path).map_err(|e| io_error(path, "look it up", e))?;
+        let bound = Self {
+            listener: UnixListener::from(socket),
+            path: path.to_owned(),
+            inode,
+        };
+        rustix::net::listen(&bound.listener, BACKLOG).map_err(failed("listen"))?;
+        Ok(bound)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A second, non-blocking handle to accept from.
+    pub fn listener(&self) -> Result<UnixListener, SocketError> {
+        self.listener
+            .try_clone()
+            .map_err(|e| io_error(&self.path, "duplicate it", e))
+    }
+}
+
+impl Drop for BoundSocket {
+    fn drop(&mut self) {
+        if inode_of(&self.path).is_ok_and(|inode| inode == self.inode) {
+            // Nothing to be done if the directory is gone or read-only by now.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Whether a socket that nobody listens at is in the way. An error if anything
+/// else is; false if nothing is.
+fn is_stale(path: &Path, address: &SocketAddrUnix) -> Result<bool, SocketError> {
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(SocketError::NotASocket(path.to_owned()));
+        }
+        Ok(_) => {}
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(e) => return Err(io_error(path, "look at what is there", e)),
+    }
+    // Never blocks: a listener that is stopped with a full backlog is in use, too.
+    match rustix::net::connect(&unix_socket(path)?, address) {
+        Ok(()) | Err(Errno::AGAIN) => Err(SocketError::Live(path.to_owned())),
+        Err(Errno::CONNREFUSED) => Ok(true),
+        Err(e) => Err(io_error(path, "find out whether it is in use", e.into())),
+    }
+}
+
+fn unix_socket(path: &Path) -> Result<OwnedFd, SocketError> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+        .map_err(|e| io_error(path, "make a socket", e.into()))
+}
+
+/// Holds the directory's lock for as long as the result lives. A stranger who
+/// holds it for long cannot stop us: the lock only narrows a race.
+fn lock_directory(path: &Path) -> Result<OwnedFd, SocketError> {
+    let parent = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    let directory = rustix::fs::open(
+        parent,
+        OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(|e| io_error(path, "open its directory", e.into()))?;
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    while rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive).is_err()
+        && Instant::now() < deadline
+    {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(directory)
+}
+
+fn inode_of(path: &Path) -> io::Result<(u64, u64)> {
+    std::fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
+}
+
+fn io_error(path: &Path, step: &'static str, source: io::Error) -> SocketError {
+    SocketError::Io {
+        path: path.to_owned(),
+        step,
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn a_bound_socket_is_for_its_owner_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.sock");
+        let _bound = BoundSocket::bind(&path).unwrap();
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+    }
+
+    #[test]
+    fn a_live_socket_is_refused_by_name_and_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.sock");
+        let _bound = BoundSocket::bind(&path).unwrap();
+        let error = BoundSocket::bind(&path).unwrap_err();
+        assert!(matches!(error, SocketError::Live(_)));
+        assert!(
+            error.to_string().contains(path.to_str().unwrap()),
+            "{error}"
+        );
+        UnixStream::connect(&path).unwrap();
+    }
+
+    #[test]
+    fn a_stale_socket_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.sock");
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let _bound = BoundSocket::bind(&path).unwrap();
+        UnixStream::connect(&path).unwrap();
+    }
+
+    #[test]
+    fn a_listener_that_never_accepts_is_live_and_does_not_hang_us() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.sock");
+        let bound = BoundSocket::bind(&path).unwrap();
+        rustix::net::listen(&bound.listener, 0).unwrap();
+        let _fills_the_backlog = UnixStream::connect(&path).unwrap();
+        assert!(matches!(
+            BoundSocket::bind(&path),
+            Err(SocketError::Live(_))
+        ));
+    }
+
+    #[test]
+    fn a_file_in_the_way_is_refused_and_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.sock");
+        std::fs::write(&path, "precious").unwrap();
+        assert!(matches!(
+            BoundSocket::bind(&path),
+            Err(SocketError::NotASocket(_))
+        ));
+        assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn dropping_removes_the_path_unless_it_is_somebody_elses_now() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.sock");
+        drop(BoundSocket::bind(&path).unwrap());
+        assert!(!path.exists());
+        let bound = BoundSocket::bind(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let _other = UnixListener::bind(&path).unwrap();
+        drop(bound);
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn a_path_that_fits_no_socket_address_is_refused_with_the_limit() {
+        let path = PathBuf::from(format!("/tmp/{}", "x".repeat(120)));
+        let error = BoundSocket::bind(&path).unwrap_err();
+        assert!(error.to_string().contains("107"), "{error}");
+    }
+
+    #[test]
+    fn a_missing_directory_is_named() {
+        let error = BoundSocket::bind(Path::new("/nonexistent/c.sock")).unwrap_err();
+        assert!(error.to_string().contains("/nonexistent/c.sock"), "{error}");
+    }
+}
