@@ -10,6 +10,7 @@ pub mod executor;
 pub mod io;
 pub mod merger;
 mod mutation;
+pub mod offline;
 pub mod size;
 pub mod store;
 pub mod units;

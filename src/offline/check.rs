@@ -1,0 +1,247 @@
+//! Everything that is wrong with a store, without changing a byte of it.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::info::{HeaderFields, read_header};
+use super::repair::{Loss, Repair};
+use super::view::{check_two, params};
+use super::{OfflineError, Opened};
+use crate::io::{BlockFile, OpenError, OpenOptions};
+use crate::store::{self, Entry, StoreError, Survey};
+use crate::units::SECTOR_SIZE;
+
+/// Examples told of each kind of damage.
+const EXAMPLES: usize = 5;
+
+/// May the store be used?
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// By us and by Linux.
+    Good,
+    /// Begins with zeroes: nothing made there yet.
+    New,
+    /// By us, who mend it without loss before the first use; Linux might take
+    /// stale bytes for entries.
+    Stale,
+    /// Invalidated, for good.
+    Invalid,
+    Damaged,
+}
+
+/// What can be wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DamageKind {
+    /// The file's size is none that a store can have.
+    FileSize,
+    Header,
+    /// The next metadata area lies beyond the end of the file.
+    MissingArea,
+    /// The copy lies beyond the end of the file.
+    BeyondStore,
+    /// The copy is said to be where the store keeps its metadata.
+    Metadata,
+    /// The original lies beyond the end of the origin.
+    BeyondOrigin,
+    /// One chunk has two different copies.
+    TwoCopies,
+    /// Two chunks share one copy.
+    SharedCopy,
+}
+
+/// One kind of damage.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Damage {
+    pub kind: DamageKind,
+    /// How often it was found.
+    pub count: u64,
+    /// The first few, each with its values.
+    pub examples: Vec<String>,
+}
+
+/// What `check` found: a stable interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Check {
+    pub cow: String,
+    /// Bytes of the file or device.
+    pub size: u64,
+    pub verdict: Verdict,
+    /// `null` if the file is too small to have one.
+    pub header: Option<HeaderFields>,
+    /// Entries found, good and bad.
+    pub entries: u64,
+    pub damage: Vec<Damage>,
+    /// Bytes after the log's end that are not clear.
+    pub stale_bytes: u64,
+    /// Entries that repeat another, as a removal that was cut short leaves
+    /// them: harmless, also for Linux.
+    pub repeated_entries: u64,
+    /// Bytes of the origin, if it was given.
+    pub origin_size: Option<u64>,
+    /// What a repair would cost.
+    pub repair: Repair,
+}
+
+/// Looks at all of the store at `cow`, and with `origin` whether it fits that.
+/// Nobody may be writing them. Takes the memory of the entries that are there
+/// and a little more.
+///
+/// # Errors
+/// A file is in use, or cannot be opened or read. Damage is no error.
+pub fn check(cow: &Path, origin: Option<&Path>) -> Result<Check, OfflineError> {
+    let origin = origin
+        .map(|path| BlockFile::open(path, OpenOptions::read_only()))
+        .transpose()?;
+    let file = match BlockFile::open(cow, OpenOptions::read_only()) {
+        Err(error @ (OpenError::TooSmall { size, .. } | OpenError::OddSize { size, .. })) => {
+            return Ok(odd_size(cow, size, &error, origin.as_ref()));
+        }
+        file => file?,
+    };
+    if let Some(origin) = &origin {
+        check_two(origin, &file)?;
+    }
+    let (size, params) = (file.size(), params(&file, origin.as_ref()));
+    let mut opened = Opened::new(cow, file)?;
+    let header = read_header(cow, &mut opened)?;
+    let mut found = Found::default();
+    let mut entries: Vec<Entry> = Vec::new();
+    let survey = store::survey(
+        &mut opened.disk,
+        opened.device,
+        &params,
+        &mut |slot, entry, error| {
+            entries.push(entry);
+            if let Some(error) = error {
+                found.loss.entry(slot);
+                found.add(&error);
+            }
+        },
+    )
+    .map_err(OfflineError::store(cow))?;
+    let (verdict, stale_bytes) = found.judge(survey, &entries);
+    let loss = found.loss.count();
+    Ok(Check {
+        cow: cow.display().to_string(),
+        size,
+        verdict,
+        header: Some(header),
+        entries: entries.len() as u64,
+        repair: Repair::new(
+            verdict,
+            &found.damage,
+            loss,
+            entries.len() as u64,
+            stale_bytes,
+        ),
+        damage: found.damage,
+        stale_bytes,
+        repeated_entries: found.repeated,
+        origin_size: origin.map(|origin| origin.size()),
+    })
+}
+
+/// What the open itself has against the file.
+fn odd_size(cow: &Path, size: u64, error: &OpenError, origin: Option<&BlockFile>) -> Check {
+    let mut found = Found::default();
+    found.note(DamageKind::FileSize, || {
+        let whole = size.next_multiple_of(SECTOR_SIZE);
+        let (error, cow) = (error.to_string(), format!("{}: ", cow.display()));
+        match error.strip_prefix(&cow) {
+            Some(rest) => format!("the file {rest}"),
+            None => format!("the file has {size} bytes, not {whole}"),
+        }
+    });
+    Check {
+        cow: cow.display().to_string(),
+        size,
+        verdict: Verdict::Damaged,
+        header: None,
+        entries: 0,
+        repair: Repair::new(Verdict::Damaged, &found.damage, 0, 0, 0),
+        damage: found.damage,
+        stale_bytes: 0,
+        repeated_entries: 0,
+        origin_size: origin.map(BlockFile::size),
+    }
+}
+
+#[derive(Default)]
+struct Found {
+    damage: Vec<Damage>,
+    loss: Loss,
+    repeated: u64,
+}
+
+impl Found {
+    fn add(&mut self, error: &StoreError) {
+        let kind = match error {
+            StoreError::NotData { .. } => DamageKind::Metadata,
+            StoreError::BeyondOrigin { .. } => DamageKind::BeyondOrigin,
+            StoreError::TwoCopies { .. } => DamageKind::TwoCopies,
+            StoreError::SharedCopy { .. } => DamageKind::SharedCopy,
+            StoreError::Truncated { .. } => DamageKind::BeyondStore,
+            _ => DamageKind::Header,
+        };
+        self.note(kind, || error.to_string());
+    }
+
+    fn note(&mut self, kind: DamageKind, text: impl FnOnce() -> String) {
+        let known = self.damage.iter().position(|damage| damage.kind == kind);
+        let place = known.unwrap_or_else(|| {
+            self.damage.push(Damage {
+                kind,
+                count: 0,
+                examples: Vec::new(),
+            });
+            self.damage.len() - 1
+        });
+        let Some(damage) = self.damage.get_mut(place) else {
+            return;
+        };
+        damage.count += 1;
+        if damage.examples.len() < EXAMPLES {
+            damage.examples.push(text());
+        }
+    }
+
+    /// Puts the entries beside each other and everything together.
+    fn judge(&mut self, survey: Survey, entries: &[Entry]) -> (Verdict, u64) {
+        let (junk, missing_area) = match survey {
+            Survey::New => return (Verdict::New, 0),
+            Survey::Invalid { .. } => return (Verdict::Invalid, 0),
+            Survey::NoHeader(error) => {
+                self.note(DamageKind::Header, || error.to_string());
+                return (Verdict::Damaged, 0);
+            }
+            Survey::Log {
+                junk, missing_area, ..
+            } => (junk, missing_area),
+        };
+        if let Some(error) = missing_area {
+            self.note(DamageKind::MissingArea, || error.to_string());
+        }
+        // Never stops early, so it cannot fail.
+        let _ = store::for_each_repeat(entries, &mut |repeat| {
+            match repeat.conflict() {
+                Some(error) => {
+                    self.loss.entry(repeat.first);
+                    self.loss.entry(repeat.second);
+                    self.add(&error);
+                }
+                None => self.repeated += 1,
+            }
+            Ok(())
+        });
+        let stale_bytes = junk.map_or(0, |junk| junk.end - junk.start);
+        let verdict = match (self.damage.is_empty(), stale_bytes) {
+            (false, _) => Verdict::Damaged,
+            (true, 0) => Verdict::Good,
+            (true, _) => Verdict::Stale,
+        };
+        (verdict, stale_bytes)
+    }
+}

@@ -1,0 +1,241 @@
+//! A snapshot's view as a raw file.
+
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use smallvec::SmallVec;
+
+use super::OfflineError;
+use super::read_ahead::{PIECE, Piece, Stopped, read_ahead};
+use super::view::{Extent, SnapshotView};
+
+/// What is zero in whole blocks of this many bytes becomes a hole.
+const BLOCK: usize = 4096;
+
+/// [`PIECE`] as a step.
+const CHUNK: usize = 1 << 20;
+
+/// What to export.
+#[derive(Clone, Debug)]
+pub struct ExportOptions {
+    pub origin: PathBuf,
+    pub cow: PathBuf,
+    /// Must not exist.
+    pub out: PathBuf,
+    /// Offset and length in bytes, on the devices' blocks; `None` is all.
+    pub range: Option<(u64, u64)>,
+}
+
+/// What was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exported {
+    /// Bytes of the file.
+    pub size: u64,
+    /// Bytes of it that are not holes.
+    pub data: u64,
+}
+
+/// Writes what the snapshot shows to a new file, with holes where it is zero.
+/// The file appears under its name when all of it is durable, where the file
+/// system can do that. `progress` gets bytes done and bytes altogether.
+///
+/// # Errors
+/// A file is in use or cannot be opened, the store has no view of this origin,
+/// the file to write exists, or I/O failed; no file is left then.
+pub fn export(
+    options: &ExportOptions,
+    mut progress: impl FnMut(u64, u64),
+) -> Result<Exported, OfflineError> {
+    let (mut disk, view) = SnapshotView::open(&options.origin, &options.cow)?;
+    let range = check_range(&view, options.range)?;
+    let out = Out::create(&options.out, range.end - range.start)?;
+    let (size, start) = (range.end - range.start, range.start);
+    let failed = |e| OfflineError::system(&options.out, "write it", e);
+    let mut data = 0;
+    let jobs = pieces(&view, range);
+    progress(0, size);
+    let copied = read_ahead(&mut disk, jobs, |at: u64, bytes| {
+        for bytes in bytes {
+            data += write_sparse(&out.file, at - start, bytes).map_err(failed)?;
+            progress(at - start + bytes.len() as u64, size);
+        }
+        Ok(())
+    });
+    copied.map_err(|stopped| match stopped {
+        Stopped::Read(piece, errno) => OfflineError::io(view.path(piece.device), "read it", errno),
+        Stopped::By(error) => error,
+    })?;
+    out.finish()?;
+    progress(size, size);
+    Ok(Exported { size, data })
+}
+
+fn check_range(view: &SnapshotView, range: Option<(u64, u64)>) -> Result<Range<u64>, OfflineError> {
+    let (size, block) = (view.size(), view.block_size());
+    let (offset, len) = range.unwrap_or((0, size));
+    let end = offset.checked_add(len).filter(|end| *end <= size);
+    match end {
+        Some(end) if len > 0 && offset.is_multiple_of(block) && end.is_multiple_of(block) => {
+            Ok(offset..end)
+        }
+        _ => Err(OfflineError::Range {
+            offset,
+            len,
+            size,
+            block,
+        }),
+    }
+}
+
+/// The parts of the view that may be other than zero, each with its place.
+fn pieces(
+    view: &SnapshotView,
+    range: Range<u64>,
+) -> impl Iterator<Item = (u64, SmallVec<[Piece; 2]>)> + use<'_> {
+    view.extents(range)
+        .flat_map(move |extent| data_in(view, extent))
+        .flat_map(|part| {
+            let len = part.len;
+            (0..len).step_by(CHUNK).map(move |skip| (part, skip))
+        })
+        .map(move |(part, skip)| {
+            let (device, offset) = match part.copy {
+                Some(copy) => (view.cow, copy),
+                None => (view.origin, part.start),
+            };
+            let piece = Piece {
+                device,
+                offset: offset + skip,
+                len: PIECE.min(part.len - skip),
+            };
+            (part.start + skip, SmallVec::from_slice(&[piece]))
+        })
+}
+
+/// Leaves the holes out of an extent.
+fn data_in(view: &SnapshotView, extent: Extent) -> impl Iterator<Item = Extent> + use<'_> {
+    let (device, base) = match extent.copy {
+        Some(copy) => (view.cow, copy),
+        None => (view.origin, extent.start),
+    };
+    let end = base + extent.len;
+    let mut at = base;
+    std::iter::from_fn(move || {
+        if at >= end {
+            return None;
+        }
+        let data = view.next_data(device, at)?;
+        let (start, stop) = (data.start, data.end.min(end));
+        at = stop;
+        (start < stop).then(|| Extent {
+            start: extent.start + (start - base),
+            len: stop - start,
+            copy: extent.copy.map(|_| start),
+        })
+    })
+}
+
+/// Writes the blocks of `bytes` that are not zero; returns how many bytes that were.
+fn write_sparse(file: &File, offset: u64, bytes: &[u8]) -> std::io::Result<u64> {
+    let mut written = 0;
+    let mut at = 0;
+    for run in bytes
+        .chunks(BLOCK)
+        .collect::<Vec<_>>()
+        .chunk_by(|a, b| is_zero(a) == is_zero(b))
+    {
+        let len = run.iter().map(|block| block.len()).sum::<usize>();
+        if !run.first().is_some_and(|block| is_zero(block)) {
+            let data = bytes.get(at..at + len).unwrap_or_default();
+            file.write_all_at(data, offset + at as u64)?;
+            written += len as u64;
+        }
+        at += len;
+    }
+    Ok(written)
+}
+
+/// Whether all of it is zero.
+pub(super) fn is_zero(bytes: &[u8]) -> bool {
+    let (words, rest) = bytes.as_chunks::<16>();
+    words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && rest.iter().all(|byte| *byte == 0)
+}
+
+/// The file to write: without a name, where possible, until it is complete.
+struct Out<'a> {
+    file: File,
+    path: &'a Path,
+    named: bool,
+    finished: bool,
+}
+
+impl<'a> Out<'a> {
+    fn create(path: &'a Path, size: u64) -> Result<Self, OfflineError> {
+        if path.symlink_metadata().is_ok() {
+            return Err(OfflineError::OutExists(path.to_owned()));
+        }
+        let mode = Mode::RUSR | Mode::WUSR;
+        let flags = OFlags::RDWR | OFlags::CLOEXEC;
+        let nameless = rustix::fs::open(folder(path), flags | OFlags::TMPFILE, mode);
+        let named = nameless.is_err();
+        let fd = nameless
+            .or_else(|_| rustix::fs::open(path, flags | OFlags::CREATE | OFlags::EXCL, mode));
+        let file = File::from(fd.map_err(|e| out_error(path, "create it", e))?);
+        let out = Self {
+            file,
+            path,
+            named,
+            finished: false,
+        };
+        out.file
+            .set_len(size)
+            .map_err(|e| OfflineError::system(path, "set its size", e))?;
+        Ok(out)
+    }
+
+    /// 1 content durable → 2 its name → 3 the name durable.
+    fn finish(mut self) -> Result<(), OfflineError> {
+        let failed = |e| OfflineError::system(self.path, "make it durable", e);
+        self.file.sync_all().map_err(failed)?;
+        if !self.named {
+            let fd = std::os::fd::AsRawFd::as_raw_fd(&self.file);
+            let from = format!("/proc/self/fd/{fd}");
+            rustix::fs::linkat(CWD, from, CWD, self.path, AtFlags::SYMLINK_FOLLOW)
+                .map_err(|e| out_error(self.path, "give it its name", e))?;
+        }
+        self.finished = true;
+        match File::open(folder(self.path)).and_then(|folder| folder.sync_all()) {
+            // Some file systems have no such operation for directories.
+            Err(e) if e.raw_os_error() != Some(rustix::io::Errno::INVAL.raw_os_error()) => {
+                Err(failed(e))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for Out<'_> {
+    fn drop(&mut self) {
+        if self.named && !self.finished {
+            // The error to report is the one that is there already.
+            let _ = std::fs::remove_file(self.path);
+        }
+    }
+}
+
+fn folder(path: &Path) -> &Path {
+    path.parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
+}
+
+fn out_error(path: &Path, action: &'static str, errno: rustix::io::Errno) -> OfflineError {
+    if errno == rustix::io::Errno::EXIST {
+        OfflineError::OutExists(path.to_owned())
+    } else {
+        OfflineError::system(path, action, errno.into())
+    }
+}

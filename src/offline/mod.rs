@@ -1,0 +1,136 @@
+//! What can be done to a COW store without a daemon.
+
+mod check;
+mod create;
+mod diff;
+mod dump;
+mod export;
+mod info;
+mod read_ahead;
+mod repair;
+mod view;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub use check::{Check, Damage, DamageKind, Verdict, check};
+pub use create::{CreateOptions, Created, create};
+pub use diff::{Change, Diff, DiffSummary};
+pub use dump::{Dump, DumpEnd, Run};
+pub use export::{ExportOptions, Exported, export};
+pub use info::{HeaderFields, Info, StoreState, info};
+pub use repair::Repair;
+
+use crate::io::{BlockFile, DeviceId, Devices, Errno, OpenError, ThreadDisk};
+use crate::store::StoreError;
+
+/// Why an offline verb failed. Messages name the file.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OfflineError {
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error("{}: {source}", cow.display())]
+    Store { cow: PathBuf, source: StoreError },
+    #[error(
+        "{}: not there, and without a size it cannot be made: give --size, or the path of a file \
+         or device that exists",
+        .0.display()
+    )]
+    SizeMissing(PathBuf),
+    #[error(
+        "{}: exists with {has} bytes, not {wanted}: leave --size out to use it as it is, or choose \
+         another name",
+        cow.display()
+    )]
+    SizeDiffers { cow: PathBuf, has: u64, wanted: u64 },
+    #[error(
+        "{}: not empty (byte {offset} is not zero): choose another file, or say --force if nobody \
+         needs what it holds",
+        cow.display()
+    )]
+    NotEmpty { cow: PathBuf, offset: u64 },
+    #[error(
+        "{}: the store is invalid for good, so the snapshot shows nothing any more",
+        .0.display()
+    )]
+    Invalid(PathBuf),
+    #[error("{}: no store was made here yet; is it the right file?", .0.display())]
+    New(PathBuf),
+    #[error(
+        "{} and {} are the same; give the disk as --origin and the snapshot's store as --cow",
+        origin.display(), cow.display()
+    )]
+    SameFile { origin: PathBuf, cow: PathBuf },
+    #[error("{}: exists already; choose another name, nothing is overwritten", .0.display())]
+    OutExists(PathBuf),
+    #[error(
+        "range {offset}:{len} does not lie within the {size} bytes of the snapshot, or not on \
+         {block}-byte blocks; choose another"
+    )]
+    Range {
+        offset: u64,
+        len: u64,
+        size: u64,
+        block: u64,
+    },
+    #[error("{}: cannot {action}: {source}", path.display())]
+    Io {
+        path: PathBuf,
+        action: &'static str,
+        source: std::io::Error,
+    },
+}
+
+impl OfflineError {
+    fn io(path: &Path, action: &'static str, errno: Errno) -> Self {
+        let source = std::io::Error::from_raw_os_error(errno.0);
+        Self::Io {
+            path: path.to_owned(),
+            action,
+            source,
+        }
+    }
+
+    fn system(path: &Path, action: &'static str, source: std::io::Error) -> Self {
+        Self::Io {
+            path: path.to_owned(),
+            action,
+            source,
+        }
+    }
+
+    fn thread(path: &Path, source: std::io::Error) -> Self {
+        Self::system(path, "start a thread to read it", source)
+    }
+
+    fn store(cow: &Path) -> impl FnOnce(StoreError) -> Self {
+        let cow = cow.to_owned();
+        move |source| Self::Store { cow, source }
+    }
+}
+
+/// One open file and the disk to reach it through.
+struct Opened {
+    disk: ThreadDisk,
+    device: DeviceId,
+    sectors: u64,
+    /// Bytes that the device writes atomically.
+    unit: usize,
+}
+
+impl Opened {
+    fn new(path: &Path, file: BlockFile) -> Result<Self, OfflineError> {
+        let (sectors, block_size) = (file.sectors(), file.block_size());
+        let devices = Devices::new();
+        let device = devices.add(file);
+        let disk = ThreadDisk::new(Arc::clone(&devices), 1)
+            .map_err(|source| OfflineError::thread(path, source))?;
+        Ok(Self {
+            disk,
+            device,
+            sectors,
+            unit: usize::try_from(block_size).unwrap_or(4096).max(512),
+        })
+    }
+}
