@@ -5,6 +5,7 @@
 //! `cli` → `daemon`, `offline` → `vhost`, `merger`, `control` → `engine`, `io`, `virtio_blk` → `store` → `units`, `error`.
 
 pub mod control;
+pub mod daemon;
 pub mod engine;
 pub mod executor;
 pub mod io;

@@ -1,0 +1,240 @@
+//! The first half of a start: everything is opened, locked and looked at, so
+//! that a start that is refused has changed nothing.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::cow::{self, InspectedCow, OriginFacts, Purpose};
+use super::identity::{OriginIdentity, default_state_path};
+use super::options::{Endpoint, ServeOptions};
+use super::plan::{Plan, PlannedSnapshot, Source, check_served, plan};
+use super::state::{OpenedState, SnapshotRecord};
+use super::{DaemonError, inherited, views};
+use crate::control::ControlSocket;
+use crate::io::{BlockFile, DeviceId, Devices, Disk, Identity, IoEngine, OpenOptions, open_disk};
+use crate::vhost::ViewSocket;
+
+/// Everything that was looked at, and locked, but not written.
+pub struct Checked {
+    pub plan: Plan,
+    pub state: OpenedState,
+    pub origin: OriginFacts,
+    pub origin_device: DeviceId,
+    /// `major:minor` of the origin.
+    pub device_string: String,
+    pub devices: Arc<Devices>,
+    /// For the work at the start; belongs to this thread.
+    pub disk: Box<dyn Disk + Send>,
+    pub snapshots: Vec<(PlannedSnapshot, InspectedCow)>,
+    /// With their stores, as far as those can still be reached.
+    pub forget: Vec<(SnapshotRecord, Option<InspectedCow>)>,
+    pub sockets: Sockets,
+}
+
+/// Bound and not served yet; their files vanish if this is dropped.
+#[derive(Default)]
+pub struct Sockets {
+    pub origin: Option<ViewSocket>,
+    pub followed: Vec<(String, ViewSocket)>,
+    /// By snapshot name.
+    pub snapshots: Vec<(String, ViewSocket)>,
+    pub control: Option<ControlSocket>,
+}
+
+/// Looks at everything that `options` and the state file name.
+pub fn check(options: &ServeOptions) -> Result<Checked, DaemonError> {
+    let mut checked = check_without_guests(options)?;
+    check_served(options, &checked.plan.state)?;
+    checked.sockets = bind_sockets(options, &checked.plan)?;
+    Ok(checked)
+}
+
+/// As [`check`], but binds no socket: for work on a volume that nobody attaches to.
+pub fn check_without_guests(options: &ServeOptions) -> Result<Checked, DaemonError> {
+    let path = &options.origin;
+    let open = if options.read_only {
+        OpenOptions::read_only()
+    } else {
+        OpenOptions::default()
+    };
+    let file =
+        BlockFile::open(path, open).map_err(|e| DaemonError::Refused(format!("origin {e}")))?;
+    let unidentified = |e| DaemonError::system("identify the origin", e);
+    let identity = OriginIdentity::read(path, file.size()).map_err(unidentified)?;
+    let state = open_state(options)?;
+    let plan = plan(options, state.recorded.clone(), &identity)?;
+
+    let origin = OriginFacts {
+        identity: file.identity(),
+        sectors: file.sectors(),
+        block_size: file.block_size(),
+    };
+    let device_string = file.device_string();
+    let devices = Devices::new();
+    let origin_device = devices.add(file);
+    let mut disk = open_disk(IoEngine::Threads, devices.clone(), 1)
+        .map_err(|e| DaemonError::system("start an I/O thread", e))?;
+
+    let mut used: Vec<(String, Identity)> = Vec::new();
+    let mut snapshots = Vec::new();
+    for planned in &plan.snapshots {
+        let inspected = inspect(planned, &origin, &used, &devices, &mut *disk)?;
+        used.extend(
+            cow::storage_of(Path::new(&planned.spec.cow)).map(|i| (planned.spec.name.clone(), i)),
+        );
+        if let Some(merge) = plan
+            .state
+            .merge
+            .as_ref()
+            .filter(|m| m.snapshot == planned.spec.name)
+            && !(planned.valid && inspected.is_valid())
+        {
+            return Err(DaemonError::Refused(format!(
+                "snapshot {0} cannot be merged: its store is invalid. If its merge was under way, the origin holds a part of \
+                 it; to serve the origin as it is, pass --forget {0}",
+                merge.snapshot
+            )));
+        }
+        snapshots.push((planned.clone(), inspected));
+    }
+    check_absent_twice(&plan.snapshots)?;
+    let forget = plan.forget.iter().map(|record| {
+        // One that is lost or broken is forgotten all the same.
+        let found = cow::inspect(
+            &record.spec,
+            Purpose::Known,
+            &origin,
+            &used,
+            &devices,
+            &mut *disk,
+        );
+        (record.clone(), found.ok())
+    });
+    let forget = forget.collect();
+    Ok(Checked {
+        plan,
+        state,
+        origin,
+        origin_device,
+        device_string,
+        devices,
+        disk,
+        snapshots,
+        forget,
+        sockets: Sockets::default(),
+    })
+}
+
+/// Opens the state file, or decides that there is none.
+fn open_state(options: &ServeOptions) -> Result<OpenedState, DaemonError> {
+    let found = |e| DaemonError::system("find the place of the state file", e);
+    let default = || default_state_path(&options.origin).map_err(found);
+    let path: Option<PathBuf> = match &options.state {
+        Some(path) => Some(std::path::absolute(path).map_err(found)?),
+        // Many daemons may share a read-only origin; its own file is not theirs.
+        None if options.read_only => None,
+        None => Some(default()?),
+    };
+    if path.is_none() {
+        refuse_half_merged(&default()?)?;
+    }
+    Ok(OpenedState::open(path.as_deref())?)
+}
+
+/// A read-only origin in the middle of a merge is no image of any moment.
+fn refuse_half_merged(path: &Path) -> Result<(), DaemonError> {
+    match OpenedState::open(Some(path)) {
+        Ok(OpenedState {
+            recorded: Some(state),
+            ..
+        }) => match &state.merge {
+            Some(merge) => Err(DaemonError::Refused(format!(
+                "a merge of {} into this origin is not finished ({}): serve it without --read-only until it is",
+                merge.snapshot,
+                path.display()
+            ))),
+            None => Ok(()),
+        },
+        // Another daemon has it, then its lock on the origin decides; and what
+        // cannot be read is the business of who writes the origin.
+        _ => Ok(()),
+    }
+}
+
+fn inspect(
+    planned: &PlannedSnapshot,
+    origin: &OriginFacts,
+    used: &[(String, Identity)],
+    devices: &Arc<Devices>,
+    disk: &mut dyn Disk,
+) -> Result<InspectedCow, DaemonError> {
+    let name = &planned.spec.name;
+    let purpose = match planned.source {
+        Source::Recorded => Purpose::Known,
+        Source::Options if planned.scratch => Purpose::Scratch,
+        Source::Options => Purpose::AtStart,
+    };
+    cow::inspect(&planned.spec, purpose, origin, used, devices, disk).map_err(|error| {
+        DaemonError::Refused(match planned.source {
+            Source::Options => format!("snapshot {name}: {error}"),
+            Source::Recorded => format!(
+                "snapshot {name} is known to this volume, but: {error}. Without it the origin must not be served, or the \
+                 snapshot would be wrong for good. Bring the COW back, or give the snapshot up with snapback serve --forget {name}"
+            ),
+        })
+    })
+}
+
+/// Two COWs that are to be made at one path: neither is there to be compared.
+fn check_absent_twice(snapshots: &[PlannedSnapshot]) -> Result<(), DaemonError> {
+    for (index, planned) in snapshots.iter().enumerate() {
+        if let Some(other) = snapshots
+            .iter()
+            .take(index)
+            .find(|s| s.spec.cow == planned.spec.cow)
+        {
+            return Err(DaemonError::Refused(format!(
+                "snapshots {} and {} have the same COW {}: give each a file or device of its own",
+                other.spec.name, planned.spec.name, planned.spec.cow
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn bind_sockets(options: &ServeOptions, plan: &Plan) -> Result<Sockets, DaemonError> {
+    let bind =
+        |path: &str| views::bind(path).map_err(|e| DaemonError::Refused(format!("socket {e}")));
+    let origin = match (&options.endpoint, &plan.state.socket) {
+        (Some(Endpoint::Fd(fd)), _) => {
+            let fd = inherited::take(*fd)
+                .map_err(|e| DaemonError::Refused(format!("--fd {fd}: {e}")))?;
+            Some(ViewSocket::from_fd(fd).map_err(|e| DaemonError::Refused(format!("--fd: {e}")))?)
+        }
+        (_, Some(path)) => Some(bind(path)?),
+        (_, None) => None,
+    };
+    let mut sockets = Sockets {
+        origin,
+        ..Sockets::default()
+    };
+    for path in &plan.state.followed_sockets {
+        // The user may have chosen one of them for the origin by now.
+        if plan.state.socket.as_ref() != Some(path) {
+            sockets.followed.push((path.clone(), bind(path)?));
+        }
+    }
+    for planned in &plan.snapshots {
+        if let Some(path) = &planned.spec.socket {
+            sockets
+                .snapshots
+                .push((planned.spec.name.clone(), bind(path)?));
+        }
+    }
+    if let Some(path) = &plan.state.control {
+        let bound = ControlSocket::bind(Path::new(path))
+            .map_err(|e| DaemonError::Refused(format!("control {e}")))?;
+        sockets.control = Some(bound);
+    }
+    Ok(sockets)
+}

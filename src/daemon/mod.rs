@@ -1,0 +1,66 @@
+//! The daemon: one volume and its views, served until told to stop.
+//!
+//! ```text
+//!  options ─► plan ─► check ─► serve ─► run        state, replace: the state file
+//!                                │                 identity: is the origin what it was?
+//!                                ▼                 cow: from a path to a store
+//!                             volume ─► snapshots, grow, merging, notices, status, views
+//! ```
+
+mod check;
+mod cow;
+mod cow_error;
+mod grow;
+mod identity;
+mod inherited;
+mod merging;
+mod notices;
+mod offline_merge;
+mod options;
+mod plan;
+mod replace;
+mod run;
+mod serve;
+mod signals;
+mod snapshots;
+pub mod state;
+mod status;
+mod views;
+mod volume;
+
+pub use identity::{OriginIdentity, OriginKind, default_state_path};
+pub use offline_merge::{MergeReport, merge_offline};
+pub use options::{Endpoint, ServeOptions};
+pub use replace::FileError;
+pub use serve::serve;
+
+pub use crate::io::IoEngine;
+
+/// Why the daemon did not start or stopped on its own.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// Something that was asked for cannot be; nothing was changed.
+    #[error("{0}")]
+    Refused(String),
+    #[error(transparent)]
+    Plan(#[from] plan::PlanError),
+    #[error(transparent)]
+    State(#[from] state::StateError),
+    #[error("cannot {what}: {source}")]
+    System {
+        what: &'static str,
+        source: std::io::Error,
+    },
+    #[error(
+        "not everything could be made durable at the end ({0}); the next start takes up what there is"
+    )]
+    NotDurable(crate::engine::ControlError),
+    #[error("left without draining; the next start takes up what there is")]
+    Killed,
+}
+
+impl DaemonError {
+    fn system(what: &'static str, source: std::io::Error) -> Self {
+        Self::System { what, source }
+    }
+}

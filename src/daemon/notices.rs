@@ -1,0 +1,225 @@
+//! What the engine tells, and what the volume does about it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::state::VolumeState;
+use super::volume::{LiveVolume, lock};
+use crate::control::api::MergeOutcome;
+use crate::engine::{ControlRequest, InvalidReason, Notice, SnapshotId};
+use crate::executor::{Executor, Report};
+
+/// How long to wait before a state file that could not be written is tried again.
+pub const RETRY: Duration = Duration::from_secs(1);
+
+/// The notice port's side of the volume. Runs on the main thread, which never
+/// waits for the engine, so that the engine never waits for it in vain.
+pub struct Notices {
+    executor: Executor,
+    /// Invalidations that are neither in the store's header nor in the state
+    /// file yet. Origin writes wait for them: the guest stalls, but no snapshot
+    /// that missed a copy-out comes back as valid.
+    unrecorded: Vec<SnapshotId>,
+}
+
+impl Notices {
+    pub fn new(executor: Executor) -> Self {
+        Self {
+            executor,
+            unrecorded: Vec::new(),
+        }
+    }
+
+    pub fn executor(&mut self) -> &mut Executor {
+        &mut self.executor
+    }
+
+    /// Something is waiting for [`RETRY`] to pass.
+    pub fn wants_retry(&self) -> bool {
+        !self.unrecorded.is_empty()
+    }
+
+    /// Takes what the engine has told, and tries again what failed.
+    pub fn turn(&mut self, volume: &Arc<LiveVolume>) {
+        self.hear(volume);
+        self.unrecorded.retain(|&snapshot| {
+            let recorded = volume.record_invalid(snapshot);
+            if recorded {
+                self.executor
+                    .start(ControlRequest::InvalidRecorded { snapshot });
+            }
+            !recorded
+        });
+        // Carries out what the answers set going; more may have been told meanwhile.
+        if !self.executor.is_idle() {
+            self.hear(volume);
+        }
+    }
+
+    fn hear(&mut self, volume: &Arc<LiveVolume>) {
+        let mut reports = Vec::new();
+        self.executor.turn(&mut reports);
+        for report in reports {
+            match report {
+                Report::Notice(notice) => self.take(volume, notice),
+                Report::ControlDone { result, .. } => {
+                    if let Err(error) = result {
+                        tracing::warn!(%error, "an answer to the engine was refused");
+                    }
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, volume: &Arc<LiveVolume>, notice: Notice) {
+        match notice {
+            Notice::Invalid {
+                snapshot,
+                reason,
+                durable,
+            } => {
+                volume.say_invalid(snapshot, reason);
+                if !durable {
+                    self.unrecorded.push(snapshot);
+                } else if reason != InvalidReason::Removed {
+                    // The header says it already; the state file may fail to.
+                    volume.record_invalid(snapshot);
+                }
+            }
+            Notice::Overflow { snapshot } => {
+                let tables = lock(&volume.tables);
+                let name = tables.name_of(snapshot).unwrap_or("?");
+                tracing::warn!(snapshot = %name, "the COW is full: the snapshot is read-only from now on");
+            }
+            Notice::MergeDone { snapshot } => volume.tidy_up_merge(snapshot),
+            Notice::MergeFailed { snapshot, reason } => {
+                let mut tables = lock(&volume.tables);
+                if let Some(merging) = tables.merging.as_mut().filter(|m| m.id == snapshot) {
+                    tracing::error!(snapshot = %merging.name, %reason,
+                        "the merge stopped; guests go on, nothing is lost. snapback merge --resume tries again");
+                    merging.error = Some(reason.clone());
+                    tables.last_merge = tables.merging.as_ref().map(|m| MergeOutcome {
+                        snapshot: m.name.clone(),
+                        chunks: m.chunks,
+                        error: Some(reason),
+                    });
+                }
+            }
+            // The merger has its own.
+            Notice::MergeWork { .. } => {}
+        }
+    }
+}
+
+impl LiveVolume {
+    fn say_invalid(&self, snapshot: SnapshotId, reason: InvalidReason) {
+        let tables = lock(&self.tables);
+        let name = tables.name_of(snapshot).unwrap_or("?");
+        match reason {
+            InvalidReason::Removed => {}
+            InvalidReason::Loaded => {
+                tracing::warn!(snapshot = %name, "the snapshot was invalid before")
+            }
+            InvalidReason::Full => tracing::error!(snapshot = %name,
+                "the COW is full: the snapshot is invalid for good; remove it. The origin is not affected"),
+            InvalidReason::Io(errno) => {
+                let error = std::io::Error::from_raw_os_error(errno.0);
+                tracing::error!(snapshot = %name, %error,
+                    "the COW failed: the snapshot is invalid for good; remove it. The origin is not affected");
+            }
+        }
+    }
+
+    /// Notes durably that a snapshot is invalid; says so and false if that failed.
+    fn record_invalid(&self, snapshot: SnapshotId) -> bool {
+        let Some(name) = lock(&self.tables).name_of(snapshot).map(str::to_owned) else {
+            return true;
+        };
+        let recorded = lock(&self.state).update(|s| {
+            s.rollback_at_reset.take_if(|r| r.snapshot == name);
+            if let Some(record) = s.snapshot_mut(&name) {
+                record.valid = false;
+            }
+        });
+        self.refresh_pending();
+        match recorded {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::error!(snapshot = %name, %error, "the snapshot is invalid and this could not be recorded");
+                false
+            }
+        }
+    }
+
+    /// A merge has ended. What is left to do may have to wait for its turn, so a
+    /// thread of its own does it.
+    fn tidy_up_merge(self: &Arc<Self>, snapshot: SnapshotId) {
+        let volume = self.clone();
+        let spawned = std::thread::Builder::new()
+            .name("merge end".into())
+            .spawn(move || volume.end_merge(snapshot));
+        match spawned {
+            Ok(thread) => lock(&self.tidying).push(thread),
+            Err(error) => {
+                tracing::error!(%error, "the end of a merge is recorded at the next start only")
+            }
+        }
+    }
+
+    /// Order: 1 the state file forgets the snapshot (again and again until it
+    /// does: the merge is not over before) → 2 its view goes over to the origin,
+    /// or is closed → 3 the COW is closed and the user may remove it.
+    fn end_merge(&self, id: SnapshotId) {
+        // The lock is not held between tries, so that control requests go on.
+        let (_turn, merging) = loop {
+            let turn = lock(&self.ops);
+            let Some(merging) = lock(&self.tables).merging.clone().filter(|m| m.id == id) else {
+                return;
+            };
+            match lock(&self.state).update(|s| forget_merged(s, &merging.name, merging.follow)) {
+                Ok(()) => break (turn, merging),
+                Err(error) => tracing::error!(snapshot = %merging.name, %error,
+                    "the merge has ended and this could not be recorded"),
+            }
+            drop(turn);
+            // The next start finds an empty store and ends the merge again.
+            if self.is_stopping() {
+                return;
+            }
+            std::thread::sleep(RETRY);
+        };
+        let merged = {
+            let mut tables = lock(&self.tables);
+            let place = tables.snapshots.iter().position(|s| s.id == id);
+            let mut merged = place.map(|place| tables.snapshots.remove(place));
+            if merging.follow
+                && let Some(view) = merged.as_mut().and_then(|m| m.view.take())
+            {
+                tables.origin_views.push(view);
+            }
+            merged
+        };
+        if let Some(merged) = merged {
+            if let Some(view) = merged.view {
+                view.stop();
+            }
+            drop(self.devices.remove(merged.device));
+            tracing::info!(snapshot = %merging.name, chunks = merging.chunks, cow = %merged.spec.cow,
+                "merged: the origin is complete, the COW is not needed any more and can be removed");
+        }
+        let mut tables = lock(&self.tables);
+        tables.last_merge = Some(MergeOutcome {
+            snapshot: merging.name,
+            chunks: merging.chunks,
+            error: None,
+        });
+        tables.merging = None;
+    }
+}
+
+fn forget_merged(state: &mut VolumeState, name: &str, follow: bool) {
+    if follow && let Some(socket) = state.snapshot(name).and_then(|s| s.spec.socket.clone()) {
+        state.followed_sockets.push(socket);
+    }
+    state.drop_snapshot(name);
+}

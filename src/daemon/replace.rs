@@ -1,0 +1,349 @@
+//! A small file that is replaced as a whole, durably, and that only one process
+//! holds: the mechanics below the state file.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
+use rustix::io::Errno;
+
+/// More than any sane state file; bounds what a wrong path makes us read.
+const SIZE_MAX: u64 = 16 << 20;
+
+/// What happens next in [`LockedFile::replace`], for tests that stop there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    Create,
+    Write,
+    Sync,
+    Rename,
+    SyncDirectory,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    #[error("{path} is in use by another process")]
+    InUse { path: PathBuf },
+    #[error("{path} is {size} bytes long, more than a state file can be")]
+    TooLarge { path: PathBuf, size: u64 },
+    #[error("cannot {what} {path}: {source}")]
+    Io {
+        what: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+}
+
+/// The file at `path`, locked for as long as this lives (once it exists).
+#[derive(Debug)]
+pub struct LockedFile {
+    path: PathBuf,
+    /// The lock is on the open file; `None` while there is no file.
+    held: Option<File>,
+    content: Vec<u8>,
+}
+
+fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileError {
+    let path = path.to_path_buf();
+    move |source| FileError::Io { what, path, source }
+}
+
+/// Locks an open file, or says that another process holds it.
+fn lock(file: &File, path: &Path) -> Result<(), FileError> {
+    match flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(()),
+        Err(Errno::WOULDBLOCK) => Err(FileError::InUse {
+            path: path.to_path_buf(),
+        }),
+        Err(errno) => Err(io_error("lock", path)(errno.into())),
+    }
+}
+
+impl LockedFile {
+    /// Opens and locks the file if it exists; creates nothing.
+    pub fn open(path: &Path) -> Result<Self, FileError> {
+        loop {
+            let mut file = match File::open(path) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    return Ok(Self {
+                        path: path.to_path_buf(),
+                        held: None,
+                        content: Vec::new(),
+                    });
+                }
+                Err(error) => return Err(io_error("open", path)(error)),
+            };
+            lock(&file, path)?;
+            let ours = file.metadata().map_err(io_error("examine", path))?;
+            // The holder may have replaced the file between our open and our lock.
+            match fs::metadata(path) {
+                Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => {}
+                _ => continue,
+            }
+            if ours.len() > SIZE_MAX {
+                return Err(FileError::TooLarge {
+                    path: path.to_path_buf(),
+                    size: ours.len(),
+                });
+            }
+            let mut content = Vec::new();
+            file.read_to_end(&mut content)
+                .map_err(io_error("read", path))?;
+            return Ok(Self {
+                path: path.to_path_buf(),
+                held: Some(file),
+                content,
+            });
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The content, `None` while the file does not exist.
+    pub fn content(&self) -> Option<&[u8]> {
+        self.held.is_some().then_some(&self.content)
+    }
+
+    /// Replaces the content; it is durable when this returns.
+    ///
+    /// Order: 1 the new file is written and durable under another name, locked →
+    /// 2 renamed over the old one → 3 the directory is durable. After a failure
+    /// at 1 the old file is untouched; after one at 3 the old content is put
+    /// back, as nobody knows which of the two a power cut would leave.
+    pub fn replace(&mut self, content: Vec<u8>) -> Result<(), FileError> {
+        self.replace_with(content, &mut |_| Ok(()))
+    }
+
+    fn replace_with(
+        &mut self,
+        content: Vec<u8>,
+        before: &mut dyn FnMut(Step) -> io::Result<()>,
+    ) -> Result<(), FileError> {
+        let directory = match self.path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
+            _ => PathBuf::from("."),
+        };
+        let file = self.write_beside(&content, before)?;
+        let beside = self.beside();
+        before(Step::Rename)
+            .and_then(|()| self.rename(&beside))
+            .inspect_err(|_| {
+                let _ = fs::remove_file(&beside);
+            })
+            .map_err(io_error("replace", &self.path))?;
+        let replaced = self.held.replace(file).is_some();
+        let old = std::mem::replace(&mut self.content, content);
+        let synced = before(Step::SyncDirectory).and_then(|()| File::open(&directory)?.sync_all());
+        if let Err(source) = synced {
+            self.put_back(replaced.then_some(old));
+            return Err(io_error("make durable", &self.path)(source));
+        }
+        Ok(())
+    }
+
+    /// Best effort: the content before a replacement of which nobody knows
+    /// whether it will last (`None`: there was no file).
+    fn put_back(&mut self, old: Option<Vec<u8>>) {
+        match old {
+            Some(old) => {
+                if let Ok(file) = self.write_beside(&old, &mut |_| Ok(()))
+                    && fs::rename(self.beside(), &self.path).is_ok()
+                {
+                    self.held = Some(file);
+                    self.content = old;
+                }
+            }
+            None => {
+                if fs::remove_file(&self.path).is_ok() {
+                    self.held = None;
+                    self.content = Vec::new();
+                }
+            }
+        }
+    }
+
+    fn beside(&self) -> PathBuf {
+        let mut name = self.path.as_os_str().to_owned();
+        name.push(".new");
+        PathBuf::from(name)
+    }
+
+    /// A durable, locked file with `content` at [`Self::beside`].
+    fn write_beside(
+        &self,
+        content: &[u8],
+        before: &mut dyn FnMut(Step) -> io::Result<()>,
+    ) -> Result<File, FileError> {
+        let path = self.beside();
+        before(Step::Create).map_err(io_error("create", &path))?;
+        let mut file = create_beside(&path)?;
+        let mut write = |file: &mut File| {
+            before(Step::Write)?;
+            file.write_all(content)?;
+            before(Step::Sync)?;
+            file.sync_all()
+        };
+        let written =
+            lock(&file, &path).and_then(|()| write(&mut file).map_err(io_error("write", &path)));
+        if let Err(error) = written {
+            let _ = fs::remove_file(&path);
+            return Err(error);
+        }
+        Ok(file)
+    }
+
+    /// Moves the new file into place. The first time it must not be there:
+    /// otherwise another process made one since we looked.
+    fn rename(&self, beside: &Path) -> io::Result<()> {
+        if self.held.is_none() {
+            match renameat_with(CWD, beside, CWD, &self.path, RenameFlags::NOREPLACE) {
+                // A file system without the flag: the origin's lock has to do.
+                Err(Errno::INVAL | Errno::NOSYS) => {}
+                other => return Ok(other?),
+            }
+        }
+        fs::rename(beside, &self.path)
+    }
+}
+
+/// Creates a file that must be new. What a killed process left there is removed;
+/// what a living one is writing is not.
+fn create_beside(path: &Path) -> Result<File, FileError> {
+    let open = || {
+        OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)
+    };
+    match open() {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let left = File::open(path).map_err(io_error("open", path))?;
+            lock(&left, path)?;
+            fs::remove_file(path).map_err(io_error("remove", path))?;
+            open().map_err(io_error("create", path))
+        }
+        other => other.map_err(io_error("create", path)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scratch() -> (tempfile::TempDir, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("disk.img.snapback");
+        (directory, path)
+    }
+
+    fn failing(at: Step) -> impl FnMut(Step) -> io::Result<()> {
+        move |step| {
+            if step == at {
+                Err(io::Error::other("injected"))
+            } else {
+                Ok(())
+            }
+        }
+    }
+
+    #[test]
+    fn opening_creates_nothing() {
+        let (directory, path) = scratch();
+        assert_eq!(LockedFile::open(&path).unwrap().content(), None);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_failure_at_any_step_leaves_the_old_content_and_no_litter() {
+        for step in [
+            Step::Create,
+            Step::Write,
+            Step::Sync,
+            Step::Rename,
+            Step::SyncDirectory,
+        ] {
+            let (directory, path) = scratch();
+            let mut file = LockedFile::open(&path).unwrap();
+            file.replace(b"old".to_vec()).unwrap();
+            file.replace_with(b"new".to_vec(), &mut failing(step))
+                .unwrap_err();
+            assert_eq!(fs::read(&path).unwrap(), b"old", "{step:?}");
+            assert_eq!(file.content(), Some(&b"old"[..]), "{step:?}");
+            assert_eq!(
+                fs::read_dir(directory.path()).unwrap().count(),
+                1,
+                "{step:?}"
+            );
+            file.replace(b"newer".to_vec()).unwrap();
+            assert_eq!(fs::read(&path).unwrap(), b"newer", "{step:?}");
+        }
+    }
+
+    #[test]
+    fn a_first_file_that_does_not_last_is_taken_away() {
+        let (directory, path) = scratch();
+        let mut file = LockedFile::open(&path).unwrap();
+        file.replace_with(b"new".to_vec(), &mut failing(Step::SyncDirectory))
+            .unwrap_err();
+        assert_eq!(file.content(), None);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_crash_before_the_rename_leaves_the_old_file_and_the_next_replace_works() {
+        let (_directory, path) = scratch();
+        LockedFile::open(&path)
+            .unwrap()
+            .replace(b"old".to_vec())
+            .unwrap();
+        fs::write(path.with_extension("snapback.new"), b"half").unwrap();
+        let mut file = LockedFile::open(&path).unwrap();
+        assert_eq!(file.content(), Some(&b"old"[..]));
+        file.replace(b"new".to_vec()).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+    }
+
+    #[test]
+    fn a_second_holder_is_refused_before_and_after_replacements() {
+        let (_directory, path) = scratch();
+        let mut first = LockedFile::open(&path).unwrap();
+        first.replace(b"1".to_vec()).unwrap();
+        assert!(matches!(
+            LockedFile::open(&path),
+            Err(FileError::InUse { .. })
+        ));
+        first.replace(b"2".to_vec()).unwrap();
+        assert!(matches!(
+            LockedFile::open(&path),
+            Err(FileError::InUse { .. })
+        ));
+        drop(first);
+        assert_eq!(LockedFile::open(&path).unwrap().content(), Some(&b"2"[..]));
+    }
+
+    #[test]
+    fn of_two_that_create_it_one_is_refused() {
+        let (_directory, path) = scratch();
+        let mut first = LockedFile::open(&path).unwrap();
+        let mut second = LockedFile::open(&path).unwrap();
+        first.replace(b"first".to_vec()).unwrap();
+        second.replace(b"second".to_vec()).unwrap_err();
+        assert_eq!(fs::read(&path).unwrap(), b"first");
+    }
+
+    #[test]
+    fn a_huge_file_is_not_read() {
+        let (_directory, path) = scratch();
+        File::create(&path).unwrap().set_len(SIZE_MAX + 1).unwrap();
+        assert!(matches!(
+            LockedFile::open(&path),
+            Err(FileError::TooLarge { .. })
+        ));
+    }
+}

@@ -1,0 +1,161 @@
+//! The main loop, and the end.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use std::os::fd::AsFd;
+
+use super::DaemonError;
+use super::cow;
+use super::identity::OriginIdentity;
+use super::notices::{Notices, RETRY};
+use super::signals::Signals;
+use super::volume::{LiveVolume, lock};
+use crate::control::ControlServer;
+use crate::control::api::StoreType;
+use crate::engine::{ControlError, ControlRequest};
+use crate::executor::WakeFd;
+
+/// How [`run`] ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Everything that was accepted is done and durable.
+    Drained,
+    /// A second signal came while the first was being obeyed.
+    AtOnce,
+}
+
+/// How often to look whether the only front end, on a given descriptor, has left.
+const PRESENCE: Duration = Duration::from_millis(250);
+
+/// Answers the engine's notices until a signal comes, then until all is drained.
+pub fn run(
+    volume: &Arc<LiveVolume>,
+    control: Option<ControlServer>,
+    notices: &mut Notices,
+    signals: &Signals,
+) -> Result<Ended, DaemonError> {
+    let mut control = Some(control);
+    let failed = |e| DaemonError::system("stop in order", e);
+    let drained = Arc::new(WakeFd::new().map_err(failed)?);
+    let mut stopper: Option<std::thread::JoinHandle<Result<(), ControlError>>> = None;
+    loop {
+        notices.turn(volume);
+        let count = signals.count();
+        if count > 1 {
+            tracing::warn!("told to stop again: leaving without draining, as if killed");
+            return Ok(Ended::AtOnce);
+        }
+        if let Some(thread) = stopper.take_if(|t| t.is_finished()) {
+            notices.turn(volume);
+            return match thread.join() {
+                Ok(Ok(())) => Ok(Ended::Drained),
+                Ok(Err(error)) => Err(DaemonError::NotDurable(error)),
+                Err(_) => Err(DaemonError::Killed),
+            };
+        }
+        if (count == 1 || volume.is_deserted())
+            && let Some(control) = control.take()
+        {
+            tracing::info!("stopping");
+            volume.stopping.store(true, Ordering::Release);
+            let (volume, drained) = (volume.clone(), drained.clone());
+            let spawned = std::thread::Builder::new()
+                .name("stop".into())
+                .spawn(move || {
+                    let result = stop(&volume, control);
+                    drained.ring();
+                    result
+                });
+            stopper = Some(spawned.map_err(failed)?);
+        }
+        let timeout = match () {
+            () if notices.wants_retry() => Some(RETRY),
+            () if stopper.is_some() => Some(PRESENCE),
+            () if volume.facts.on_descriptor => Some(PRESENCE),
+            () => None,
+        };
+        notices
+            .executor()
+            .wait_also(&[signals.as_fd(), drained.as_fd()], timeout);
+    }
+}
+
+/// Runs on a thread of its own, because the main thread must go on answering the
+/// engine: what is drained here may wait for such an answer.
+///
+/// Order: 1 no more control requests → 2 views drained and closed, all at once →
+/// 3 the ends of merges tidied up → 4 the merger stops after its batch → 5 every
+/// acknowledged write durable.
+pub(super) fn stop(
+    volume: &LiveVolume,
+    control: Option<ControlServer>,
+) -> Result<(), ControlError> {
+    if let Some(control) = control {
+        control.stop();
+    }
+    let views = {
+        let mut tables = lock(&volume.tables);
+        let mut views = std::mem::take(&mut tables.origin_views);
+        views.extend(tables.snapshots.iter_mut().filter_map(|s| s.view.take()));
+        views
+    };
+    for view in &views {
+        view.request_stop();
+    }
+    for view in views {
+        view.stop();
+    }
+    // Taken out first: the main thread needs these locks while we wait.
+    let merger = lock(&volume.merger).take();
+    if let Some(merger) = merger {
+        merger.stop();
+    }
+    let tidying = std::mem::take(&mut *lock(&volume.tidying));
+    for thread in tidying {
+        let _ = thread.join();
+    }
+    volume.drive(&mut lock(&volume.ops), ControlRequest::Sync)
+}
+
+/// The last words: what identifies the origin now, so that the next start can
+/// tell whether somebody wrote it in between.
+pub fn finish(volume: &LiveVolume) -> Result<(), DaemonError> {
+    // A start that failed half-way has not gone through `stop`.
+    drop(lock(&volume.merger).take());
+    let (views, scratch) = {
+        let mut tables = lock(&volume.tables);
+        let mut views = std::mem::take(&mut tables.origin_views);
+        views.extend(tables.snapshots.iter_mut().filter_map(|s| s.view.take()));
+        let transient = tables
+            .snapshots
+            .iter()
+            .filter(|s| s.spec.store_type == StoreType::N);
+        let scratch: Vec<_> = transient.map(|s| s.device).collect();
+        (views, scratch)
+    };
+    drop(views);
+    if let Ok(mut disk) = volume.one_thread_disk() {
+        for device in scratch {
+            if let Some(file) = volume.devices.get(device) {
+                // Only lets the file be used again without being cleared by hand.
+                let _ = cow::clear_head(&mut *disk, device, file.size());
+            }
+        }
+    }
+    let path = std::path::Path::new(&volume.facts.path);
+    let size = volume
+        .facts
+        .origin
+        .sectors
+        .saturating_mul(crate::units::SECTOR_SIZE);
+    let origin = OriginIdentity::read(path, size)
+        .map_err(|e| DaemonError::system("identify the origin", e))?;
+    lock(&volume.state).update(|s| {
+        s.origin = origin;
+        s.running = false;
+    })?;
+    tracing::info!("stopped");
+    Ok(())
+}

@@ -1,0 +1,336 @@
+//! From options to a served volume.
+
+use std::io::{self, Write};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+
+use super::DaemonError;
+use super::check::{Checked, Sockets, check};
+use super::cow::{InspectedCow, PreparedCow};
+use super::notices::Notices;
+use super::options::{Endpoint, ServeOptions};
+use super::run::{Ended, finish, run};
+use super::signals::Signals;
+use super::state::{SnapshotRecord, VolumeState};
+use super::views::{View, ViewDescription, ViewSettings};
+use super::volume::{LiveVolume, Snapshot, Tables, VolumeFacts, lock};
+use crate::control::ControlServer;
+use crate::control::api::StoreType;
+use crate::engine::{ControlError, ControlRequest, Engine, OriginParams, PortRole, ViewId};
+use crate::executor::Executor;
+use crate::io::{Disk, IoEngine, open_disk};
+use crate::merger::{Merger, MergerSettings};
+
+/// Operations of the merger that are under way at once.
+const MERGER_DEPTH: u32 = 128;
+
+/// Serves the volume until SIGTERM or SIGINT.
+///
+/// Order: 1 everything is opened, locked and checked, sockets are bound, nothing
+/// is written → 2 stores are made and put in order → 3 the state file says that
+/// the volume runs → 4 the engine gets the snapshots, then the merge → 5 guests
+/// and control clients are let in → 6 at the end all is drained and durable →
+/// 7 the state file says that the volume does not run.
+///
+/// # Errors
+/// What was refused, with the way out; nothing was changed then. Or what the
+/// system did not let us do.
+pub fn serve(options: ServeOptions) -> Result<(), DaemonError> {
+    let signals = Signals::hold().map_err(|e| DaemonError::system("take over signals", e))?;
+    let mut checked = check(&options)?;
+    for remark in &checked.plan.remarks {
+        tracing::warn!("{remark}");
+    }
+    let sockets = std::mem::take(&mut checked.sockets);
+    let (volume, mut notices, prepared) = build(&options, checked)?;
+    let control = open_up(&volume, prepared, sockets, &mut notices);
+    let ended = match control {
+        Ok(control) => match signals.release() {
+            Ok(()) => run(&volume, control, &mut notices, &signals),
+            Err(e) => Err(DaemonError::system("wait for signals", e)),
+        },
+        Err(error) => Err(error),
+    };
+    // A start that failed this late leaves the origin as it was, too.
+    match ended {
+        Ok(Ended::AtOnce) => Err(DaemonError::Killed),
+        Ok(Ended::Drained) => finish(&volume),
+        // Left as a killed daemon leaves it: nobody knows what is durable.
+        Err(error @ (DaemonError::NotDurable(_) | DaemonError::Killed)) => Err(error),
+        Err(error) => {
+            finish(&volume)?;
+            Err(error)
+        }
+    }
+}
+
+/// Makes the stores, records the start and puts the volume together; the engine
+/// knows no snapshot yet.
+pub(super) fn build(
+    options: &ServeOptions,
+    checked: Checked,
+) -> Result<(Arc<LiveVolume>, Notices, Vec<PreparedSnapshot>), DaemonError> {
+    let Checked {
+        plan,
+        state,
+        origin,
+        origin_device,
+        device_string,
+        devices,
+        mut disk,
+        snapshots,
+        forget,
+        ..
+    } = checked;
+    let mut volume_state = plan.state;
+    let mut prepared = Vec::new();
+    for (planned, inspected) in snapshots {
+        let name = planned.spec.name;
+        let cow = inspected
+            .prepare(&devices, &mut *disk)
+            .map_err(|e| DaemonError::Refused(format!("snapshot {name}: {e}")))?;
+        if let Some(record) = volume_state.snapshot_mut(&name) {
+            record.spec.chunk_size = Some(cow.chunk_size.bytes());
+            record.spec.size = Some(cow.size);
+            record.valid &= cow.store.valid;
+        }
+        prepared.push(PreparedSnapshot {
+            name,
+            valid: planned.valid,
+            cow,
+        });
+    }
+    give_up(forget, &mut *disk);
+    drop(disk);
+    let serial = volume_state
+        .serial
+        .clone()
+        .unwrap_or_else(|| default_serial(&volume_state));
+    let rate = volume_state.merge.as_ref().map_or(0, |m| m.rate);
+    let path = volume_state.origin.path.clone();
+    let state = state.begin(volume_state)?;
+
+    let engine = Engine::new(OriginParams {
+        device: origin_device,
+        sectors: origin.sectors,
+    });
+    let small = |role| -> io::Result<Executor> {
+        Executor::new(
+            &engine,
+            role,
+            open_disk(IoEngine::Threads, devices.clone(), 2)?,
+        )
+    };
+    let failed = |e| DaemonError::system("start an I/O thread", e);
+    let ops = small(PortRole::Control).map_err(failed)?;
+    let notices = Notices::new(small(PortRole::Notices).map_err(failed)?);
+    let (io_engine, theirs) = (options.io_engine, devices.clone());
+    let settings = MergerSettings {
+        rate,
+        ..MergerSettings::default()
+    };
+    let merger = Merger::start(
+        &engine,
+        move || open_disk(io_engine, theirs, MERGER_DEPTH),
+        settings,
+    )
+    .map_err(|e| DaemonError::system("start the merger", e))?;
+    let views = ViewSettings {
+        io_engine,
+        num_queues: options.num_queues,
+        sectors: origin.sectors,
+        block_size: origin.block_size,
+        serial,
+    };
+    let read_only = options.read_only;
+    let merge_writes = options.merge_writes.unwrap_or_default();
+    // With another way in, a descriptor whose front end has left is no end.
+    let on_descriptor = matches!(options.endpoint, Some(Endpoint::Fd(_)))
+        && state.state().control.is_none()
+        && state
+            .state()
+            .snapshots
+            .iter()
+            .all(|s| s.spec.socket.is_none())
+        && state.state().followed_sockets.is_empty();
+    let facts = VolumeFacts {
+        path,
+        origin,
+        device_string,
+        read_only,
+        merge_writes,
+        on_descriptor,
+        views,
+    };
+    let volume = Arc::new_cyclic(|this| LiveVolume {
+        this: this.clone(),
+        facts,
+        engine,
+        devices,
+        ops: Mutex::new(ops),
+        state: Mutex::new(state),
+        tables: Mutex::new(Tables::default()),
+        merger: Mutex::new(Some(merger)),
+        rollback_pending: AtomicBool::new(false),
+        stopping: AtomicBool::new(false),
+        tidying: Mutex::new(Vec::new()),
+    });
+    Ok((volume, notices, prepared))
+}
+
+pub(super) struct PreparedSnapshot {
+    name: String,
+    /// By the state file; the header may still say otherwise.
+    valid: bool,
+    cow: PreparedCow,
+}
+
+/// Gives the engine what it has to know, then lets guests and clients in.
+pub(super) fn open_up(
+    volume: &Arc<LiveVolume>,
+    prepared: Vec<PreparedSnapshot>,
+    sockets: Sockets,
+    notices: &mut Notices,
+) -> Result<Option<ControlServer>, DaemonError> {
+    let state: VolumeState = lock(&volume.state).state().clone();
+    for snapshot in prepared {
+        load(volume, snapshot, &state)?;
+    }
+    if let Some(merge) = &state.merge {
+        let result = volume.start_merge(&mut lock(&volume.ops), merge);
+        result.map_err(|e| cannot_merge(&merge.snapshot, &e))?;
+    }
+    volume.refresh_pending();
+    notices.turn(volume);
+
+    let failed = |e| DaemonError::system("start a view", e);
+    let description = ViewDescription {
+        id: ViewId::ORIGIN,
+        snapshot: None,
+        read_only: volume.facts.read_only,
+    };
+    if let Some(socket) = sockets.origin {
+        let view =
+            View::start(volume, description, socket, state.socket.clone()).map_err(failed)?;
+        lock(&volume.tables).origin_views.push(view);
+        ready("origin view", state.socket.as_deref());
+    }
+    for (path, socket) in sockets.followed {
+        let view = View::start(volume, description, socket, Some(path.clone())).map_err(failed)?;
+        lock(&volume.tables).origin_views.push(view);
+        ready("origin view", Some(&path));
+    }
+    for (name, socket) in sockets.snapshots {
+        let Some(id) = lock(&volume.tables).snapshot(&name).map(|s| s.id) else {
+            continue;
+        };
+        let path = state.snapshot(&name).and_then(|s| s.spec.socket.clone());
+        volume
+            .serve_snapshot(&name, id, socket, path.clone())
+            .map_err(failed)?;
+        ready(&format!("snapshot {name}"), path.as_deref());
+    }
+    let control = match sockets.control {
+        Some(socket) => {
+            let server = ControlServer::start_on(socket, volume.clone())
+                .map_err(|e| DaemonError::Refused(format!("control {e}")))?;
+            ready("control", state.control.as_deref());
+            Some(server)
+        }
+        None => None,
+    };
+    Ok(control)
+}
+
+/// Gives a snapshot to the engine. Nothing flows yet, so this is no cut that
+/// anybody could notice.
+fn load(
+    volume: &LiveVolume,
+    snapshot: PreparedSnapshot,
+    state: &VolumeState,
+) -> Result<(), DaemonError> {
+    let PreparedSnapshot { name, valid, cow } = snapshot;
+    let Some(record) = state.snapshot(&name) else {
+        return Ok(());
+    };
+    let mut store = cow.store;
+    store.valid &= valid;
+    if !store.valid {
+        tracing::warn!(snapshot = %name, "the snapshot is invalid; remove it with snapback remove {name}");
+    }
+    let device = cow.open.keep();
+    let id = {
+        let mut tables = lock(&volume.tables);
+        let id = tables.next_id();
+        tables.snapshots.push(Snapshot {
+            id,
+            spec: record.spec.clone(),
+            device,
+            identity: cow.identity,
+            device_string: cow.device_string,
+            chunk_size: cow.chunk_size,
+            view: None,
+        });
+        id
+    };
+    volume
+        .drive(
+            &mut lock(&volume.ops),
+            ControlRequest::AddSnapshot {
+                snapshot: id,
+                store: Box::new(store),
+            },
+        )
+        .map_err(|e| DaemonError::Refused(format!("snapshot {name} cannot be loaded: {e}")))
+}
+
+fn cannot_merge(name: &str, error: &ControlError) -> DaemonError {
+    DaemonError::Refused(format!(
+        "the merge of {name} cannot go on: {error}. The origin holds a part of it and is a mixture of two moments. Bring \
+         the COW back as it was, or give the merge up with --forget {name}"
+    ))
+}
+
+/// Marks the stores of forgotten snapshots, as far as they can be reached, so
+/// that nobody takes them for snapshots of this origin again.
+fn give_up(forget: Vec<(SnapshotRecord, Option<InspectedCow>)>, disk: &mut dyn Disk) {
+    for (record, found) in forget {
+        let name = &record.spec.name;
+        let marked = match found {
+            Some(_) if record.spec.store_type == StoreType::N => Ok(()),
+            Some(inspected) => inspected.invalidate(disk).map_err(|e| e.to_string()),
+            None => Err("it cannot be opened".to_owned()),
+        };
+        match marked {
+            Ok(()) => {
+                tracing::warn!(snapshot = %name, cow = %record.spec.cow, "forgotten; its COW can be removed")
+            }
+            Err(error) => tracing::warn!(snapshot = %name, cow = %record.spec.cow, %error,
+                "forgotten; its COW could not be marked invalid: do not use it any more"),
+        }
+    }
+}
+
+/// What GET_ID says if nothing was asked for: it must not change from start to
+/// start, and tell two disks of one guest apart.
+fn default_serial(state: &VolumeState) -> String {
+    // FNV-1a over the path: short, stable, and no promise to anybody.
+    let hash = state
+        .origin
+        .path
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+    format!("sb{:010x}", hash & 0xff_ffff_ffff)
+}
+
+/// Tells whoever started us that front ends can connect. Nobody reading is no error.
+fn ready(what: &str, at: Option<&str>) {
+    let mut out = io::stdout().lock();
+    let _ = match at {
+        Some(path) => writeln!(out, "{what} at {path}"),
+        None => writeln!(out, "{what} at the given descriptor"),
+    };
+    let _ = out.flush();
+}

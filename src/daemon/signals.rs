@@ -1,0 +1,65 @@
+//! SIGTERM and SIGINT as a descriptor that the main loop waits for.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rustix::process::Signal;
+use vmm_sys_util::signal::{block_signal, register_signal_handler, unblock_signal};
+
+use crate::executor::WakeFd;
+
+/// The handler can reach nothing but statics.
+static RUNG: OnceLock<WakeFd> = OnceLock::new();
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+const SIGNALS: [Signal; 2] = [Signal::TERM, Signal::INT];
+
+/// Only what is allowed in a signal handler: an atomic addition and a write. The
+/// type of the second argument is libc's `siginfo_t`, which is not looked at.
+extern "C" fn handle<T>(_: i32, _: *mut T, _: *mut std::ffi::c_void) {
+    COUNT.fetch_add(1, Ordering::Release);
+    if let Some(rung) = RUNG.get() {
+        rung.ring();
+    }
+}
+
+/// The signals that end the daemon.
+pub struct Signals {
+    rung: &'static WakeFd,
+}
+
+impl Signals {
+    /// Holds the signals back from this thread and those that it starts from now
+    /// on, so that no other thread's system call is interrupted.
+    pub fn hold() -> io::Result<Self> {
+        let wake = WakeFd::new()?;
+        let rung = RUNG.get_or_init(|| wake);
+        for signal in SIGNALS {
+            block_signal(signal.as_raw()).map_err(|e| io::Error::other(format!("{e:?}")))?;
+            register_signal_handler(signal.as_raw(), handle)?;
+        }
+        Ok(Self { rung })
+    }
+
+    /// Lets the signals reach this thread.
+    pub fn release(&self) -> io::Result<()> {
+        for signal in SIGNALS {
+            unblock_signal(signal.as_raw()).map_err(|e| io::Error::other(format!("{e:?}")))?;
+        }
+        Ok(())
+    }
+
+    /// How many came so far.
+    pub fn count(&self) -> u32 {
+        self.rung.clear();
+        COUNT.load(Ordering::Acquire)
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.rung.as_fd()
+    }
+}

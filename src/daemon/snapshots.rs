@@ -1,0 +1,256 @@
+//! Taking and removing snapshots while guests run.
+
+use std::path::Path;
+
+use super::cow::{self, InspectedCow, Purpose};
+use super::cow_error::CowError;
+use super::state::SnapshotRecord;
+use super::views::{self, View, ViewDescription};
+use super::volume::{LiveVolume, Snapshot, conflict, lock, not_recorded};
+use crate::control::api::{ApiError, ErrorKind, SnapshotSpec, StoreType, check_name};
+use crate::engine::{ControlRequest, ViewId};
+use crate::executor::Executor;
+use crate::io::{DeviceId, Disk, IoEngine, open_disk};
+
+impl LiveVolume {
+    /// Takes a snapshot.
+    ///
+    /// Order: 1 everything is checked, nothing touched → 2 socket bound, store
+    /// made, durable → 3 state file → 4 the cut in the engine → 5 the view is
+    /// served. What was made is undone if a later step fails.
+    pub(super) fn create_snapshot(&self, spec: SnapshotSpec) -> Result<(), ApiError> {
+        self.create_snapshot_in_turn(&mut lock(&self.ops), spec)
+    }
+
+    pub(super) fn create_snapshot_in_turn(
+        &self,
+        ops: &mut Executor,
+        mut spec: SnapshotSpec,
+    ) -> Result<(), ApiError> {
+        let name = spec.name.clone();
+        let mut disk = self.one_thread_disk()?;
+        let inspected = self.check_snapshot(&spec, &mut *disk)?;
+        let socket = spec
+            .socket
+            .as_deref()
+            .map(views::bind)
+            .transpose()
+            .map_err(|e| conflict(e.to_string()))?;
+        let prepared = inspected
+            .prepare(&self.devices, &mut *disk)
+            .map_err(|e| refused(&name, &e))?;
+        spec.chunk_size = Some(prepared.chunk_size.bytes());
+        spec.size = Some(prepared.size);
+
+        let record = SnapshotRecord {
+            spec: spec.clone(),
+            valid: true,
+        };
+        lock(&self.state)
+            .update(|s| s.snapshots.push(record))
+            .map_err(|e| not_recorded(&e))?;
+        let id = lock(&self.tables).next_id();
+        // In the tables first: a notice about it may come at once.
+        lock(&self.tables).snapshots.push(Snapshot {
+            id,
+            spec: spec.clone(),
+            device: prepared.store.device,
+            identity: prepared.identity,
+            device_string: prepared.device_string,
+            chunk_size: prepared.chunk_size,
+            view: None,
+        });
+        let request = ControlRequest::AddSnapshot {
+            snapshot: id,
+            store: Box::new(prepared.store),
+        };
+        if let Err(error) = self.drive(ops, request) {
+            lock(&self.tables).snapshots.retain(|s| s.id != id);
+            self.unrecord(&name);
+            return Err(ApiError::new(
+                ErrorKind::Io,
+                format!("snapshot {name} was not taken: {error}"),
+            ));
+        }
+        prepared.open.keep();
+        tracing::info!(snapshot = %name, cow = %spec.cow, "snapshot taken");
+        if let Some(socket) = socket {
+            self.serve_snapshot(&name, id, socket, spec.socket)
+                .map_err(|e| {
+                    ApiError::new(
+                        ErrorKind::Io,
+                        format!("snapshot {name} is taken, but its view is not served: {e}"),
+                    )
+                })?;
+        }
+        Ok(())
+    }
+
+    /// Whether the snapshot could be taken now; nothing is touched.
+    pub(super) fn check_snapshot(
+        &self,
+        spec: &SnapshotSpec,
+        disk: &mut dyn Disk,
+    ) -> Result<InspectedCow, ApiError> {
+        self.check_new(spec)?;
+        let used = lock(&self.tables).storage();
+        cow::inspect(
+            spec,
+            Purpose::New,
+            &self.facts.origin,
+            &used,
+            &self.devices,
+            disk,
+        )
+        .map_err(|e| refused(&spec.name, &e))
+    }
+
+    /// Serves a snapshot's own view at a bound socket.
+    pub(super) fn serve_snapshot(
+        &self,
+        name: &str,
+        id: ViewId,
+        socket: crate::vhost::ViewSocket,
+        path: Option<String>,
+    ) -> std::io::Result<()> {
+        let description = ViewDescription {
+            id,
+            snapshot: Some(name),
+            read_only: false,
+        };
+        let view = View::start(self, description, socket, path)?;
+        if let Some(snapshot) = lock(&self.tables).snapshots.iter_mut().find(|s| s.id == id) {
+            snapshot.view = Some(view);
+        }
+        Ok(())
+    }
+
+    /// What can be said about a new snapshot without looking at its COW.
+    fn check_new(&self, spec: &SnapshotSpec) -> Result<(), ApiError> {
+        let bad = |message: String| Err(ApiError::new(ErrorKind::BadRequest, message));
+        let name = &spec.name;
+        if let Err(message) = check_name(name) {
+            return bad(message);
+        }
+        for path in std::iter::once(&spec.cow).chain(&spec.socket) {
+            if !Path::new(path).is_absolute() {
+                return bad(format!(
+                    "snapshot {name}: path {path} must be absolute: the daemon has another directory"
+                ));
+            }
+        }
+        let state = lock(&self.state);
+        if let Some(merge) = &state.state().merge {
+            return Err(conflict(format!(
+                "snapshot {name}: the merge of {} is running, and the origin is not itself until it ends; wait for it \
+                 (snapback status shows how long)",
+                merge.snapshot
+            )));
+        }
+        if state.state().snapshot(name).is_some() {
+            return Err(conflict(format!(
+                "snapshot {name} exists already: choose another name, or remove it first"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Removes a snapshot.
+    ///
+    /// Order: 1 recorded as invalid, so that a crash from here on never leaves a
+    /// store that is taken for good → 2 its view is closed → 3 the engine marks
+    /// its header invalid and lets go of it → 4 dropped from the state file.
+    pub(super) fn delete_snapshot(&self, name: &str) -> Result<(), ApiError> {
+        let mut ops = lock(&self.ops);
+        let (id, device, store_type) = {
+            let tables = lock(&self.tables);
+            let Some(snapshot) = tables.snapshot(name) else {
+                drop(tables);
+                return Err(self.unknown(name));
+            };
+            if tables.merging.as_ref().is_some_and(|m| m.id == snapshot.id) {
+                return Err(conflict(format!(
+                    "snapshot {name} is being merged, and without it the origin would be a mixture of two moments; it goes \
+                     away by itself when the merge ends"
+                )));
+            }
+            if let Some(view) = snapshot.view.as_ref().filter(|v| v.is_attached()) {
+                return Err(conflict(format!(
+                    "snapshot {name} is in use by a guest at {}: detach it first",
+                    view.socket.as_deref().unwrap_or("its socket")
+                )));
+            }
+            (snapshot.id, snapshot.device, snapshot.spec.store_type)
+        };
+        lock(&self.state)
+            .update(|s| {
+                s.rollback_at_reset.take_if(|r| r.snapshot == name);
+                if let Some(record) = s.snapshot_mut(name) {
+                    record.valid = false;
+                }
+            })
+            .map_err(|e| not_recorded(&e))?;
+        self.refresh_pending();
+        let view = {
+            let mut tables = lock(&self.tables);
+            tables
+                .snapshots
+                .iter_mut()
+                .find(|s| s.id == id)
+                .and_then(|s| s.view.take())
+        };
+        if let Some(view) = view {
+            view.stop();
+        }
+        self.drive(&mut ops, ControlRequest::RemoveSnapshot { snapshot: id })
+            .map_err(|e| {
+                ApiError::new(
+                    ErrorKind::Io,
+                    format!("snapshot {name} could not be removed: {e}"),
+                )
+            })?;
+        lock(&self.tables).snapshots.retain(|s| s.id != id);
+        self.close_store(device, store_type);
+        self.unrecord(name);
+        tracing::info!(snapshot = %name, "snapshot removed");
+        Ok(())
+    }
+
+    /// Closes the COW of a removed snapshot; transient scratch space is cleared
+    /// as far as is needed to be used again.
+    fn close_store(&self, device: DeviceId, store_type: StoreType) {
+        if store_type == StoreType::N
+            && let Some(file) = self.devices.get(device)
+            && let Ok(mut disk) = self.one_thread_disk()
+            && let Err(error) = cow::clear_head(&mut *disk, device, file.size())
+        {
+            tracing::warn!(cow = %file.path().display(), %error, "clear or remove it before it is used again");
+        }
+        drop(self.devices.remove(device));
+    }
+
+    /// Takes a snapshot out of the state file. That this fails is no harm: the
+    /// record says invalid, or belongs to an empty store.
+    fn unrecord(&self, name: &str) {
+        if let Err(error) = lock(&self.state).update(|s| s.drop_snapshot(name)) {
+            tracing::warn!(snapshot = %name, %error, "the state file still has the snapshot");
+        }
+    }
+
+    /// A disk for work that waits for each operation.
+    pub(super) fn one_thread_disk(&self) -> Result<Box<dyn Disk + Send>, ApiError> {
+        open_disk(IoEngine::Threads, self.devices.clone(), 1)
+            .map_err(|e| ApiError::new(ErrorKind::Io, format!("cannot start an I/O thread: {e}")))
+    }
+}
+
+fn refused(name: &str, error: &CowError) -> ApiError {
+    let kind = if error.is_io() {
+        ErrorKind::Io
+    } else if error.is_bad_request() {
+        ErrorKind::BadRequest
+    } else {
+        ErrorKind::Conflict
+    };
+    ApiError::new(kind, format!("snapshot {name}: {error}"))
+}

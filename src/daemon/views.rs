@@ -1,0 +1,174 @@
+//! The sockets at which guests meet the volume.
+
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+
+use super::volume::LiveVolume;
+use crate::engine::{Engine, PortRole, ViewId, Wake};
+use crate::io::{Devices, Disk, IoEngine, open_disk};
+use crate::vhost::{Backend, Requests, SocketError, ViewConfig, ViewHooks, ViewServer, ViewSocket};
+use crate::virtio_blk::BlkDevice;
+
+/// Operations that one queue's disk has under way at once.
+const DISK_DEPTH: u32 = 256;
+
+/// What every view of a volume has in common.
+#[derive(Clone, Debug)]
+pub struct ViewSettings {
+    pub io_engine: IoEngine,
+    pub num_queues: u16,
+    pub sectors: u64,
+    pub block_size: u32,
+    /// Of the origin view; snapshot views add their name.
+    pub serial: String,
+}
+
+/// A view with its socket; dropping it ends it.
+pub struct View {
+    /// `None`: met at a descriptor.
+    pub socket: Option<String>,
+    presence: Arc<Presence>,
+    server: ViewServer,
+}
+
+/// What a view's hooks and its owner share.
+#[derive(Debug, Default)]
+struct Presence {
+    attached: AtomicBool,
+    /// Resets of this view's guest count for a deferred rollback.
+    is_origin: AtomicBool,
+}
+
+/// What a view is to show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ViewDescription<'a> {
+    pub id: ViewId,
+    /// `None`: the origin's.
+    pub snapshot: Option<&'a str>,
+    pub read_only: bool,
+}
+
+impl View {
+    /// Serves a view at `socket`, which is bound already.
+    pub fn start(
+        volume: &LiveVolume,
+        description: ViewDescription<'_>,
+        socket: ViewSocket,
+        path: Option<String>,
+    ) -> io::Result<Self> {
+        let settings = volume.view_settings();
+        let serial = match description.snapshot {
+            Some(name) => format!("{}-{name}", settings.serial),
+            None => settings.serial.clone(),
+        };
+        let config = ViewConfig {
+            name: description.snapshot.unwrap_or("origin").to_owned(),
+            device: BlkDevice {
+                capacity_sectors: settings.sectors,
+                block_size: settings.block_size,
+                read_only: description.read_only,
+                serial,
+                num_queues: settings.num_queues,
+            },
+            max_queues: crate::vhost::DEFAULT_MAX_QUEUES.max(settings.num_queues),
+        };
+        let presence = Arc::new(Presence::default());
+        presence
+            .is_origin
+            .store(description.id == ViewId::ORIGIN, Ordering::Release);
+        let backend = ViewBackend {
+            engine: volume.engine().clone(),
+            devices: volume.devices().clone(),
+            io_engine: settings.io_engine,
+            view: description.id,
+        };
+        let hooks = Hooks {
+            volume: volume.downgrade(),
+            presence: presence.clone(),
+        };
+        let server = ViewServer::start(socket, config, Arc::new(backend), Arc::new(hooks))?;
+        Ok(Self {
+            socket: path,
+            presence,
+            server,
+        })
+    }
+
+    /// A front end is connected.
+    pub fn is_attached(&self) -> bool {
+        self.presence.attached.load(Ordering::Acquire)
+    }
+
+    /// From now on this view shows what the origin view shows.
+    pub fn follow_origin(&self) {
+        self.presence.is_origin.store(true, Ordering::Release);
+    }
+
+    /// The front end of a connected descriptor has left.
+    pub fn is_finished(&self) -> bool {
+        self.server.is_finished()
+    }
+
+    /// Begins what [`Self::stop`] waits for; for stopping many views at once.
+    pub fn request_stop(&self) {
+        self.server.request_stop();
+    }
+
+    /// Drains what was accepted, disconnects the front end and removes the socket.
+    pub fn stop(self) {
+        self.server.stop();
+    }
+}
+
+/// Binds a view's socket, so that what can go wrong goes wrong early.
+pub fn bind(path: &str) -> Result<ViewSocket, SocketError> {
+    ViewSocket::bind(Path::new(path))
+}
+
+struct ViewBackend {
+    engine: Arc<Engine>,
+    devices: Arc<Devices>,
+    io_engine: IoEngine,
+    view: ViewId,
+}
+
+impl Backend for ViewBackend {
+    fn disk(&self) -> io::Result<Box<dyn Disk>> {
+        let disk = open_disk(self.io_engine, self.devices.clone(), DISK_DEPTH)?;
+        Ok(disk)
+    }
+
+    fn port(&self, slots: usize, wake: Arc<dyn Wake>) -> Box<dyn Requests> {
+        Box::new(
+            self.engine
+                .open_port(PortRole::View(self.view), slots, wake),
+        )
+    }
+}
+
+struct Hooks {
+    volume: Weak<LiveVolume>,
+    presence: Arc<Presence>,
+}
+
+impl ViewHooks for Hooks {
+    fn attached(&self) {
+        self.presence.attached.store(true, Ordering::Release);
+    }
+
+    fn detached(&self) {
+        self.presence.attached.store(false, Ordering::Release);
+    }
+
+    fn device_reset(&self) {
+        // A snapshot's own guest does not reset the origin; it must not even
+        // wait for the volume, whose lock is held while this view is stopped.
+        if self.presence.is_origin.load(Ordering::Acquire)
+            && let Some(volume) = self.volume.upgrade()
+        {
+            volume.guest_was_reset();
+        }
+    }
+}

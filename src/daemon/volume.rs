@@ -1,0 +1,253 @@
+//! The volume while it is served: the engine, and what the engine does not
+//! know (names, paths, sockets, the state file).
+//!
+//! Three locks, taken in this order and never the other way round:
+//! `ops` makes operations take turns and may be held while the engine drains;
+//! `state` is held while the state file is written; `tables` only for look-ups.
+//! The main thread, which must always be able to answer the engine's notices,
+//! takes the last two only.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::JoinHandle;
+
+use super::cow::OriginFacts;
+use super::state::{StateError, StateFile};
+use super::views::{View, ViewSettings};
+use crate::control::api::{
+    ApiError, ErrorKind, MergeOutcome, MergeRequest, RollbackReply, RollbackRequest, SnapshotSpec,
+    Volume, VolumeStatus,
+};
+use crate::engine::{ControlError, ControlRequest, Engine, MergeWrites, SnapshotId};
+use crate::executor::{Executor, Report};
+use crate::io::{DeviceId, Devices, Identity};
+use crate::merger::Merger;
+use crate::units::ChunkSize;
+
+/// What does not change while the volume is served.
+#[derive(Debug)]
+pub struct VolumeFacts {
+    /// As shown in the status.
+    pub path: String,
+    pub origin: OriginFacts,
+    /// `major:minor`, `0:0` for a file.
+    pub device_string: String,
+    pub read_only: bool,
+    /// For merges that start from now on.
+    pub merge_writes: MergeWrites,
+    /// The origin view's socket was given as a descriptor, and nothing else is served.
+    pub on_descriptor: bool,
+    pub views: ViewSettings,
+}
+
+/// One served volume.
+pub struct LiveVolume {
+    /// For what outlives a call: views and their hooks.
+    pub(super) this: Weak<LiveVolume>,
+    pub(super) facts: VolumeFacts,
+    pub(super) engine: Arc<Engine>,
+    pub(super) devices: Arc<Devices>,
+    pub(super) ops: Mutex<Executor>,
+    pub(super) state: Mutex<StateFile>,
+    pub(super) tables: Mutex<Tables>,
+    /// `None` once it was stopped.
+    pub(super) merger: Mutex<Option<Merger>>,
+    /// Cheap to ask at every reset; the truth is in the state.
+    pub(super) rollback_pending: AtomicBool,
+    /// Told to stop.
+    pub(super) stopping: AtomicBool,
+    /// Threads that tidy up after a merge.
+    pub(super) tidying: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// What is alive, by name.
+#[derive(Default)]
+pub struct Tables {
+    /// In the order of their creation.
+    pub snapshots: Vec<Snapshot>,
+    /// The origin's own view first, then those that went over to it.
+    pub origin_views: Vec<View>,
+    pub merging: Option<Merging>,
+    pub last_merge: Option<MergeOutcome>,
+    /// Number of the newest snapshot; the origin is 0.
+    pub last_id: u32,
+}
+
+/// A snapshot that the engine has.
+pub struct Snapshot {
+    pub id: SnapshotId,
+    /// With name, absolute paths and the store's chunk size.
+    pub spec: SnapshotSpec,
+    pub device: DeviceId,
+    pub identity: Identity,
+    pub device_string: String,
+    pub chunk_size: ChunkSize,
+    pub view: Option<View>,
+}
+
+/// A merge that the engine runs.
+#[derive(Clone, Debug)]
+pub struct Merging {
+    pub name: String,
+    pub id: SnapshotId,
+    pub follow: bool,
+    /// Chunks that there were at the handover.
+    pub chunks: u64,
+    pub error: Option<String>,
+}
+
+impl Tables {
+    pub fn snapshot(&self, name: &str) -> Option<&Snapshot> {
+        self.snapshots.iter().find(|s| s.spec.name == name)
+    }
+
+    pub fn name_of(&self, id: SnapshotId) -> Option<&str> {
+        self.snapshots
+            .iter()
+            .find(|s| s.id == id)
+            .map(|s| s.spec.name.as_str())
+    }
+
+    /// The storage of all COWs, with the names of their snapshots.
+    pub fn storage(&self) -> Vec<(String, Identity)> {
+        self.snapshots
+            .iter()
+            .map(|s| (s.spec.name.clone(), s.identity))
+            .collect()
+    }
+
+    pub fn next_id(&mut self) -> SnapshotId {
+        // Four thousand million snapshots in one process do not happen.
+        self.last_id = self.last_id.saturating_add(1);
+        crate::engine::ViewId(self.last_id)
+    }
+
+    /// A front end is connected to a view of the origin.
+    pub fn origin_attached(&self) -> bool {
+        self.origin_views.iter().any(View::is_attached)
+    }
+}
+
+/// Nothing under the daemon's locks can be left half-way by a panic: panics abort.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(super) fn conflict(message: impl Into<String>) -> ApiError {
+    ApiError::new(ErrorKind::Conflict, message)
+}
+
+/// The state file could not be written: nothing has changed.
+pub(super) fn not_recorded(error: &StateError) -> ApiError {
+    ApiError::new(
+        ErrorKind::Io,
+        format!("nothing was changed, because it could not be recorded: {error}"),
+    )
+}
+
+impl LiveVolume {
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    pub fn downgrade(&self) -> Weak<Self> {
+        self.this.clone()
+    }
+
+    pub fn devices(&self) -> &Arc<Devices> {
+        &self.devices
+    }
+
+    pub fn view_settings(&self) -> &ViewSettings {
+        &self.facts.views
+    }
+
+    /// Has the engine carry out a control request. `ops` shows that it is our turn.
+    pub(super) fn drive(
+        &self,
+        ops: &mut Executor,
+        request: ControlRequest,
+    ) -> Result<(), ControlError> {
+        let mut others: Vec<Report> = Vec::new();
+        let result = ops.drive(request, &mut others);
+        for other in others {
+            tracing::debug!(?other, "not for the control port");
+        }
+        result
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// The one front end that this volume was started for has left, and no other
+    /// can come.
+    pub(super) fn is_deserted(&self) -> bool {
+        self.facts.on_descriptor
+            && lock(&self.tables)
+                .origin_views
+                .iter()
+                .all(View::is_finished)
+    }
+
+    /// The error for a snapshot that is not there.
+    pub(super) fn unknown(&self, name: &str) -> ApiError {
+        let known: Vec<String> = lock(&self.tables)
+            .snapshots
+            .iter()
+            .map(|s| s.spec.name.clone())
+            .collect();
+        let known = if known.is_empty() {
+            "there are none".to_owned()
+        } else {
+            format!("known are: {}", known.join(", "))
+        };
+        ApiError::new(ErrorKind::NotFound, format!("no snapshot {name}; {known}"))
+    }
+
+    /// A front end's guest was reset, or a new guest begins; everything of that
+    /// view is drained. A rollback that waited for this happens now.
+    pub fn guest_was_reset(&self) {
+        if self.rollback_pending.load(Ordering::Acquire) {
+            self.roll_back_at_reset();
+        }
+    }
+}
+
+impl Volume for LiveVolume {
+    fn status(&self) -> VolumeStatus {
+        self.build_status()
+    }
+
+    fn add_snapshot(&self, spec: SnapshotSpec) -> Result<(), ApiError> {
+        self.create_snapshot(spec)
+    }
+
+    fn remove_snapshot(&self, name: &str) -> Result<(), ApiError> {
+        self.delete_snapshot(name)
+    }
+
+    fn grow_snapshot(&self, name: &str, bytes: u64) -> Result<(), ApiError> {
+        self.grow_store(name, bytes)
+    }
+
+    fn rollback(&self, request: RollbackRequest) -> Result<RollbackReply, ApiError> {
+        self.roll_back(request)
+    }
+
+    fn merge(&self, request: MergeRequest) -> Result<(), ApiError> {
+        self.merge_now(&request)
+    }
+
+    fn pause_merge(&self) -> Result<(), ApiError> {
+        self.set_paused(true)
+    }
+
+    fn resume_merge(&self) -> Result<(), ApiError> {
+        self.set_paused(false)
+    }
+
+    fn set_merge_rate(&self, bytes_per_second: u64) -> Result<(), ApiError> {
+        self.set_rate(bytes_per_second)
+    }
+}
