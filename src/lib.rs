@@ -4,6 +4,7 @@
 //! Modules depend in one direction only (`tests/layering.rs` checks it):
 //! `cli` → `daemon`, `offline` → `vhost`, `merger`, `control` → `engine`, `io`, `virtio_blk` → `store` → `units`, `error`.
 
+pub mod cli;
 pub mod control;
 pub mod daemon;
 pub mod engine;

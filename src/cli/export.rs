@@ -1,0 +1,63 @@
+//! `snapback export`
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::progress::Progress;
+use super::{CliError, Outcome, output};
+use crate::offline::{self, ExportOptions};
+use crate::size;
+
+/// Write what a snapshot shows to a new raw file, with holes where it is zero.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+EXAMPLE
+  snapback export --origin disk.img --cow before.cow before.img
+  snapback export --origin disk.img --cow before.cow first-megabyte.img --range 0:1M
+
+The file appears when all of it is on disk. Nothing is overwritten.")]
+pub struct Export {
+    /// The disk; nobody may be writing it.
+    #[arg(long, value_name = "FILE")]
+    origin: PathBuf,
+
+    /// The COW file or device of the snapshot; nobody may be using it.
+    #[arg(long, value_name = "COW")]
+    cow: PathBuf,
+
+    /// Only these bytes of the snapshot.
+    #[arg(long, value_name = "OFFSET:LENGTH", value_parser = range)]
+    range: Option<(u64, u64)>,
+
+    /// The file to make.
+    out: PathBuf,
+}
+
+impl Export {
+    pub fn run(self) -> Result<Outcome, CliError> {
+        let options = ExportOptions {
+            origin: self.origin,
+            cow: self.cow,
+            out: self.out,
+            range: self.range,
+        };
+        let mut bar = Progress::in_bytes("exporting");
+        let made = offline::export(&options, |done, total| bar.show(done, total))?;
+        bar.end();
+        output::line(&format!(
+            "exported {} to {}, {} of it data",
+            size::human(made.size),
+            options.out.display(),
+            size::human(made.data)
+        ))?;
+        Ok(Outcome::Done)
+    }
+}
+
+fn range(text: &str) -> Result<(u64, u64), String> {
+    let (offset, len) = text.split_once(':').ok_or_else(|| {
+        format!("`{text}` is no range: write OFFSET:LENGTH, such as 0:1M or 10G:512M")
+    })?;
+    Ok((size::parse(offset)?, size::parse_device_size(len)?))
+}

@@ -1,0 +1,39 @@
+//! `snapback grow`
+
+use clap::Args;
+
+use super::connect::Control;
+use super::{CliError, Outcome, output, values};
+use crate::size;
+
+/// Give a snapshot more room while guests run.
+///
+/// A COW file is enlarged, and its space allocated. A device is enlarged by other means first
+/// (lvextend, say); then this takes note of it. An overflow ends. What is invalid stays invalid.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+EXAMPLE
+  snapback grow before 4G
+  lvextend -L 4G vg0/before && snapback grow before 4G")]
+pub struct Grow {
+    /// The snapshot.
+    #[arg(value_parser = values::name)]
+    name: String,
+
+    /// New size of its COW; not below the present one.
+    #[arg(value_parser = size::parse_device_size)]
+    size: u64,
+
+    #[command(flatten)]
+    control: Control,
+}
+
+impl Grow {
+    pub fn run(self) -> Result<Outcome, CliError> {
+        let client = self.control.client()?;
+        client.grow_snapshot(&self.name, self.size)?;
+        let size = size::exact(self.size);
+        output::line(&format!("the COW of {} has {size} now", self.name))?;
+        Ok(Outcome::Done)
+    }
+}

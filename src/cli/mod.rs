@@ -1,0 +1,204 @@
+//! The command line: one binary, one verb a file.
+//!
+//! Verbs check the form of what they are given, hand it to the daemon (over the
+//! control socket), to [`crate::daemon::serve`] or to [`crate::offline`], and
+//! print the answer.
+
+mod check;
+mod connect;
+mod diff;
+mod dump;
+mod export;
+mod grow;
+mod logging;
+mod merge;
+mod output;
+mod progress;
+mod rollback;
+mod serve;
+mod snapshot;
+mod snapshot_list;
+mod status;
+mod store;
+mod values;
+mod wait;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
+
+use crate::control::ClientError;
+use crate::daemon::DaemonError;
+use crate::offline::OfflineError;
+
+/// Snapshots, merge and live rollback for the raw disks of running virtual machines.
+#[derive(Debug, Parser)]
+#[command(
+    name = "snapback",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true
+)]
+#[command(after_help = "\
+EXAMPLE
+  snapback serve --origin disk.img --socket-path disk.sock --control c.sock &
+  export SNAPBACK_CONTROL=c.sock
+  snapback snapshot before --cow before.cow --size 2G
+  snapback rollback before
+
+EXIT STATUS
+  0  done
+  1  the answer is no: the store is damaged or invalid
+  2  wrong usage, or an error")]
+struct Cli {
+    /// What to log to stderr: error, warn, info, debug, trace, or filter directives [default: info
+    /// for serve, else warn].
+    #[arg(
+        long,
+        global = true,
+        value_name = "LEVEL",
+        env = "SNAPBACK_LOG",
+        hide_env_values = true,
+        display_order = 900
+    )]
+    log_level: Option<String>,
+
+    /// Print what this vhost-user back end can do, as JSON; everything else is ignored.
+    #[arg(long)]
+    print_capabilities: bool,
+
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Serve(serve::Serve),
+    Status(status::Status),
+    Table(status::Table),
+    Snapshot(snapshot::Snapshot),
+    Grow(grow::Grow),
+    Remove(snapshot::Remove),
+    Rollback(rollback::Rollback),
+    Merge(merge::Merge),
+    Create(store::Create),
+    Info(store::Info),
+    Check(check::Check),
+    Dump(dump::Dump),
+    Export(export::Export),
+    Diff(diff::Diff),
+}
+
+/// How a verb ended if nothing went wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    Done,
+    /// What was asked about is damaged or invalid.
+    No,
+}
+
+/// Why a verb failed; the text is the whole message.
+#[derive(Debug, thiserror::Error)]
+enum CliError {
+    #[error("{0}")]
+    Usage(String),
+    #[error("{0}")]
+    Failed(String),
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error(transparent)]
+    Daemon(#[from] DaemonError),
+    #[error(transparent)]
+    Offline(#[from] OfflineError),
+    #[error("cannot write the answer: {0}")]
+    Output(#[from] std::io::Error),
+}
+
+/// What QEMU's and libvirt's back-end conventions want to see.
+const CAPABILITIES: &str = r#"{"type":"block","features":["read-only","blk-file"]}"#;
+
+/// Options with which a manager that knows only the back-end conventions starts us.
+const CONVENTION: [&str; 4] = ["--blk-file", "--socket-path", "--fd", "--read-only"];
+
+/// Runs the command line `arguments`, the program's name first.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments = with_verb(arguments.into_iter().collect());
+    if arguments
+        .iter()
+        .skip(1)
+        .take_while(|a| *a != "--")
+        .any(|a| a == "--print-capabilities")
+    {
+        return finish(output::line(CAPABILITIES).map(|()| Outcome::Done));
+    }
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error),
+    };
+    let default_level = if matches!(cli.verb, Verb::Serve(_)) {
+        "info"
+    } else {
+        "warn"
+    };
+    finish(
+        logging::start(cli.log_level.as_deref(), default_level).and_then(|()| match cli.verb {
+            Verb::Serve(verb) => verb.run(),
+            Verb::Status(verb) => verb.run(),
+            Verb::Table(verb) => verb.run(),
+            Verb::Snapshot(verb) => verb.run(),
+            Verb::Grow(verb) => verb.run(),
+            Verb::Remove(verb) => verb.run(),
+            Verb::Rollback(verb) => verb.run(),
+            Verb::Merge(verb) => verb.run(),
+            Verb::Create(verb) => verb.run(),
+            Verb::Info(verb) => verb.run(),
+            Verb::Check(verb) => verb.run(),
+            Verb::Dump(verb) => verb.run(),
+            Verb::Export(verb) => verb.run(),
+            Verb::Diff(verb) => verb.run(),
+        }),
+    )
+}
+
+/// `snapback --fd=3 --blk-file=disk` means `snapback serve --fd=3 --blk-file=disk`.
+fn with_verb(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    let first = arguments
+        .get(1)
+        .and_then(|a| a.to_str())
+        .unwrap_or_default();
+    let option = first.split('=').next().unwrap_or_default();
+    if CONVENTION.contains(&option) {
+        arguments.insert(1, OsString::from("serve"));
+    }
+    arguments
+}
+
+/// Ends with a usage error, or with the help or version that was asked for.
+fn refuse(error: &clap::Error) -> ExitCode {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            finish(output::text(&error.render().to_string()).map(|()| Outcome::Done))
+        }
+        _ => {
+            let text = error.render().to_string();
+            eprint!(
+                "snapback: {}",
+                text.strip_prefix("error: ").unwrap_or(&text)
+            );
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn finish(result: Result<Outcome, CliError>) -> ExitCode {
+    match result {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::No) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("snapback: {error}");
+            ExitCode::from(2)
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! `name=NAME,cow=FILE[,...]`: a snapshot as one option value.
+
+use super::values;
+use crate::control::api::{SnapshotSpec, StoreType};
+use crate::size;
+
+const KEYS: &str = "name, cow, type, chunk-size, size, socket";
+
+/// Reads the comma-separated list; `,,` is a comma within a value.
+///
+/// # Errors
+/// Unknown, repeated and missing keys, and values that are not what they should be.
+pub fn parse(text: &str) -> Result<SnapshotSpec, String> {
+    let mut list = List::default();
+    for item in split(text) {
+        let (key, value) = item
+            .split_once('=')
+            .ok_or_else(|| format!("`{item}` is not KEY=VALUE (keys: {KEYS})"))?;
+        if value.is_empty() {
+            return Err(format!("`{key}=` has no value"));
+        }
+        match key {
+            "name" => put(&mut list.name, key, values::name(value)?)?,
+            "cow" => put(&mut list.cow, key, values::path(value)?)?,
+            "type" => put(&mut list.store_type, key, values::store_type(value)?)?,
+            "chunk-size" => put(&mut list.chunk_size, key, values::chunk_size(value)?)?,
+            "size" => put(&mut list.size, key, size::parse_device_size(value)?)?,
+            "socket" => put(&mut list.socket, key, values::path(value)?)?,
+            _ => return Err(format!("unknown key `{key}` (keys: {KEYS})")),
+        }
+    }
+    Ok(SnapshotSpec {
+        name: list.name.ok_or("`name=NAME` is missing")?,
+        cow: list.cow.ok_or("`cow=FILE` is missing")?,
+        store_type: list.store_type.unwrap_or_default(),
+        chunk_size: list.chunk_size,
+        size: list.size,
+        socket: list.socket,
+    })
+}
+
+#[derive(Default)]
+struct List {
+    name: Option<String>,
+    cow: Option<String>,
+    store_type: Option<StoreType>,
+    chunk_size: Option<u64>,
+    size: Option<u64>,
+    socket: Option<String>,
+}
+
+fn put<T>(place: &mut Option<T>, key: &str, value: T) -> Result<(), String> {
+    match place.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(format!("`{key}` is given twice")),
+    }
+}
+
+fn split(text: &str) -> Vec<String> {
+    let mut items = vec![String::new()];
+    let mut characters = text.chars().peekable();
+    while let Some(c) = characters.next() {
+        match items.last_mut() {
+            Some(item) if c != ',' || characters.next_if_eq(&',').is_some() => item.push(c),
+            _ => items.push(String::new()),
+        }
+    }
+    items
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_keys_are_read() {
+        let spec = parse("name=s1,cow=/c,type=po,chunk-size=64K,size=256M,socket=/s").unwrap();
+        assert_eq!(
+            spec,
+            SnapshotSpec {
+                name: "s1".to_owned(),
+                cow: "/c".to_owned(),
+                store_type: StoreType::PO,
+                chunk_size: Some(65536),
+                size: Some(256 << 20),
+                socket: Some("/s".to_owned()),
+            }
+        );
+    }
+
+    #[test]
+    fn name_and_cow_are_enough() {
+        let spec = parse("cow=/c,name=s").unwrap();
+        assert_eq!(
+            (spec.store_type, spec.chunk_size, spec.size, spec.socket),
+            (StoreType::P, None, None, None)
+        );
+    }
+
+    #[test]
+    fn a_double_comma_is_a_comma_in_the_value() {
+        assert_eq!(parse("name=s,cow=/a,,b=c,,").unwrap().cow, "/a,b=c,");
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (text, word) in [
+            ("", "KEY=VALUE"),
+            ("name=s", "cow=FILE"),
+            ("cow=/c", "name=NAME"),
+            ("name=s,cow=/c,", "KEY=VALUE"),
+            ("name=s,cow=/c,colour=red", "`colour`"),
+            ("name=s,name=t,cow=/c", "twice"),
+            ("name=,cow=/c", "no value"),
+            ("name=s,cow=/c,chunk-size=3K", "power of two"),
+            ("name=s,cow=/c,size=1000", "multiple of 512"),
+            ("name=s,cow=/c,type=X", "`X`"),
+            ("name=a/b,cow=/c", "a/b"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(word), "{text}: {error}");
+        }
+    }
+}

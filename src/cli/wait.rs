@@ -1,0 +1,248 @@
+//! `--wait`: until a merge is done.
+
+use std::time::Duration;
+
+use super::CliError;
+use super::progress::Progress;
+use crate::control::api::{MergeOutcome, MergeStatus, State, VolumeStatus};
+use crate::control::{Client, ClientError, render};
+
+/// How often the daemon is asked.
+const INTERVAL: Duration = Duration::from_millis(200);
+
+/// What was true before the merge was asked for: the end of an earlier merge
+/// must not be taken for the end of this one.
+#[derive(Debug, Default)]
+pub struct Earlier {
+    last: Option<MergeOutcome>,
+    merging: Option<String>,
+}
+
+impl Earlier {
+    /// Asks the daemon, if anybody is going to wait.
+    pub fn look(client: &Client, wait: bool) -> Result<Self, CliError> {
+        if !wait {
+            return Ok(Self::default());
+        }
+        let status = client.status()?;
+        Ok(Self {
+            last: status.last_merge,
+            merging: status.merge.map(|merge| merge.snapshot),
+        })
+    }
+
+    /// The snapshot that was being merged.
+    pub fn merging(&self) -> Option<&str> {
+        self.merging.as_deref()
+    }
+}
+
+/// Waits until `name` is merged, or its merge failed.
+pub fn until_merged(client: &Client, name: &str, earlier: &Earlier) -> Result<(), CliError> {
+    let mut bar = Progress::new("merging");
+    let mut seen = false;
+    loop {
+        let status = client.status().map_err(|error| gone(error, name))?;
+        match judge(&status, name, earlier, seen) {
+            Step::AtReset => bar.say(format!(
+                "waiting for the guest's reset to roll back to {name}"
+            )),
+            Step::Running(merge) => {
+                seen = true;
+                bar.say(if merge.paused {
+                    format!("{name} paused")
+                } else {
+                    format!("merging {name}")
+                });
+                bar.show(
+                    merge.chunks_done,
+                    merge.chunks_done.saturating_add(merge.chunks_left),
+                );
+            }
+            Step::Starting => {}
+            Step::Done => {
+                bar.end();
+                return Ok(());
+            }
+            Step::Failed(reason) => return Err(CliError::Failed(reason)),
+        }
+        std::thread::sleep(INTERVAL);
+    }
+}
+
+#[derive(Debug, PartialEq)]
+enum Step<'a> {
+    AtReset,
+    Starting,
+    Running(&'a MergeStatus),
+    Done,
+    Failed(String),
+}
+
+/// `seen`: the merge was seen running.
+fn judge<'a>(status: &'a VolumeStatus, name: &str, earlier: &Earlier, seen: bool) -> Step<'a> {
+    let failed = |reason: &str| {
+        Step::Failed(format!(
+            "the merge of {name} failed: {}",
+            render::printable(reason)
+        ))
+    };
+    if status.rollback_at_reset.as_deref() == Some(name) {
+        return Step::AtReset;
+    }
+    if let Some(merge) = status.merge.as_ref().filter(|merge| merge.snapshot == name) {
+        return merge.error.as_deref().map_or(Step::Running(merge), failed);
+    }
+    let ended = status
+        .last_merge
+        .as_ref()
+        .filter(|last| last.snapshot == name);
+    if let Some(last) = ended
+        && (seen || status.last_merge != earlier.last)
+    {
+        return last.error.as_deref().map_or(Step::Done, failed);
+    }
+    let state = status
+        .snapshots
+        .iter()
+        .find(|s| s.name == name)
+        .map(|s| s.state);
+    match state {
+        Some(State::Merging | State::MergePaused) => Step::Starting,
+        Some(State::MergeFailed) => failed("see `snapback status` and the daemon's log"),
+        // An earlier merge with the same outcome hides the end of this one.
+        None if seen || ended.is_some_and(|last| last.error.is_none()) => Step::Done,
+        Some(State::Invalid) if seen => Step::Done,
+        Some(State::Invalid) => failed("the snapshot became invalid before it began"),
+        Some(State::Active | State::Overflow) => failed("the rollback was called off"),
+        None => failed("the snapshot was removed before it began"),
+    }
+}
+
+fn gone(error: ClientError, name: &str) -> CliError {
+    match error {
+        ClientError::NoDaemon { .. } | ClientError::Lost { .. } => CliError::Failed(format!(
+            "{error} (the merge of {name} was not finished; it goes on when the daemon is started again)"
+        )),
+        other => other.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::api::{OriginStatus, SnapshotStatus, StoreType};
+
+    fn status(state: Option<State>) -> VolumeStatus {
+        let snapshot = |state| SnapshotStatus {
+            name: "s".to_owned(),
+            cow: "/c".to_owned(),
+            store_type: StoreType::P,
+            cow_device: "0:0".to_owned(),
+            state,
+            chunk_sectors: 8,
+            allocated_sectors: 16,
+            total_sectors: 1024,
+            metadata_sectors: 16,
+        };
+        VolumeStatus {
+            origin: OriginStatus {
+                path: "/d".to_owned(),
+                sectors: 1024,
+                read_only: false,
+                device: "0:0".to_owned(),
+            },
+            views: Vec::new(),
+            snapshots: state.map(snapshot).into_iter().collect(),
+            merge: None,
+            rollback_at_reset: None,
+            last_merge: None,
+        }
+    }
+
+    fn merge(snapshot: &str, error: Option<&str>) -> MergeStatus {
+        MergeStatus {
+            snapshot: snapshot.to_owned(),
+            chunks_done: 1,
+            chunks_left: 2,
+            bytes_per_second: 0,
+            seconds_left: None,
+            paused: false,
+            error: error.map(str::to_owned),
+        }
+    }
+
+    fn outcome(error: Option<&str>) -> Option<MergeOutcome> {
+        Some(MergeOutcome {
+            snapshot: "s".to_owned(),
+            chunks: 3,
+            error: error.map(str::to_owned),
+        })
+    }
+
+    #[test]
+    fn a_merge_that_was_too_fast_to_be_seen_is_done() {
+        let mut now = status(None);
+        now.last_merge = outcome(None);
+        assert_eq!(judge(&now, "s", &Earlier::default(), false), Step::Done);
+    }
+
+    #[test]
+    fn the_end_of_an_earlier_merge_is_not_taken_for_this_one() {
+        let mut now = status(Some(State::Merging));
+        now.last_merge = outcome(None);
+        let earlier = Earlier {
+            last: outcome(None),
+            merging: None,
+        };
+        assert_eq!(judge(&now, "s", &earlier, false), Step::Starting);
+        now.merge = Some(merge("s", None));
+        assert!(matches!(
+            judge(&now, "s", &earlier, false),
+            Step::Running(_)
+        ));
+    }
+
+    #[test]
+    fn waiting_for_the_reset_is_not_the_end() {
+        let mut now = status(Some(State::Active));
+        now.rollback_at_reset = Some("s".to_owned());
+        assert_eq!(judge(&now, "s", &Earlier::default(), false), Step::AtReset);
+    }
+
+    #[test]
+    fn every_kind_of_failure_is_told() {
+        let mut stopped = status(Some(State::MergeFailed));
+        stopped.merge = Some(merge("s", Some("I/O error")));
+        let mut ended = status(None);
+        ended.last_merge = outcome(Some("I/O error"));
+        for (now, seen) in [
+            (stopped, true),
+            (ended, true),
+            (status(Some(State::MergeFailed)), true),
+            (status(Some(State::Invalid)), false),
+            (status(Some(State::Active)), false),
+            (status(None), false),
+        ] {
+            let step = judge(&now, "s", &Earlier::default(), seen);
+            assert!(matches!(step, Step::Failed(_)), "{step:?} for {now:?}");
+        }
+    }
+
+    #[test]
+    fn a_merge_that_was_seen_and_is_gone_is_done() {
+        assert_eq!(
+            judge(&status(None), "s", &Earlier::default(), true),
+            Step::Done
+        );
+        assert_eq!(
+            judge(
+                &status(Some(State::Invalid)),
+                "s",
+                &Earlier::default(),
+                true
+            ),
+            Step::Done
+        );
+    }
+}

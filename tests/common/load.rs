@@ -1,0 +1,395 @@
+//! A guest that reads, writes and flushes at random, knows what its disk must
+//! hold, and checks every byte it reads.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::guest::{Ask, Guest, Kind, REQUEST_MAX};
+use super::random::Random;
+use super::stamps::{self, Found, SECTOR};
+
+const GO: u8 = 0;
+const DRAIN: u8 = 1;
+const DEAD: u8 = 2;
+
+/// What the test and a load tell each other.
+#[derive(Debug, Default)]
+pub struct Reins {
+    /// Requests that were completed and checked.
+    done: AtomicU64,
+    order: AtomicU8,
+    /// Writes go to `0 .. this` sectors; 0: everywhere.
+    write_end: AtomicU64,
+    failed: AtomicU8,
+}
+
+impl Reins {
+    pub fn done(&self) -> u64 {
+        self.done.load(Ordering::Acquire)
+    }
+
+    /// The load ends when all its requests have completed.
+    pub fn drain(&self) {
+        self.order.store(DRAIN, Ordering::Release);
+    }
+
+    /// The daemon is dead: the load ends with what it has.
+    pub fn dead(&self) {
+        self.order.store(DEAD, Ordering::Release);
+    }
+
+    pub fn limit_writes(&self, end: u64) {
+        self.write_end.store(end, Ordering::Release);
+    }
+
+    pub fn failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire) != 0
+    }
+}
+
+/// Tells of a panic, so that nobody waits for this load.
+struct Alarm<'a>(&'a Reins);
+
+impl Drop for Alarm<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.failed.store(1, Ordering::Release);
+        }
+    }
+}
+
+/// A write, for those who must know what was there at some instant.
+#[derive(Clone, Copy, Debug)]
+pub struct Written {
+    pub sector: u64,
+    pub sectors: u64,
+    /// Of its first sector.
+    pub stamp: u64,
+    /// Before it was submitted.
+    pub submitted: Instant,
+    /// After it completed; `None`: in flight.
+    pub done: Option<Instant>,
+}
+
+struct Flight {
+    ask: Ask,
+    /// Place in `writes`.
+    write: Option<usize>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
+    pub reads: u64,
+    pub writes: u64,
+    pub flushes: u64,
+    pub bytes_compared: u64,
+}
+
+impl std::fmt::Display for Counts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            reads,
+            writes,
+            flushes,
+            bytes_compared,
+        } = self;
+        let mib = bytes_compared >> 20;
+        write!(
+            f,
+            "{reads} reads, {writes} writes, {flushes} flushes, {mib} MiB compared"
+        )
+    }
+}
+
+pub struct Load {
+    pub name: String,
+    guest: Option<Guest>,
+    /// Stamps of all sectors, as far as writes are acknowledged.
+    pub shadow: Vec<u64>,
+    writer: u8,
+    random: Random,
+    flights: Vec<Option<Flight>>,
+    /// Of the present front end.
+    pub writes: Vec<Written>,
+    next_write: u64,
+    pub counts: Counts,
+}
+
+impl Load {
+    /// `writer` (1..=255) is its own in all stamps; `shadow` is what the disk holds.
+    pub fn new(name: &str, writer: u8, seed: u64, shadow: Vec<u64>) -> Self {
+        Self {
+            name: name.to_owned(),
+            guest: None,
+            shadow,
+            writer,
+            random: Random::new(seed ^ u64::from(writer) << 56),
+            flights: Vec::new(),
+            writes: Vec::new(),
+            next_write: 0,
+            counts: Counts::default(),
+        }
+    }
+
+    /// Attaches as a new guest, with requests in flight on two queues.
+    pub fn attach(&mut self, path: &Path) {
+        let guest = Guest::connect(path, 2, 8);
+        assert_eq!(
+            guest.sectors(),
+            self.shadow.len() as u64,
+            "{}: size",
+            self.name
+        );
+        self.flights = (0..guest.slots()).map(|_| None).collect();
+        self.guest = Some(guest);
+    }
+
+    pub fn detach(&mut self) {
+        self.guest = None;
+    }
+
+    /// Makes `count` requests, or fewer when the reins say so.
+    pub fn run(&mut self, count: u64, reins: &Reins) {
+        let _alarm = Alarm(reins);
+        let mut submitted = 0;
+        let mut done = Vec::new();
+        let mut last = Instant::now();
+        loop {
+            let order = reins.order.load(Ordering::Acquire);
+            if order == GO {
+                while submitted < count && self.submit_one(reins) {
+                    submitted += 1;
+                }
+                self.guest().kick();
+            }
+            let idle = self.flights.iter().all(Option::is_none);
+            if idle && (order != GO || submitted == count) {
+                return;
+            }
+            let pause = Duration::from_millis(20);
+            self.guest().reap_within(&mut done, pause);
+            if done.is_empty() && order == DEAD {
+                return;
+            }
+            if !done.is_empty() {
+                last = Instant::now();
+            }
+            assert!(
+                last.elapsed() < Duration::from_secs(30),
+                "{}: no completion for 30 s",
+                self.name
+            );
+            for (slot, ret) in done.drain(..) {
+                self.complete(slot, ret);
+                reins.done.fetch_add(1, Ordering::Release);
+            }
+        }
+    }
+
+    fn guest(&mut self) -> &mut Guest {
+        self.guest.as_mut().expect("attached")
+    }
+
+    /// Puts one request into a free slot; false if there is none.
+    fn submit_one(&mut self, reins: &Reins) -> bool {
+        let Some(slot) = self.flights.iter().position(Option::is_none) else {
+            return false;
+        };
+        let end = self.shadow.len() as u64;
+        let mut write_end = reins.write_end.load(Ordering::Acquire);
+        if write_end == 0 {
+            write_end = end;
+        }
+        // Small disks are full of requests at times: then this is a flush.
+        let ask = (0..8)
+            .find_map(|_| Some(self.draw(end, write_end)).filter(|ask| !self.collides(ask)))
+            .unwrap_or(Ask {
+                kind: Kind::Flush,
+                sector: 0,
+                len: 0,
+                offset: 0,
+                cut: 0,
+            });
+        let write = (ask.kind == Kind::Write).then(|| {
+            self.next_write += 1;
+            let stamp = stamps::stamp(self.writer, self.next_write);
+            let data = ask.offset..ask.offset + ask.len;
+            stamps::fill(&mut self.guest().memory(slot)[data], stamp);
+            self.writes.push(Written {
+                sector: ask.sector,
+                sectors: (ask.len / SECTOR) as u64,
+                stamp,
+                submitted: Instant::now(),
+                done: None,
+            });
+            self.writes.len() - 1
+        });
+        if ask.kind == Kind::Read {
+            // What is not overwritten by the daemon must not look right.
+            let memory = self.guest().memory(slot);
+            for sector in memory[ask.offset..ask.offset + ask.len].chunks_exact_mut(SECTOR) {
+                sector[..8].fill(0xff);
+                sector[SECTOR - 8..].fill(0xff);
+            }
+        }
+        self.guest().submit(slot, &ask);
+        self.flights[slot] = Some(Flight { ask, write });
+        true
+    }
+
+    /// Mostly small requests, some on the borders of pages, a few up to 1 MiB.
+    fn draw(&mut self, end: u64, write_end: u64) -> Ask {
+        let random = &mut self.random;
+        let kind = match random.below(100) {
+            0..2 => Kind::Flush,
+            2..46 => Kind::Read,
+            _ => Kind::Write,
+        };
+        let (end, most) = match kind {
+            Kind::Write => (write_end, write_end),
+            _ => (end, end),
+        };
+        let (sectors, aligned) = match random.below(1000) {
+            0..500 => (random.between(1, 8), false),
+            500..750 => (8, true),
+            750..940 => (random.between(1, 32), false),
+            940..990 => (random.between(1, 256), random.below(2) == 0),
+            _ => (random.between(1, REQUEST_MAX as u64 / 512), false),
+        };
+        let sectors = sectors.min(most);
+        // A fifth at one place, so that requests meet in the same chunks.
+        let last = (end - sectors).min(if random.below(5) == 0 { 4096 } else { u64::MAX });
+        let mut sector = random.between(0, last);
+        if aligned {
+            sector &= !7;
+        }
+        // Memory as guests have it: mostly pages, now and then anything.
+        let offset = match random.below(10) {
+            0 => random.between(0, 4096) as usize,
+            1 => random.between(0, 7) as usize * 512,
+            _ => 0,
+        };
+        let len = sectors as usize * SECTOR;
+        let cut = match random.below(10) {
+            0 => random.below(len as u64) as usize,
+            1 => len / 2,
+            _ => 0,
+        };
+        match kind {
+            Kind::Flush => Ask {
+                kind,
+                sector: 0,
+                len: 0,
+                offset: 0,
+                cut: 0,
+            },
+            _ => Ask {
+                kind,
+                sector,
+                len,
+                offset,
+                cut,
+            },
+        }
+    }
+
+    /// As a file system, it never has a write in flight with another request for
+    /// the same sectors.
+    fn collides(&self, ask: &Ask) -> bool {
+        let range = |ask: &Ask| ask.sector..ask.sector + (ask.len / SECTOR) as u64;
+        let (mine, writes) = (range(ask), ask.kind == Kind::Write);
+        self.flights.iter().flatten().any(|flight| {
+            let theirs = range(&flight.ask);
+            let meet = mine.start < theirs.end && theirs.start < mine.end;
+            meet && (writes || flight.ask.kind == Kind::Write)
+        })
+    }
+
+    fn complete(&mut self, slot: usize, ret: i32) {
+        let flight = self.flights[slot].take().expect("a request in flight");
+        let ask = flight.ask;
+        assert_eq!(ret, 0, "{}: {ask:?}", self.name);
+        let range = ask.sector as usize..ask.sector as usize + ask.len / SECTOR;
+        match ask.kind {
+            Kind::Flush => self.counts.flushes += 1,
+            Kind::Read => {
+                self.counts.reads += 1;
+                self.counts.bytes_compared += ask.len as u64;
+                let memory = self.guest.as_mut().expect("attached").memory(slot);
+                let data = &memory[ask.offset..ask.offset + ask.len];
+                let what = format!("{}: read of {ask:?}", self.name);
+                stamps::check(&what, ask.sector, data, &self.shadow[range]);
+            }
+            Kind::Write => {
+                self.counts.writes += 1;
+                let written = &mut self.writes[flight.write.expect("a write")];
+                written.done = Some(Instant::now());
+                for (place, stamp) in self.shadow[range].iter_mut().zip(written.stamp..) {
+                    *place = stamp;
+                }
+            }
+        }
+    }
+
+    /// Writes `sectors` of the disk from the start, in requests of 1 MiB.
+    pub fn overwrite(&mut self, sectors: u64) {
+        let step = REQUEST_MAX as u64 / 512;
+        let firsts: Vec<u64> = (0..sectors).step_by(step as usize).collect();
+        for group in firsts.chunks(8) {
+            for (slot, first) in group.iter().enumerate() {
+                let len = step.min(sectors - first) as usize * SECTOR;
+                self.next_write += 1;
+                let stamp = stamps::stamp(self.writer, self.next_write);
+                stamps::fill(&mut self.guest().memory(slot)[..len], stamp);
+                let ask = Ask {
+                    kind: Kind::Write,
+                    sector: *first,
+                    len,
+                    offset: 0,
+                    cut: 0,
+                };
+                self.guest().submit(slot, &ask);
+                let range = *first as usize..*first as usize + len / SECTOR;
+                for (place, stamp) in self.shadow[range].iter_mut().zip(stamp..) {
+                    *place = stamp;
+                }
+            }
+            self.guest().all(group.len());
+        }
+    }
+
+    /// Reads everything and compares. A write that was in flight when the daemon
+    /// died may be there or not, sector by sector; it is settled by this.
+    /// Returns how many sectors were in doubt.
+    pub fn settle(&mut self) -> usize {
+        let mut doubts = std::collections::HashMap::new();
+        for written in self.writes.drain(..).filter(|w| w.done.is_none()) {
+            doubts.extend((written.sector..written.sector + written.sectors).zip(written.stamp..));
+        }
+        self.flights.iter_mut().for_each(|flight| *flight = None);
+        let guest = self.guest.as_mut().expect("attached");
+        let (shadow, name) = (&mut self.shadow, &self.name);
+        guest.read_all(|first, data| {
+            for (sector, data) in (first..).zip(data.chunks_exact(SECTOR)) {
+                let found = stamps::read(data);
+                let known = &mut shadow[sector as usize];
+                if found.is_some() && found.as_ref() == doubts.get(&sector) {
+                    *known = doubts[&sector];
+                }
+                assert!(
+                    found == Some(*known),
+                    "{name}: sector {sector} holds {}, not {}{}",
+                    Found(found),
+                    Found(Some(*known)),
+                    doubts
+                        .get(&sector)
+                        .map(|d| format!(" nor {}, in flight at the end", Found(Some(*d))))
+                        .unwrap_or_default(),
+                );
+            }
+        });
+        self.counts.bytes_compared += (self.shadow.len() * SECTOR) as u64;
+        doubts.len()
+    }
+}

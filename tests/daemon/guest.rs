@@ -1,0 +1,113 @@
+//! A guest with one queue and one buffer, over a real virtio-blk driver.
+
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use virtio_driver::{
+    VhostUser, VirtioBlkFeatureFlags, VirtioBlkQueue, VirtioBlkTransport, VirtioFeatureFlags,
+};
+use vm_memory::{FileOffset, MmapRegion};
+
+const MEMORY: usize = 1 << 20;
+
+pub struct Guest {
+    transport: Box<VirtioBlkTransport>,
+    queue: VirtioBlkQueue<'static, usize>,
+    memory: MmapRegion<()>,
+}
+
+impl Guest {
+    /// Connects as a new guest, whose rings start at 0.
+    pub fn connect(path: &Path) -> Self {
+        let features = VirtioFeatureFlags::VERSION_1.bits() | VirtioBlkFeatureFlags::FLUSH.bits();
+        let mut transport: Box<VirtioBlkTransport> =
+            Box::new(VhostUser::new(path.to_str().unwrap(), features).unwrap());
+        let mut queues: Vec<VirtioBlkQueue<'static, usize>> =
+            VirtioBlkQueue::setup_queues(&mut *transport, 1, 128).unwrap();
+        let mut queue = queues.remove(0);
+        queue.set_used_notif_enabled(true);
+        let fd = rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        let file = std::fs::File::from(fd);
+        file.set_len(MEMORY as u64).unwrap();
+        let fd = file.as_raw_fd();
+        let memory = MmapRegion::from_file(FileOffset::new(file, 0), MEMORY).unwrap();
+        transport
+            .map_mem_region(memory.as_ptr() as usize, MEMORY, fd, 0)
+            .unwrap();
+        Self {
+            transport,
+            queue,
+            memory,
+        }
+    }
+
+    fn wait(&mut self) -> i32 {
+        if self.queue.avail_notif_needed() {
+            self.transport.get_submission_notifier(0).notify().unwrap();
+        }
+        let event = self.transport.get_completion_fd(0);
+        let start = Instant::now();
+        loop {
+            let done = self.queue.completions().map(|c| c.ret).next();
+            if let Some(ret) = done {
+                return ret;
+            }
+            assert!(
+                start.elapsed() < Duration::from_secs(20),
+                "no completion for 20 s"
+            );
+            let mut fds = [PollFd::new(&*event, PollFlags::IN)];
+            let timeout = Timespec {
+                tv_sec: 1,
+                tv_nsec: 0,
+            };
+            if poll(&mut fds, Some(&timeout)) == Ok(1) {
+                event.read().unwrap();
+            }
+        }
+    }
+
+    pub fn write(&mut self, sector: u64, data: &[u8]) -> i32 {
+        assert!(data.len() <= MEMORY);
+        let pointer = self.memory.as_ptr();
+        // SAFETY: within the mapping, which lives longer than the request.
+        unsafe {
+            pointer.copy_from(data.as_ptr(), data.len());
+            self.queue
+                .write_raw(sector * 512, pointer, data.len(), 0)
+                .unwrap();
+        }
+        self.wait()
+    }
+
+    pub fn read(&mut self, sector: u64, len: usize) -> Result<Vec<u8>, i32> {
+        assert!(len <= MEMORY);
+        let pointer = self.memory.as_ptr();
+        // SAFETY: as in `write`.
+        unsafe { self.queue.read_raw(sector * 512, pointer, len, 0).unwrap() };
+        match self.wait() {
+            0 => {
+                let mut data = vec![0; len];
+                // SAFETY: as in `write`.
+                unsafe { pointer.copy_to(data.as_mut_ptr(), len) };
+                Ok(data)
+            }
+            error => Err(error),
+        }
+    }
+
+    pub fn flush(&mut self) -> i32 {
+        self.queue.flush(0).unwrap();
+        self.wait()
+    }
+
+    /// Reads the whole disk of `bytes`.
+    pub fn read_all(&mut self, bytes: usize) -> Vec<u8> {
+        (0..bytes)
+            .step_by(MEMORY)
+            .flat_map(|at| self.read(at as u64 / 512, MEMORY).unwrap())
+            .collect()
+    }
+}
