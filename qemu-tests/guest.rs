@@ -1,0 +1,363 @@
+//! A guest: QEMU with Debian's kernel and `images/guest/init`, which runs the
+//! commands that arrive on its second serial port.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use crate::bench::{guest_images, tail};
+use crate::disk::Sums;
+use crate::qmp::Qmp;
+
+/// Longest time that a guest command or a boot may take.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// How the panic begins with which that ends.
+pub const SILENT: &str = "the guest says nothing";
+
+/// How a disk is attached.
+pub enum Attach {
+    /// A vhost-user-blk socket, of snapback.
+    View(PathBuf),
+    /// A raw file, by QEMU's own driver.
+    Raw(PathBuf),
+}
+
+pub struct Guest {
+    qemu: Child,
+    pub qmp: Qmp,
+    port: UnixStream,
+    received: Vec<u8>,
+    boot_id: String,
+    sequence: u64,
+    console: PathBuf,
+    log: PathBuf,
+}
+
+/// What `disktool hammer` found at its end.
+#[derive(Debug)]
+pub struct Hammered {
+    pub writes: u64,
+    /// Blocks that hold the last write to them.
+    pub kept: u64,
+    /// Blocks that went back to an older content.
+    pub reverted: u64,
+    /// The longest that one write took.
+    pub longest_ms: u64,
+}
+
+impl Guest {
+    /// Starts QEMU and waits until the guest takes commands.
+    pub fn boot(dir: &Path, name: &str, disks: &[Attach], kernel_options: &str) -> Self {
+        let initramfs = guest_images().join("initramfs");
+        Self::boot_from(&initramfs, dir, name, disks, kernel_options)
+    }
+
+    /// [`Self::boot`] with another initramfs.
+    pub fn boot_from(
+        initramfs: &Path,
+        dir: &Path,
+        name: &str,
+        disks: &[Attach],
+        kernel_options: &str,
+    ) -> Self {
+        let images = guest_images();
+        let file = |suffix: &str| dir.join(format!("{name}.{suffix}"));
+        let (monitor, port, console, log) =
+            (file("qmp"), file("port"), file("console"), file("qemu.log"));
+        let mut command = Command::new("qemu-system-x86_64");
+        command
+            .args([
+                "-accel",
+                "tcg",
+                "-cpu",
+                "max",
+                "-smp",
+                "1",
+                "-nodefaults",
+                "-display",
+                "none",
+            ])
+            .args(["-object", "memory-backend-memfd,id=mem,size=768M,share=on"])
+            .args(["-machine", "q35,memory-backend=mem"])
+            .arg("-kernel")
+            .arg(images.join("vmlinuz"))
+            .arg("-initrd")
+            .arg(initramfs)
+            .arg("-append")
+            .arg(format!("console=ttyS0 quiet panic=-1 {kernel_options}"))
+            .arg("-serial")
+            .arg(format!("file:{}", console.display()))
+            .arg("-chardev")
+            .arg(format!(
+                "socket,id=port,path={},server=on,wait=off",
+                port.display()
+            ))
+            .args(["-serial", "chardev:port"])
+            .arg("-qmp")
+            .arg(format!("unix:{},server=on,wait=off", monitor.display()));
+        for (index, disk) in disks.iter().enumerate() {
+            match disk {
+                Attach::View(socket) => command
+                    .arg("-chardev")
+                    .arg(format!(
+                        "socket,id=c{index},path={},reconnect=1",
+                        socket.display()
+                    ))
+                    .arg("-device")
+                    .arg(format!("vhost-user-blk-pci,chardev=c{index},num-queues=1")),
+                Attach::Raw(path) => command
+                    .arg("-drive")
+                    .arg(format!(
+                        "if=none,id=d{index},format=raw,file={}",
+                        path.display()
+                    ))
+                    .arg("-device")
+                    .arg(format!("virtio-blk-pci,drive=d{index}")),
+            };
+        }
+        let output = File::create(&log).unwrap();
+        let mut qemu = command
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().unwrap())
+            .stderr(output)
+            .spawn()
+            .expect("qemu-system-x86_64 starts (qemu-tests/install.sh installs it)");
+        let port = connect(&port, &mut qemu, &log);
+        let qmp = Qmp::new(connect(&monitor, &mut qemu, &log));
+        port.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        let mut guest = Self {
+            qemu,
+            qmp,
+            port,
+            received: Vec::new(),
+            boot_id: String::new(),
+            sequence: 0,
+            console,
+            log,
+        };
+        println!("guest {name} started");
+        guest.wait_boot();
+        guest
+    }
+
+    /// Waits until the guest has started (again) and takes commands.
+    pub fn wait_boot(&mut self) {
+        let begin = Instant::now();
+        loop {
+            let line = self.line(begin + PATIENCE);
+            match line.strip_prefix("READY ") {
+                Some(boot_id) if boot_id != self.boot_id => {
+                    self.boot_id = boot_id.to_owned();
+                    println!("guest is up after {:.1} s", begin.elapsed().as_secs_f64());
+                    return;
+                }
+                _ => continue,
+            }
+        }
+    }
+
+    /// Resets the machine and waits until the guest is up again.
+    pub fn reset(&mut self) {
+        self.qmp.command("system_reset");
+        self.wait_boot();
+    }
+
+    /// Runs a shell command in the guest; panics unless it exits 0. Returns its output.
+    pub fn run(&mut self, command: &str) -> String {
+        let (status, output) = self.try_run(command);
+        assert_eq!(
+            status, 0,
+            "in the guest, `{command}` exits {status}:\n{output}"
+        );
+        output
+    }
+
+    /// Exit status and output of a shell command in the guest.
+    pub fn try_run(&mut self, command: &str) -> (i32, String) {
+        self.run_within(command, PATIENCE)
+    }
+
+    /// As `try_run`, for a command that takes less than `patience`.
+    pub fn run_within(&mut self, command: &str, patience: Duration) -> (i32, String) {
+        self.send(command);
+        let deadline = Instant::now() + patience;
+        loop {
+            let line = self.line(deadline);
+            let words: Vec<&str> = line.split(' ').collect();
+            match words.as_slice() {
+                ["=", sequence, status, length] if *sequence == self.sequence.to_string() => {
+                    let length = length.parse().unwrap();
+                    let output =
+                        String::from_utf8_lossy(&self.bytes(length, deadline)).into_owned();
+                    return (status.parse().unwrap(), output);
+                }
+                ["READY", boot_id] => {
+                    assert_eq!(
+                        *boot_id, self.boot_id,
+                        "the guest restarted during `{command}`"
+                    );
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Sends a command that gives no answer, such as `reboot -f`.
+    pub fn send(&mut self, command: &str) {
+        assert!(
+            !command.contains('\n') && command.len() < 2000,
+            "one short line: {command}"
+        );
+        self.sequence += 1;
+        self.port
+            .write_all(format!("{} {command}\n", self.sequence).as_bytes())
+            .unwrap();
+    }
+
+    /// The content of a whole disk as the guest reads it, past its page cache.
+    pub fn sums(&mut self, device: &str) -> Sums {
+        Sums::parse(&self.run(&format!(
+            "sync; echo 3 >/proc/sys/vm/drop_caches; disktool sums {device}"
+        )))
+    }
+
+    /// Starts writing to `count` blocks (4 KiB) of a disk from `first` on; the disk
+    /// must hold what `fill` with this seed gives it.
+    pub fn start_hammer(&mut self, device: &str, seed: u64, first: u64, count: u64) {
+        self.run(&format!(
+            "rm -f /tmp/stop /tmp/hammer.*; (disktool hammer {device} {seed} {first} {count} \
+             >/tmp/hammer.out 2>&1; echo $? >/tmp/hammer.status) >/dev/null 2>&1 &"
+        ));
+        self.hammer_on(1);
+    }
+
+    /// Waits until the hammer has done at least `more` further writes.
+    pub fn hammer_on(&mut self, more: u64) {
+        let mut goal = None;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let text = self.run("cat /tmp/hammer.writes 2>/dev/null || echo 0");
+            // The file is truncated before it is written: an empty one says nothing.
+            if let Ok(writes) = text.trim().parse::<u64>()
+                && writes >= *goal.get_or_insert(writes + more)
+            {
+                return;
+            }
+            let (ended, report) = self.try_run("test -e /tmp/hammer.status && cat /tmp/hammer.out");
+            assert!(ended != 0, "the guest's writer stopped: {report}");
+            assert!(
+                Instant::now() < deadline,
+                "the guest's writer hangs at {text}"
+            );
+            sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Stops the hammer, which then reads back and judges all that it wrote.
+    pub fn stop_hammer(&mut self) -> Hammered {
+        self.run("touch /tmp/stop; until [ -s /tmp/hammer.status ]; do sleep 0.1; done");
+        let report = self.run("cat /tmp/hammer.out; exit $(cat /tmp/hammer.status)");
+        println!("the guest's writer: {}", report.trim());
+        let field = |name: &str| -> u64 {
+            let found = report
+                .split_whitespace()
+                .find_map(|word| word.strip_prefix(name));
+            found
+                .and_then(|value| value.parse().ok())
+                .unwrap_or_else(|| panic!("no {name} in: {report}"))
+        };
+        Hammered {
+            writes: field("writes="),
+            kept: field("kept="),
+            reverted: field("reverted="),
+            longest_ms: field("longest_ms="),
+        }
+    }
+
+    /// Panics if the guest's kernel has logged a failed request.
+    pub fn assert_no_io_error(&mut self) {
+        let (_, log) =
+            self.try_run("dmesg | grep -iE 'i/o error|ext4-fs error|hung task|blocked for more'");
+        println!(
+            "the guest's kernel logged {} I/O errors",
+            log.lines().count()
+        );
+        assert!(log.is_empty(), "the guest noticed:\n{log}");
+    }
+
+    /// Ends QEMU in an orderly way, without telling the guest.
+    pub fn quit(mut self) {
+        self.qmp.command("quit");
+        let status = self.qemu.wait().unwrap();
+        assert!(status.success(), "QEMU: {status}");
+    }
+
+    /// Kills QEMU.
+    pub fn kill(mut self) {
+        self.qemu.kill().unwrap();
+        self.qemu.wait().unwrap();
+    }
+
+    fn line(&mut self, deadline: Instant) -> String {
+        loop {
+            if let Some(end) = self.received.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.received.drain(..=end).collect();
+                return String::from_utf8_lossy(&line[..end]).into_owned();
+            }
+            self.receive(deadline);
+        }
+    }
+
+    fn bytes(&mut self, count: usize, deadline: Instant) -> Vec<u8> {
+        while self.received.len() < count {
+            self.receive(deadline);
+        }
+        self.received.drain(..count).collect()
+    }
+
+    fn receive(&mut self, deadline: Instant) {
+        let mut bytes = [0; 4096];
+        match self.port.read(&mut bytes) {
+            Ok(0) => panic!("QEMU closed the guest's serial port"),
+            Ok(count) => self.received.extend_from_slice(&bytes[..count]),
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(e) => panic!("the guest's serial port: {e}"),
+        }
+        assert!(
+            Instant::now() < deadline,
+            "{SILENT}; its console ends:\n{}",
+            tail(&self.console)
+        );
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // Fails only if it has ended already.
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
+        if std::thread::panicking() {
+            println!("--- the guest's console ends:\n{}", tail(&self.console));
+            println!("--- QEMU said:\n{}", tail(&self.log));
+        }
+    }
+}
+
+/// Connects to a socket that QEMU is about to open.
+fn connect(path: &Path, qemu: &mut Child, log: &Path) -> UnixStream {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        match UnixStream::connect(path) {
+            Ok(stream) => return stream,
+            Err(e) => assert!(Instant::now() < deadline, "{}: {e}", path.display()),
+        }
+        if let Some(status) = qemu.try_wait().unwrap() {
+            panic!("QEMU ended at once with {status}:\n{}", tail(log));
+        }
+        sleep(Duration::from_millis(20));
+    }
+}

@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Installs what the guests need and the machine lacks (Debian, apt-get; as root
+# or through sudo). Says what it does; does nothing when nothing is missing.
+set -euo pipefail
+
+# command:package pairs; the command is what the recipe and the tests call.
+needed=(
+    qemu-system-x86_64:qemu-system-x86
+    cpio:cpio
+    mke2fs:e2fsprogs
+    blkid:util-linux
+    strip:binutils
+    dmsetup:dmsetup
+    depmod:kmod
+    xz:xz-utils
+    zstd:zstd
+    cc:gcc
+    curl:curl
+)
+
+PATH=$PATH:/usr/sbin:/sbin
+packages=()
+for pair in "${needed[@]}"; do
+    command -v "${pair%%:*}" >/dev/null || packages+=("${pair##*:}")
+done
+if [ ${#packages[@]} -eq 0 ]; then
+    exit 0
+fi
+
+as_root=()
+if [ "$(id -u)" -ne 0 ]; then
+    command -v sudo >/dev/null || {
+        echo "install: need ${packages[*]}; run as root: apt-get install ${packages[*]}" >&2
+        exit 2
+    }
+    as_root=(sudo)
+fi
+apt() {
+    echo "+ apt-get $*"
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q "$@"
+}
+
+apt update
+
+# A qemu-utils of another version would be removed to make room: keep it, at
+# the emulator's version.
+version() { LC_ALL=C apt-cache policy "$1" | awk '$1 == "'"$2"':" { print $2 }'; }
+if [[ " ${packages[*]} " == *" qemu-system-x86 "* ]]; then
+    emulator=$(version qemu-system-x86 Candidate)
+    utils=$(version qemu-utils Installed)
+    if [ -n "$utils" ] && [ "$utils" != "(none)" ] && [ "$utils" != "$emulator" ]; then
+        packages+=("qemu-utils=$emulator")
+    fi
+fi
+apt install -y --no-install-recommends --allow-downgrades "${packages[@]}"

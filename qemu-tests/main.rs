@@ -1,0 +1,29 @@
+//! Real guests under QEMU against the `snapback` program that Cargo built.
+//!
+//! `qemu-tests/install.sh` brings QEMU; `images/build-guest.sh` makes the guest.
+//! Nothing is skipped: without them the tests fail and say what is missing.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "tests: a wrong value must stop them"
+)]
+
+mod bench;
+#[path = "../images/guest/content.rs"]
+mod content;
+#[path = "../images/guest/cut.rs"]
+mod cut;
+mod daemon;
+mod differential;
+mod disk;
+mod guest;
+mod qmp;
+
+mod attach;
+mod damaged;
+mod forks;
+mod linux;
+mod lvm;
+mod rollback;
+mod snapshots;

@@ -1,0 +1,52 @@
+//! QEMU's monitor: JSON commands over a Unix socket.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+pub struct Qmp {
+    reader: BufReader<UnixStream>,
+}
+
+impl Qmp {
+    /// Takes a fresh connection through QEMU's greeting.
+    pub fn new(stream: UnixStream) -> Self {
+        stream
+            .set_read_timeout(Some(Duration::from_secs(60)))
+            .unwrap();
+        let mut qmp = Self {
+            reader: BufReader::new(stream),
+        };
+        let greeting = qmp.receive();
+        assert!(greeting.get("QMP").is_some(), "no QMP greeting: {greeting}");
+        qmp.command("qmp_capabilities");
+        qmp
+    }
+
+    /// Runs a command without arguments; panics if QEMU refuses it.
+    pub fn command(&mut self, name: &str) -> Value {
+        let mut line = json!({ "execute": name }).to_string();
+        line.push('\n');
+        self.reader.get_mut().write_all(line.as_bytes()).unwrap();
+        loop {
+            let mut answer = self.receive();
+            if answer.get("event").is_some() {
+                continue;
+            }
+            assert!(answer.get("error").is_none(), "QMP {name}: {answer}");
+            return answer["return"].take();
+        }
+    }
+
+    fn receive(&mut self) -> Value {
+        let mut line = String::new();
+        let length = self
+            .reader
+            .read_line(&mut line)
+            .expect("QEMU's monitor answers in a minute");
+        assert!(length > 0, "QEMU closed its monitor");
+        serde_json::from_str(&line).unwrap()
+    }
+}
