@@ -1,0 +1,136 @@
+//! `docs/checklist.md` has every row, and every row has tests that exist.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::string_slice)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+/// Rows that there must be: a letter, and numbers from 1.
+const ROWS: [(char, usize, u32); 7] = [
+    ('S', 2, 23),
+    ('O', 2, 12),
+    ('N', 2, 22),
+    ('M', 2, 24),
+    ('I', 2, 7),
+    ('X', 2, 3),
+    ('B', 1, 27), // the faults, without a leading zero
+];
+
+fn expected() -> Vec<String> {
+    let rows = ROWS.iter().flat_map(|(letter, width, last)| {
+        (1..=*last).map(move |number| format!("{letter}{number:0width$}"))
+    });
+    rows.collect()
+}
+
+/// The cells of the table rows in `text` that begin with a row's name.
+fn rows(text: &str) -> Vec<Vec<&str>> {
+    let lines = text.lines().filter_map(|line| {
+        let inner = line.strip_prefix("| ")?.strip_suffix(" |")?;
+        let cells: Vec<&str> = inner.split(" | ").map(str::trim).collect();
+        let name = cells[0];
+        let is_row = name.len() > 1
+            && name.starts_with(|c| ROWS.iter().any(|(letter, ..)| *letter == c))
+            && name[1..].bytes().all(|b| b.is_ascii_digit());
+        is_row.then_some(cells)
+    });
+    lines.collect()
+}
+
+/// Whether `source` has a test function of this name.
+fn has_test(source: &str, name: &str) -> bool {
+    let head = format!("fn {name}(");
+    let lines: Vec<&str> = source.lines().map(str::trim_start).collect();
+    lines.iter().enumerate().any(|(at, line)| {
+        line.starts_with(&head)
+            && lines[..at]
+                .iter()
+                .rev()
+                .take_while(|above| above.starts_with("#[") || above.starts_with("//"))
+                .any(|above| *above == "#[test]")
+    })
+}
+
+/// What is wrong with the table; `read` gives a source file.
+fn faults(text: &str, read: impl Fn(&str) -> Option<String>) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let mut missing: BTreeMap<String, u32> = expected().into_iter().map(|r| (r, 0)).collect();
+    for cells in rows(text) {
+        let row = cells[0];
+        match missing.get_mut(row) {
+            Some(times) => *times += 1,
+            None => wrong.push(format!("{row}: there is no such row")),
+        }
+        let wanted = if row.starts_with('B') { 4 } else { 3 };
+        if cells.len() != wanted || cells.iter().any(|cell| cell.is_empty()) {
+            wrong.push(format!("{row}: {wanted} cells, none empty"));
+        }
+        let tests = cells.last().unwrap_or(&"").split("<br>");
+        for test in tests {
+            let named = test
+                .strip_prefix('`')
+                .and_then(|t| t.strip_suffix('`'))
+                .and_then(|t| t.split_once("::"));
+            match named {
+                None => wrong.push(format!("{row}: {test:?} is not `path::test`")),
+                Some((path, name)) => match read(path) {
+                    None => wrong.push(format!("{row}: there is no {path}")),
+                    Some(source) if !has_test(&source, name) => {
+                        wrong.push(format!("{row}: {path} has no test {name}"));
+                    }
+                    Some(_) => {}
+                },
+            }
+        }
+    }
+    for (row, times) in missing.iter().filter(|(_, times)| **times != 1) {
+        wrong.push(format!("{row} is there {times} times"));
+    }
+    wrong
+}
+
+#[test]
+fn every_row_is_there_and_has_tests_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = fs::read_to_string(root.join("docs/checklist.md")).unwrap();
+    let wrong = faults(&text, |path| fs::read_to_string(root.join(path)).ok());
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn what_is_wrong_with_a_table_is_found() {
+    let source = "/// Proves it.\n#[test]\nfn good() {}\n\nfn helper() {}\n";
+    let read = |path: &str| (path == "a.rs").then(|| source.to_owned());
+    let good: String = expected()
+        .iter()
+        .map(|row| match row.starts_with('B') {
+            true => format!("| {row} | was | is | `a.rs::good` |\n"),
+            false => format!("| {row} | is | `a.rs::good`<br>`a.rs::good` |\n"),
+        })
+        .collect();
+    assert_eq!(faults(&good, read), [""; 0]);
+    let changed = |from: &str, to: &str| {
+        assert!(good.contains(from));
+        faults(&good.replace(from, to), read)
+    };
+    let row = "| S07 | is | `a.rs::good`<br>`a.rs::good` |\n";
+    for (to, fault) in [
+        ("", "S07 is there 0 times"),
+        (&row.repeat(2)[..], "S07 is there 2 times"),
+        ("| S07 | is |  |\n", "S07: 3 cells, none empty"),
+        (
+            "| S07 | is | `a.rs::helper` |\n",
+            "S07: a.rs has no test helper",
+        ),
+        ("| S07 | is | `a.rs::goo` |\n", "S07: a.rs has no test goo"),
+        ("| S07 | is | `b.rs::good` |\n", "S07: there is no b.rs"),
+        ("| S07 | is | good |\n", "S07: \"good\" is not `path::test`"),
+        (
+            &[row, &row.replace("S07", "S99")].concat(),
+            "S99: there is no such row",
+        ),
+    ] {
+        let found = changed(row, to);
+        assert!(found.iter().any(|f| f == fault), "{to:?}: {found:?}");
+    }
+}
