@@ -11,6 +11,7 @@ mod commit;
 mod control;
 mod copyout;
 mod core;
+mod inspect;
 mod invalidate;
 mod merge;
 mod merge_batch;

@@ -1,0 +1,87 @@
+//! Looking into the critical section: status for users, invariants for tests.
+
+use super::api::*;
+use super::core::{Core, StoreState};
+
+impl Core {
+    pub fn status(&self) -> EngineStatus {
+        let snapshots = self
+            .snaps
+            .values()
+            .map(|s| SnapshotStatus {
+                snapshot: s.shared.id,
+                state: match self.merge.as_ref().filter(|m| m.snapshot == s.shared.id) {
+                    Some(m) if m.failed.is_some() => SnapshotState::MergeFailed,
+                    Some(m) if m.paused => SnapshotState::MergePaused,
+                    Some(_) => SnapshotState::Merging,
+                    None => match s.state {
+                        StoreState::Valid => SnapshotState::Active,
+                        StoreState::Overflow => SnapshotState::Overflow,
+                        StoreState::Invalidating(_) | StoreState::Invalid => SnapshotState::Invalid,
+                    },
+                },
+                chunk_sectors: s.shared.chunk_size.sectors(),
+                usage: s.metadata.usage(),
+                transient: s.metadata.is_transient(),
+                exceptions: s.metadata.entries().len() as u64,
+            })
+            .collect();
+        let merge = self.merge.as_ref().map(|m| MergeStatus {
+            snapshot: m.snapshot.0,
+            chunks_done: m.chunks_done,
+            chunks_left: self
+                .snaps
+                .get(&m.snapshot)
+                .map_or(0, |s| s.metadata.entries().len() as u64),
+            bytes_copied: m.bytes_copied,
+        });
+        EngineStatus { snapshots, merge }
+    }
+
+    /// Walks the invariants that hold between events.
+    pub fn check(&self) -> Result<(), String> {
+        for (id, snap) in &self.snaps {
+            if !snap.is_usable() {
+                continue;
+            }
+            for (chunk, p) in &snap.pending {
+                if p.published != snap.shared.table.get(*chunk).is_some() {
+                    return Err(format!(
+                        "{id:?}: chunk {chunk} pending, published {}, table disagrees",
+                        p.published
+                    ));
+                }
+                if snap.shared.table.get(*chunk).is_settled() {
+                    return Err(format!("{id:?}: chunk {chunk} is settled and pending"));
+                }
+            }
+            for e in snap.metadata.entries() {
+                if snap.shared.table.get(e.old).cow_chunk() != Some(e.new) {
+                    return Err(format!(
+                        "{id:?}: entry {e:?} is committed and not in the table"
+                    ));
+                }
+            }
+            for q in &snap.queue {
+                if !snap.pending.contains_key(&q.old) {
+                    return Err(format!("{id:?}: chunk {} queued and not pending", q.old));
+                }
+            }
+        }
+        let idle =
+            self.requests.is_empty() && self.merge.as_ref().is_none_or(|m| m.batch.is_none());
+        if idle && self.ops.is_empty() && self.work.is_empty() {
+            if !self.jobs.is_empty() || !self.pieces.is_empty() || self.copy_bytes != 0 {
+                return Err(format!(
+                    "idle with {} copy jobs, {} bytes",
+                    self.jobs.len(),
+                    self.copy_bytes
+                ));
+            }
+            if !self.copy_waiters.is_empty() {
+                return Err("idle with waiters for copy room".into());
+            }
+        }
+        Ok(())
+    }
+}
