@@ -25,11 +25,13 @@ fn two_snapshots_stay_exact_while_a_third_is_merged_and_all_are_in_use() {
     let mut writer = bench.boot("writer", &[bench.view("origin")]);
     let mut reader = bench.boot("reader", &[bench.view("s1"), bench.view("s2")]);
     writer.run(WRECK);
+    let wrecked = writer.sums("/dev/vda").differences(&before);
+    assert_eq!(wrecked, (64..256).collect::<Vec<_>>(), "the wreck");
     writer.start_hammer("/dev/vda", SEED, 0, 4096);
     writer.hammer_on(300);
     reader.start_hammer("/dev/vdb", SEED, 4096, 2048);
 
-    daemon.run(&["merge", "s3", "--rate", "4M"]);
+    daemon.run(&["merge", "s3", "--rate", "1M"]);
     reader.sums("/dev/vda").assert_same(
         &before,
         "snapshot s1 during the merge of s3 with the first origin",
@@ -43,11 +45,9 @@ fn two_snapshots_stay_exact_while_a_third_is_merged_and_all_are_in_use() {
     daemon.run(&["merge", "--rate", "0"]);
     daemon.wait_merged();
 
-    let on_origin = writer.stop_hammer();
-    assert!(
-        on_origin.reverted > 0,
-        "no block of the origin went back to s3"
-    );
+    // A fast guest has written all of its blocks again since the handover; what was
+    // wrecked before it is what shows that the origin went back to s3.
+    writer.stop_hammer();
     let on_s2 = reader.stop_hammer();
     assert_eq!(on_s2.reverted, 0, "the guest on s2 lost writes");
     reader.sums("/dev/vda").assert_same(
@@ -64,6 +64,17 @@ fn two_snapshots_stay_exact_while_a_third_is_merged_and_all_are_in_use() {
         "{changed:?}"
     );
     let seen = writer.sums("/dev/vda");
+    let still_wrecked: Vec<usize> = seen
+        .differences(&before)
+        .into_iter()
+        .filter(|block| wrecked.contains(block))
+        .collect();
+    println!(
+        "wrecked blocks of 256 KiB that did not come back: {} of {}",
+        still_wrecked.len(),
+        wrecked.len()
+    );
+    assert!(still_wrecked.is_empty(), "not in s3: {still_wrecked:?}");
     for guest in [&mut writer, &mut reader] {
         guest.assert_no_io_error();
     }
