@@ -140,17 +140,22 @@ fn what_followed_its_merge_shows_the_snapshots_part_and_later_all() {
     assert_same(&whole(&mut guest), &origin, "all of it");
 }
 
+/// An offline verb on the disk and the snapshot's store.
+fn offline(world: &World, arguments: &[&str]) -> Output {
+    Command::new(assert_cmd::cargo::cargo_bin!("snapback"))
+        .current_dir(world.folder.path())
+        .args(arguments)
+        .args(["--origin", "disk.img", "--cow", "s1.cow"])
+        .output()
+        .unwrap()
+}
+
 #[test]
 fn offline_verbs_know_the_length() {
     let (mut world, before, mut origin) = grown();
     world.terminate();
     let verb = |arguments: &[&str]| {
-        let output = Command::new(assert_cmd::cargo::cargo_bin!("snapback"))
-            .current_dir(world.folder.path())
-            .args(arguments)
-            .args(["--origin", "disk.img", "--cow", "s1.cow"])
-            .output()
-            .unwrap();
+        let output = offline(&world, arguments);
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{arguments:?}: {error}");
         String::from_utf8(output.stdout).unwrap()
@@ -166,6 +171,25 @@ fn offline_verbs_know_the_length() {
     verb(&["merge"]);
     origin[..before.len()].copy_from_slice(&before);
     assert_same(&world.origin(), &origin, "the offline merge");
+}
+
+#[test]
+fn a_disk_that_lost_a_part_of_its_snapshot_is_exported_by_nobody() {
+    let (mut world, before, _) = grown();
+    world.terminate();
+    let disk = fs::OpenOptions::new()
+        .write(true)
+        .open(world.path("disk.img"))
+        .unwrap();
+    disk.set_len(before.len() as u64 - 512).unwrap();
+    for verb in [&["export", "s1.img"][..], &["diff"], &["merge"]] {
+        let output = offline(&world, verb);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{verb:?}");
+        let length = format!("{} bytes long", before.len());
+        assert!(error.contains(&length), "{verb:?}: {error}");
+    }
+    assert!(!world.path("s1.img").exists());
 }
 
 #[test]
