@@ -44,6 +44,8 @@ struct StoreFrame {
     id: SnapshotId,
     /// Index into the images.
     image: usize,
+    /// Entries in an area.
+    area: usize,
     must_be_valid: bool,
     given_up: bool,
     /// `None`: its view is not to be judged.
@@ -87,6 +89,7 @@ impl Frame {
             stores.push(StoreFrame {
                 id: *id,
                 image: devices.len(),
+                area: recorded.area,
                 must_be_valid: state.is_some_and(|s| s != SnapshotState::Invalid),
                 given_up: sim.given_up.contains(id),
                 allowed: content.map(|c: &Content| c.after(end)),
@@ -111,7 +114,7 @@ impl Frame {
         let mut merged = false;
         for store in &self.stores {
             let fail = |e: String| Err(format!("{:?}: {e}", store.id));
-            match decode(&images[store.image], self.origin.len()) {
+            match decode(&images[store.image], self.origin.len(), store.area) {
                 Err(e) => return fail(e),
                 Ok(Decoded::Invalid) if store.must_be_valid => {
                     return fail("invalid without a reason".into());

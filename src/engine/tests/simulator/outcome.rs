@@ -178,6 +178,7 @@ impl Sim {
                 let recorded = Recorded {
                     device,
                     kind: store.kind,
+                    area: store.area,
                     defer: store.defer,
                     valid: true,
                 };
