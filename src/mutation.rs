@@ -66,6 +66,14 @@ pub(crate) enum Mutation {
     RepetitionsKept,
     LoadedStoreVolatile,
     JunkKept,
+    NextAreaZeroedLate,
+    GroupCrossesAreas,
+    MetadataChunkGivenOut,
+    TailZeroedBeforeMoves,
+    EarlierAreasNotZeroed,
+    MovedEntryForgotten,
+    FullAreaEndsLog,
+    FlushBesideFailedOne,
 }
 
 #[cfg(not(test))]
@@ -160,5 +168,13 @@ mod chosen {
         Mutation::RepetitionsKept,
         Mutation::LoadedStoreVolatile,
         Mutation::JunkKept,
+        Mutation::NextAreaZeroedLate,
+        Mutation::GroupCrossesAreas,
+        Mutation::MetadataChunkGivenOut,
+        Mutation::TailZeroedBeforeMoves,
+        Mutation::EarlierAreasNotZeroed,
+        Mutation::MovedEntryForgotten,
+        Mutation::FullAreaEndsLog,
+        Mutation::FlushBesideFailedOne,
     ];
 }

@@ -183,7 +183,11 @@ impl Metadata {
         }
         let start = self.entries.len();
         let area_len = self.layout.area_len();
-        let taken = entries.len().min(area_len - start % area_len);
+        let taken = if mutation::is(Mutation::GroupCrossesAreas) {
+            entries.len()
+        } else {
+            entries.len().min(area_len - start % area_len)
+        };
         let end = start + taken;
         let log = |slot: usize| match slot.checked_sub(start) {
             None => self.entries.get(slot).copied(),
@@ -315,7 +319,9 @@ impl Metadata {
         for &(slot, entry) in moved {
             if let Some(place) = self.entries.get_mut(slot) {
                 *place = entry;
-                self.note_slot(entry.new, slot);
+                if !mutation::is(Mutation::MovedEntryForgotten) {
+                    self.note_slot(entry.new, slot);
+                }
             }
         }
     }
@@ -344,7 +350,8 @@ impl Metadata {
 
     fn raise_next_free(&mut self, given_out: u64) {
         let next = given_out.saturating_add(1);
-        self.next_free = if self.unit.is_some() {
+        let skips = self.unit.is_some() && !mutation::is(Mutation::MetadataChunkGivenOut);
+        self.next_free = if skips {
             self.layout.data_chunk_from(next)
         } else {
             next

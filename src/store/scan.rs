@@ -8,6 +8,7 @@ use super::entry::Entry;
 use super::layout::{ENTRY_BYTES, Layout};
 use super::load::LoadParams;
 use crate::io::OwnedBuffer;
+use crate::mutation::{self, Mutation};
 
 /// Gets each entry with its slot.
 pub(super) type Sink<'a> = dyn FnMut(usize, Entry) -> Result<(), StoreError> + 'a;
@@ -41,6 +42,9 @@ pub(super) fn read_log(
             });
         }
         scan.read_area(disk, layout, chunk)?;
+        if mutation::is(Mutation::FullAreaEndsLog) {
+            break;
+        }
         area += 1;
     }
     Ok(scan.end.and_then(|end| end.junk))

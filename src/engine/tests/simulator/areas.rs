@@ -133,6 +133,24 @@ fn hole(n: u64) -> Case {
         .write(0, 0..1)
 }
 
+/// As [`hole`], and only guests' writes drive the merge: they find what has moved.
+fn hole_paused(n: u64) -> Case {
+    let origin = 2 * n + 2;
+    Case::new("a paused merge from the middle of the log", origin)
+        .store(Store::new(1, "P", 1, 60).filled(2 * n as usize + 1))
+        .batch(512)
+        .handover(1, Wait, false)
+        .then(Action::Pause)
+        .write(0, origin - 1..origin)
+        .rest()
+        .write(0, 1..3)
+        .rest()
+        .write(0, n..n + 2)
+        .flush(0)
+        .rest()
+        .then(Action::Resume)
+}
+
 /// As [`hole`]; what it leaves is settled and goes on, again and again.
 fn hole_interrupted(n: u64) -> Case {
     let origin = 2 * n + 2;
@@ -203,6 +221,7 @@ pub fn of(size: usize) -> Vec<Case> {
         merge(n, Redirect),
         merge_of_areas(n),
         hole(n),
+        hole_paused(n),
         hole_interrupted(n),
         merge_fills_another(n),
         reopened(n),

@@ -318,6 +318,59 @@ fn synced_at_the_end() -> Case {
         .then(Action::Sync)
 }
 
+/// Found by the sweep: of two flushes under way at once the first failed, and the
+/// second was believed though the device had dropped what both covered.
+fn flushes_at_once() -> Case {
+    Case::new("flushes at once", 4)
+        .store(Store::new(1, "P", 1, 60))
+        .write(1, 0..2)
+        .write(0, 2..3)
+        .rest()
+        .write(1, 0..2)
+        .write(0, 0..1)
+        .rest()
+        .flush(0)
+        .flush(1)
+        .flush(0)
+        .write(0, 3..4)
+        .flush(1)
+        .rest()
+        .write(0, 0..1)
+}
+
+fn flushes_at_once_in_a_merge() -> Case {
+    Case::new("flushes at once in a merge", 4)
+        .store(Store::new(1, "P", 1, 60))
+        .write(0, 0..4)
+        .rest()
+        .batch(512)
+        .handover(1, Redirect, false)
+        .write(0, 0..2)
+        .flush(0)
+        .flush(0)
+        .write(0, 2..4)
+        .flush(0)
+        .flush(0)
+}
+
+/// Found: the flush of a snapshot's store failed while a handover waited for it, and
+/// the merge view's next flush was believed.
+fn flush_at_a_handover() -> Case {
+    Case::new("a flush at a handover", 4)
+        .store(Store::new(1, "P", 1, 60))
+        .write(1, 0..2)
+        .rest()
+        .write(1, 0..2)
+        .rest()
+        .flush(1)
+        .handover(1, Redirect, true)
+        .then(Action::Pause)
+        .rest()
+        .flush(0)
+        .rest()
+        .write(0, 3..4)
+}
+
 /// Those that write little enough to be worth walking with short areas as well.
 pub fn small() -> Vec<Case> {
     vec![
@@ -339,6 +392,9 @@ pub fn small() -> Vec<Case> {
         synced(),
         paused(),
         synced_at_the_end(),
+        flushes_at_once(),
+        flushes_at_once_in_a_merge(),
+        flush_at_a_handover(),
     ]
 }
 

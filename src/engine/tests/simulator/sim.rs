@@ -284,6 +284,9 @@ impl Sim {
             self.note_log();
             self.collect()?;
             self.check()?;
+        } else if !self.under_way.is_empty() {
+            // Not even a paused merge holds a request up.
+            return Err(format!("requests that never end: {:?}", self.under_way));
         }
         Ok(moved)
     }
