@@ -358,17 +358,17 @@ fn flushes_at_once_in_a_merge() -> Case {
 fn flush_at_a_handover() -> Case {
     Case::new("a flush at a handover", 4)
         .store(Store::new(1, "P", 1, 60))
-        .write(1, 0..2)
+        .write(1, 0..4)
         .rest()
-        .write(1, 0..2)
+        .write(1, 0..4)
         .rest()
+        .batch(512)
         .flush(1)
         .handover(1, Redirect, true)
         .then(Action::Pause)
-        .rest()
         .flush(0)
         .rest()
-        .write(0, 3..4)
+        .write(0, 0..1)
 }
 
 /// Those that write little enough to be worth walking with short areas as well.
