@@ -30,6 +30,17 @@ pub struct Counts {
     pub cut: usize,
 }
 
+impl std::fmt::Display for Counts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} images judged, {} of them in the middle of the merge, {} with s3 invalid; \
+             at most {} sectors in doubt at once; {} sectors of s2 decided by the cut",
+            self.images, self.merging, self.invalid, self.doubt, self.cut
+        )
+    }
+}
+
 /// What the volume is at some instant.
 struct Volume<'a> {
     plan: &'a Plan,

@@ -83,9 +83,9 @@ pub enum Loss {
     /// One write, wholly or in part.
     OneLost,
     OneKept,
-    /// Each device keeps all or nothing; the origin keeps all.
+    /// All of the stores' devices, nothing of the origin.
     AllButOrigin,
-    /// And the other way round.
+    /// The other way round.
     Origin,
 }
 

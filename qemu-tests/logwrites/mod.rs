@@ -94,7 +94,7 @@ fn check(bench: &Bench, recording: &Recording) {
     );
     let counts = right.unwrap_or_else(|e| panic!("seed {seed}: {e}"));
     println!(
-        "seed {seed}: {counts:?}; {} loads, {} checked and exported, {} merged to the end: {:.1?}",
+        "seed {seed}: {counts}; {} stores loaded, {} checked and exported, {} merged to their end: {:.1?}",
         production.loads,
         production.checks,
         production.merges,
