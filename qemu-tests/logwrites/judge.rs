@@ -109,6 +109,10 @@ pub fn judge(
             }
         }
     }
+    // After a clean stop nothing that was acknowledged can be lost.
+    let image = medium.image(Loss::All, &mut random);
+    let judged = volume.judge(&image, &mut counts, production);
+    judged.map_err(|e| format!("after the stop: {e}"))?;
     if !(volume.merged && volume.invalid) {
         return Err("the run ended without a merge or with room in s3".into());
     }

@@ -1,4 +1,22 @@
-//! The daemon on logged block devices in a guest.
+//! The daemon on block devices in a guest, with every write logged; then, at every
+//! flush and every durable write, what a power cut could have left is judged.
+//!
+//! ```text
+//!  pilot    in the guest: the daemon, guests of its views, verbs
+//!    │      origin, s1, s2, s3: linear devices on one dm-log-writes device
+//!    ▼
+//!  record ─► timeline ─► medium ─► judge ─► view: what was promised
+//!            log + trace  images      │ ──► store: a reader of the stores of its own
+//!                                     └───► production: the program's own reading
+//! ```
+//!
+//! What it sees and what it does not is in `docs/crash-model.md`. Other seeds, and a
+//! recording that was kept, are run with
+//!
+//! ```text
+//! SNAPBACK_LOGWRITES_SEEDS=8..40 cargo test --test qemu logwrites -- --nocapture
+//! SNAPBACK_LOGWRITES_AGAIN=target/tmp/logwrites-8 cargo test --test qemu logwrites
+//! ```
 
 mod judge;
 mod medium;
@@ -86,7 +104,7 @@ fn check(bench: &Bench, recording: &Recording) {
     let start = Instant::now();
     let mut production = Production::new(bench, Some([SAMPLE, SAMPLE_MERGING]));
     let right = judge::judge(
-        &recording,
+        recording,
         &timeline,
         &contents,
         Wrong::Nothing,

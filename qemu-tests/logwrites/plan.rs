@@ -65,7 +65,7 @@ impl Plan {
             // Eight seeds have all combinations of these, two have each value.
             policy: ["wait", "redirect"][seed as usize % 2],
             engine: ["io_uring", "threads"][(seed / 4 + seed) as usize % 2],
-            follow: (seed / 2 + seed) % 2 == 0,
+            follow: (seed / 2 + seed).is_multiple_of(2),
             stores,
         }
     }

@@ -128,7 +128,7 @@ impl<'a> Production<'a> {
         };
         let kind = usize::from(merge);
         self.seen[kind] += 1;
-        if self.seen[kind] % every[kind] != 0 {
+        if !self.seen[kind].is_multiple_of(every[kind]) {
             return Ok(());
         }
         let store = copies.store;

@@ -4,6 +4,7 @@
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use super::plan::{CUT_AT, ORIGIN, ORIGIN_AT, Plan, TRACE_AT};
 use super::{NAME, PILOT, stamps};
@@ -14,6 +15,8 @@ use crate::guest::{Attach, Guest};
 
 /// What a store's device holds before it has a store, behind its first 4096 bytes.
 const NOISE: u8 = 0xee;
+/// The pilot takes ten seconds or so on an idle machine.
+const PATIENCE: Duration = Duration::from_secs(400);
 const TRACE: &str = "/sys/kernel/tracing";
 
 pub struct Recording {
@@ -93,12 +96,15 @@ pub fn record(bench: &Bench, seed: u64) -> Recording {
     }
     let logged = number(&mut guest, "logged");
     start_trace(&mut guest, &logged);
-    let (status, output) = guest.try_run(&format!(
+    let command = format!(
         "cd /tmp && {PILOT}={seed} /bin/pilot --exact {} --nocapture 2>&1",
         super::TEST
-    ));
-    assert_eq!(status, 0, "the pilot:\n{output}");
-    assert!(output.contains("1 passed"), "the pilot:\n{output}");
+    );
+    let (status, output) = guest.run_within(&command, PATIENCE);
+    if status != 0 || !output.contains("1 passed") {
+        let (_, log) = guest.try_run("tail -n 30 /tmp/daemon.log");
+        panic!("the pilot exits {status}:\n{output}\nthe daemon's last lines:\n{log}");
+    }
     guest.run(&format!(
         "echo 0 >{TRACE}/tracing_on; \
          grep entries-in-buffer {TRACE}/trace | grep -q ' \\([0-9]*\\)/\\1 ' && \
