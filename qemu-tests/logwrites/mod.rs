@@ -64,7 +64,7 @@ const SEEDS: Range<u64> = 0..2;
 /// One store of this many becomes files.
 const SAMPLE: usize = 397;
 /// In the middle of the merge.
-const SAMPLE_MERGING: usize = 149;
+const SAMPLE_MERGING: usize = 97;
 
 #[test]
 fn at_every_flush_the_devices_hold_what_each_view_must_show() {
