@@ -27,4 +27,5 @@ mod linux;
 mod logwrites;
 mod lvm;
 mod rollback;
+mod shorter;
 mod snapshots;
