@@ -11,12 +11,14 @@ use crate::control::api::{
     ApiError, ErrorKind, MergeRequest, OriginStatus, RollbackReply, RollbackRequest, RollbackWhen,
     SnapshotSpec, StoreType, VolumeStatus,
 };
+use crate::control::events::EventLog;
 use crate::control::{Client, ClientError};
 
 /// Keeps what was asked and refuses whatever names `refused`.
 #[derive(Default)]
 struct FakeVolume {
     calls: Mutex<Vec<String>>,
+    events: EventLog,
 }
 
 impl FakeVolume {
@@ -83,6 +85,9 @@ impl Volume for FakeVolume {
     }
     fn set_merge_rate(&self, bytes_per_second: u64) -> Result<(), ApiError> {
         self.note(format!("rate {bytes_per_second}"))
+    }
+    fn events(&self) -> &EventLog {
+        &self.events
     }
 }
 

@@ -25,6 +25,8 @@ mod signals;
 mod snapshots;
 pub mod state;
 mod status;
+mod telling;
+mod turns;
 mod views;
 mod volume;
 

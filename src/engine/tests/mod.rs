@@ -13,4 +13,5 @@ mod originals;
 mod scenarios;
 mod shadowing;
 mod simulator;
+mod telling;
 mod world;
