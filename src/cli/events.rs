@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::connect::Control;
 use super::{CliError, Outcome, output};
-use crate::control::{ClientError, narrate};
+use crate::control::{Client, ClientError, narrate};
 
 /// Show what happened to the disk and its snapshots: taken, filling up, invalid, merged, …
 ///
@@ -46,7 +46,7 @@ impl Events {
     pub fn run(self) -> Result<Outcome, CliError> {
         let client = self.control.client()?;
         if !self.follow {
-            for event in client.events(self.since)?.events {
+            for event in client.events(self.since, None)?.events {
                 if !output::line_unless_closed(&self.shown(&event))? {
                     break;
                 }
@@ -54,20 +54,35 @@ impl Events {
             return Ok(Outcome::Done);
         }
         end_with_the_reader();
-        let mut printed = Ok(true);
-        let ended = client.follow_events(self.since, |event| {
-            printed = output::line_unless_closed(&self.shown(&event));
-            matches!(printed, Ok(true))
-        });
-        printed?;
-        match ended {
-            Ok(_) => Ok(Outcome::Done),
-            Err(ClientError::Lost { socket, .. }) => Err(CliError::Failed(format!(
-                "the daemon at {} went away without a word: killed, or it cut this reader off for being too slow; \
-                 its log and `snapback status` say more",
-                socket.display()
-            ))),
-            Err(error) => Err(error.into()),
+        self.follow(&client)
+    }
+
+    fn follow(&self, client: &Client) -> Result<Outcome, CliError> {
+        let mut at = Place {
+            seq: self.since,
+            instance: None,
+        };
+        loop {
+            let before = at.seq;
+            let mut printed = Ok(true);
+            let ended = client.follow_events(before, at.instance.clone().as_deref(), |event| {
+                printed = output::line_unless_closed(&self.shown(&event));
+                at.note(&event);
+                matches!(printed, Ok(true))
+            });
+            printed?;
+            match ended {
+                Ok(_) => return Ok(Outcome::Done),
+                // It cuts off who reads too slowly, and is still there.
+                Err(ClientError::Lost { .. }) if at.seq != before && at.is_served(client) => {}
+                Err(ClientError::Lost { socket, .. }) => {
+                    return Err(CliError::Failed(format!(
+                        "the daemon at {} went away without a word; start it again, it takes up what there is",
+                        socket.display()
+                    )));
+                }
+                Err(error) => return Err(error.into()),
+            }
         }
     }
 
@@ -77,6 +92,29 @@ impl Events {
         } else {
             narrate::line(event)
         }
+    }
+}
+
+/// The last event that was printed.
+#[derive(Debug)]
+struct Place {
+    seq: u64,
+    instance: Option<String>,
+}
+
+impl Place {
+    fn note(&mut self, event: &Value) {
+        if let Some(seq) = event.get("seq").and_then(Value::as_u64) {
+            self.seq = seq;
+        }
+        let instance = event.get("instance").and_then(Value::as_str);
+        self.instance = instance.map(str::to_owned);
+    }
+
+    /// The daemon that told it still answers.
+    fn is_served(&self, client: &Client) -> bool {
+        let page = client.events(self.seq, self.instance.as_deref());
+        page.is_ok_and(|page| Some(page.instance) == self.instance)
     }
 }
 

@@ -146,11 +146,15 @@ impl Client {
         .map(drop)
     }
 
-    /// The events after number `since`, as far as they are kept; all of them if
-    /// the number is not one of this daemon's. Their fields may be more than
+    /// The events after number `since`, as far as they are kept; all of them if the
+    /// number is none of this daemon's, or `instance` is another one. Their fields may be more than
     /// [`Event`](super::events::Event) has, their kinds, too.
-    pub fn events(&self, since: u64) -> Result<EventPage<Value>, ClientError> {
-        let path = format!("/v1/events?since={since}");
+    pub fn events(
+        &self,
+        since: u64,
+        instance: Option<&str>,
+    ) -> Result<EventPage<Value>, ClientError> {
+        let path = events_path(since, instance);
         self.parse(&self.call(Method::GET, &path, String::new())?)
     }
 
@@ -162,9 +166,10 @@ impl Client {
     pub fn follow_events(
         &self,
         since: u64,
+        instance: Option<&str>,
         mut take: impl FnMut(Value) -> bool,
     ) -> Result<bool, ClientError> {
-        let path = format!("/v1/events?since={since}&follow=true");
+        let path = events_path(since, instance) + "&follow=true";
         self.runtime.block_on(async {
             let answer = self.request(Method::GET, &path, String::new());
             let answer = tokio::time::timeout(ANSWER_TIMEOUT, answer)
@@ -184,7 +189,10 @@ impl Client {
                 if text.len() > ANSWER_MAX {
                     return Err(self.foreign("a line without end"));
                 }
-                let whole = text.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+                let whole = text
+                    .iter()
+                    .rposition(|b| *b == b'\n')
+                    .map_or(0, |at| at + 1);
                 let rest = text.split_off(whole);
                 for line in text.split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
                     if !take(self.parse(line)?) {
@@ -313,6 +321,11 @@ impl Client {
             _ => ClientError::Unreachable { socket, source },
         }
     }
+}
+
+fn events_path(since: u64, instance: Option<&str>) -> String {
+    let instance = instance.map(|i| format!("&instance={i}"));
+    format!("/v1/events?since={since}{}", instance.unwrap_or_default())
 }
 
 /// What a connection met with; a request that it took along has it as its source.

@@ -37,9 +37,14 @@ pub enum InvalidCause {
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Happening {
     /// The first event of every daemon.
-    Started { version: String },
+    Started {
+        version: String,
+    },
     /// Taken, or taken up when the daemon started.
-    SnapshotAdded { cow: String, at_start: bool },
+    SnapshotAdded {
+        cow: String,
+        at_start: bool,
+    },
     SnapshotRemoved,
     /// Recorded durably: it never comes back.
     SnapshotInvalid {
@@ -51,15 +56,23 @@ pub enum Happening {
     /// Type PO: its own guest's write found no room; reads go on.
     SnapshotOverflow,
     /// `size` of the COW in bytes.
-    SnapshotGrown { size: u64 },
+    SnapshotGrown {
+        size: u64,
+    },
     /// The use of the COW has come to 80 %, or to the next 5 % above that.
-    UsageThreshold { percent: u64 },
+    UsageThreshold {
+        percent: u64,
+    },
     /// Waits for the guest's next reset.
     RollbackPending,
     /// There will be none: `reason` is `removed`, `invalid`, `replaced`, `failed` or `asked`.
-    RollbackCancelled { reason: String },
+    RollbackCancelled {
+        reason: String,
+    },
     /// The guest was reset, and its disk was not rolled back.
-    RollbackFailed { error: String },
+    RollbackFailed {
+        error: String,
+    },
     /// The merge view has replaced the origin view, or does so again when the
     /// daemon started.
     Handover {
@@ -71,18 +84,30 @@ pub enum Happening {
     MergePaused,
     /// It was paused or had failed.
     MergeResumed,
-    MergeFailed { reason: String },
+    MergeFailed {
+        reason: String,
+    },
     /// Everything is in the origin, and the state file says so.
-    MergeDone { chunks: u64 },
+    MergeDone {
+        chunks: u64,
+    },
     /// `socket` is `null` for a descriptor that was handed in.
-    FrontEndConnected { socket: Option<String> },
-    FrontEndLeft { socket: Option<String> },
+    FrontEndConnected {
+        socket: Option<String>,
+    },
+    FrontEndLeft {
+        socket: Option<String>,
+    },
     /// A guest was reset, or a new one begins.
-    GuestReset { socket: Option<String> },
+    GuestReset {
+        socket: Option<String>,
+    },
     /// The last event of a daemon that stops in order.
     Stopping,
     /// Stands for `count` events that are forgotten; its number is that of the last.
-    Lost { count: u64 },
+    Lost {
+        count: u64,
+    },
 }
 
 impl Happening {

@@ -30,20 +30,21 @@ const BATCH: usize = 64;
 pub struct Followers {
     places: Arc<Semaphore>,
     closing: watch::Sender<bool>,
+    patience: Duration,
 }
 
-impl Default for Followers {
-    fn default() -> Self {
+impl Followers {
+    /// `patience` is usually [`STALL_TIMEOUT`].
+    pub fn new(patience: Duration) -> Self {
         Self {
+            patience,
             places: Arc::new(Semaphore::new(
                 usize::try_from(FOLLOWERS_MAX).unwrap_or(usize::MAX),
             )),
             closing: watch::Sender::new(false),
         }
     }
-}
 
-impl Followers {
     /// Begins an answer with the events after number `since`. `None`: there is no
     /// place for another follower.
     pub fn feed(
@@ -60,6 +61,7 @@ impl Followers {
             seen: since,
             lines,
             connection: Arc::clone(connection),
+            patience: self.patience,
             closing: self.closing.subscribe(),
         };
         tokio::spawn(feeder.run());
@@ -144,6 +146,7 @@ struct Feeder {
     seen: u64,
     lines: mpsc::Sender<Bytes>,
     connection: Arc<Connection>,
+    patience: Duration,
     closing: watch::Receiver<bool>,
 }
 
@@ -175,7 +178,7 @@ impl Feeder {
                 text.push_str(&serde_json::to_string(event).unwrap_or_default());
                 text.push('\n');
             }
-            let deadline = Instant::now() + STALL_TIMEOUT;
+            let deadline = Instant::now() + self.patience;
             self.connection.deadline.send_replace(Some(deadline));
             if self.lines.send(Bytes::from(text)).await.is_err() {
                 return;
@@ -183,3 +186,7 @@ impl Feeder {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "follow_tests.rs"]
+mod tests;

@@ -6,18 +6,19 @@ use super::events::{Event, Happening, InvalidCause};
 use super::render::printable;
 use crate::size;
 
-/// `TIME  SNAPSHOT: what happened`. Of a kind that is not known here, its name
+/// `NUMBER  TIME  SNAPSHOT: what happened`. Of a kind that is not known here, its name
 /// and its fields as they came.
 pub fn line(event: &Value) -> String {
     let text = |name: &str| event.get(name).and_then(Value::as_str);
+    let number = event.get("seq").and_then(Value::as_u64).unwrap_or(0);
     let time = printable(text("time").unwrap_or("-"));
     let what = match serde_json::from_value::<Event>(event.clone()) {
         Ok(known) => happening(&known.what),
         Err(_) => unknown(event),
     };
     match text("snapshot") {
-        Some(name) => format!("{time}  {}: {what}", printable(name)),
-        None => format!("{time}  {what}"),
+        Some(name) => format!("{number:>4}  {time}  {}: {what}", printable(name)),
+        None => format!("{number:>4}  {time}  {what}"),
     }
 }
 
@@ -111,23 +112,27 @@ mod tests {
             (
                 Some("a"),
                 json!({"kind": "usage-threshold", "percent": 85}),
-                "T  a: 85 % of the COW is used",
+                "   1  T  a: 85 % of the COW is used",
             ),
             (
                 Some("a"),
                 json!({"kind": "snapshot-invalid", "reason": "io", "error": "No space"}),
-                "T  a: snapshot invalid for good: its COW failed (No space); the origin is not affected",
+                "   1  T  a: snapshot invalid for good: its COW failed (No space); the origin is not affected",
             ),
-            (None, json!({"kind": "stopping"}), "T  the daemon stops"),
+            (
+                None,
+                json!({"kind": "stopping"}),
+                "   1  T  the daemon stops",
+            ),
             (
                 None,
                 json!({"kind": "front-end-left", "socket": null}),
-                "T  front end left at the given descriptor",
+                "   1  T  front end left at the given descriptor",
             ),
             (
                 None,
                 json!({"kind": "lost", "count": 3}),
-                "T  3 events lost: they are not kept any more",
+                "   1  T  3 events lost: they are not kept any more",
             ),
         ] {
             assert_eq!(told(snapshot, rest), expected);
@@ -138,9 +143,9 @@ mod tests {
     fn a_kind_of_a_later_version_is_shown_as_it_came() {
         let rest = json!({"kind": "disk-resized", "sectors": 8, "why": "x\ny"});
         let shown = told(Some("a"), rest);
-        assert_eq!(shown, r#"T  a: disk-resized sectors=8 why="x\ny""#);
+        assert_eq!(shown, r#"   1  T  a: disk-resized sectors=8 why="x\ny""#);
         // And so is what is no event at all.
-        assert_eq!(line(&json!([1])), "-  ?");
+        assert_eq!(line(&json!([1])), "   0  -  ?");
     }
 
     #[test]

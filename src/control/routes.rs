@@ -335,7 +335,12 @@ fn into_http(result: Result<Reply, Refusal>) -> Response<Answer> {
         Ok(Reply::Nothing) => (204, None, None, Either::Left(String::new())),
         Err(refusal) => {
             let text = json(&refusal.error).unwrap_or_default();
-            (refusal.status, Some(JSON), refusal.allow, Either::Left(text))
+            (
+                refusal.status,
+                Some(JSON),
+                refusal.allow,
+                Either::Left(text),
+            )
         }
     };
     let mut response = Response::new(body);

@@ -21,7 +21,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, oneshot};
 
 use super::api::Volume;
-use super::follow::{Connection, Followers};
+use super::follow::{Connection, Followers, STALL_TIMEOUT};
 use super::routes;
 use super::socket::{BoundSocket, SocketError};
 
@@ -58,6 +58,15 @@ impl ControlServer {
     /// # Errors
     /// What the system refused.
     pub fn start_on(socket: BoundSocket, volume: Arc<dyn Volume>) -> Result<Self, SocketError> {
+        Self::start_with(socket, volume, STALL_TIMEOUT)
+    }
+
+    /// Cuts followers of events off that leave them unread for `followers_patience`.
+    pub(super) fn start_with(
+        socket: BoundSocket,
+        volume: Arc<dyn Volume>,
+        followers_patience: Duration,
+    ) -> Result<Self, SocketError> {
         let path = socket.path().to_owned();
         let failed = |step| {
             let path = path.clone();
@@ -69,9 +78,10 @@ impl ControlServer {
             .build()
             .map_err(failed("start the control thread's runtime"))?;
         let (stop, stopped) = oneshot::channel();
+        let followers = Followers::new(followers_patience);
         let thread = std::thread::Builder::new()
             .name("control".to_owned())
-            .spawn(move || runtime.block_on(run(listener, volume, stopped)))
+            .spawn(move || runtime.block_on(run(listener, volume, stopped, followers)))
             .map_err(failed("start the control thread"))?;
         Ok(Self {
             socket: Some(socket),
@@ -107,12 +117,12 @@ async fn run(
     listener: std::os::unix::net::UnixListener,
     volume: Arc<dyn Volume>,
     stopped: oneshot::Receiver<()>,
+    followers: Followers,
 ) {
     let listener = match UnixListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "cannot watch the control socket"),
     };
-    let followers = Followers::default();
     tokio::select! {
         _ = stopped => {}
         () = accept(&listener, &volume, &followers) => {}
@@ -163,4 +173,4 @@ async fn serve(stream: UnixStream, volume: Arc<dyn Volume>, followers: Followers
 
 #[cfg(test)]
 #[path = "server_tests.rs"]
-mod tests;
+pub(super) mod tests;
