@@ -216,6 +216,82 @@ fn a_rollback_is_heard_of_from_the_handover_to_the_end_of_its_merge() {
 }
 
 #[test]
+fn a_merge_that_fails_and_goes_on_is_told_in_the_order_in_which_it_did() {
+    let mut world = World::new();
+    world.start(&["--socket-path", "a.sock"]);
+    let client = world.client();
+    client.add_snapshot(&world.snapshot("s")).unwrap();
+    let mut guest = Guest::connect(&world.path("a.sock"));
+    wreck(&mut guest, 1);
+    let events = Events::follow(&world);
+    events.expect("", "started");
+    events.expect("s", "snapshot-added");
+    let request = MergeRequest {
+        snapshot: "s".into(),
+        follow: false,
+        rate: Some(4096),
+    };
+    client.merge(&request).unwrap();
+    events.expect("s", "handover");
+    client.pause_merge().unwrap();
+    events.expect("s", "merge-paused");
+    // Header and area stay, the data is gone.
+    let cow = fs::OpenOptions::new().write(true).open(world.path("s.cow"));
+    cow.unwrap().set_len(8192).unwrap();
+    client.set_merge_rate(0).unwrap();
+    client.resume_merge().unwrap();
+    let mut first = events.next();
+    if first["kind"] == "merge-failed" {
+        first = events.next(); // a batch was under way
+    }
+    assert_eq!(first["kind"], "merge-resumed");
+    for _ in 0..5 {
+        events.expect("s", "merge-failed");
+        let merge = client.status().unwrap().merge.unwrap();
+        assert!(merge.error.is_some(), "{merge:?}");
+        client.resume_merge().unwrap();
+        events.expect("s", "merge-resumed");
+    }
+    events.expect("s", "merge-failed");
+}
+
+#[test]
+fn a_rollback_that_fails_at_the_reset_is_told_and_stays_pending_until_called_off() {
+    let mut world = World::new();
+    world.start(&["--socket-path", "a.sock"]);
+    let client = world.client();
+    client.add_snapshot(&world.snapshot("s")).unwrap();
+    let request = RollbackRequest {
+        snapshot: "s".into(),
+        when: RollbackWhen::AtReset,
+        keep: Some(world.snapshot("undo")),
+        rate: None,
+    };
+    client.rollback(&request).unwrap();
+    let events = Events::follow(&world);
+    events.expect("", "started");
+    events.expect("s", "snapshot-added");
+    events.expect("s", "rollback-pending");
+    fs::write(world.path("undo.cow"), [1; 1 << 20]).unwrap();
+    assert_eq!(Guest::connect(&world.path("a.sock")).flush(), 0);
+    let failed = events.expect("s", "rollback-failed");
+    assert!(
+        failed["error"].as_str().unwrap().contains("undo"),
+        "{failed}"
+    );
+    assert_eq!(
+        client.status().unwrap().rollback_at_reset.as_deref(),
+        Some("s")
+    );
+    client.remove_snapshot("s").unwrap();
+    assert_eq!(
+        events.expect("s", "rollback-cancelled")["reason"],
+        "removed"
+    );
+    events.expect("s", "snapshot-removed");
+}
+
+#[test]
 fn the_comings_and_goings_of_guests_are_told_with_their_sockets() {
     let mut world = World::new();
     world.start(&["--socket-path", "a.sock"]);
