@@ -283,6 +283,10 @@ fn a_rollback_that_fails_at_the_reset_is_told_and_stays_pending_until_called_off
         client.status().unwrap().rollback_at_reset.as_deref(),
         Some("s")
     );
+    client.cancel_rollback().unwrap();
+    assert_eq!(events.expect("s", "rollback-cancelled")["reason"], "asked");
+    world.rollback("s", RollbackWhen::AtReset);
+    events.expect("s", "rollback-pending");
     client.remove_snapshot("s").unwrap();
     assert_eq!(
         events.expect("s", "rollback-cancelled")["reason"],

@@ -12,6 +12,7 @@ mod merging;
 mod originals;
 mod scenarios;
 mod shadowing;
+mod shorter;
 mod simulator;
 mod telling;
 mod world;
