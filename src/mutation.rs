@@ -70,6 +70,14 @@ pub(crate) enum Mutation {
     RepetitionsKept,
     LoadedStoreVolatile,
     JunkKept,
+    NextAreaZeroedLate,
+    GroupCrossesAreas,
+    MetadataChunkGivenOut,
+    TailZeroedBeforeMoves,
+    EarlierAreasNotZeroed,
+    MovedEntryForgotten,
+    FullAreaEndsLog,
+    FlushBesideFailedOne,
 }
 
 #[cfg(not(test))]
@@ -168,5 +176,13 @@ mod chosen {
         Mutation::RepetitionsKept,
         Mutation::LoadedStoreVolatile,
         Mutation::JunkKept,
+        Mutation::NextAreaZeroedLate,
+        Mutation::GroupCrossesAreas,
+        Mutation::MetadataChunkGivenOut,
+        Mutation::TailZeroedBeforeMoves,
+        Mutation::EarlierAreasNotZeroed,
+        Mutation::MovedEntryForgotten,
+        Mutation::FullAreaEndsLog,
+        Mutation::FlushBesideFailedOne,
     ];
 }

@@ -153,7 +153,8 @@ impl Core {
             .collect();
         let plan = snap.metadata.plan_append(&offered);
         let entries: Vec<Entry> = offered.into_iter().take(plan.taken).collect();
-        let step = if plan.zero_next_area.is_some() {
+        let late = mutation::is(Mutation::NextAreaZeroedLate);
+        let step = if plan.zero_next_area.is_some() && !late {
             Step::Zero(0)
         } else {
             Step::Flush
@@ -247,9 +248,17 @@ impl Core {
                 let done = done.saturating_add(ZERO_PIECE).min(len);
                 if done < len {
                     Step::Zero(done)
+                } else if mutation::is(Mutation::NextAreaZeroedLate) {
+                    Step::Write(0)
                 } else {
                     Step::Flush
                 }
+            }
+            Step::Flush
+                if commit.plan.zero_next_area.is_some()
+                    && mutation::is(Mutation::NextAreaZeroedLate) =>
+            {
+                Step::Zero(0)
             }
             Step::Flush => Step::Write(0),
             Step::Write(at) => Step::Write(at + 1),

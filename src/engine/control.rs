@@ -394,11 +394,14 @@ impl Core {
 
     pub fn sync_flush_done(&mut self, snapshot: Option<SnapshotId>, result: Result<(), Errno>) {
         // As for a guest's flush: what is lost now, no later flush brings back.
-        match snapshot {
-            _ if result.is_ok() || mutation::is(Mutation::FailedSyncForgotten) => {}
-            None => self.origin_flush_failed(),
-            Some(id) => self.store_flush_failed(id),
+        if result.is_err() && !mutation::is(Mutation::FailedSyncForgotten) {
+            self.flush_failed(snapshot);
         }
+        // A store that was given up since then promises nothing and fails nothing.
+        let merging = self.merge.as_ref().map(|m| m.snapshot);
+        let counts = snapshot.is_none() || snapshot == merging;
+        let lost = counts && self.is_flush_lost(snapshot);
+        let result = if lost { Err(Errno::EIO) } else { result };
         let Some(syncing) = &mut self.syncing else {
             return;
         };

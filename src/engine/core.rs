@@ -111,7 +111,8 @@ pub(super) enum Op {
     },
     RequestFlush {
         request: RequestId,
-        cow: bool,
+        /// `None`: of the origin.
+        store: Option<SnapshotId>,
     },
     PatchRead {
         request: RequestId,
@@ -314,8 +315,8 @@ impl Core {
                 self.guest_io_done(request, snapshot, fresh, result);
                 snapshot
             }
-            Op::RequestFlush { request, cow } => {
-                self.request_flush_done(request, cow, result);
+            Op::RequestFlush { request, store } => {
+                self.request_flush_done(request, store, result);
                 None
             }
             Op::PatchRead {
@@ -391,15 +392,20 @@ impl Core {
         }
     }
 
-    /// A fast-path flush failed.
-    pub fn flush_failed(&mut self, view: ViewId, cow: bool) {
-        let mode = self.config.mode(view).clone();
-        match &*mode {
-            _ if !cow => self.origin_flush_failed(),
-            ViewMode::Snapshot { snapshot, .. } | ViewMode::Merge { snapshot, .. } => {
-                self.store_flush_failed(snapshot.id)
-            }
-            _ => {}
+    /// A flush of the origin (`None`) or a store failed.
+    pub fn flush_failed(&mut self, store: Option<SnapshotId>) {
+        match store {
+            None => self.origin_flush_failed(),
+            Some(id) => self.store_flush_failed(id),
+        }
+    }
+
+    /// As [`Shared::is_flush_lost`](super::port::Shared::is_flush_lost).
+    pub fn is_flush_lost(&self, store: Option<SnapshotId>) -> bool {
+        let lost = |store: Option<&SharedSnapshot>| self.shared.is_flush_lost(store);
+        match store {
+            None => lost(None),
+            Some(id) => (self.snaps.get(&id)).is_some_and(|snap| lost(Some(&snap.shared))),
         }
     }
 

@@ -5,6 +5,8 @@
 //! → 3 its view's last reads of the origin have ended → 4 origin writes that the
 //! snapshot lacked go on.
 
+use std::sync::atomic::Ordering;
+
 use super::api::*;
 use super::control::Drain;
 use super::core::{Core, Op, StoreState, Waiter, When};
@@ -23,6 +25,7 @@ impl Core {
             return;
         }
         snap.state = StoreState::Invalidating(reason);
+        snap.shared.flush_failed.store(true, Ordering::Release);
         snap.queue.clear();
         snap.goal = None;
         let mut failed = Vec::new();

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::api::*;
 use super::core::Core;
 use super::trace::{COW, OTHER, READ_ORIGIN, Trace, WRITE};
-use super::views::{Config, Extent, ViewMode, is_settled, resolve_read};
+use super::views::{Config, Extent, SharedSnapshot, ViewMode, is_settled, resolve_read};
 use crate::io::{Buffer, DeviceId, Errno, Tag};
 use crate::mutation::{self, Mutation};
 use crate::units::{SECTOR_SHIFT, SECTOR_SIZE};
@@ -25,8 +25,17 @@ pub(super) struct Shared {
     pub config: Mutex<Arc<Config>>,
     /// How many changes wait for requests to end.
     pub drains: AtomicUsize,
-    /// A flush of the origin failed: no later flush is believed.
+    /// A flush of the origin failed: no flush that ends later is believed.
     pub origin_flush_failed: AtomicBool,
+}
+
+impl Shared {
+    /// Whether a flush of the origin (`None`) or a store must not be believed,
+    /// though it may end well: one before it, or beside it, lost data.
+    pub fn is_flush_lost(&self, store: Option<&SharedSnapshot>) -> bool {
+        let failed = store.map_or(&self.origin_flush_failed, |s| &s.flush_failed);
+        failed.load(Ordering::Acquire)
+    }
 }
 
 /// The side of a port that others may touch.
@@ -108,10 +117,13 @@ impl Engine {
 }
 
 /// A fast request under way.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Local {
     remaining: u32,
     failed: bool,
+    flush: bool,
+    /// The store that a flush goes to.
+    store: Option<Arc<SharedSnapshot>>,
 }
 
 /// One thread's access to the engine. Drop it idle: no request under way, no I/O
@@ -176,6 +188,7 @@ impl Port {
             self.mode = config.mode(self.view).clone();
         }
         let first = out.len();
+        let mut store = None;
         let origin = self.engine.shared.origin.device;
         match (&*self.mode, kind) {
             (ViewMode::Gated, _) => return None,
@@ -274,12 +287,7 @@ impl Port {
             }
             (ViewMode::Origin { .. }, RequestKind::Flush) => {
                 self.shared.trace.narrow(slot, OTHER);
-                if self
-                    .engine
-                    .shared
-                    .origin_flush_failed
-                    .load(Ordering::Acquire)
-                {
+                if self.engine.shared.is_flush_lost(None) {
                     return Some(Some(Status::IoError));
                 }
                 out.push(Command::Flush {
@@ -294,39 +302,28 @@ impl Port {
                 if snapshot.defer_commits {
                     return None; // entries first
                 }
+                store = Some(snapshot.clone());
                 out.push(Command::Flush {
                     tag: Tag::from(slot) | COW_FLUSH_TAG,
                     device: snapshot.device,
                 });
             }
             (ViewMode::Merge { snapshot, .. }, RequestKind::Flush) => {
-                if self
-                    .engine
-                    .shared
-                    .origin_flush_failed
-                    .load(Ordering::Acquire)
-                    || snapshot.flush_failed.load(Ordering::Acquire)
-                {
+                let shared = &self.engine.shared;
+                if shared.is_flush_lost(None) || shared.is_flush_lost(Some(snapshot)) {
                     return Some(Some(Status::IoError));
                 }
+                store = Some(snapshot.clone());
                 out.push(Command::Flush {
                     tag: Tag::from(slot),
                     device: origin,
                 });
-                if mutation::is(Mutation::FlushForgetsStore) {
-                    self.shared.ios.fetch_add(1, Ordering::Relaxed);
-                    if let Some(local) = self.local.get_mut(usize::from(slot)) {
-                        *local = Local {
-                            remaining: 1,
-                            failed: false,
-                        };
-                    }
-                    return Some(None);
+                if !mutation::is(Mutation::FlushForgetsStore) {
+                    out.push(Command::Flush {
+                        tag: Tag::from(slot) | COW_FLUSH_TAG,
+                        device: snapshot.device,
+                    });
                 }
-                out.push(Command::Flush {
-                    tag: Tag::from(slot) | COW_FLUSH_TAG,
-                    device: snapshot.device,
-                });
             }
         }
         let count = out.len() - first;
@@ -335,6 +332,8 @@ impl Port {
             *local = Local {
                 remaining: u32::try_from(count).unwrap_or(u32::MAX),
                 failed: false,
+                flush: kind == RequestKind::Flush,
+                store,
             };
         }
         Some(None)
@@ -371,18 +370,11 @@ impl Port {
         let Ok(slot) = Slot::try_from(tag & !COW_FLUSH_TAG) else {
             return;
         };
-        if result.is_err() {
-            let flush = self.shared.trace.any_at(slot, OTHER);
-            if flush {
-                let cow = tag & COW_FLUSH_TAG != 0;
-                let view = self.view;
-                self.enter(out, |core, _| core.flush_failed(view, cow));
-            }
-        }
+        let failed = self.has_failed(tag, slot, result, out);
         let Some(local) = self.local.get_mut(usize::from(slot)) else {
             return;
         };
-        local.failed |= result.is_err() && !mutation::is(Mutation::FailedIoReportedOk);
+        local.failed |= failed && !mutation::is(Mutation::FailedIoReportedOk);
         local.remaining = local.remaining.saturating_sub(1);
         if local.remaining == 0 {
             let status = if local.failed {
@@ -393,6 +385,30 @@ impl Port {
             self.end_registration(slot, out);
             self.complete(slot, status, out);
         }
+    }
+
+    /// Whether an I/O of a fast request failed. Of a flush all learn that it did,
+    /// also those that are under way: they cover what it lost.
+    fn has_failed(
+        &mut self,
+        tag: Tag,
+        slot: Slot,
+        result: Result<(), Errno>,
+        out: &mut Vec<Command>,
+    ) -> bool {
+        let failed = result.is_err();
+        let Some(local) = self.local.get(usize::from(slot)).filter(|l| l.flush) else {
+            return failed;
+        };
+        let store = local.store.clone().filter(|_| tag & COW_FLUSH_TAG != 0);
+        if failed {
+            self.enter(out, |core, _| {
+                core.flush_failed(store.as_ref().map(|s| s.id))
+            });
+        }
+        failed
+            || self.engine.shared.is_flush_lost(store.as_deref())
+                && !mutation::is(Mutation::FlushBesideFailedOne)
     }
 
     /// Ends a registration; whoever drains is told.

@@ -296,53 +296,57 @@ impl Core {
                     self.work.push_back(Work::Commit(sid));
                     return;
                 }
-                self.request_flush(id, device, true);
+                self.request_flush(id, device, Some(sid));
             }
             ViewMode::Merge { snapshot, .. } => {
-                let device = snapshot.device;
-                if snapshot
-                    .flush_failed
-                    .load(std::sync::atomic::Ordering::Acquire)
-                {
+                let (sid, device) = (snapshot.id, snapshot.device);
+                if self.is_flush_lost(Some(sid)) {
                     return self.fail(id);
                 }
-                self.request_flush(id, origin, false);
-                self.request_flush(id, device, true);
+                self.request_flush(id, origin, None);
+                self.request_flush(id, device, Some(sid));
             }
-            _ => self.request_flush(id, origin, false),
+            _ => self.request_flush(id, origin, None),
         }
     }
 
-    fn request_flush(&mut self, id: RequestId, device: crate::io::DeviceId, cow: bool) {
-        self.register(id, if cow { OTHER | COW } else { OTHER });
+    fn request_flush(
+        &mut self,
+        id: RequestId,
+        device: crate::io::DeviceId,
+        store: Option<SnapshotId>,
+    ) {
+        self.register(id, if store.is_some() { OTHER | COW } else { OTHER });
+        let lost = store.is_none() && self.is_flush_lost(None);
         let Some(request) = self.requests.get_mut(id) else {
             return;
         };
         request.stage = Stage::Issued;
         request.waits += 1;
-        if !cow
-            && self
-                .shared
-                .origin_flush_failed
-                .load(std::sync::atomic::Ordering::Acquire)
-        {
+        if lost {
             request.failed = true;
             return self.wake(Waiter::Request(id));
         }
         let port = request.port;
-        let tag = self.tag(Op::RequestFlush { request: id, cow });
+        let tag = self.tag(Op::RequestFlush { request: id, store });
         self.emit(port, Command::Flush { tag, device });
     }
 
-    pub fn request_flush_done(&mut self, id: RequestId, cow: bool, result: Result<(), Errno>) {
+    pub fn request_flush_done(
+        &mut self,
+        id: RequestId,
+        store: Option<SnapshotId>,
+        result: Result<(), Errno>,
+    ) {
+        if result.is_err() {
+            self.flush_failed(store);
+        }
+        // One that failed beside it lost what this one covers, too.
+        let lost = self.is_flush_lost(store) && !mutation::is(Mutation::FlushBesideFailedOne);
         let Some(request) = self.requests.get_mut(id) else {
             return;
         };
-        if result.is_err() {
-            request.failed = true;
-            let view = request.view;
-            self.flush_failed(view, cow);
-        }
+        request.failed |= result.is_err() || lost;
         self.wake(Waiter::Request(id));
     }
 }

@@ -67,13 +67,6 @@ impl Trace {
         }
     }
 
-    /// Whether `slot` touches any of `mask`.
-    pub fn any_at(&self, slot: Slot, mask: u64) -> bool {
-        self.slots
-            .get(usize::from(slot))
-            .is_some_and(|r| r.touches.load(Ordering::Relaxed) & mask != 0)
-    }
-
     /// Whether a registration touches any of `mask` within a range that `hit` picks.
     /// The caller has fenced after its state change.
     pub fn any(&self, mask: u64, hit: impl Fn(u64, u64) -> bool) -> bool {

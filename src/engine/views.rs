@@ -23,7 +23,8 @@ pub(super) struct SharedSnapshot {
     pub table: ExceptionTable,
     /// Acknowledged writes may have entries that are not durable yet.
     pub defer_commits: bool,
-    /// A flush of a merging store failed: no later flush of it is believed.
+    /// A flush of a merging store failed, or the store was given up: no flush of it
+    /// is believed any more, nor one that was under way.
     pub flush_failed: AtomicBool,
 }
 

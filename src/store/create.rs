@@ -32,6 +32,18 @@ pub fn create(
     cow_sectors: u64,
     unit: usize,
 ) -> Result<Metadata, StoreError> {
+    create_as(disk, device, Layout::new(chunk_size), cow_sectors, unit)
+}
+
+/// As [`create`], with areas where `layout` says.
+pub(crate) fn create_as(
+    disk: &mut dyn Disk,
+    device: DeviceId,
+    layout: Layout,
+    cow_sectors: u64,
+    unit: usize,
+) -> Result<Metadata, StoreError> {
+    let chunk_size = layout.chunk_size;
     check_chunk_size(chunk_size, unit as u64)?;
     let needs = CHUNKS_MIN * chunk_size.sectors();
     if cow_sectors < needs {
@@ -54,5 +66,5 @@ pub fn create(
     disk.write_zeroes(unit_bytes, 2 * chunk_size.bytes() - unit_bytes)?; // 2
     disk.flush()?; // 3
     disk.write_durable(0, &header)?; // 4
-    Ok(Metadata::fresh(Layout::new(chunk_size), cow_sectors, unit))
+    Ok(Metadata::fresh(layout, cow_sectors, unit))
 }

@@ -1,5 +1,7 @@
 //! One entry of the log, and a unit of an area in bytes.
 
+use std::ops::Range;
+
 use super::layout::ENTRY_BYTES;
 
 /// One exception: origin chunk `old` is kept in COW chunk `new`.
@@ -28,13 +30,14 @@ impl Entry {
     }
 }
 
-/// The `bytes` bytes of an area from slot `first` on, as `log` says; what `log`
-/// does not know is zero.
-pub fn encode(first: usize, bytes: usize, log: impl Fn(usize) -> Option<Entry>) -> Vec<u8> {
+/// A unit of `bytes` bytes with `slots`, as `log` says; what `log` does not know
+/// is zero.
+pub fn encode(slots: Range<usize>, bytes: usize, log: impl Fn(usize) -> Option<Entry>) -> Vec<u8> {
     let mut data = Vec::with_capacity(bytes);
-    for slot in first..first.saturating_add(bytes / ENTRY_BYTES) {
+    for slot in slots {
         data.extend_from_slice(&log(slot).map_or([0; ENTRY_BYTES], Entry::to_bytes));
     }
+    data.resize(bytes, 0);
     data
 }
 

@@ -4,6 +4,8 @@
 //! is the number of entries in an area; the `e` chunks after it hold data.
 //! Results saturate: a chunk number that overflows is larger than any device.
 
+use std::ops::Range;
+
 use crate::units::ChunkSize;
 
 /// Bytes of one entry: old chunk and new chunk, little-endian `u64` each.
@@ -16,20 +18,52 @@ pub const FIRST_DATA_CHUNK: u64 = 2;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
     pub chunk_size: ChunkSize,
+    /// Entries in an area, if a test wants fewer than fit: the rest of the
+    /// metadata chunk is unused then, and zero. No store in the world has such
+    /// areas, so nothing but a test can ask for them.
+    #[cfg(test)]
+    short_area: Option<usize>,
 }
 
 impl Layout {
     pub const fn new(chunk_size: ChunkSize) -> Self {
-        Self { chunk_size }
+        Self {
+            chunk_size,
+            #[cfg(test)]
+            short_area: None,
+        }
+    }
+
+    /// Areas that end after `entries` entries, at least 1: borders between areas
+    /// where a test can reach them.
+    #[cfg(test)]
+    pub fn with_short_areas(chunk_size: ChunkSize, entries: usize) -> Self {
+        let whole = Self::new(chunk_size);
+        assert!(
+            (1..=whole.area_len()).contains(&entries),
+            "areas of {entries} entries"
+        );
+        Self {
+            short_area: Some(entries),
+            ..whole
+        }
     }
 
     /// Entries in one metadata area: 32 for each sector of the chunk, so 32 ..= 2^26.
     pub const fn exceptions_per_area(self) -> u64 {
+        #[cfg(test)]
+        if let Some(entries) = self.short_area {
+            return entries as u64;
+        }
         self.chunk_size.bytes() / ENTRY_BYTES as u64
     }
 
     /// [`Self::exceptions_per_area`] as an index.
     pub const fn area_len(self) -> usize {
+        #[cfg(test)]
+        if let Some(entries) = self.short_area {
+            return entries;
+        }
         ENTRIES_PER_SECTOR << self.chunk_size.shift()
     }
 
@@ -79,6 +113,24 @@ impl Layout {
         let in_area = (slot % self.area_len()) * ENTRY_BYTES;
         self.chunk_offset(self.area_chunk(self.area_of(slot)))
             .saturating_add(in_area as u64)
+    }
+
+    /// The units of `unit_len` entries that an area's entries take up.
+    const fn units_per_area(self, unit_len: usize) -> usize {
+        self.area_len().div_ceil(unit_len)
+    }
+
+    /// The number of the unit that holds log slot `slot`, counted over all areas.
+    pub const fn unit_of(self, slot: usize, unit_len: usize) -> usize {
+        slot / self.area_len() * self.units_per_area(unit_len) + slot % self.area_len() / unit_len
+    }
+
+    /// The log slots in unit `unit`, counted over all areas.
+    pub fn unit_slots(self, unit: usize, unit_len: usize) -> Range<usize> {
+        let units = self.units_per_area(unit_len);
+        let area_start = unit / units * self.area_len();
+        let first = area_start + unit % units * unit_len;
+        first..(first + unit_len).min(area_start + self.area_len())
     }
 
     /// The slot that the entry for data chunk `chunk` has in a store whose
@@ -180,9 +232,45 @@ mod tests {
     }
 
     #[test]
+    fn units_number_the_slots_area_by_area() {
+        let short = |entries| Layout::with_short_areas(ChunkSize::new(2).unwrap(), entries);
+        for layout in [
+            layout(1),
+            layout(2),
+            layout(8),
+            short(3),
+            short(32),
+            short(33),
+        ] {
+            let mut slots = 0;
+            for unit in 0..40 {
+                let range = layout.unit_slots(unit, 32);
+                assert_eq!(range.start, slots, "unit {unit} follows the one before");
+                assert!(range.clone().all(|slot| layout.unit_of(slot, 32) == unit));
+                assert_eq!(layout.slot_offset(slots) % 512, 0);
+                slots = range.end;
+            }
+        }
+        assert_eq!(short(33).unit_slots(1, 32), 32..33);
+        assert_eq!(layout(1).unit_slots(7, 32), 224..256);
+    }
+
+    #[test]
+    fn short_areas_lie_as_close_as_their_entries() {
+        let layout = Layout::with_short_areas(ChunkSize::new(1).unwrap(), 3);
+        assert_eq!([0, 1, 2].map(|n| layout.area_chunk(n)), [1, 5, 9]);
+        let data: Vec<u64> = (0..10).filter(|&c| layout.is_data(c)).collect();
+        assert_eq!(data, [2, 3, 4, 6, 7, 8]);
+        assert_eq!(layout.slot_offset(4), 5 * 512 + 16);
+        assert_eq!(layout.home_slot(6), Some(3));
+    }
+
+    #[test]
     fn capacity_is_the_largest_count_whose_terminator_fits() {
-        for sectors in [1, 2, 8] {
-            let layout = layout(sectors);
+        let short = [1, 2, 3, 4]
+            .map(|entries| Layout::with_short_areas(ChunkSize::new(2).unwrap(), entries));
+        for layout in [1, 2, 8].map(layout).into_iter().chain(short) {
+            let sectors = layout.chunk_size.sectors();
             let entries = layout.exceptions_per_area();
             for chunks in 0..700 {
                 let fits = |n: u64| 1 + n + n / entries < chunks;

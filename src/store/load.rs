@@ -50,6 +50,16 @@ pub fn load(
     device: DeviceId,
     params: &LoadParams,
 ) -> Result<Loaded, StoreError> {
+    load_as(disk, device, params, Layout::new)
+}
+
+/// As [`load`], with areas where `layout` says.
+pub(crate) fn load_as(
+    disk: &mut dyn Disk,
+    device: DeviceId,
+    params: &LoadParams,
+    layout: impl FnOnce(ChunkSize) -> Layout,
+) -> Result<Loaded, StoreError> {
     let mut disk = StoreDisk::new(disk, device);
     let block_bytes = params.block_bytes.max(params.unit as u64);
     let Some(header) = read_header(&mut disk, params)?.check(block_bytes)? else {
@@ -59,7 +69,7 @@ pub fn load(
     if !header.valid {
         return Ok(Loaded::Invalid { chunk_size });
     }
-    let layout = Layout::new(chunk_size);
+    let layout = layout(chunk_size);
     let rules = EntryRules::new(layout, params.cow_sectors, params.origin_sectors);
     let mut entries = Vec::new();
     let junk = read_log(&mut disk, layout, params, &mut |slot, entry| {

@@ -99,7 +99,7 @@ impl Metadata {
             "a unit of {unit} bytes"
         );
         assert!(
-            unit <= layout.area_len() * ENTRY_BYTES,
+            unit as u64 <= layout.chunk_size.bytes(),
             "unit {unit} exceeds the chunk"
         );
         let highest = entries.iter().map(|e| e.new).max().unwrap_or_default();
@@ -183,7 +183,11 @@ impl Metadata {
         }
         let start = self.entries.len();
         let area_len = self.layout.area_len();
-        let taken = entries.len().min(area_len - start % area_len);
+        let taken = if mutation::is(Mutation::GroupCrossesAreas) {
+            entries.len()
+        } else {
+            entries.len().min(area_len - start % area_len)
+        };
         let end = start + taken;
         let log = |slot: usize| match slot.checked_sub(start) {
             None => self.entries.get(slot).copied(),
@@ -276,11 +280,10 @@ impl Metadata {
         start: usize,
         end: usize,
     ) -> impl DoubleEndedIterator<Item = usize> + use<> {
-        let len = self.unit_len();
-        if start < end {
-            start / len..end.div_ceil(len)
-        } else {
-            0..0
+        let unit_of = |slot| self.layout.unit_of(slot, self.unit_len());
+        match end.checked_sub(1) {
+            Some(last) if start <= last => unit_of(start)..unit_of(last) + 1,
+            _ => 0..0,
         }
     }
 
@@ -290,19 +293,17 @@ impl Metadata {
         unit: usize,
         log: impl Fn(usize) -> Option<Entry>,
     ) -> MetaWrite {
-        let first = unit * self.unit_len();
-        let data = entry::encode(first, self.unit_len() * ENTRY_BYTES, log);
+        let slots = self.layout.unit_slots(unit, self.unit_len());
         MetaWrite {
-            offset: self.layout.slot_offset(first),
-            data,
+            offset: self.layout.slot_offset(slots.start),
+            data: entry::encode(slots, self.unit_len() * ENTRY_BYTES, log),
         }
     }
 
     /// The unit that the log ends in, as it must read on disk.
     pub(super) fn last_unit(&self) -> MetaWrite {
-        self.unit_write(self.entries.len() / self.unit_len(), |slot| {
-            self.entries.get(slot).copied()
-        })
+        let unit = self.layout.unit_of(self.entries.len(), self.unit_len());
+        self.unit_write(unit, |slot| self.entries.get(slot).copied())
     }
 
     /// Replaces and drops entries; `moved` names slots below `new_len`.
@@ -318,7 +319,9 @@ impl Metadata {
         for &(slot, entry) in moved {
             if let Some(place) = self.entries.get_mut(slot) {
                 *place = entry;
-                self.note_slot(entry.new, slot);
+                if !mutation::is(Mutation::MovedEntryForgotten) {
+                    self.note_slot(entry.new, slot);
+                }
             }
         }
     }
@@ -347,7 +350,8 @@ impl Metadata {
 
     fn raise_next_free(&mut self, given_out: u64) {
         let next = given_out.saturating_add(1);
-        self.next_free = if self.unit.is_some() {
+        let skips = self.unit.is_some() && !mutation::is(Mutation::MetadataChunkGivenOut);
+        self.next_free = if skips {
             self.layout.data_chunk_from(next)
         } else {
             next

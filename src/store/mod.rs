@@ -23,13 +23,19 @@ mod validate;
 mod tests;
 
 pub use create::create;
+#[cfg(test)]
+pub(crate) use create::create_as;
 pub use entry::Entry;
 pub use error::StoreError;
 pub use header::{Header, RawHeader};
 pub use layout::Layout;
+#[cfg(test)]
+pub(crate) use load::load_as;
 pub use load::{LoadParams, Loaded, load};
 pub use metadata::{AppendPlan, MetaWrite, Metadata, NoSpace, Usage};
 pub use removal::RemovalPlan;
 pub use settle::{ValidStore, settle_invalid};
+#[cfg(test)]
+pub(crate) use survey::survey_as;
 pub use survey::{Survey, survey};
 pub use validate::{Repeat, for_each_repeat};

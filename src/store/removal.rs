@@ -78,6 +78,12 @@ impl Metadata {
             if mutation::is(Mutation::TailZeroedForwards) {
                 zeroes.reverse();
             }
+            if mutation::is(Mutation::EarlierAreasNotZeroed) {
+                zeroes.truncate(1);
+            }
+            if mutation::is(Mutation::TailZeroedBeforeMoves) {
+                zeroes.append(&mut moves);
+            }
         }
         RemovalPlan {
             moves,

@@ -8,6 +8,7 @@ use super::entry::Entry;
 use super::layout::{ENTRY_BYTES, Layout};
 use super::load::LoadParams;
 use crate::io::OwnedBuffer;
+use crate::mutation::{self, Mutation};
 
 /// Gets each entry with its slot.
 pub(super) type Sink<'a> = dyn FnMut(usize, Entry) -> Result<(), StoreError> + 'a;
@@ -41,6 +42,9 @@ pub(super) fn read_log(
             });
         }
         scan.read_area(disk, layout, chunk)?;
+        if mutation::is(Mutation::FullAreaEndsLog) {
+            break;
+        }
         area += 1;
     }
     Ok(scan.end.and_then(|end| end.junk))
@@ -69,20 +73,25 @@ impl Scan<'_, '_> {
         layout: Layout,
         chunk: u64,
     ) -> Result<(), StoreError> {
-        let piece = (layout.area_len() * ENTRY_BYTES).min(PIECE);
+        let chunk_bytes = layout.chunk_size.bytes();
+        let piece = usize::try_from(chunk_bytes).map_or(PIECE, |bytes| bytes.min(PIECE));
         let mut buffer = OwnedBuffer::zeroed(piece);
         let start = layout.chunk_offset(chunk);
-        for offset in (start..start + layout.chunk_size.bytes()).step_by(piece) {
+        let mut slots = layout.area_len();
+        for offset in (start..start + chunk_bytes).step_by(piece) {
             buffer = disk.read(offset, buffer)?;
             for (index, unit) in buffer.as_slice().chunks(self.unit).enumerate() {
-                self.take_unit(offset + (index * self.unit) as u64, unit)?;
+                let entries = unit.as_chunks().0;
+                let (entries, _unused) = entries.split_at(entries.len().min(slots));
+                slots -= entries.len();
+                self.take_unit(offset + (index * self.unit) as u64, entries)?;
             }
         }
         Ok(())
     }
 
-    fn take_unit(&mut self, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
-        let mut rest = bytes.as_chunks::<ENTRY_BYTES>().0;
+    fn take_unit(&mut self, offset: u64, entries: &[[u8; ENTRY_BYTES]]) -> Result<(), StoreError> {
+        let mut rest = entries;
         while self.end.is_none()
             && let Some((first, others)) = rest.split_first()
         {
@@ -99,7 +108,7 @@ impl Scan<'_, '_> {
             && rest.as_flattened().iter().any(|&byte| byte != 0)
         {
             let first = end.junk.as_ref().map_or(offset, |junk| junk.start);
-            end.junk = Some(first..offset + bytes.len() as u64);
+            end.junk = Some(first..offset + self.unit as u64);
         }
         Ok(())
     }

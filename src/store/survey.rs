@@ -45,6 +45,17 @@ pub fn survey(
     params: &LoadParams,
     visit: &mut dyn FnMut(usize, Entry, Option<StoreError>),
 ) -> Result<Survey, StoreError> {
+    survey_as(disk, device, params, Layout::new, visit)
+}
+
+/// As [`survey`], with areas where `layout` says.
+pub(crate) fn survey_as(
+    disk: &mut dyn Disk,
+    device: DeviceId,
+    params: &LoadParams,
+    layout: impl FnOnce(ChunkSize) -> Layout,
+    visit: &mut dyn FnMut(usize, Entry, Option<StoreError>),
+) -> Result<Survey, StoreError> {
     let mut disk = StoreDisk::new(disk, device);
     let block_bytes = params.block_bytes.max(params.unit as u64);
     let header = match read_header(&mut disk, params).and_then(|raw| raw.check(block_bytes)) {
@@ -57,7 +68,7 @@ pub fn survey(
     if !header.valid {
         return Ok(Survey::Invalid { chunk_size });
     }
-    let layout = Layout::new(chunk_size);
+    let layout = layout(chunk_size);
     let rules = EntryRules::new(layout, params.cow_sectors, params.origin_sectors);
     let mut entries = 0;
     let end = read_log(&mut disk, layout, params, &mut |slot, entry| {

@@ -5,11 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use super::{DEVICE, MemoryDisk, apply, decode, params};
-use crate::store::{Entry, Layout, Loaded, MetaWrite, Metadata, create, load};
+use super::{DEVICE, Decoded, MemoryDisk, apply, decode_as, params};
+use crate::store::{
+    Entry, Layout, Loaded, MetaWrite, Metadata, Survey, create_as, load, load_as, survey_as,
+};
 use crate::units::ChunkSize;
 
+/// Chunks on the device of a store with whole areas, and with short ones.
 const CHUNKS: u64 = 600;
+const FEW_CHUNKS: u64 = 70;
 /// Old chunks are scattered over this many (a prime).
 const OLDS: u64 = 10_007;
 
@@ -45,10 +49,18 @@ struct Bench {
     next_old: u64,
 }
 
+/// As Linux lays it out.
+fn whole(chunk_sectors: u64) -> Layout {
+    Layout::new(ChunkSize::new(chunk_sectors).unwrap())
+}
+
+fn short(chunk_sectors: u64, entries: usize) -> Layout {
+    Layout::with_short_areas(ChunkSize::new(chunk_sectors).unwrap(), entries)
+}
+
 /// The image holds every entry of `must`, nothing that is not in `may`, no
 /// old chunk with two copies, and nothing behind its end.
-fn check(image: &[u8], must: &[Entry], may: &[Entry]) -> Vec<Entry> {
-    let decoded = decode(image);
+fn check(decoded: Decoded, must: &[Entry], may: &[Entry]) -> Vec<Entry> {
     assert!(!decoded.junk, "something is left after the terminator");
     let may: BTreeSet<(u64, u64)> = may.iter().map(|e| (e.old, e.new)).collect();
     let mut view = BTreeMap::new();
@@ -66,11 +78,13 @@ fn check(image: &[u8], must: &[Entry], may: &[Entry]) -> Vec<Entry> {
 }
 
 impl Bench {
-    fn new(chunk_sectors: u64, unit: usize) -> Self {
-        let chunk_size = ChunkSize::new(chunk_sectors).unwrap();
-        let mut disk = MemoryDisk::new(vec![0xee; (CHUNKS * chunk_size.bytes()) as usize]);
-        let sectors = CHUNKS * chunk_sectors;
-        let metadata = create(&mut disk, DEVICE, chunk_size, sectors, unit).unwrap();
+    fn new(layout: Layout, unit: usize) -> Self {
+        let few = layout.area_len() < 10;
+        let chunks = if few { FEW_CHUNKS } else { CHUNKS };
+        let size = layout.chunk_offset(chunks) as usize;
+        let mut disk = MemoryDisk::new(vec![0xee; size]);
+        let sectors = layout.chunk_size.first_sector(chunks);
+        let metadata = create_as(&mut disk, DEVICE, layout, sectors, unit).unwrap();
         Self {
             unit,
             image: disk.image,
@@ -83,12 +97,38 @@ impl Bench {
         self.metadata.layout()
     }
 
+    fn decode(&self, image: &[u8]) -> Decoded {
+        decode_as(image, self.layout().area_len())
+    }
+
+    fn check(&self, must: &[Entry], may: &[Entry]) -> Vec<Entry> {
+        check(self.decode(&self.image), must, may)
+    }
+
     /// As [`check`], and the crashed image loads, settles and agrees.
     fn crash(&self, must: &[Entry], may: &[Entry]) {
-        let entries = check(&self.image, must, may);
+        let entries = self.check(must, may);
+        let layout = self.layout();
         let params = params(&self.image, self.unit, Some(OLDS * 8));
         let mut disk = MemoryDisk::new(self.image.clone());
-        let Loaded::Valid(store) = load(&mut disk, DEVICE, &params).unwrap() else {
+        let survey = survey_as(
+            &mut disk,
+            DEVICE,
+            &params,
+            |_| layout,
+            &mut |slot, entry, error| {
+                assert_eq!((entry, error), (entries[slot], None));
+            },
+        );
+        let sound = Survey::Log {
+            layout,
+            entries: entries.len(),
+            junk: None,
+            missing_area: None,
+        };
+        assert_eq!(survey, Ok(sound));
+        let loaded = load_as(&mut disk, DEVICE, &params, |_| layout);
+        let Loaded::Valid(store) = loaded.unwrap() else {
             panic!("not valid")
         };
         assert_eq!(store.junk(), None);
@@ -96,7 +136,8 @@ impl Bench {
         assert_eq!(store.duplicates().len(), entries.len() - distinct.len());
         if !store.duplicates().is_empty() {
             let metadata = store.settle(&mut disk, DEVICE).unwrap();
-            assert_eq!(check(&disk.image, must, may), metadata.entries());
+            let repaired = self.decode(&disk.image);
+            assert_eq!(check(repaired, must, may), metadata.entries());
             assert_eq!(metadata.entries().len(), distinct.len());
         }
     }
@@ -135,16 +176,16 @@ impl Bench {
             if let Some((offset, len)) = plan.zero_next_area {
                 for half in [0, len / 2] {
                     apply(&mut self.image, offset + half, &vec![0; len as usize / 2]);
-                    assert_eq!(check(&self.image, &before, &before), before);
+                    assert_eq!(self.check(&before, &before), before);
                 }
             }
             for write in &plan.writes {
                 self.write(write);
-                let there = check(&self.image, &before, &after);
+                let there = self.check(&before, &after);
                 assert_eq!(there, after[..there.len()], "a prefix, in order");
                 self.crash(&before, &after);
             }
-            assert_eq!(decode(&self.image).entries, after);
+            assert_eq!(self.decode(&self.image).entries, after);
             self.metadata.apply_append(taken);
             assert_eq!(self.metadata.entries(), after);
             rest = &rest[plan.taken..];
@@ -179,15 +220,17 @@ impl Bench {
             self.crash(&kept, &before);
         }
         self.metadata.apply_removal(&plan);
-        assert_eq!(decode(&self.image).entries, self.metadata.entries());
+        assert_eq!(self.decode(&self.image).entries, self.metadata.entries());
         assert_eq!(self.metadata.entries().len(), kept.len());
-        check(&self.image, &kept, &kept);
+        self.check(&kept, &kept);
     }
 
     fn reload(&mut self) {
         let params = params(&self.image, self.unit, None);
         let mut disk = MemoryDisk::new(self.image.clone());
-        let Loaded::Valid(store) = load(&mut disk, DEVICE, &params).unwrap() else {
+        let layout = self.layout();
+        let loaded = load_as(&mut disk, DEVICE, &params, |_| layout);
+        let Loaded::Valid(store) = loaded.unwrap() else {
             panic!("not valid")
         };
         assert!(store.is_clean());
@@ -224,9 +267,13 @@ proptest! {
     #[test]
     fn every_instant_is_a_good_store(
         steps in prop::collection::vec(step(), 1..10),
-        (chunk_sectors, unit) in prop::sample::select(vec![(1, 512), (2, 512), (4, 512), (8, 4096)]),
+        (layout, unit) in prop::sample::select(vec![
+            (whole(1), 512), (whole(2), 512), (whole(4), 512), (whole(8), 4096),
+            (short(1, 1), 512), (short(1, 2), 512), (short(2, 3), 512), (short(8, 4), 4096),
+            (short(4, 65), 512), // a third unit, with one entry
+        ]),
     ) {
-        let mut bench = Bench::new(chunk_sectors, unit);
+        let mut bench = Bench::new(layout, unit);
         for step in &steps {
             bench.run(step);
         }
@@ -236,28 +283,66 @@ proptest! {
 
 #[test]
 fn areas_fill_exactly_and_empty_across_their_borders() {
-    let mut bench = Bench::new(1, 512);
-    for step in [
-        Step::FillArea,
-        Step::Reload,
-        Step::Append(1),
-        Step::FillArea,
-        Step::FillArea,
-        Step::Reload,
-        Step::Remove(vec![true, false, false]),
-        Step::RemoveTail(40),
-        Step::RemoveTail(1000),
-        Step::Reload,
+    for layout in [
+        whole(1),
+        short(1, 2),
+        short(1, 3),
+        short(2, 4),
+        short(2, 33),
     ] {
-        bench.run(&step);
+        let mut bench = Bench::new(layout, 512);
+        for step in [
+            Step::FillArea,
+            Step::Reload,
+            Step::Append(1),
+            Step::FillArea,
+            Step::FillArea,
+            Step::Reload,
+            Step::Remove(vec![true, false, false]),
+            Step::RemoveTail(layout.area_len() + 1),
+            Step::RemoveTail(1000),
+            Step::Reload,
+        ] {
+            bench.run(&step);
+        }
+        assert_eq!(bench.metadata.entries(), []);
+        assert_eq!(
+            bench.metadata.usage().allocated,
+            2 * layout.chunk_size.sectors()
+        );
     }
-    assert_eq!(bench.metadata.entries(), []);
-    assert_eq!(bench.metadata.usage().allocated, 2);
+}
+
+#[test]
+fn the_last_entry_moves_from_one_area_to_another() {
+    let mut bench = Bench::new(short(1, 3), 512);
+    bench.append(7);
+    let plan = bench.metadata.plan_removal(&[1]);
+    assert_eq!(plan.moves[0].offset, 512, "to area 0 in chunk 1");
+    assert_eq!(plan.zeroes[0].offset, 9 * 512, "from area 2 in chunk 9");
+    bench.remove(&[1]);
+    // Area 2 is empty now, and still what ends the log after the full area 1.
+    assert_eq!(bench.metadata.entries().len(), 6);
+    bench.reload();
+}
+
+#[test]
+fn a_store_with_short_areas_is_another_store_to_who_does_not_know() {
+    let mut bench = Bench::new(short(1, 2), 512);
+    bench.append(3);
+    let params = params(&bench.image, 512, None);
+    let mut disk = MemoryDisk::new(bench.image.clone());
+    let Loaded::Valid(store) = load(&mut disk, DEVICE, &params).unwrap() else {
+        panic!("not valid")
+    };
+    // The image says nothing of it: production reads 32 entries to an area.
+    assert_eq!(store.metadata().layout(), whole(1));
+    assert_eq!(store.metadata().entries().len(), 2);
 }
 
 #[test]
 fn unknown_and_repeated_slots_are_ignored() {
-    let mut bench = Bench::new(1, 512);
+    let mut bench = Bench::new(whole(1), 512);
     bench.append(5);
     let plan = bench.metadata.plan_removal(&[1, 1, 99, usize::MAX]);
     assert_eq!((plan.new_len, plan.moved.len()), (4, 1));
@@ -267,7 +352,7 @@ fn unknown_and_repeated_slots_are_ignored() {
 
 #[test]
 fn a_removal_writes_only_the_units_it_changes() {
-    let mut bench = Bench::new(4, 512); // 128 entries, 4 units in an area
+    let mut bench = Bench::new(whole(4), 512); // 128 entries, 4 units in an area
     bench.append(300);
     // Slots 3 and 4 share a unit; two survivors of the tail fill them.
     let plan = bench.metadata.plan_removal(&[4, 3]);

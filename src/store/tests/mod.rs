@@ -157,18 +157,27 @@ pub struct Decoded {
 }
 
 pub fn decode(image: &[u8]) -> Decoded {
+    let chunk = u32::from_le_bytes(image[12..16].try_into().unwrap()) as usize * 512;
+    decode_as(image, chunk / 16)
+}
+
+/// As [`decode`], with areas that end after `per_area` entries; what is left of
+/// their chunks counts as behind the terminator.
+pub fn decode_as(image: &[u8], per_area: usize) -> Decoded {
     let word = |at: usize| u64::from_le_bytes(image[at..at + 8].try_into().unwrap());
     assert_eq!(&image[..4], b"SnAp");
     let chunk = u32::from_le_bytes(image[12..16].try_into().unwrap()) as usize * 512;
-    let per_area = chunk / 16;
     let mut entries = Vec::new();
+    let used = |bytes: &[u8]| bytes.iter().any(|&byte| byte != 0);
+    let mut rests = false;
     for area in 0.. {
         let start = (1 + area * (per_area + 1)) * chunk;
+        rests |= used(&image[start + per_area * 16..start + chunk]);
         for index in 0..per_area {
             let at = start + index * 16;
             let (old, new) = (word(at), word(at + 8));
             if new == 0 {
-                let junk = image[at..start + chunk].iter().any(|&byte| byte != 0);
+                let junk = rests || used(&image[at..start + chunk]);
                 return Decoded { entries, junk };
             }
             entries.push(Entry { old, new });

@@ -20,7 +20,10 @@ fn word(image: &[u8], at: usize) -> Option<u64> {
 /// Reads a COW image as Linux would, and more strictly: nothing may be left
 /// behind the terminator, no two different entries may name one chunk, and none a
 /// chunk behind the end of the snapshot, `sectors` long.
-pub fn decode(image: &[u8], sectors: usize) -> Result<Decoded, String> {
+///
+/// `per_area`: entries in an area. Linux has as many as fit into a chunk; with
+/// fewer, the rest of the area's chunk must be zero.
+pub fn decode(image: &[u8], sectors: usize, per_area: usize) -> Result<Decoded, String> {
     let Some(header) = word(image, 0).zip(word(image, 8)) else {
         return Err("no room for a header".into());
     };
@@ -35,7 +38,6 @@ pub fn decode(image: &[u8], sectors: usize) -> Result<Decoded, String> {
         return Err(format!("the header is {header:x?}"));
     }
     let bytes = chunk * 512;
-    let per_area = bytes / 16;
     let mut entries: Vec<(usize, usize)> = Vec::new();
     let mut ended = false;
     for area in 0.. {
@@ -44,7 +46,7 @@ pub fn decode(image: &[u8], sectors: usize) -> Result<Decoded, String> {
             return Err(format!("area {area} lies behind the end of the device"));
         };
         for (slot, entry) in area.chunks_exact(16).enumerate() {
-            if ended {
+            if ended || slot >= per_area {
                 if entry.iter().any(|b| *b != 0) {
                     return Err(format!(
                         "something stands after the terminator, in slot {slot}"
@@ -83,9 +85,15 @@ pub fn decode(image: &[u8], sectors: usize) -> Result<Decoded, String> {
 }
 
 /// Writes a store with these entries over `image`, `junk` behind its terminator.
-pub fn encode(image: &mut [u8], chunk: usize, entries: &[(usize, usize)], junk: bool) {
+/// unless the area ends there.
+pub fn encode(
+    image: &mut [u8],
+    chunk: usize,
+    per_area: usize,
+    entries: &[(usize, usize)],
+    junk: bool,
+) {
     let bytes = chunk * 512;
-    let per_area = bytes / 16;
     image[..2 * bytes].fill(0);
     for (at, value) in [(0, *b"SnAp"), (4, [1, 0, 0, 0]), (8, [1, 0, 0, 0])] {
         image[at..at + 4].copy_from_slice(&value);
@@ -100,7 +108,7 @@ pub fn encode(image: &mut [u8], chunk: usize, entries: &[(usize, usize)], junk: 
         if let Some((old, new)) = entries.get(slot) {
             image[at..at + 8].copy_from_slice(&(*old as u64).to_le_bytes());
             image[at + 8..at + 16].copy_from_slice(&(*new as u64).to_le_bytes());
-        } else if junk {
+        } else if junk && slot % per_area + 1 < per_area {
             image[at + 16..at + 24].copy_from_slice(&3u64.to_le_bytes());
             image[at + 24..at + 32].copy_from_slice(&2u64.to_le_bytes());
         }
@@ -108,7 +116,6 @@ pub fn encode(image: &mut [u8], chunk: usize, entries: &[(usize, usize)], junk: 
 }
 
 /// The COW chunk of the `n`-th exception of a store that was filled in order.
-pub fn nth_data_chunk(chunk: usize, n: usize) -> usize {
-    let per_area = chunk * 512 / 16;
+pub fn nth_data_chunk(per_area: usize, n: usize) -> usize {
     2 + n + n / per_area
 }

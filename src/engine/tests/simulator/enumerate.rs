@@ -2,14 +2,13 @@
 //! subset of up to twelve unflushed blocks.
 
 use super::explore::Depth;
-use super::{counts, prove, scenarios, seeds};
+use super::{prove, scenarios, with_seeds};
 
 #[test]
 fn small_scenarios_survive_every_crash() {
-    for case in scenarios::all() {
-        for seed in seeds(0..60) {
+    with_seeds(0..60, "enumeration", 100, |seed| {
+        for case in scenarios::all(seed) {
             prove(&case, seed, Depth::FULL);
         }
-    }
-    counts::report("enumeration");
+    });
 }

@@ -46,6 +46,8 @@ struct StoreFrame {
     image: usize,
     /// Length of the snapshot.
     sectors: usize,
+    /// Entries in an area.
+    area: usize,
     must_be_valid: bool,
     given_up: bool,
     /// `None`: its view is not to be judged.
@@ -90,6 +92,7 @@ impl Frame {
                 id: *id,
                 image: devices.len(),
                 sectors: recorded.sectors as usize,
+                area: recorded.area,
                 must_be_valid: state.is_some_and(|s| s != SnapshotState::Invalid),
                 given_up: sim.given_up.contains(id),
                 allowed: content.map(|c: &Content| c.after(end)),
@@ -114,7 +117,7 @@ impl Frame {
         let mut merged = false;
         for store in &self.stores {
             let fail = |e: String| Err(format!("{:?}: {e}", store.id));
-            match decode(&images[store.image], store.sectors) {
+            match decode(&images[store.image], store.sectors, store.area) {
                 Err(e) => return fail(e),
                 Ok(Decoded::Invalid) if store.must_be_valid => {
                     return fail("invalid without a reason".into());

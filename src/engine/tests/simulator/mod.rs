@@ -1,5 +1,6 @@
 //! The simulator: `docs/crash-model.md` says what it promises and how to run it.
 
+mod areas;
 mod content;
 mod counts;
 mod decoder;
@@ -105,6 +106,17 @@ fn prove(case: &Case, seed: u64, depth: Depth) {
         case.name,
         trace.len()
     );
+}
+
+/// Runs `body` with a test's seeds and says every so often, and at the end, how far it is.
+fn with_seeds(default: std::ops::Range<u64>, what: &str, every: usize, mut body: impl FnMut(u64)) {
+    for (seed, n) in seeds(default).zip(1..) {
+        body(seed);
+        if n % every == 0 {
+            counts::report(&format!("{what}, up to seed {seed}"));
+        }
+    }
+    counts::report(what);
 }
 
 /// `SNAPBACK_SEEDS=first..end` runs other seeds than a test's own, or one again.

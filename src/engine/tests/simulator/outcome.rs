@@ -186,6 +186,7 @@ impl Sim {
                     device,
                     kind: store.kind,
                     sectors: content.len(),
+                    area: store.area,
                     defer: store.defer,
                     valid: true,
                 };

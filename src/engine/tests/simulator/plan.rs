@@ -6,6 +6,8 @@ use std::ops::Range;
 use crate::engine::{MergeWrites, SnapshotId, ViewId};
 use crate::io::Errno;
 use crate::io::sim::{Blow, Fault, FaultOn, Rng};
+use crate::store::Layout;
+use crate::units::ChunkSize;
 
 /// How a store is made.
 #[derive(Clone, Debug)]
@@ -18,6 +20,8 @@ pub struct Store {
     pub cow_sectors: u64,
     /// Sectors at the origin's end that the snapshot never had.
     pub lacks: u64,
+    /// Entries in a metadata area: as many as fit, or fewer.
+    pub area: usize,
     /// Exceptions that it has already, for the snapshot's last chunks.
     pub filled: usize,
     /// Stale entries stand behind the terminator.
@@ -33,10 +37,16 @@ impl Store {
             chunk,
             cow_sectors,
             lacks: 0,
+            area: chunk as usize * 32,
             filled: 0,
             junk: false,
             defer: false,
         }
+    }
+
+    pub fn areas_of(mut self, entries: usize) -> Self {
+        self.area = entries;
+        self
     }
 
     pub fn filled(mut self, entries: usize) -> Self {
@@ -58,6 +68,11 @@ impl Store {
     pub fn snapshot(&self) -> SnapshotId {
         ViewId(self.id)
     }
+}
+
+/// A store's layout with `area` entries in an area.
+pub fn layout(chunk_size: ChunkSize, area: usize) -> Layout {
+    Layout::with_short_areas(chunk_size, area)
 }
 
 /// A fault on the origin (`None`) or a snapshot's store.
@@ -156,6 +171,19 @@ impl Case {
         self
     }
 
+    /// All stores have areas of `entries` entries.
+    pub fn areas_of(mut self, entries: usize) -> Self {
+        for store in &mut self.stores {
+            store.area = entries;
+        }
+        for action in &mut self.actions {
+            if let Action::Add(store) = action {
+                store.area = entries;
+            }
+        }
+        self
+    }
+
     pub fn batch(mut self, bytes: u64) -> Self {
         self.batch = bytes;
         self
@@ -211,27 +239,35 @@ pub fn random(seed: u64, weather: Weather) -> Case {
     case.hurry = 1 + rng.below(8);
     let mut next = 1;
     let deferred = rng.one_in(3);
+    let short = rng.one_in(2);
     let mut store = |rng: &mut Rng| {
         let chunk = grain << rng.below(3);
         let kind = ["P", "P", "P", "PO", "N"][rng.below(5)];
         let small = rng.one_in(5);
+        let area = if short {
+            2 + rng.below(3)
+        } else {
+            chunk as usize * 32
+        };
         let cow = if small {
             chunk * (3 + rng.below(5) as u64)
         } else {
-            origin + origin / 8 + 14 * chunk
+            origin + origin / area.min(8) as u64 + 14 * chunk
         };
-        let mut store = Store::new(next, kind, chunk, cow);
+        let mut store = Store::new(next, kind, chunk, cow).areas_of(area);
         next += 1;
         store.defer = deferred;
         if lengths.one_in(3) {
             store.lacks = grain * lengths.below((origin / grain).min(20) as usize) as u64;
         }
         if kind != "N" && !small && rng.one_in(2) {
-            let area = chunk as usize * 32;
             let most = (origin - store.lacks).div_ceil(chunk) as usize;
-            store.filled = (area - rng.below(3)).min(rng.below(most + 1));
-            if origin.div_ceil(chunk) as usize > area && rng.one_in(2) {
-                store.filled = (area - 1 - rng.below(3)).min(most);
+            store.filled = rng.below(most + 1);
+            if !short {
+                store.filled = store.filled.min(area - rng.below(3));
+            }
+            if most > area && rng.one_in(2) {
+                store.filled = area - 1 - rng.below(area.min(3));
             }
         }
         store.junk = store.filled > 0 && rng.one_in(6);

@@ -3,13 +3,12 @@
 
 use super::explore::Depth;
 use super::plan::{Weather, random};
-use super::{counts, prove, seeds};
+use super::{prove, with_seeds};
 
 fn worlds(default: std::ops::Range<u64>, weather: Weather, what: &str) {
-    for seed in seeds(default) {
+    with_seeds(default, what, 5000, |seed| {
         prove(&random(seed, weather), seed, Depth::SHALLOW);
-    }
-    counts::report(what);
+    });
 }
 
 #[test]

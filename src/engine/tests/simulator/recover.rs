@@ -1,6 +1,7 @@
 //! The start of the daemon over what is left: the record, the stores, the merge.
 
 use super::content::End;
+use super::plan::layout;
 use super::sim::{Sim, Verdict, nothing_works};
 use crate::engine::*;
 use crate::io::DeviceId;
@@ -10,6 +11,7 @@ use crate::store;
 pub fn load(
     devices: &SimDevices,
     cow: DeviceId,
+    area: usize,
     origin: DeviceId,
 ) -> Result<store::Loaded, String> {
     let block = devices.block_size(cow);
@@ -19,7 +21,8 @@ pub fn load(
         unit: block,
         block_bytes: block as u64,
     };
-    store::load(&mut devices.disk(), cow, &params).map_err(|e| e.to_string())
+    let layout = |chunk_size| layout(chunk_size, area);
+    store::load_as(&mut devices.disk(), cow, &params, layout).map_err(|e| e.to_string())
 }
 
 impl Sim {
@@ -47,7 +50,7 @@ impl Sim {
         let snapshots = self.record.snapshots.clone();
         for (id, recorded) in &snapshots {
             let devices = self.w.devices.clone();
-            match load(&devices, recorded.device, self.origin())? {
+            match load(&devices, recorded.device, recorded.area, self.origin())? {
                 store::Loaded::Valid(found) => {
                     let mut disk = devices.disk();
                     let metadata = found
@@ -117,7 +120,12 @@ impl Sim {
         let Some(recorded) = self.record.snapshots.get(&id) else {
             return Ok(false);
         };
-        let found = load(&self.w.devices, recorded.device, self.origin())?;
+        let found = load(
+            &self.w.devices,
+            recorded.device,
+            recorded.area,
+            self.origin(),
+        )?;
         Ok(matches!(found, store::Loaded::Valid(_)))
     }
 
@@ -132,7 +140,7 @@ impl Sim {
             devices.fail(nothing_works(self.rng.below(9) as u64));
             for recorded in self.record.snapshots.values() {
                 if let Ok(store::Loaded::Valid(found)) =
-                    load(&devices, recorded.device, self.origin())
+                    load(&devices, recorded.device, recorded.area, self.origin())
                 {
                     let _ = found.settle(&mut devices.disk(), recorded.device);
                 }

@@ -2,7 +2,7 @@
 
 use super::content::End;
 use super::decoder::{encode, nth_data_chunk};
-use super::plan::{Action, PlannedFault, Store};
+use super::plan::{Action, PlannedFault, Store, layout};
 use super::sim::{Asked, Control, Merging, Sim, Verdict};
 use crate::engine::tests::world::*;
 use crate::engine::*;
@@ -335,22 +335,23 @@ impl Sim {
             .add_with_blocks(spec.cow_sectors, Fill::Noise, block);
         let (chunk, snapshot) = (spec.chunk as usize, spec.snapshot());
         let size = ChunkSize::new(spec.chunk).ok_or("chunk size")?;
+        let layout = layout(size, spec.area);
         let sectors = (self.w.devices.sectors(self.origin()) - spec.lacks) as usize;
         let metadata = if spec.kind == "N" {
-            store::Metadata::transient(store::Layout::new(size), spec.cow_sectors)
+            store::Metadata::transient(layout, spec.cow_sectors)
         } else if spec.filled == 0 {
             let disk = &mut self.w.devices.disk();
-            match store::create(disk, device, size, spec.cow_sectors, block) {
+            match store::create_as(disk, device, layout, spec.cow_sectors, block) {
                 Ok(metadata) => metadata,
                 Err(_) => return Ok(()), // a fault, or too small
             }
         } else {
             let chunks = sectors.div_ceil(chunk);
             let entries: Vec<(usize, usize)> = (0..spec.filled)
-                .map(|n| (chunks - 1 - n, nth_data_chunk(chunk, n)))
+                .map(|n| (chunks - 1 - n, nth_data_chunk(spec.area, n)))
                 .collect();
             let mut image = self.w.devices.current(device);
-            encode(&mut image, chunk, &entries, spec.junk);
+            encode(&mut image, chunk, spec.area, &entries, spec.junk);
             for (old, new) in &entries {
                 for n in 0..chunk {
                     let stamp = (old * chunk + n) as u64 + FILLED;
@@ -358,7 +359,7 @@ impl Sim {
                 }
             }
             self.w.devices.write_now(device, 0, &image);
-            match super::recover::load(&self.w.devices, device, self.origin())? {
+            match super::recover::load(&self.w.devices, device, spec.area, self.origin())? {
                 store::Loaded::Valid(store) => store
                     .settle(&mut self.w.devices.disk(), device)
                     .map_err(|e| e.to_string())?,
@@ -373,7 +374,7 @@ impl Sim {
             valid: true,
             defer_commits: spec.defer,
         };
-        let room = store::Layout::new(size).capacity(spec.cow_sectors);
+        let room = layout.capacity(spec.cow_sectors);
         if room < (sectors as u64).div_ceil(spec.chunk) || spec.kind == "N" {
             self.may_fill.insert(snapshot);
         }

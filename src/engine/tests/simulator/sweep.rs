@@ -4,7 +4,7 @@
 use super::explore::Depth;
 use super::plan::{Action, Case, PlannedFault};
 use super::sim::Sim;
-use super::{counts, prove, run, scenarios, seeds};
+use super::{counts, prove, run, scenarios, with_seeds};
 use crate::io::Errno;
 use crate::io::sim::{Blow, FaultOn};
 
@@ -75,7 +75,7 @@ fn faulted(case: &Case, seed: u64) -> Vec<Case> {
 
 /// What the sweep finds now, if anything.
 pub fn hunt() -> Option<String> {
-    for case in scenarios::all() {
+    for case in scenarios::all(0) {
         for faulted in faulted(&case, 0) {
             if let Err((error, _)) = run(&faulted, 0, DEPTH) {
                 return Some(format!(
@@ -91,13 +91,12 @@ pub fn hunt() -> Option<String> {
 
 #[test]
 fn any_operation_may_fail() {
-    for case in scenarios::all() {
-        for seed in seeds(0..3) {
+    with_seeds(0..3, "fault sweep", 10, |seed| {
+        for case in scenarios::all(seed) {
             for faulted in faulted(&case, seed) {
                 counts::add(&counts::FAULTS, 1);
                 prove(&faulted, seed, DEPTH);
             }
         }
-    }
-    counts::report("fault sweep");
+    });
 }
