@@ -84,6 +84,8 @@ pub(super) struct Snap {
     pub on_invalid: Vec<Waiter>,
     /// I/O of the critical section under way for this snapshot.
     pub ios: usize,
+    /// The step of its use that was told last, in percent; 0: none.
+    pub usage_told: u64,
     /// Port and id of the control request that removes it.
     pub removal: Option<(usize, u64)>,
 }

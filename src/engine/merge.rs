@@ -152,14 +152,19 @@ impl Core {
             // What is on disk is unknown: only loading it again tells.
             return Err(ControlError::MergeFailed);
         }
+        let (snapshot, was_paused) = (merge.snapshot, merge.paused);
         merge.paused = pause;
-        if !pause && merge.failed.take().is_some() {
+        let failed = !pause && merge.failed.take().is_some();
+        if failed {
             self.release_merge_waiters();
         }
-        if let Some(merge) = &self.merge
-            && !pause
-        {
-            let snapshot = merge.snapshot;
+        if pause && !was_paused {
+            self.notify(Notice::MergePaused { snapshot });
+        }
+        if !pause {
+            if failed || was_paused {
+                self.notify(Notice::MergeResumed { snapshot });
+            }
             self.notify(Notice::MergeWork { snapshot });
         }
         Ok(())

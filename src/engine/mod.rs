@@ -20,6 +20,7 @@ mod request;
 mod snapshot_write;
 mod table;
 mod trace;
+mod usage;
 mod views;
 
 #[cfg(test)]
