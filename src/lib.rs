@@ -15,6 +15,7 @@ mod mutation;
 pub mod offline;
 pub mod size;
 pub mod store;
+mod sync;
 pub mod units;
 pub mod vhost;
 pub mod virtio_blk;

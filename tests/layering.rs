@@ -10,13 +10,22 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("units", &[]),
     ("size", &["units"]),
     ("mutation", &[]),
+    ("sync", &[]),
     ("io", &["units"]),
     ("store", &["units", "mutation", "io"]),
-    ("engine", &["units", "mutation", "io", "store"]),
-    ("executor", &["units", "io", "engine"]),
-    ("merger", &["units", "io", "store", "engine", "executor"]),
+    ("engine", &["units", "mutation", "sync", "io", "store"]),
+    ("executor", &["units", "sync", "io", "engine"]),
+    (
+        "merger",
+        &[
+            "units", "mutation", "sync", "io", "store", "engine", "executor",
+        ],
+    ),
     ("virtio_blk", &["units"]),
-    ("vhost", &["units", "io", "engine", "virtio_blk"]),
+    (
+        "vhost",
+        &["units", "mutation", "sync", "io", "engine", "virtio_blk"],
+    ),
     ("control", &["units", "size"]),
     (
         "offline",

@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 
 use slab::Slab;
 
@@ -22,6 +21,7 @@ use super::views::{Config, SharedSnapshot, ViewMode};
 use crate::io::{Buffer, DeviceId, Errno, Tag};
 use crate::mutation::{self, Mutation};
 use crate::store::Metadata;
+use crate::sync::atomic::{Ordering, fence};
 
 /// Who is told when something that was waited for has happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

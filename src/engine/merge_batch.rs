@@ -6,7 +6,6 @@
 //! fill holes, then the tail → 6 drop from memory, lift the fence, release waiters.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{Ordering, fence};
 
 use super::api::*;
 use super::buffers::PIECE_BYTES;
@@ -16,6 +15,7 @@ use super::port::byte_count;
 use crate::io::{Buffer, Errno, OwnedBuffer};
 use crate::mutation::{self, Mutation};
 use crate::store::{Entry, MetaWrite, RemovalPlan};
+use crate::sync::atomic::{Ordering, fence};
 use crate::units::{ChunkSize, SECTOR_SHIFT};
 
 /// Pieces under way at once in one batch.

@@ -1,7 +1,6 @@
 //! A thread's access to the engine, and the fast path.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use super::api::*;
 use super::core::Core;
@@ -9,6 +8,8 @@ use super::trace::{COW, OTHER, READ_ORIGIN, Trace, WRITE};
 use super::views::{Config, Extent, ViewMode, is_settled, resolve_read};
 use crate::io::{Buffer, DeviceId, Errno, Tag};
 use crate::mutation::{self, Mutation};
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
+use crate::sync::{Mutex, MutexGuard};
 use crate::units::{SECTOR_SHIFT, SECTOR_SIZE};
 
 /// Marks the tags of I/O that the critical section keeps account of.

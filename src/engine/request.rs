@@ -7,6 +7,7 @@ use super::trace::{COW, OTHER, WRITE};
 use super::views::{Extent, ViewMode, resolve_read};
 use crate::io::Errno;
 use crate::mutation::{self, Mutation};
+use crate::sync::atomic::Ordering;
 use crate::units::SECTOR_SHIFT;
 
 pub(super) type RequestId = usize;
@@ -297,10 +298,7 @@ impl Core {
             }
             ViewMode::Merge { snapshot, .. } => {
                 let device = snapshot.device;
-                if snapshot
-                    .flush_failed
-                    .load(std::sync::atomic::Ordering::Acquire)
-                {
+                if snapshot.flush_failed.load(Ordering::Acquire) {
                     return self.fail(id);
                 }
                 self.request_flush(id, origin, false);
@@ -317,12 +315,7 @@ impl Core {
         };
         request.stage = Stage::Issued;
         request.waits += 1;
-        if !cow
-            && self
-                .shared
-                .origin_flush_failed
-                .load(std::sync::atomic::Ordering::Acquire)
-        {
+        if !cow && self.shared.origin_flush_failed.load(Ordering::Acquire) {
             request.failed = true;
             return self.wake(Waiter::Request(id));
         }

@@ -8,9 +8,8 @@
 //!
 //! So either the request sees the new state or the change sees the request.
 
-use std::sync::atomic::{AtomicU64, Ordering, fence};
-
 use super::api::Slot;
+use crate::sync::atomic::{AtomicU64, Ordering, fence};
 
 /// Reads the origin.
 pub(super) const READ_ORIGIN: u64 = 1;

@@ -3,12 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use super::api::{MergeWrites, ViewId};
 use super::table::ExceptionTable;
 use super::trace::{COW, READ_ORIGIN};
 use crate::io::DeviceId;
+use crate::sync::atomic::AtomicBool;
 use crate::units::ChunkSize;
 
 /// The part of a snapshot that every thread may look at.
