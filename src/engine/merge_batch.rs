@@ -12,10 +12,11 @@ use super::buffers::PIECE_BYTES;
 use super::control::Drain;
 use super::core::{Core, Op, Waiter};
 use super::port::byte_count;
+use super::trace::fence_change;
 use crate::io::{Buffer, Errno, OwnedBuffer};
 use crate::mutation::{self, Mutation};
 use crate::store::{Entry, MetaWrite, RemovalPlan};
-use crate::sync::atomic::{Ordering, fence};
+use crate::sync::atomic::Ordering;
 use crate::units::{ChunkSize, SECTOR_SHIFT};
 
 /// Pieces under way at once in one batch.
@@ -181,7 +182,7 @@ impl Core {
                 snap.shared.table.fence(*chunk);
             }
         }
-        fence(Ordering::SeqCst);
+        fence_change();
         chunks
     }
 

@@ -22,6 +22,8 @@ mod table;
 mod trace;
 mod views;
 
+#[cfg(all(test, feature = "loom"))]
+mod loom_tests;
 #[cfg(test)]
 mod tests;
 

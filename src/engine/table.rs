@@ -1,6 +1,7 @@
 //! The exceptions of one snapshot as every thread sees them: origin chunk → COW
 //! chunk, looked up without a lock.
 
+use crate::mutation::{self, Mutation};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{OnceLock, TINY};
 
@@ -85,7 +86,11 @@ impl ExceptionTable {
         let cells = middle.get_or_init(|| Box::new(std::array::from_fn(|_| AtomicU64::new(0))));
         let value = ((cow_chunk + 1) << 2) | if settled { Exception::SETTLED } else { 0 };
         if let Some(cell) = cells.get(leaf) {
-            cell.store(value, Ordering::Release);
+            if mutation::is(Mutation::ExceptionRelaxed) {
+                cell.store(value, Ordering::Relaxed);
+            } else {
+                cell.store(value, Ordering::Release);
+            }
         }
     }
 

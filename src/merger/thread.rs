@@ -9,6 +9,7 @@ use super::work::MergeWork;
 use crate::engine::{Engine, PortRole};
 use crate::executor::{Executor, WakeFd};
 use crate::io::Disk;
+use crate::mutation::{self, Mutation};
 use crate::sync::thread::{self, JoinHandle};
 use crate::sync::{Mutex, MutexGuard, mpsc};
 
@@ -151,7 +152,7 @@ fn run(mut work: MergeWork, shared: &Mutex<Shared>) {
             let shared = lock(shared);
             (shared.rate, shared.stop) == (rate, stop)
         };
-        if nothing_new {
+        if nothing_new || mutation::is(Mutation::StopHeardOnce) {
             work.executor().wait(again);
         }
     }

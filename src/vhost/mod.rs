@@ -26,6 +26,9 @@ mod ring;
 mod slots;
 mod worker;
 
+#[cfg(all(test, feature = "loom"))]
+mod loom_tests;
+
 use std::io;
 use std::sync::Arc;
 

@@ -21,6 +21,7 @@ use super::slots::{InFlight, Slots};
 use super::{Backend, Requests};
 use crate::engine::{Command, Patch, Request, RequestKind, Slot, Status};
 use crate::io::{Buffer, DeviceId, Disk, Done, Errno, Op, OpKind, Tag};
+use crate::mutation::{self, Mutation};
 use crate::sync::thread::{self, JoinHandle};
 use crate::sync::{self, mpsc};
 use crate::virtio_blk::{Action, BlkDevice, BlkRequest, BlkStatus, ConfigSpace, Refused, parse};
@@ -181,7 +182,7 @@ impl Worker {
             if self.step() {
                 continue;
             }
-            if self.stopping && self.is_drained() {
+            if self.stopping && (self.is_drained() || mutation::is(Mutation::StopNotDrained)) {
                 return self.ring.next_avail();
             }
             if !self.stopping && !self.broken {
@@ -208,8 +209,13 @@ impl Worker {
         let mut progress = !self.stopping && !self.broken && self.take_heads() > 0;
         // Looked at in every round: a busy queue never waits for events.
         if std::mem::take(&mut self.woken) || self.wake.is_set() {
-            self.wake.clear();
-            self.port.take_inbox(&mut self.commands);
+            if mutation::is(Mutation::WakeClearedLate) {
+                self.port.take_inbox(&mut self.commands);
+                self.wake.clear();
+            } else {
+                self.wake.clear();
+                self.port.take_inbox(&mut self.commands);
+            }
         }
         progress |= !self.commands.is_empty();
         self.execute();
