@@ -26,6 +26,21 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "vhost",
         &["units", "mutation", "sync", "io", "engine", "virtio_blk"],
     ),
+    (
+        "races",
+        &[
+            "units",
+            "mutation",
+            "sync",
+            "io",
+            "store",
+            "engine",
+            "executor",
+            "merger",
+            "virtio_blk",
+            "vhost",
+        ],
+    ),
     ("control", &["units", "size"]),
     (
         "offline",

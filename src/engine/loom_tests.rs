@@ -1,6 +1,7 @@
 //! The engine under loom: every order in which threads may run (up to a number of
 //! preemptions) and every value that the memory model lets a load see. The disks
 //! are relaxed atomics, so data is where it should be only if the engine ordered it.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;

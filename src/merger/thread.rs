@@ -142,7 +142,8 @@ fn run(mut work: MergeWork, shared: &Mutex<Shared>) {
             return;
         }
         let again = if stop {
-            Some(Duration::from_millis(5))
+            let soon = Duration::from_millis(5);
+            Some(stepped.again.map_or(soon, |again| again.min(soon)))
         } else {
             stepped.again
         };

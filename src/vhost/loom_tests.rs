@@ -1,4 +1,5 @@
 //! The wake-up of a worker under loom: real event descriptors, modelled flag.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
