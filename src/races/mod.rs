@@ -22,7 +22,7 @@ use crate::mutation::{self, Mutation};
 /// Schedules of each kind; `SNAPBACK_SCHEDULES` asks for more.
 fn schedules() -> usize {
     let asked = std::env::var("SNAPBACK_SCHEDULES").ok();
-    asked.and_then(|n| n.parse().ok()).unwrap_or(400)
+    asked.and_then(|n| n.parse().ok()).unwrap_or(2000)
 }
 
 /// More than any run takes: who needs them waits for what does not come.
@@ -41,9 +41,8 @@ fn run(scheduler: impl Scheduler + 'static, quiet: bool, scenario: fn()) -> usiz
 }
 
 /// Runs under random schedules and under ones that stop a thread at a few chosen
-/// places (PCT); returns their number.
-fn explore(quiet: bool, scenario: fn()) -> usize {
-    let n = schedules();
+/// places (PCT), `n` of each; returns their number.
+fn explore(n: usize, quiet: bool, scenario: fn()) -> usize {
     run(RandomScheduler::new_from_seed(SEED, n), quiet, scenario)
         + run(PctScheduler::new_from_seed(SEED, 3, n), quiet, scenario)
 }
@@ -51,11 +50,13 @@ fn explore(quiet: bool, scenario: fn()) -> usize {
 /// The scenario holds, and with any of these bugs in it does not.
 fn prove(name: &str, scenario: fn(), bugs: &[Mutation]) {
     let start = std::time::Instant::now();
-    let runs = explore(false, scenario);
+    let runs = explore(schedules(), false, scenario);
     println!("shuttle: {name}: {runs} schedules, {:.1?}", start.elapsed());
     for bug in bugs {
         let found = mutation::with(Some(*bug), || {
-            catch_unwind(AssertUnwindSafe(|| explore(true, scenario)))
+            catch_unwind(AssertUnwindSafe(|| {
+                explore(10 * schedules(), true, scenario)
+            }))
         });
         assert!(found.is_err(), "{name} lets {bug:?} live");
         println!("shuttle: {name}: {bug:?} dies");

@@ -123,7 +123,12 @@ impl Volume {
     }
 
     /// A guest that writes and reads at random; no other writes its sectors.
-    fn guest(&self, view: ViewId, own: std::ops::Range<usize>, requests: usize) -> JoinHandle<()> {
+    pub fn guest(
+        &self,
+        view: ViewId,
+        own: std::ops::Range<usize>,
+        requests: usize,
+    ) -> JoinHandle<()> {
         let mut guest = Guest::new(self, view);
         thread::spawn(move || {
             for _ in 0..requests {
@@ -158,14 +163,14 @@ impl Volume {
         })
     }
 
-    fn look(&self, view: ViewId) -> Vec<Stamp> {
+    pub fn look(&self, view: ViewId) -> Vec<Stamp> {
         let mut guest = Guest::new(self, view);
         let shown = guest.read(0..SECTORS);
         guest.close();
         shown
     }
 
-    fn at_rest(&mut self) {
+    pub fn at_rest(&mut self) {
         self.control(ControlRequest::Sync).unwrap();
         self.engine.check().unwrap();
     }

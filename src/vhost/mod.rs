@@ -28,6 +28,10 @@ mod worker;
 
 #[cfg(all(test, feature = "loom"))]
 mod loom_tests;
+#[cfg(all(test, feature = "shuttle", not(feature = "loom")))]
+pub(crate) mod parts {
+    pub use super::handler::{Handler, View};
+}
 
 use std::io;
 use std::sync::Arc;
