@@ -22,7 +22,7 @@ use crate::mutation::{self, Mutation};
 /// Schedules of each kind; `SNAPBACK_SCHEDULES` asks for more.
 fn schedules() -> usize {
     let asked = std::env::var("SNAPBACK_SCHEDULES").ok();
-    asked.and_then(|n| n.parse().ok()).unwrap_or(2000)
+    asked.and_then(|n| n.parse().ok()).unwrap_or(1000)
 }
 
 /// More than any run takes: who needs them waits for what does not come.

@@ -29,7 +29,7 @@ fn model() {
         sync::wait(None, |timeout| poll(&mut fds, timeout)).unwrap();
         signal.clear();
     }
-    setters.map(|setter| setter.join().unwrap());
+    setters.into_iter().for_each(|s| s.join().unwrap());
 }
 
 #[test]
