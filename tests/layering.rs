@@ -11,7 +11,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("size", &["units"]),
     ("mutation", &[]),
     ("sync", &[]),
-    ("io", &["units"]),
+    ("io", &["units", "mutation"]),
     ("store", &["units", "mutation", "io"]),
     ("engine", &["units", "mutation", "sync", "io", "store"]),
     ("executor", &["units", "sync", "io", "engine"]),
