@@ -318,6 +318,7 @@ fn add(metadata: store::Metadata) -> ControlRequest {
     let store = SnapshotStore {
         device: COW,
         metadata,
+        sectors: CHUNKS as u64,
         keep_on_overflow: false,
         valid: true,
         defer_commits: false,

@@ -70,6 +70,7 @@ impl Volume {
         let store = SnapshotStore {
             device,
             metadata: store::create(disk, device, chunk, cow_sectors, 512).unwrap(),
+            sectors: SECTORS as u64,
             keep_on_overflow: false,
             valid: true,
             defer_commits: pick(2) == 0,
