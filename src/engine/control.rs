@@ -9,8 +9,8 @@ use super::trace::{COW, READ_ORIGIN, WRITE};
 use super::views::{SharedSnapshot, ViewMode};
 use crate::io::Errno;
 use crate::mutation::{self, Mutation};
+use crate::sync::atomic::Ordering;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 /// A change that requests wait for.
 #[derive(Debug)]

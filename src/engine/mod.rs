@@ -23,6 +23,8 @@ mod trace;
 mod usage;
 mod views;
 
+#[cfg(all(test, feature = "loom"))]
+mod loom_tests;
 #[cfg(test)]
 mod tests;
 
