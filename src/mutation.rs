@@ -66,6 +66,10 @@ pub(crate) enum Mutation {
     RepetitionsKept,
     LoadedStoreVolatile,
     JunkKept,
+    SharedChunkDiscarded,
+    DiscardNotRegistered,
+    PassdownSparesNobody,
+    PassdownNotDrained,
 }
 
 #[cfg(not(test))]
@@ -160,5 +164,9 @@ mod chosen {
         Mutation::RepetitionsKept,
         Mutation::LoadedStoreVolatile,
         Mutation::JunkKept,
+        Mutation::SharedChunkDiscarded,
+        Mutation::DiscardNotRegistered,
+        Mutation::PassdownSparesNobody,
+        Mutation::PassdownNotDrained,
     ];
 }

@@ -184,7 +184,12 @@ pub fn inspect(
         return inspected(chunk_size, Found::Absent { size });
     }
 
-    let file = BlockFile::open(&path, OpenOptions::default()).map_err(CowError::Open)?;
+    let options = OpenOptions {
+        // What was allocated for the store stays the store's.
+        keep_space: true,
+        ..OpenOptions::default()
+    };
+    let file = BlockFile::open(&path, options).map_err(CowError::Open)?;
     let (cow_sectors, cow_block) = (file.sectors(), file.block_size());
     if cow_block > origin.block_size {
         return Err(CowError::LargerBlocks {
@@ -311,6 +316,7 @@ impl InspectedCow {
             Found::Absent { size } => {
                 let size = size / SECTOR_SIZE * SECTOR_SIZE;
                 let options = OpenOptions {
+                    keep_space: true,
                     create: Some(size),
                     ..OpenOptions::default()
                 };
@@ -365,6 +371,7 @@ impl InspectedCow {
             valid,
             // Acknowledged writes must survive the death of this process.
             defer_commits: false,
+            discards: crate::engine::Discards::default(),
         };
         Ok(PreparedCow {
             store,

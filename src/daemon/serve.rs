@@ -20,6 +20,7 @@ use crate::engine::{ControlError, ControlRequest, Engine, OriginParams, PortRole
 use crate::executor::Executor;
 use crate::io::{Disk, IoEngine, open_disk};
 use crate::merger::{Merger, MergerSettings};
+use crate::virtio_blk::MAX_DISCARD_SECTORS;
 
 /// Operations of the merger that are under way at once.
 const MERGER_DEPTH: u32 = 128;
@@ -208,6 +209,7 @@ pub(super) fn open_up(
         id: ViewId::ORIGIN,
         snapshot: None,
         read_only: volume.facts.read_only,
+        max_discard_sectors: MAX_DISCARD_SECTORS,
     };
     if let Some(socket) = sockets.origin {
         let view =

@@ -117,6 +117,7 @@ impl LiveVolume {
             id,
             snapshot: Some(name),
             read_only: false,
+            max_discard_sectors: 0,
         };
         let view = View::start(self, description, socket, path)?;
         if let Some(snapshot) = lock(&self.tables).snapshots.iter_mut().find(|s| s.id == id) {

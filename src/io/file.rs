@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use super::OwnedBuffer;
 use super::lock::{self, Lock};
 use super::open_error::OpenError;
+use super::zeroing::Allocate;
 use crate::units::SECTOR_SIZE;
 
 /// Whether to go past the page cache.
@@ -36,6 +37,8 @@ pub struct OpenOptions {
     /// Give the created file no space yet: it may be larger than the file
     /// system has room for, and a write may fail with ENOSPC later.
     pub sparse: bool,
+    /// Space that the file has is never given back by zeroing.
+    pub keep_space: bool,
 }
 
 impl Default for OpenOptions {
@@ -46,6 +49,7 @@ impl Default for OpenOptions {
             lock: Lock::Exclusive,
             create: None,
             sparse: false,
+            keep_space: false,
         }
     }
 }
@@ -79,6 +83,10 @@ pub struct BlockFile {
     memory_align: usize,
     direct: bool,
     read_only: bool,
+    keep_space: bool,
+    // What was tried in vain.
+    cannot_punch: AtomicBool,
+    cannot_zero_range: AtomicBool,
 }
 
 impl BlockFile {
@@ -174,6 +182,9 @@ impl BlockFile {
             memory_align: 1,
             direct: false,
             read_only: options.read_only,
+            keep_space: options.keep_space,
+            cannot_punch: AtomicBool::new(false),
+            cannot_zero_range: AtomicBool::new(false),
         };
         this.refresh_size()?;
         if is_device {
@@ -361,6 +372,27 @@ impl BlockFile {
 
     pub const fn is_read_only(&self) -> bool {
         self.read_only
+    }
+
+    /// Whether zeroing must leave it the space that it has.
+    pub const fn keeps_space(&self) -> bool {
+        self.keep_space
+    }
+
+    /// Whether it may be able to do this; [`Self::cannot`] says no.
+    pub(super) fn can(&self, how: Allocate) -> bool {
+        !self.known_to_fail(how).load(Ordering::Relaxed)
+    }
+
+    pub(super) fn cannot(&self, how: Allocate) {
+        self.known_to_fail(how).store(true, Ordering::Relaxed);
+    }
+
+    const fn known_to_fail(&self, how: Allocate) -> &AtomicBool {
+        match how {
+            Allocate::Punch => &self.cannot_punch,
+            Allocate::ZeroRange => &self.cannot_zero_range,
+        }
     }
 
     /// Whether it is a block device.

@@ -362,6 +362,7 @@ impl Sim {
             keep_on_overflow: spec.kind == "PO",
             valid: true,
             defer_commits: spec.defer,
+            discards: Discards::default(),
         };
         let room = store::Layout::new(size).capacity(spec.cow_sectors);
         if room < (origin as u64).div_ceil(spec.chunk) || spec.kind == "N" {
