@@ -68,6 +68,8 @@ impl Rollback {
             chunk_size: self.chunk_size,
             size: self.size,
             socket: None,
+            discard_zeroes_cow: None,
+            discard_passdown_origin: None,
         });
         let when = match (self.at_reset, self.now) {
             (true, _) => RollbackWhen::AtReset,

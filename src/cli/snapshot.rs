@@ -38,6 +38,15 @@ pub struct Snapshot {
     #[arg(long, value_name = "SOCK", value_parser = values::path)]
     socket_path: Option<String>,
 
+    /// Offer DISCARD to the snapshot's guest: what it discards is zeroed in the COW.
+    #[arg(long)]
+    discard_zeroes_cow: bool,
+
+    /// Let the snapshot's guest change the disk: what it discards is discarded there,
+    /// too, unless another snapshot needs it.
+    #[arg(long, requires = "discard_zeroes_cow")]
+    discard_passdown_origin: bool,
+
     #[command(flatten)]
     control: Control,
 }
@@ -69,6 +78,8 @@ impl Snapshot {
             chunk_size: self.chunk_size,
             size: self.size,
             socket: self.socket_path,
+            discard_zeroes_cow: self.discard_zeroes_cow.then_some(true),
+            discard_passdown_origin: self.discard_passdown_origin.then_some(true),
         })?;
         output::line(&format!("snapshot {} taken", self.name))?;
         Ok(Outcome::Done)

@@ -4,7 +4,10 @@ use super::values;
 use crate::control::api::{SnapshotSpec, StoreType};
 use crate::size;
 
-const KEYS: &str = "name, cow, type, chunk-size, size, socket";
+const KEYS: &str =
+    "name, cow, type, chunk-size, size, socket, discard-zeroes-cow, discard-passdown-origin";
+/// Keys that mean `on` without a value.
+const FLAGS: [&str; 2] = ["discard-zeroes-cow", "discard-passdown-origin"];
 
 /// Reads the comma-separated list; `,,` is a comma within a value.
 ///
@@ -13,9 +16,11 @@ const KEYS: &str = "name, cow, type, chunk-size, size, socket";
 pub fn parse(text: &str) -> Result<SnapshotSpec, String> {
     let mut list = List::default();
     for item in split(text) {
-        let (key, value) = item
-            .split_once('=')
-            .ok_or_else(|| format!("`{item}` is not KEY=VALUE (keys: {KEYS})"))?;
+        let (key, value) = match item.split_once('=') {
+            Some(pair) => pair,
+            None if FLAGS.contains(&item.as_str()) => (item.as_str(), "on"),
+            None => return Err(format!("`{item}` is not KEY=VALUE (keys: {KEYS})")),
+        };
         if value.is_empty() {
             return Err(format!("`{key}=` has no value"));
         }
@@ -26,6 +31,8 @@ pub fn parse(text: &str) -> Result<SnapshotSpec, String> {
             "chunk-size" => put(&mut list.chunk_size, key, values::chunk_size(value)?)?,
             "size" => put(&mut list.size, key, size::parse_device_size(value)?)?,
             "socket" => put(&mut list.socket, key, values::path(value)?)?,
+            "discard-zeroes-cow" => put(&mut list.zeroes_cow, key, switch(key, value)?)?,
+            "discard-passdown-origin" => put(&mut list.passdown_origin, key, switch(key, value)?)?,
             _ => return Err(format!("unknown key `{key}` (keys: {KEYS})")),
         }
     }
@@ -36,6 +43,8 @@ pub fn parse(text: &str) -> Result<SnapshotSpec, String> {
         chunk_size: list.chunk_size,
         size: list.size,
         socket: list.socket,
+        discard_zeroes_cow: list.zeroes_cow,
+        discard_passdown_origin: list.passdown_origin,
     })
 }
 
@@ -47,6 +56,16 @@ struct List {
     chunk_size: Option<u64>,
     size: Option<u64>,
     socket: Option<String>,
+    zeroes_cow: Option<bool>,
+    passdown_origin: Option<bool>,
+}
+
+fn switch(key: &str, value: &str) -> Result<bool, String> {
+    match value {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(format!("`{key}={value}`: must be on or off")),
+    }
 }
 
 fn put<T>(place: &mut Option<T>, key: &str, value: T) -> Result<(), String> {
@@ -84,7 +103,28 @@ mod tests {
                 chunk_size: Some(65536),
                 size: Some(256 << 20),
                 socket: Some("/s".to_owned()),
+                discard_zeroes_cow: None,
+                discard_passdown_origin: None,
             }
+        );
+    }
+
+    #[test]
+    fn discard_options_are_flags_that_can_be_turned_off() {
+        let options = |text: &str| {
+            let spec = parse(&format!("name=s,cow=/c,{text}")).unwrap();
+            (spec.discard_zeroes_cow, spec.discard_passdown_origin)
+        };
+        let (on, off) = (Some(true), Some(false));
+        assert_eq!(options("discard-zeroes-cow"), (on, None));
+        assert_eq!(
+            options("discard-zeroes-cow,discard-passdown-origin"),
+            (on, on)
+        );
+        assert_eq!(options("discard-zeroes-cow=off"), (off, None));
+        assert_eq!(
+            options("discard-passdown-origin=off,discard-zeroes-cow=on"),
+            (on, off)
         );
     }
 
@@ -116,6 +156,13 @@ mod tests {
             ("name=s,cow=/c,size=1000", "multiple of 512"),
             ("name=s,cow=/c,type=X", "`X`"),
             ("name=a/b,cow=/c", "a/b"),
+            ("name=s,cow=/c,discard-zeroes-cow=yes", "on or off"),
+            ("name=s,cow=/c,discard-zeroes-cow=", "no value"),
+            (
+                "name=s,cow=/c,discard-zeroes-cow,discard-zeroes-cow=on",
+                "twice",
+            ),
+            ("name=s,cow=/c,discard", "KEY=VALUE"),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(word), "{text}: {error}");

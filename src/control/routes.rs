@@ -308,6 +308,8 @@ mod tests {
             chunk_size: None,
             size: None,
             socket: None,
+            discard_zeroes_cow: None,
+            discard_passdown_origin: None,
         };
         assert_eq!(named(spec(""), "a").unwrap().name, "a");
         assert_eq!(named(spec("a"), "a").unwrap().name, "a");

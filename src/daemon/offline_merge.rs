@@ -156,6 +156,8 @@ fn options(
                 chunk_size: None,
                 size: None,
                 socket: None,
+                discard_zeroes_cow: None,
+                discard_passdown_origin: None,
             };
             (spec.name.clone(), vec![spec])
         }

@@ -11,6 +11,7 @@ use crate::control::api::{ApiError, ErrorKind, SnapshotSpec, StoreType, check_na
 use crate::engine::{ControlRequest, ViewId};
 use crate::executor::Executor;
 use crate::io::{DeviceId, Disk, IoEngine, open_disk};
+use crate::virtio_blk::MAX_WRITE_ZEROES_SECTORS;
 
 impl LiveVolume {
     /// Takes a snapshot.
@@ -113,11 +114,20 @@ impl LiveVolume {
         socket: crate::vhost::ViewSocket,
         path: Option<String>,
     ) -> std::io::Result<()> {
+        let discards = lock(&self.tables)
+            .snapshot(name)
+            .is_some_and(|s| s.spec.discard_zeroes_cow == Some(true));
+        // What is in the store is zeroed, which costs what a write of zeroes does.
+        let max_discard_sectors = if discards {
+            MAX_WRITE_ZEROES_SECTORS
+        } else {
+            0
+        };
         let description = ViewDescription {
             id,
             snapshot: Some(name),
             read_only: false,
-            max_discard_sectors: 0,
+            max_discard_sectors,
         };
         let view = View::start(self, description, socket, path)?;
         if let Some(snapshot) = lock(&self.tables).snapshots.iter_mut().find(|s| s.id == id) {

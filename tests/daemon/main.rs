@@ -128,6 +128,8 @@ impl World {
             chunk_size: Some(4096),
             size: Some(32 << 20),
             socket: Some(at("sock")),
+            discard_zeroes_cow: None,
+            discard_passdown_origin: None,
         }
     }
 

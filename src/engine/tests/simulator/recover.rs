@@ -59,7 +59,7 @@ impl Sim {
                         keep_on_overflow: recorded.kind == "PO",
                         valid: true,
                         defer_commits: recorded.defer,
-                        discards: Discards::default(),
+                        discards: recorded.discards,
                     });
                     self.control(ControlRequest::AddSnapshot {
                         snapshot: *id,
