@@ -6,6 +6,7 @@
     clippy::cast_possible_truncation
 )]
 
+mod discards;
 mod grow;
 mod guest;
 
