@@ -10,7 +10,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("units", &[]),
     ("size", &["units"]),
     ("mutation", &[]),
-    ("io", &["units"]),
+    ("io", &["units", "mutation"]),
     ("store", &["units", "mutation", "io"]),
     ("engine", &["units", "mutation", "io", "store"]),
     ("executor", &["units", "io", "engine"]),

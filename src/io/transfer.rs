@@ -7,6 +7,7 @@
 
 use super::buffer::zero_pages;
 use super::{BlockFile, Buffer, Errno, GuestSlice, OwnedBuffer};
+use crate::mutation::{self, Mutation};
 
 /// Bytes moved by one system call at most when its memory has to be copied:
 /// bounds what badly aligned guests make us allocate.
@@ -58,6 +59,17 @@ pub(super) enum Next {
     /// Prepare and submit again.
     Again,
     Finished(Result<(), Errno>),
+}
+
+impl Next {
+    /// When `done` of `total` bytes were moved: a short transfer goes on.
+    pub(super) fn after(done: usize, total: usize) -> Self {
+        if done >= total || mutation::is(Mutation::ShortTransferTakenForWhole) {
+            Self::Finished(Ok(()))
+        } else {
+            Self::Again
+        }
+    }
 }
 
 impl Transfer {
@@ -239,11 +251,7 @@ impl Transfer {
         }
         self.done += moved;
         self.attempts = 0;
-        if self.done >= self.buffer.len() {
-            Next::Finished(Ok(()))
-        } else {
-            Next::Again
-        }
+        Next::after(self.done, self.buffer.len())
     }
 
     fn again(&mut self, errno: Errno) -> Next {

@@ -3,7 +3,8 @@
 use std::os::fd::BorrowedFd;
 
 use super::medium::Medium;
-use super::{Logged, LoggedEvent, LoggedKind, SimDevices, World};
+use super::{Blow, Logged, LoggedEvent, LoggedKind, SimDevices, World};
+use crate::io::transfer::Next;
 use crate::io::{Buffer, DeviceId, Disk, Done, Errno, Op, OpKind, Tag, Zeroing};
 
 /// An operation between `submit` and `reap`.
@@ -17,6 +18,10 @@ pub(super) struct InFlight {
     buffer: Option<Buffer>,
     submitted: u64,
     verdict: Result<(), Errno>,
+    /// The next transfer stops after a part of it.
+    short: bool,
+    /// Units at the front that were transferred already.
+    moved: usize,
     /// The device never saw it (unknown device, misaligned, out of range).
     refused: bool,
     first_unit: u64,
@@ -52,11 +57,11 @@ impl InFlight {
         self.first_unit..self.first_unit.saturating_add(count)
     }
 
-    /// Lets the units that `choose` picks reach the device.
-    fn land(&mut self, number: u64, medium: &mut Medium, mut choose: impl FnMut() -> bool) {
+    /// Lets the units that `choose` picks by their place reach the device.
+    fn land(&mut self, number: u64, medium: &mut Medium, mut choose: impl FnMut(usize) -> bool) {
         for (unit, i) in self.units().zip(0..) {
             if self.landed.get(i) == Some(&false)
-                && choose()
+                && choose(i)
                 && let Some(data) = self.unit_data(unit, medium.unit())
             {
                 medium.land(number, unit, &data);
@@ -65,6 +70,26 @@ impl InFlight {
                 }
             }
         }
+    }
+
+    /// Transfers the units up to place `end`; false if the device lacks them.
+    fn carry(&mut self, number: u64, medium: &mut Medium, end: usize) -> bool {
+        let from = std::mem::replace(&mut self.moved, end);
+        if self.kind != LoggedKind::Read {
+            self.land(number, medium, |place| place < end);
+            return true;
+        }
+        let len = self.buffer.as_ref().map_or(0, Buffer::len);
+        let (from, end) = (
+            from * medium.unit(),
+            end.saturating_mul(medium.unit()).min(len),
+        );
+        let at = usize::try_from(self.offset).unwrap_or(usize::MAX);
+        let data = medium
+            .current()
+            .get(at.saturating_add(from)..at.saturating_add(end));
+        data.zip(self.buffer.as_mut())
+            .is_some_and(|(data, buffer)| buffer.write_at(from, data))
     }
 
     fn logged(&self, event: LoggedEvent) -> Logged {
@@ -146,9 +171,13 @@ impl World {
             landed = vec![false; buffer.len() / medium.unit()];
         }
         let len = buffer.as_ref().map_or(0, |b| bytes(b.len()));
-        let fault = match refusal {
+        let blow = match refusal {
             Ok(()) => self.faults.strike(kind, op.device, offset, len),
             Err(_) => None,
+        };
+        let verdict = match blow {
+            Some(Blow::Error(errno)) => Err(errno),
+            _ => refusal,
         };
         let number = self.next_op;
         self.next_op += 1;
@@ -161,7 +190,9 @@ impl World {
             offset,
             buffer,
             submitted: self.clock,
-            verdict: fault.map_or(refusal, Err),
+            verdict,
+            short: blow == Some(Blow::Short),
+            moved: 0,
             refused: refusal.is_err(),
             first_unit,
             landed,
@@ -184,45 +215,59 @@ impl World {
                 continue;
             }
             if let Some(medium) = devices.get_mut(&op.device) {
-                op.land(*number, medium, || rng.one_in(2));
+                op.land(*number, medium, |_| rng.one_in(2));
             }
         }
     }
 
-    /// Carries an operation through to its end and reports it.
+    /// Carries an operation through to its end and reports it; `None` if its
+    /// transfer stopped short and it stays in flight.
     fn complete(&mut self, number: u64) -> Option<Done> {
         let mut op = self.in_flight.remove(&number)?;
         self.clock += 1;
         let clock = self.clock;
         let mut result = op.verdict;
+        let mut end = usize::MAX;
+        if op.short
+            && let Some(medium) = self.devices.get_mut(&op.device)
+        {
+            op.short = false;
+            let units = op.buffer.as_ref().map_or(0, Buffer::len) / medium.unit();
+            // A part is not none and not all: those are the other outcomes.
+            let part = 1 + self.rng.below(units.saturating_sub(1));
+            if part < units && Next::after(part, units) == Next::Again {
+                op.carry(number, medium, part);
+                self.in_flight.insert(number, op);
+                return None;
+            }
+            end = part.max(1);
+        }
         if let Some(medium) = self.devices.get_mut(&op.device).filter(|_| !op.refused) {
             match (op.kind, result) {
-                (LoggedKind::Read, Ok(())) => {
-                    let at = usize::try_from(op.offset).unwrap_or(usize::MAX);
-                    let end = at.saturating_add(op.buffer.as_ref().map_or(0, Buffer::len));
-                    let read = medium.current().get(at..end).zip(op.buffer.as_mut());
-                    // Only a device that shrank meanwhile has too little.
-                    if !read.is_some_and(|(data, buffer)| buffer.write_at(0, data)) {
-                        result = Err(Errno::EIO);
-                    }
+                // Only a device that shrank meanwhile has too little.
+                (LoggedKind::Read, Ok(())) if !op.carry(number, medium, end) => {
+                    result = Err(Errno::EIO);
                 }
+                (LoggedKind::Read, Ok(())) => {}
                 (LoggedKind::Read, Err(_)) => {}
                 (LoggedKind::Write { durable }, Ok(())) => {
-                    op.land(number, medium, || true);
+                    op.carry(number, medium, end);
                     medium.reaped(number, op.units(), clock);
                     if durable {
                         medium.commit_write(number, op.units());
                     }
                 }
-                (LoggedKind::Zero(how), Ok(())) => {
-                    // A hint is taken in some blocks, in others not.
-                    op.land(number, medium, || {
-                        how != Zeroing::Discard || self.rng.one_in(2)
-                    });
+                // A hint is taken in some blocks, in others not.
+                (LoggedKind::Zero(Zeroing::Discard), Ok(())) => {
+                    op.land(number, medium, |_| self.rng.one_in(2));
+                    medium.reaped(number, op.units(), clock);
+                }
+                (LoggedKind::Zero(_), Ok(())) => {
+                    op.carry(number, medium, end);
                     medium.reaped(number, op.units(), clock);
                 }
                 (LoggedKind::Write { .. } | LoggedKind::Zero(_), Err(_)) => {
-                    op.land(number, medium, || self.rng.one_in(2))
+                    op.land(number, medium, |_| self.rng.one_in(2))
                 }
                 (LoggedKind::Flush, Ok(())) => medium.flush(op.submitted),
                 (LoggedKind::Flush, Err(_)) => medium.fail_flush(op.submitted, &mut self.rng),
@@ -236,6 +281,14 @@ impl World {
                 .buffer
                 .filter(|_| !matches!(op.kind, LoggedKind::Zero(_))),
         })
+    }
+    /// Ends the operation at this place, or lets a short one get as far as it does.
+    fn carry_on(&mut self, in_flight: &mut Vec<u64>, place: usize, done: &mut Vec<Done>) {
+        let number = in_flight.remove(place);
+        match self.complete(number) {
+            Some(ended) => done.push(ended),
+            None => in_flight.push(number),
+        }
     }
 }
 
@@ -265,7 +318,7 @@ impl SimDisk {
         if chosen >= self.in_flight.len() {
             return false;
         }
-        done.extend(world.complete(self.in_flight.remove(chosen)));
+        world.carry_on(&mut self.in_flight, chosen, done);
         true
     }
 
@@ -277,7 +330,7 @@ impl SimDisk {
         let Some(place) = self.in_flight.iter().position(has) else {
             return false;
         };
-        done.extend(world.complete(self.in_flight.remove(place)));
+        world.carry_on(&mut self.in_flight, place, done);
         true
     }
 
@@ -305,8 +358,10 @@ impl Disk for SimDisk {
         if wait {
             count = count.max(1);
         }
-        for _ in 0..count {
+        let before = done.len();
+        while count > 0 || (wait && done.len() == before && most > 0) {
             self.step(done);
+            count = count.saturating_sub(1);
         }
     }
 
@@ -323,7 +378,7 @@ impl Drop for SimDisk {
     fn drop(&mut self) {
         let mut world = self.devices.world();
         for number in self.in_flight.drain(..) {
-            world.complete(number);
+            while world.complete(number).is_none() && world.in_flight.contains_key(&number) {}
         }
     }
 }

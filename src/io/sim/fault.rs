@@ -14,12 +14,22 @@ pub enum FaultOn {
     Flush,
 }
 
-/// An error to give instead of success. Build it with [`Fault::new`] and the
+/// What happens to an operation instead of success.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blow {
+    /// It fails.
+    Error(Errno),
+    /// The device moves a part of it; whoever carries it out has to go on with the
+    /// rest. Flushes and operations of one block are not affected.
+    Short,
+}
+
+/// A blow that is to come. Build it with [`Fault::new`] and the
 /// methods that narrow it.
 #[derive(Clone, Debug)]
 pub struct Fault {
     on: FaultOn,
-    errno: Errno,
+    blow: Blow,
     device: Option<DeviceId>,
     range: Option<Range<u64>>,
     skip: u64,
@@ -29,9 +39,14 @@ pub struct Fault {
 impl Fault {
     /// Fails every matching operation on every device, for ever.
     pub const fn new(on: FaultOn, errno: Errno) -> Self {
+        Self::of(on, Blow::Error(errno))
+    }
+
+    /// The same with any blow.
+    pub const fn of(on: FaultOn, blow: Blow) -> Self {
         Self {
             on,
-            errno,
+            blow,
             device: None,
             range: None,
             skip: 0,
@@ -92,14 +107,14 @@ impl Faults {
         self.0.clear();
     }
 
-    /// The error for an operation that is being submitted, if one is due.
+    /// What hits an operation that is being submitted.
     pub(super) fn strike(
         &mut self,
         kind: LoggedKind,
         device: DeviceId,
         offset: u64,
         len: u64,
-    ) -> Option<Errno> {
+    ) -> Option<Blow> {
         let mut hit = None;
         self.0.retain_mut(|fault| {
             if hit.is_some() || !fault.matches(kind, device, offset, len) {
@@ -109,7 +124,7 @@ impl Faults {
                 fault.skip -= 1;
                 return true;
             }
-            hit = Some(fault.errno);
+            hit = Some(fault.blow);
             !fault.once
         });
         hit

@@ -12,6 +12,8 @@
 //!   [`crate::io`]) and nothing else;
 //! - power loss ([`SimDevices::crash`]) leaves in each logical block its durable
 //!   content or any version written since, finished or not; blocks don't tear;
+//! - a transfer may stop short, and is then continued by the same rule as on real
+//!   disks (`transfer.rs`);
 //! - a failed write may have written any of its blocks; a failed flush may lose
 //!   any of what it covered, and no later flush brings that back;
 //! - nothing else is ever lost, misdirected or corrupted.
@@ -27,7 +29,7 @@ mod tests;
 
 pub use crash::{Keep, Unsettled};
 pub use disk::SimDisk;
-pub use fault::{Fault, FaultOn};
+pub use fault::{Blow, Fault, FaultOn};
 pub use possible::Possible;
 pub use rng::Rng;
 

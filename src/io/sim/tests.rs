@@ -290,3 +290,27 @@ fn possibilities_are_what_a_crash_may_leave() {
     }
     assert_eq!(seen, [contents(0), contents(1)]);
 }
+
+#[test]
+fn a_short_transfer_is_continued_and_nobody_notices() {
+    for seed in 0..64 {
+        let world = SimDevices::new(seed);
+        let device = world.add(8, Fill::Byte(7));
+        world.fail(Fault::of(FaultOn::Any, Blow::Short));
+        let mut disk = world.disk();
+        write(&mut disk, 1, device, 0, 1, 4096);
+        assert_eq!(drain(&mut disk)[0].result, Ok(()));
+        assert_eq!(world.current(device), [1; 4096]);
+        disk.submit(Op {
+            tag: 2,
+            device,
+            kind: OpKind::Read {
+                offset: 0,
+                buffer: data(0, 4096),
+            },
+        });
+        let done = drain(&mut disk).remove(0);
+        assert_eq!(done.result, Ok(()));
+        assert!(matches!(done.buffer, Some(Buffer::Owned(b)) if b.as_slice() == [1; 4096]));
+    }
+}

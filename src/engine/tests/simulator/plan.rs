@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::engine::{Discards, MergeWrites, SnapshotId, ViewId};
 use crate::io::Errno;
-use crate::io::sim::{Fault, FaultOn, Rng};
+use crate::io::sim::{Blow, Fault, FaultOn, Rng};
 
 /// How a store is made.
 #[derive(Clone, Debug)]
@@ -67,14 +67,14 @@ impl Store {
 pub struct PlannedFault {
     pub store: Option<u32>,
     pub on: FaultOn,
-    pub errno: Errno,
+    pub blow: Blow,
     pub after: u64,
     pub once: bool,
 }
 
 impl PlannedFault {
     pub fn fault(&self, device: crate::io::DeviceId) -> Fault {
-        let fault = Fault::new(self.on, self.errno)
+        let fault = Fault::of(self.on, self.blow)
             .device(device)
             .after(self.after);
         if self.once { fault.once() } else { fault }
@@ -292,7 +292,11 @@ pub fn random(seed: u64, weather: Weather) -> Case {
             39 if weather.faults && rng.one_in(2) => Action::Fault(PlannedFault {
                 store: [None, Some(id), Some(id)][rng.below(3)],
                 on: [FaultOn::Any, FaultOn::Read, FaultOn::Write, FaultOn::Flush][rng.below(4)],
-                errno: [Errno::EIO, Errno::ENOSPC][rng.below(2)],
+                blow: [
+                    Blow::Error(Errno::EIO),
+                    Blow::Error(Errno::ENOSPC),
+                    Blow::Short,
+                ][rng.below(3)],
                 after: rng.below(8) as u64,
                 once: rng.one_in(2),
             }),

@@ -1,12 +1,12 @@
 //! The n-th operation fails, for every n, once and for ever, as an I/O error, a
-//! full device, or a failed flush.
+//! full device, a failed flush, or a short transfer.
 
 use super::explore::Depth;
 use super::plan::{Action, Case, PlannedFault};
 use super::sim::Sim;
 use super::{counts, prove, run, scenarios, seeds};
 use crate::io::Errno;
-use crate::io::sim::FaultOn;
+use crate::io::sim::{Blow, FaultOn};
 
 const DEPTH: Depth = Depth {
     states: 32,
@@ -48,17 +48,18 @@ fn operations(case: &Case, seed: u64, store: Option<u32>, on: FaultOn) -> u64 {
 fn faulted(case: &Case, seed: u64) -> Vec<Case> {
     let mut all = Vec::new();
     for store in std::iter::once(None).chain(case.stores.iter().map(|s| Some(s.id))) {
-        for (on, errno) in [
-            (FaultOn::Any, Errno::EIO),
-            (FaultOn::Write, Errno::ENOSPC),
-            (FaultOn::Flush, Errno::EIO),
+        for (on, blow) in [
+            (FaultOn::Any, Blow::Error(Errno::EIO)),
+            (FaultOn::Write, Blow::Error(Errno::ENOSPC)),
+            (FaultOn::Flush, Blow::Error(Errno::EIO)),
+            (FaultOn::Any, Blow::Short),
         ] {
             for after in 0..operations(case, seed, store, on) {
                 for once in [true, false] {
                     let fault = PlannedFault {
                         store,
                         on,
-                        errno,
+                        blow,
                         after,
                         once,
                     };
