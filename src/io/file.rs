@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use super::OwnedBuffer;
 use super::lock::{self, Lock};
 use super::open_error::OpenError;
-use super::zeroing::Allocate;
+use super::zeroing::Abilities;
 use crate::units::SECTOR_SIZE;
 
 /// Whether to go past the page cache.
@@ -84,9 +84,7 @@ pub struct BlockFile {
     direct: bool,
     read_only: bool,
     keep_space: bool,
-    // What was tried in vain.
-    cannot_punch: AtomicBool,
-    cannot_zero_range: AtomicBool,
+    abilities: Abilities,
 }
 
 impl BlockFile {
@@ -183,8 +181,7 @@ impl BlockFile {
             direct: false,
             read_only: options.read_only,
             keep_space: options.keep_space,
-            cannot_punch: AtomicBool::new(false),
-            cannot_zero_range: AtomicBool::new(false),
+            abilities: Abilities::default(),
         };
         this.refresh_size()?;
         if is_device {
@@ -379,20 +376,9 @@ impl BlockFile {
         self.keep_space
     }
 
-    /// Whether it may be able to do this; [`Self::cannot`] says no.
-    pub(super) fn can(&self, how: Allocate) -> bool {
-        !self.known_to_fail(how).load(Ordering::Relaxed)
-    }
-
-    pub(super) fn cannot(&self, how: Allocate) {
-        self.known_to_fail(how).store(true, Ordering::Relaxed);
-    }
-
-    const fn known_to_fail(&self, how: Allocate) -> &AtomicBool {
-        match how {
-            Allocate::Punch => &self.cannot_punch,
-            Allocate::ZeroRange => &self.cannot_zero_range,
-        }
+    /// What of zeroing is known not to work here.
+    pub(super) const fn abilities(&self) -> &Abilities {
+        &self.abilities
     }
 
     /// Whether it is a block device.

@@ -4,6 +4,8 @@
 //! The kernel is asked for the cheapest way first. What a file or device cannot do
 //! it is not asked again; in the end zeroes are written.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use rustix::fs::FallocateFlags;
 
 use super::transfer::{Direction, Iovecs, Next, Transfer};
@@ -27,6 +29,31 @@ impl Allocate {
             Self::ZeroRange => FallocateFlags::ZERO_RANGE,
         };
         what | FallocateFlags::KEEP_SIZE
+    }
+}
+
+/// What was tried on a file in vain.
+#[derive(Debug, Default)]
+pub(super) struct Abilities {
+    cannot_punch: AtomicBool,
+    cannot_zero_range: AtomicBool,
+}
+
+impl Abilities {
+    /// Whether it may work.
+    pub(super) fn can(&self, how: Allocate) -> bool {
+        !self.known_to_fail(how).load(Ordering::Relaxed)
+    }
+
+    pub(super) fn cannot(&self, how: Allocate) {
+        self.known_to_fail(how).store(true, Ordering::Relaxed);
+    }
+
+    const fn known_to_fail(&self, how: Allocate) -> &AtomicBool {
+        match how {
+            Allocate::Punch => &self.cannot_punch,
+            Allocate::ZeroRange => &self.cannot_zero_range,
+        }
     }
 }
 
@@ -94,11 +121,11 @@ impl ZeroWork {
             Zeroing::Keep => false,
             Zeroing::Unmap | Zeroing::Discard => !file.keeps_space(),
         };
-        Ok(if punch && file.can(Allocate::Punch) {
+        Ok(if punch && file.abilities().can(Allocate::Punch) {
             Step::Allocate(Allocate::Punch)
         } else if self.how == Zeroing::Discard {
             Step::Nothing
-        } else if file.can(Allocate::ZeroRange) {
+        } else if file.abilities().can(Allocate::ZeroRange) {
             Step::Allocate(Allocate::ZeroRange)
         } else {
             Step::Write(write(file, self.offset, self.len)?)
@@ -135,7 +162,7 @@ impl ZeroWork {
                 }
             }
             Err(Errno(libc::EOPNOTSUPP | libc::EINVAL | libc::ENOSYS)) => {
-                file.cannot(how);
+                file.abilities().cannot(how);
                 match self.choose(file) {
                     Ok(Step::Nothing) => Next::Finished(Ok(())),
                     Ok(step) => {

@@ -99,12 +99,12 @@ pub(super) fn zeroing_works_where_the_file_cannot_do_it(engine: IoEngine) {
                 };
                 let dir = tempfile::tempdir_in(&place).unwrap();
                 let (rig, file) = real_with(engine, open, dir);
-                cannot.iter().for_each(|how| file.cannot(*how));
+                cannot.iter().for_each(|how| file.abilities().cannot(*how));
                 drop(file);
                 zeroes_are_where_they_were_asked_for_and_nowhere_else(rig);
                 let dir = tempfile::tempdir_in(&place).unwrap();
                 let (rig, file) = real_with(engine, open, dir);
-                cannot.iter().for_each(|how| file.cannot(*how));
+                cannot.iter().for_each(|how| file.abilities().cannot(*how));
                 a_discarded_block_is_as_before_or_zero(rig);
             }
         }
@@ -134,7 +134,7 @@ pub(super) fn space_is_given_back_where_it_may_be(engine: IoEngine) {
             // What must not be given back is not given up as a hint either.
             let kept = keep_space && how == Zeroing::Discard;
             assert_eq!((rig.content)() == image(), kept);
-            assert!(file.can(Allocate::Punch));
+            assert!(file.abilities().can(Allocate::Punch));
         }
     }
 }
