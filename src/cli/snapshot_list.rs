@@ -4,10 +4,10 @@ use super::values;
 use crate::control::api::{SnapshotSpec, StoreType};
 use crate::size;
 
-const KEYS: &str =
-    "name, cow, type, chunk-size, size, socket, discard-zeroes-cow, discard-passdown-origin";
-/// Keys that mean `on` without a value.
-const FLAGS: [&str; 2] = ["discard-zeroes-cow", "discard-passdown-origin"];
+const KEYS: &str = "name, cow, type, chunk-size, size, socket, read-only, \
+                    discard-zeroes-cow, discard-passdown-origin";
+/// Keys that mean `yes` without a value.
+const FLAGS: [&str; 3] = ["read-only", "discard-zeroes-cow", "discard-passdown-origin"];
 
 /// Reads the comma-separated list; `,,` is a comma within a value.
 ///
@@ -18,7 +18,7 @@ pub fn parse(text: &str) -> Result<SnapshotSpec, String> {
     for item in split(text) {
         let (key, value) = match item.split_once('=') {
             Some(pair) => pair,
-            None if FLAGS.contains(&item.as_str()) => (item.as_str(), "on"),
+            None if FLAGS.contains(&item.as_str()) => (item.as_str(), "yes"),
             None => return Err(format!("`{item}` is not KEY=VALUE (keys: {KEYS})")),
         };
         if value.is_empty() {
@@ -31,8 +31,11 @@ pub fn parse(text: &str) -> Result<SnapshotSpec, String> {
             "chunk-size" => put(&mut list.chunk_size, key, values::chunk_size(value)?)?,
             "size" => put(&mut list.size, key, size::parse_device_size(value)?)?,
             "socket" => put(&mut list.socket, key, values::path(value)?)?,
-            "discard-zeroes-cow" => put(&mut list.zeroes_cow, key, switch(key, value)?)?,
-            "discard-passdown-origin" => put(&mut list.passdown_origin, key, switch(key, value)?)?,
+            "read-only" => put(&mut list.read_only, key, yes_or_no(key, value)?)?,
+            "discard-zeroes-cow" => put(&mut list.zeroes_cow, key, yes_or_no(key, value)?)?,
+            "discard-passdown-origin" => {
+                put(&mut list.passdown_origin, key, yes_or_no(key, value)?)?
+            }
             _ => return Err(format!("unknown key `{key}` (keys: {KEYS})")),
         }
     }
@@ -43,6 +46,7 @@ pub fn parse(text: &str) -> Result<SnapshotSpec, String> {
         chunk_size: list.chunk_size,
         size: list.size,
         socket: list.socket,
+        read_only: list.read_only,
         discard_zeroes_cow: list.zeroes_cow,
         discard_passdown_origin: list.passdown_origin,
     })
@@ -58,13 +62,14 @@ struct List {
     socket: Option<String>,
     zeroes_cow: Option<bool>,
     passdown_origin: Option<bool>,
+    read_only: Option<bool>,
 }
 
-fn switch(key: &str, value: &str) -> Result<bool, String> {
+fn yes_or_no(key: &str, value: &str) -> Result<bool, String> {
     match value {
-        "on" => Ok(true),
-        "off" => Ok(false),
-        _ => Err(format!("`{key}={value}`: must be on or off")),
+        "yes" => Ok(true),
+        "no" => Ok(false),
+        _ => Err(format!("`{key}={value}` is neither yes nor no")),
     }
 }
 
@@ -93,7 +98,8 @@ mod tests {
 
     #[test]
     fn all_keys_are_read() {
-        let spec = parse("name=s1,cow=/c,type=po,chunk-size=64K,size=256M,socket=/s").unwrap();
+        let spec =
+            parse("name=s1,cow=/c,type=po,chunk-size=64K,size=256M,socket=/s,read-only").unwrap();
         assert_eq!(
             spec,
             SnapshotSpec {
@@ -103,6 +109,7 @@ mod tests {
                 chunk_size: Some(65536),
                 size: Some(256 << 20),
                 socket: Some("/s".to_owned()),
+                read_only: Some(true),
                 discard_zeroes_cow: None,
                 discard_passdown_origin: None,
             }
@@ -121,11 +128,23 @@ mod tests {
             options("discard-zeroes-cow,discard-passdown-origin"),
             (on, on)
         );
-        assert_eq!(options("discard-zeroes-cow=off"), (off, None));
+        assert_eq!(options("discard-zeroes-cow=no"), (off, None));
         assert_eq!(
-            options("discard-passdown-origin=off,discard-zeroes-cow=on"),
+            options("discard-passdown-origin=no,discard-zeroes-cow=yes"),
             (on, off)
         );
+    }
+
+    #[test]
+    fn read_only_is_said_with_one_word_or_taken_back() {
+        for (text, read_only) in [
+            ("name=s,cow=/c", None),
+            ("name=s,cow=/c,read-only", Some(true)),
+            ("read-only=yes,name=s,cow=/c", Some(true)),
+            ("name=s,cow=/c,read-only=no", Some(false)),
+        ] {
+            assert_eq!(parse(text).unwrap().read_only, read_only, "{text}");
+        }
     }
 
     #[test]
@@ -156,10 +175,12 @@ mod tests {
             ("name=s,cow=/c,size=1000", "multiple of 512"),
             ("name=s,cow=/c,type=X", "`X`"),
             ("name=a/b,cow=/c", "a/b"),
-            ("name=s,cow=/c,discard-zeroes-cow=yes", "on or off"),
+            ("name=s,cow=/c,read-only=1", "neither yes nor no"),
+            ("name=s,cow=/c,read-only,read-only=no", "twice"),
+            ("name=s,cow=/c,discard-zeroes-cow=on", "neither yes nor no"),
             ("name=s,cow=/c,discard-zeroes-cow=", "no value"),
             (
-                "name=s,cow=/c,discard-zeroes-cow,discard-zeroes-cow=on",
+                "name=s,cow=/c,discard-zeroes-cow,discard-zeroes-cow=yes",
                 "twice",
             ),
             ("name=s,cow=/c,discard", "KEY=VALUE"),

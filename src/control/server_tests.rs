@@ -72,6 +72,9 @@ impl Volume for FakeVolume {
         ))?;
         Ok(RollbackReply::AtNextReset)
     }
+    fn cancel_rollback(&self) -> Result<(), ApiError> {
+        self.note("cancel rollback".to_owned())
+    }
     fn merge(&self, request: MergeRequest) -> Result<(), ApiError> {
         self.note(format!("merge {} {}", request.snapshot, request.follow))
     }
@@ -116,6 +119,7 @@ fn spec(name: &str) -> SnapshotSpec {
         socket: None,
         discard_zeroes_cow: None,
         discard_passdown_origin: None,
+        read_only: None,
     }
 }
 
@@ -173,6 +177,7 @@ fn every_call_reaches_the_volume_as_it_was_meant() {
         client.rollback(&rollback).unwrap(),
         RollbackReply::AtNextReset
     );
+    client.cancel_rollback().unwrap();
     assert_eq!(
         served.volume.calls(),
         [
@@ -183,7 +188,8 @@ fn every_call_reaches_the_volume_as_it_was_meant() {
             "pause",
             "resume",
             "rate 1048576",
-            "rollback s2 AtReset Some(5)"
+            "rollback s2 AtReset Some(5)",
+            "cancel rollback"
         ]
     );
     assert_eq!(client.status().unwrap(), served.volume.status());

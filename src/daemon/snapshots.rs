@@ -11,6 +11,7 @@ use crate::control::api::{ApiError, ErrorKind, SnapshotSpec, StoreType, check_na
 use crate::engine::{ControlRequest, ViewId};
 use crate::executor::Executor;
 use crate::io::{DeviceId, Disk, IoEngine, open_disk};
+use crate::units::SECTOR_SIZE;
 use crate::virtio_blk::MAX_WRITE_ZEROES_SECTORS;
 
 impl LiveVolume {
@@ -37,8 +38,9 @@ impl LiveVolume {
             .map(views::bind)
             .transpose()
             .map_err(|e| conflict(e.to_string()))?;
+        let sectors = self.facts.origin.sectors;
         let prepared = inspected
-            .prepare(&self.devices, &mut *disk)
+            .prepare(sectors, &self.devices, &mut *disk)
             .map_err(|e| refused(&name, &e))?;
         spec.chunk_size = Some(prepared.chunk_size.bytes());
         spec.size = Some(prepared.size);
@@ -46,6 +48,7 @@ impl LiveVolume {
         let record = SnapshotRecord {
             spec: spec.clone(),
             valid: true,
+            length: Some(sectors * SECTOR_SIZE),
         };
         lock(&self.state)
             .update(|s| s.snapshots.push(record))
@@ -58,6 +61,7 @@ impl LiveVolume {
             device: prepared.store.device,
             identity: prepared.identity,
             device_string: prepared.device_string,
+            sectors,
             chunk_size: prepared.chunk_size,
             view: None,
         });
@@ -114,9 +118,12 @@ impl LiveVolume {
         socket: crate::vhost::ViewSocket,
         path: Option<String>,
     ) -> std::io::Result<()> {
-        let discards = lock(&self.tables)
-            .snapshot(name)
-            .is_some_and(|s| s.spec.discard_zeroes_cow == Some(true));
+        let Some((sectors, read_only, discards)) = lock(&self.tables).snapshot(name).map(|s| {
+            let discards = s.spec.discard_zeroes_cow == Some(true);
+            (s.sectors, s.spec.is_read_only(), discards)
+        }) else {
+            return Ok(());
+        };
         // What is in the store is zeroed, which costs what a write of zeroes does.
         let max_discard_sectors = if discards {
             MAX_WRITE_ZEROES_SECTORS
@@ -126,7 +133,8 @@ impl LiveVolume {
         let description = ViewDescription {
             id,
             snapshot: Some(name),
-            read_only: false,
+            sectors,
+            read_only,
             max_discard_sectors,
         };
         let view = View::start(self, description, socket, path)?;

@@ -87,9 +87,10 @@ fn settled_runs(
     while at < end && runs < MOST_RUNS {
         let mut next = end;
         let mut settled = true;
-        for s in snapshots {
+        for s in snapshots.iter().filter(|s| at < s.sectors) {
             let chunk = s.chunk_size.chunk_of(at);
-            next = next.min(s.chunk_size.first_sector(chunk.saturating_add(1)));
+            let stop = s.chunk_size.first_sector(chunk.saturating_add(1));
+            next = next.min(stop.min(s.sectors));
             settled &= s.table.get(chunk).is_settled();
         }
         match (settled, first) {

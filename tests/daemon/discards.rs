@@ -167,7 +167,7 @@ fn a_snapshots_discard_zeroes_its_cow_and_passes_down_what_nobody_needs() {
     world.terminate();
     world.start(&[
         "--snapshot",
-        "name=s1,cow=s1.cow,discard-passdown-origin=off,discard-zeroes-cow=off",
+        "name=s1,cow=s1.cow,discard-passdown-origin=no,discard-zeroes-cow=no",
     ]);
     let guest = Guest::connect(&world.path("s1.sock"));
     assert_eq!(guest.offered(), WRITE_ZEROES);
@@ -201,6 +201,6 @@ fn passing_down_needs_both_options_and_a_writable_origin() {
     let spec = with(world.snapshot("s"), Some(true), Some(true));
     world.client().add_snapshot(&spec).unwrap();
     world.terminate();
-    let off = "name=s,cow=s.cow,discard-zeroes-cow=off";
+    let off = "name=s,cow=s.cow,discard-zeroes-cow=no";
     both(&world.refuse(&["--control", "c.sock", "--snapshot", off]));
 }

@@ -6,9 +6,12 @@
     clippy::cast_possible_truncation
 )]
 
+mod cancel;
 mod discards;
 mod grow;
 mod guest;
+mod longer;
+mod read_only;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -131,6 +134,7 @@ impl World {
             socket: Some(at("sock")),
             discard_zeroes_cow: None,
             discard_passdown_origin: None,
+            read_only: None,
         }
     }
 

@@ -171,7 +171,7 @@ fn origin_and_snapshots(seed: u64) {
     let mut volume = Volume::new(SECTORS);
     let (s1, s2) = (
         snapshot(&volume, "s1", "4K") + ",discard-zeroes-cow",
-        snapshot(&volume, "s2", "64K") + ",discard-zeroes-cow=on",
+        snapshot(&volume, "s2", "64K") + ",discard-zeroes-cow=yes",
     );
     volume.start(&[
         "--socket-path",

@@ -110,6 +110,22 @@ fn a_discard_of_an_origin_without_snapshots_is_one_operation() {
     assert_eq!(discard(&mut w, origin, 0, 8), Status::Ok);
 }
 
+/// O11: the snapshot ends in the middle of its chunk 2.
+#[test]
+fn behind_a_shorter_snapshots_end_everything_can_be_discarded() {
+    let (mut w, origin) = world(64);
+    let snapshot = ViewId(1);
+    let mut store = Box::new(w.new_store(snapshot, 8, 800, "P", false));
+    store.sectors = 20;
+    w.control_wait(ControlRequest::AddSnapshot { snapshot, store })
+        .unwrap();
+    submitted(&w);
+    assert_eq!(discard(&mut w, origin, 0, 64), Status::Ok);
+    assert_eq!(zeroed(&w), [(w.origin, 20, 44, Zeroing::Discard)]);
+    let view = w.add_actor(PortRole::View(snapshot));
+    assert_eq!(w.read(view, 0, 20).unwrap(), numbers(20));
+}
+
 /// O11: a guest cannot make unbounded work out of one discard.
 #[test]
 fn a_discard_of_alternating_chunks_ends_after_a_number_of_runs() {

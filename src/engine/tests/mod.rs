@@ -13,5 +13,6 @@ mod merging;
 mod originals;
 mod scenarios;
 mod shadowing;
+mod shorter;
 mod simulator;
 mod world;

@@ -18,8 +18,9 @@ fn word(image: &[u8], at: usize) -> Option<u64> {
 }
 
 /// Reads a COW image as Linux would, and more strictly: nothing may be left
-/// behind the terminator, and no two different entries may name one chunk.
-pub fn decode(image: &[u8], origin_sectors: usize) -> Result<Decoded, String> {
+/// behind the terminator, no two different entries may name one chunk, and none a
+/// chunk behind the end of the snapshot, `sectors` long.
+pub fn decode(image: &[u8], sectors: usize) -> Result<Decoded, String> {
     let Some(header) = word(image, 0).zip(word(image, 8)) else {
         return Err("no room for a header".into());
     };
@@ -60,8 +61,10 @@ pub fn decode(image: &[u8], origin_sectors: usize) -> Result<Decoded, String> {
                 }
                 continue;
             }
-            if old * chunk >= origin_sectors {
-                return Err(format!("entry {old} -> {new} lies behind the origin's end"));
+            if old * chunk >= sectors {
+                return Err(format!(
+                    "entry {old} -> {new} lies behind the snapshot's end"
+                ));
             }
             if new < 2 || new % (per_area + 1) == 1 || (new + 1) * bytes > image.len() {
                 return Err(format!("entry {old} -> {new} points at no data chunk"));

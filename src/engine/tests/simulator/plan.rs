@@ -16,7 +16,9 @@ pub struct Store {
     /// In sectors.
     pub chunk: u64,
     pub cow_sectors: u64,
-    /// Exceptions that it has already, for the origin's last chunks.
+    /// Sectors at the origin's end that the snapshot never had.
+    pub lacks: u64,
+    /// Exceptions that it has already, for the snapshot's last chunks.
     pub filled: usize,
     /// Stale entries stand behind the terminator.
     pub junk: bool,
@@ -31,6 +33,7 @@ impl Store {
             kind,
             chunk,
             cow_sectors,
+            lacks: 0,
             filled: 0,
             junk: false,
             defer: false,
@@ -40,6 +43,12 @@ impl Store {
 
     pub fn filled(mut self, entries: usize) -> Self {
         self.filled = entries;
+        self
+    }
+
+    /// The origin grew by so many sectors since it was taken.
+    pub fn shorter_by(mut self, sectors: u64) -> Self {
+        self.lacks = sectors;
         self
     }
 
@@ -220,6 +229,7 @@ pub struct Weather {
 /// A random world; the seed gives everything.
 pub fn random(seed: u64, weather: Weather) -> Case {
     let mut rng = Rng::new(seed ^ 0x0dd_ba11);
+    let mut lengths = Rng::new(seed ^ 0x5_4021);
     let block = if rng.one_in(5) { 4096 } else { 512 };
     let grain = block as u64 / 512;
     let origin = grain * (8 + rng.below(if block == 512 { 50 } else { 12 }) as u64);
@@ -243,12 +253,15 @@ pub fn random(seed: u64, weather: Weather) -> Case {
         store.defer = deferred;
         store.discards.zeroes_cow = !rng.one_in(3);
         store.discards.passdown_origin = store.discards.zeroes_cow && rng.one_in(2);
+        if lengths.one_in(3) {
+            store.lacks = grain * lengths.below((origin / grain).min(20) as usize) as u64;
+        }
         if kind != "N" && !small && rng.one_in(2) {
             let area = chunk as usize * 32;
-            let most = origin.div_ceil(chunk) as usize;
+            let most = (origin - store.lacks).div_ceil(chunk) as usize;
             store.filled = (area - rng.below(3)).min(rng.below(most + 1));
-            if most > area && rng.one_in(2) {
-                store.filled = area - 1 - rng.below(3);
+            if origin.div_ceil(chunk) as usize > area && rng.one_in(2) {
+                store.filled = (area - 1 - rng.below(3)).min(most);
             }
         }
         store.junk = store.filled > 0 && rng.one_in(6);

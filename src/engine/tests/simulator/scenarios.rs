@@ -395,6 +395,27 @@ fn passed_down_across_a_cut() -> Case {
         .flush(0)
 }
 
+/// The origin grew since the snapshot was taken. Its last chunk goes on behind its
+/// end, where the origin has something else by the time of the merge.
+fn shorter(writes: crate::engine::MergeWrites) -> Case {
+    Case::new("a snapshot shorter than its origin", 6)
+        .store(Store::new(1, "P", 2, 80).shorter_by(3))
+        .store(Store::new(2, "P", 1, 60))
+        .write(0, 2..6)
+        .rest()
+        .write(0, 3..5)
+        .write(1, 2..3)
+        .rest()
+        .batch(512)
+        .handover(1, writes, false)
+        .read(0, 0..6)
+        .write(0, 2..4)
+        .write(0, 3..4)
+        .read(0, 0..6)
+        .flush(0)
+        .read(2, 0..6)
+}
+
 pub fn all() -> Vec<Case> {
     vec![
         copy_out(),
@@ -427,5 +448,7 @@ pub fn all() -> Vec<Case> {
         discards_of_a_snapshot(),
         passed_down(),
         passed_down_across_a_cut(),
+        shorter(Wait),
+        shorter(Redirect),
     ]
 }

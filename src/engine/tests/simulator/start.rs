@@ -88,6 +88,12 @@ impl Sim {
         Some((actor, slot))
     }
 
+    /// What a guest of the view could ask for; `None` if there is nothing of it.
+    fn within(&self, view: ViewId, range: std::ops::Range<u64>) -> Option<std::ops::Range<u64>> {
+        let end = range.end.min(self.views.get(&view)?.content.len());
+        (range.start < end).then_some(range.start..end)
+    }
+
     fn is_handing_over(&self, view: ViewId) -> bool {
         match &self.control {
             Some(Control::Handover { merging, .. }) => {
@@ -120,9 +126,9 @@ impl Sim {
 
     fn discard(&mut self, view: u32, range: std::ops::Range<u64>) -> bool {
         let view = ViewId(view);
-        if !self.views.contains_key(&view) {
+        let Some(range) = self.within(view, range) else {
             return true;
-        }
+        };
         let (sector, sectors) = (range.start, range.end - range.start);
         let recorded = self.record.snapshots.get(&view);
         let passdown = recorded.is_some_and(|r| r.discards.passdown_origin);
@@ -173,9 +179,9 @@ impl Sim {
 
     fn put(&mut self, view: u32, range: std::ops::Range<u64>, through: bool, zero: bool) -> bool {
         let view = ViewId(view);
-        if !self.views.contains_key(&view) {
+        let Some(range) = self.within(view, range) else {
             return true;
-        }
+        };
         let (sector, sectors) = (range.start, range.end - range.start);
         let busy = self.is_busy(view, &range);
         let sure = !self.is_handing_over(view);
@@ -216,9 +222,9 @@ impl Sim {
 
     fn read(&mut self, view: u32, range: std::ops::Range<u64>) -> bool {
         let view = ViewId(view);
-        if !self.views.contains_key(&view) {
+        let Some(range) = self.within(view, range) else {
             return true;
-        }
+        };
         let (sector, sectors) = (range.start, range.end - range.start);
         let sure = !self.is_handing_over(view);
         let Some((actor, slot)) = self.free_slot(view) else {
@@ -402,7 +408,7 @@ impl Sim {
             .add_with_blocks(spec.cow_sectors, Fill::Noise, block);
         let (chunk, snapshot) = (spec.chunk as usize, spec.snapshot());
         let size = ChunkSize::new(spec.chunk).ok_or("chunk size")?;
-        let origin = self.w.devices.sectors(self.origin()) as usize;
+        let sectors = (self.w.devices.sectors(self.origin()) - spec.lacks) as usize;
         let metadata = if spec.kind == "N" {
             store::Metadata::transient(store::Layout::new(size), spec.cow_sectors)
         } else if spec.filled == 0 {
@@ -412,7 +418,7 @@ impl Sim {
                 Err(_) => return Ok(()), // a fault, or too small
             }
         } else {
-            let chunks = origin.div_ceil(chunk);
+            let chunks = sectors.div_ceil(chunk);
             let entries: Vec<(usize, usize)> = (0..spec.filled)
                 .map(|n| (chunks - 1 - n, nth_data_chunk(chunk, n)))
                 .collect();
@@ -435,13 +441,14 @@ impl Sim {
         let store = SnapshotStore {
             device,
             metadata,
+            sectors: sectors as u64,
             keep_on_overflow: spec.kind == "PO",
             valid: true,
             defer_commits: spec.defer,
             discards: spec.discards,
         };
         let room = store::Layout::new(size).capacity(spec.cow_sectors);
-        if room < (origin as u64).div_ceil(spec.chunk) || spec.kind == "N" {
+        if room < (sectors as u64).div_ceil(spec.chunk) || spec.kind == "N" {
             self.may_fill.insert(snapshot);
         }
         let before = self.views[&ViewId::ORIGIN].content.clone();
