@@ -24,6 +24,8 @@ pub enum Attach {
     View(PathBuf),
     /// A raw file, by QEMU's own driver.
     Raw(PathBuf),
+    /// The same, and discards punch holes into it.
+    RawDiscard(PathBuf),
 }
 
 pub struct Guest {
@@ -109,11 +111,15 @@ impl Guest {
                     ))
                     .arg("-device")
                     .arg(format!("vhost-user-blk-pci,chardev=c{index},num-queues=1")),
-                Attach::Raw(path) => command
+                Attach::Raw(path) | Attach::RawDiscard(path) => command
                     .arg("-drive")
                     .arg(format!(
-                        "if=none,id=d{index},format=raw,file={}",
-                        path.display()
+                        "if=none,id=d{index},format=raw,file={}{}",
+                        path.display(),
+                        match disk {
+                            Attach::RawDiscard(_) => ",discard=unmap",
+                            _ => "",
+                        }
                     ))
                     .arg("-device")
                     .arg(format!("virtio-blk-pci,drive=d{index}")),

@@ -22,6 +22,7 @@ mod qmp;
 
 mod attach;
 mod damaged;
+mod discards;
 mod forks;
 mod linux;
 mod logwrites;

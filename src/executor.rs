@@ -244,6 +244,19 @@ impl Executor {
                     kind: OpKind::Flush,
                 });
             }
+            Command::Zero {
+                tag,
+                device,
+                offset,
+                len,
+                how,
+            } => {
+                self.disk.submit(Op {
+                    tag,
+                    device,
+                    kind: OpKind::Zero { offset, len, how },
+                });
+            }
             Command::ControlDone { id, result } => reports.push(Report::ControlDone { id, result }),
             Command::Notice(notice) => reports.push(Report::Notice(notice)),
             // No request was ever made here, so there is no guest data to move.

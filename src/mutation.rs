@@ -78,6 +78,10 @@ pub(crate) enum Mutation {
     MovedEntryForgotten,
     FullAreaEndsLog,
     FlushBesideFailedOne,
+    SharedChunkDiscarded,
+    DiscardNotRegistered,
+    PassdownSparesNobody,
+    PassdownNotDrained,
     // Races: the simulator has one thread and cannot see them.
     RegistrationUnfenced,
     ChangeUnfenced,
@@ -196,5 +200,9 @@ mod chosen {
         Mutation::MovedEntryForgotten,
         Mutation::FullAreaEndsLog,
         Mutation::FlushBesideFailedOne,
+        Mutation::SharedChunkDiscarded,
+        Mutation::DiscardNotRegistered,
+        Mutation::PassdownSparesNobody,
+        Mutation::PassdownNotDrained,
     ];
 }

@@ -333,6 +333,7 @@ impl Pilot {
             }
             Kind::Flush => self.mark(&format!("f {writer} {number}")),
             Kind::Read => {}
+            Kind::Zero | Kind::Discard => unreachable!("never asked for here"),
         }
         guest.submit(slot, &ask);
         load.flights[slot] = Some(Flight { ask, number });
@@ -361,6 +362,7 @@ impl Pilot {
                 let data = &load.guest.as_mut().unwrap().memory(slot)[..ask.len];
                 stamps::check(load.socket, ask.sector, data, &load.shadow[range]);
             }
+            Kind::Zero | Kind::Discard => unreachable!("never asked for here"),
         }
     }
 }

@@ -78,6 +78,8 @@ impl Rollback {
             chunk_size: self.chunk_size,
             size: self.size,
             socket: None,
+            discard_zeroes_cow: None,
+            discard_passdown_origin: None,
             read_only: None,
         });
         let when = match (self.at_reset, self.now) {

@@ -55,7 +55,8 @@ pub struct Serve {
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=64))]
     num_queues: u16,
 
-    /// A snapshot: name=NAME,cow=FILE[,type=P|PO|N][,chunk-size=SIZE][,size=SIZE][,socket=SOCK][,read-only].
+    /// A snapshot: name=NAME,cow=FILE[,type=P|PO|N][,chunk-size=SIZE][,size=SIZE][,socket=SOCK][,read-only]
+    /// [,discard-zeroes-cow][,discard-passdown-origin].
     ///
     /// Made now unless the state file knows it. A COW file that is not there is
     /// created if a size is given. With read-only guests cannot write at its

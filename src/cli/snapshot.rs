@@ -43,6 +43,15 @@ pub struct Snapshot {
     #[arg(long, requires = "socket_path")]
     read_only: bool,
 
+    /// Offer DISCARD to the snapshot's guest: what it discards is zeroed in the COW.
+    #[arg(long)]
+    discard_zeroes_cow: bool,
+
+    /// Let the snapshot's guest change the disk: what it discards is discarded there,
+    /// too, unless another snapshot needs it.
+    #[arg(long, requires = "discard_zeroes_cow")]
+    discard_passdown_origin: bool,
+
     #[command(flatten)]
     control: Control,
 }
@@ -75,6 +84,8 @@ impl Snapshot {
             size: self.size,
             socket: self.socket_path,
             read_only: self.read_only.then_some(true),
+            discard_zeroes_cow: self.discard_zeroes_cow.then_some(true),
+            discard_passdown_origin: self.discard_passdown_origin.then_some(true),
         })?;
         output::line(&format!("snapshot {} taken", self.name))?;
         Ok(Outcome::Done)

@@ -4,7 +4,10 @@ use super::values;
 use crate::control::api::{SnapshotSpec, StoreType};
 use crate::size;
 
-const KEYS: &str = "name, cow, type, chunk-size, size, socket, read-only";
+const KEYS: &str = "name, cow, type, chunk-size, size, socket, read-only, \
+                    discard-zeroes-cow, discard-passdown-origin";
+/// Keys that mean `yes` without a value.
+const FLAGS: [&str; 3] = ["read-only", "discard-zeroes-cow", "discard-passdown-origin"];
 
 /// Reads the comma-separated list; `,,` is a comma within a value.
 ///
@@ -13,10 +16,11 @@ const KEYS: &str = "name, cow, type, chunk-size, size, socket, read-only";
 pub fn parse(text: &str) -> Result<SnapshotSpec, String> {
     let mut list = List::default();
     for item in split(text) {
-        let (key, value) = item
-            .split_once('=')
-            .or((item == "read-only").then_some(("read-only", "yes")))
-            .ok_or_else(|| format!("`{item}` is not KEY=VALUE (keys: {KEYS})"))?;
+        let (key, value) = match item.split_once('=') {
+            Some(pair) => pair,
+            None if FLAGS.contains(&item.as_str()) => (item.as_str(), "yes"),
+            None => return Err(format!("`{item}` is not KEY=VALUE (keys: {KEYS})")),
+        };
         if value.is_empty() {
             return Err(format!("`{key}=` has no value"));
         }
@@ -28,6 +32,10 @@ pub fn parse(text: &str) -> Result<SnapshotSpec, String> {
             "size" => put(&mut list.size, key, size::parse_device_size(value)?)?,
             "socket" => put(&mut list.socket, key, values::path(value)?)?,
             "read-only" => put(&mut list.read_only, key, yes_or_no(key, value)?)?,
+            "discard-zeroes-cow" => put(&mut list.zeroes_cow, key, yes_or_no(key, value)?)?,
+            "discard-passdown-origin" => {
+                put(&mut list.passdown_origin, key, yes_or_no(key, value)?)?
+            }
             _ => return Err(format!("unknown key `{key}` (keys: {KEYS})")),
         }
     }
@@ -39,6 +47,8 @@ pub fn parse(text: &str) -> Result<SnapshotSpec, String> {
         size: list.size,
         socket: list.socket,
         read_only: list.read_only,
+        discard_zeroes_cow: list.zeroes_cow,
+        discard_passdown_origin: list.passdown_origin,
     })
 }
 
@@ -50,6 +60,8 @@ struct List {
     chunk_size: Option<u64>,
     size: Option<u64>,
     socket: Option<String>,
+    zeroes_cow: Option<bool>,
+    passdown_origin: Option<bool>,
     read_only: Option<bool>,
 }
 
@@ -98,7 +110,28 @@ mod tests {
                 size: Some(256 << 20),
                 socket: Some("/s".to_owned()),
                 read_only: Some(true),
+                discard_zeroes_cow: None,
+                discard_passdown_origin: None,
             }
+        );
+    }
+
+    #[test]
+    fn discard_options_are_flags_that_can_be_turned_off() {
+        let options = |text: &str| {
+            let spec = parse(&format!("name=s,cow=/c,{text}")).unwrap();
+            (spec.discard_zeroes_cow, spec.discard_passdown_origin)
+        };
+        let (on, off) = (Some(true), Some(false));
+        assert_eq!(options("discard-zeroes-cow"), (on, None));
+        assert_eq!(
+            options("discard-zeroes-cow,discard-passdown-origin"),
+            (on, on)
+        );
+        assert_eq!(options("discard-zeroes-cow=no"), (off, None));
+        assert_eq!(
+            options("discard-passdown-origin=no,discard-zeroes-cow=yes"),
+            (on, off)
         );
     }
 
@@ -144,6 +177,13 @@ mod tests {
             ("name=a/b,cow=/c", "a/b"),
             ("name=s,cow=/c,read-only=1", "neither yes nor no"),
             ("name=s,cow=/c,read-only,read-only=no", "twice"),
+            ("name=s,cow=/c,discard-zeroes-cow=on", "neither yes nor no"),
+            ("name=s,cow=/c,discard-zeroes-cow=", "no value"),
+            (
+                "name=s,cow=/c,discard-zeroes-cow,discard-zeroes-cow=yes",
+                "twice",
+            ),
+            ("name=s,cow=/c,discard", "KEY=VALUE"),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(word), "{text}: {error}");

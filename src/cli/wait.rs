@@ -146,6 +146,8 @@ mod tests {
             allocated_sectors: 16,
             total_sectors: 1024,
             metadata_sectors: 16,
+            discard_zeroes_cow: false,
+            discard_passdown_origin: false,
         };
         VolumeStatus {
             origin: OriginStatus {

@@ -36,6 +36,13 @@ pub struct SnapshotSpec {
     /// Socket to serve the snapshot's own view at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket: Option<String>,
+    /// A discard by the snapshot's guest zeroes what is in the COW; `None`: no,
+    /// or as it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discard_zeroes_cow: Option<bool>,
+    /// And it discards the origin, where no other snapshot needs it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discard_passdown_origin: Option<bool>,
     /// Whether its own view refuses writes; `None`: no, or as it is recorded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_only: Option<bool>,
@@ -196,6 +203,10 @@ pub struct SnapshotStatus {
     pub allocated_sectors: u64,
     pub total_sectors: u64,
     pub metadata_sectors: u64,
+    #[serde(default)]
+    pub discard_zeroes_cow: bool,
+    #[serde(default)]
+    pub discard_passdown_origin: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -135,8 +135,20 @@ pub fn dm_status(status: &VolumeStatus, name: Option<&str>) -> String {
 pub fn table(status: &VolumeStatus) -> String {
     let (sectors, device) = (status.origin.sectors, &status.origin.device);
     let store = |sectors: u64, target: &str, s: &SnapshotStatus| {
+        let features = [
+            (s.discard_zeroes_cow, "discard_zeroes_cow"),
+            (s.discard_passdown_origin, "discard_passdown_origin"),
+        ];
+        let features: Vec<&str> = features
+            .iter()
+            .filter_map(|(on, name)| on.then_some(*name))
+            .collect();
+        let group = match features.len() {
+            0 => String::new(),
+            n => format!(" {n} {}", features.join(" ")),
+        };
         format!(
-            "0 {sectors} {target} {device} {} {} {}",
+            "0 {sectors} {target} {device} {} {} {}{group}",
             s.cow_device,
             type_letters(s.store_type),
             s.chunk_sectors

@@ -14,6 +14,8 @@ fn snapshot(name: &str, state: State) -> SnapshotStatus {
         allocated_sectors: 2480,
         total_sectors: 131_072,
         metadata_sectors: 24,
+        discard_zeroes_cow: false,
+        discard_passdown_origin: false,
     }
 }
 
@@ -128,6 +130,26 @@ fn table_is_what_dmsetup_prints() {
         table(&status),
         "disk: 0 2097152 snapshot-merge 253:2 253:3 PO 8\n\
          s1: 0 2097152 snapshot 253:2 253:3 PO 8\n"
+    );
+}
+
+/// N17 of `docs/checklist.md`: the feature group, in the kernel's order.
+#[test]
+fn table_names_the_discard_features_that_are_on() {
+    let with = |zeroes, passdown| {
+        let mut s = snapshot("s1", State::Active);
+        (s.discard_zeroes_cow, s.discard_passdown_origin) = (zeroes, passdown);
+        let text = table(&volume(vec![s]));
+        let line = text.lines().nth(1).unwrap();
+        line.strip_prefix("s1: 0 2097152 snapshot 253:2 253:3 P 8")
+            .unwrap()
+            .to_owned()
+    };
+    assert_eq!(with(false, false), "");
+    assert_eq!(with(true, false), " 1 discard_zeroes_cow");
+    assert_eq!(
+        with(true, true),
+        " 2 discard_zeroes_cow discard_passdown_origin"
     );
 }
 

@@ -418,6 +418,8 @@ mod tests {
             chunk_size: None,
             size: None,
             socket: None,
+            discard_zeroes_cow: None,
+            discard_passdown_origin: None,
             read_only: None,
         };
         assert_eq!(named(spec(""), "a").unwrap().name, "a");

@@ -122,6 +122,8 @@ fn spec(name: &str) -> SnapshotSpec {
         chunk_size: Some(4096),
         size: None,
         socket: None,
+        discard_zeroes_cow: None,
+        discard_passdown_origin: None,
         read_only: None,
     }
 }

@@ -68,6 +68,7 @@ pub fn check_without_guests(options: &ServeOptions) -> Result<Checked, DaemonErr
         identity: file.identity(),
         sectors: file.sectors(),
         block_size: file.block_size(),
+        read_only: file.is_read_only(),
     };
     let device_string = file.device_string();
     let devices = Devices::new();

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::cow_error::CowError;
 use crate::control::api::{SnapshotSpec, StoreType};
-use crate::engine::SnapshotStore;
+use crate::engine::{Discards, SnapshotStore};
 use crate::io::{BlockFile, DeviceId, Devices, Disk, Identity, OpenOptions, sync};
 use crate::store::{self, Header, Layout, LoadParams, Loaded, Metadata, StoreError, ValidStore};
 use crate::units::{ChunkSize, SECTOR_SIZE};
@@ -39,6 +39,7 @@ pub struct OriginFacts {
     pub sectors: u64,
     /// Logical block size in bytes.
     pub block_size: u32,
+    pub read_only: bool,
 }
 
 /// A device of ours; closed again unless kept.
@@ -103,6 +104,7 @@ pub struct InspectedCow {
     path: PathBuf,
     store_type: StoreType,
     chunk_size: ChunkSize,
+    discards: Discards,
     found: Found,
 }
 
@@ -135,6 +137,19 @@ pub fn storage_of(path: &Path) -> Option<Identity> {
     })
 }
 
+/// What discards of the snapshot's guest are to do.
+fn discards(spec: &SnapshotSpec, origin: &OriginFacts) -> Result<Discards, CowError> {
+    let discards = Discards {
+        zeroes_cow: spec.discard_zeroes_cow == Some(true),
+        passdown_origin: spec.discard_passdown_origin == Some(true),
+    };
+    match discards.passdown_origin {
+        true if !discards.zeroes_cow => Err(CowError::PassdownAlone),
+        true if origin.read_only => Err(CowError::PassdownReadOnly),
+        _ => Ok(discards),
+    }
+}
+
 /// Looks whether `spec` can be what it is asked to be. `used`: the storage of
 /// the volume's other snapshots, by name.
 pub fn inspect(
@@ -146,6 +161,7 @@ pub fn inspect(
     disk: &mut dyn Disk,
 ) -> Result<InspectedCow, CowError> {
     let path = PathBuf::from(&spec.cow);
+    let discards = discards(spec, origin)?;
     let asked = spec.chunk_size.map(chunk_size).transpose()?;
     let default = chunk_size(CHUNK_BYTES.max(u64::from(origin.block_size)))?;
     let identity = storage_of(&path);
@@ -164,6 +180,7 @@ pub fn inspect(
             path: path.clone(),
             store_type: spec.store_type,
             chunk_size,
+            discards,
             found,
         })
     };
@@ -184,7 +201,12 @@ pub fn inspect(
         return inspected(chunk_size, Found::Absent { size });
     }
 
-    let file = BlockFile::open(&path, OpenOptions::default()).map_err(CowError::Open)?;
+    let options = OpenOptions {
+        // What was allocated for the store stays the store's.
+        keep_space: true,
+        ..OpenOptions::default()
+    };
+    let file = BlockFile::open(&path, options).map_err(CowError::Open)?;
     let (cow_sectors, cow_block) = (file.sectors(), file.block_size());
     if cow_block > origin.block_size {
         return Err(CowError::LargerBlocks {
@@ -313,6 +335,7 @@ impl InspectedCow {
             Found::Absent { size } => {
                 let size = size / SECTOR_SIZE * SECTOR_SIZE;
                 let options = OpenOptions {
+                    keep_space: true,
                     create: Some(size),
                     ..OpenOptions::default()
                 };
@@ -368,6 +391,7 @@ impl InspectedCow {
             valid,
             // Acknowledged writes must survive the death of this process.
             defer_commits: false,
+            discards: self.discards,
         };
         Ok(PreparedCow {
             store,

@@ -56,6 +56,12 @@ pub enum CowError {
         cow: u32,
         origin: u32,
     },
+    #[error(
+        "discard-passdown-origin depends on discard-zeroes-cow: ask for both, or leave discard-passdown-origin out"
+    )]
+    PassdownAlone,
+    #[error("discard-passdown-origin would change the origin, which is read-only: leave it out")]
+    PassdownReadOnly,
     #[error("COW {0}")]
     Open(OpenError),
     #[error("COW {}: {source}", path.display())]
@@ -79,7 +85,12 @@ impl CowError {
     pub fn is_bad_request(&self) -> bool {
         matches!(
             self,
-            Self::ChunkSize(_) | Self::IsOrigin(_) | Self::Missing(_) | Self::NoDirectory { .. }
+            Self::ChunkSize(_)
+                | Self::IsOrigin(_)
+                | Self::Missing(_)
+                | Self::NoDirectory { .. }
+                | Self::PassdownAlone
+                | Self::PassdownReadOnly
         )
     }
 }

@@ -151,6 +151,8 @@ fn options(
                 chunk_size: None,
                 size: None,
                 socket: None,
+                discard_zeroes_cow: None,
+                discard_passdown_origin: None,
                 read_only: None,
             };
             (spec.name.clone(), vec![spec])

@@ -145,6 +145,11 @@ pub fn plan(
             if asked.socket.is_some() {
                 record.spec.socket.clone_from(&asked.socket);
             }
+            let spec = &mut record.spec;
+            spec.discard_zeroes_cow = asked.discard_zeroes_cow.or(spec.discard_zeroes_cow);
+            spec.discard_passdown_origin = asked
+                .discard_passdown_origin
+                .or(spec.discard_passdown_origin);
             record.spec.read_only = asked.read_only.or(record.spec.read_only);
         }
         snapshots.push(PlannedSnapshot {

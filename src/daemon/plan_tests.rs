@@ -31,6 +31,8 @@ fn spec(name: &str) -> SnapshotSpec {
         chunk_size: Some(4096),
         size: None,
         socket: None,
+        discard_zeroes_cow: None,
+        discard_passdown_origin: None,
         read_only: None,
     }
 }
@@ -82,6 +84,37 @@ fn names(plan: &Plan) -> Vec<(&str, Source)> {
         .iter()
         .map(|s| (s.spec.name.as_str(), s.source))
         .collect()
+}
+
+/// N17 of `docs/checklist.md`.
+#[test]
+fn discard_options_are_kept_until_they_are_given_anew() {
+    let mut known = spec("s1");
+    known.discard_zeroes_cow = Some(true);
+    known.discard_passdown_origin = Some(true);
+    let start = |known: &SnapshotSpec, zeroes, passdown| {
+        let mut state = VolumeState::new(origin(100));
+        state.snapshots = vec![SnapshotRecord {
+            spec: known.clone(),
+            valid: true,
+            length: None,
+        }];
+        let mut asked = options();
+        asked.snapshots = vec![SnapshotSpec {
+            discard_zeroes_cow: zeroes,
+            discard_passdown_origin: passdown,
+            ..spec("s1")
+        }];
+        let plan = plan(&asked, Some(state), &origin(100)).unwrap();
+        let spec = &plan.snapshots[0].spec;
+        assert_eq!(*spec, plan.state.snapshots[0].spec, "and recorded");
+        (spec.discard_zeroes_cow, spec.discard_passdown_origin)
+    };
+    let (on, off) = (Some(true), Some(false));
+    assert_eq!(start(&known, None, None), (on, on));
+    assert_eq!(start(&known, None, off), (on, off));
+    assert_eq!(start(&known, off, off), (off, off));
+    assert_eq!(start(&spec("s1"), on, None), (on, None));
 }
 
 #[test]

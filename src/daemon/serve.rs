@@ -23,6 +23,7 @@ use crate::executor::Executor;
 use crate::io::{Disk, IoEngine, open_disk};
 use crate::merger::{Merger, MergerSettings};
 use crate::units::SECTOR_SIZE;
+use crate::virtio_blk::MAX_DISCARD_SECTORS;
 
 /// Operations of the merger that are under way at once.
 const MERGER_DEPTH: u32 = 128;
@@ -221,6 +222,7 @@ pub(super) fn open_up(
         snapshot: None,
         sectors: volume.facts.origin.sectors,
         read_only: volume.facts.read_only,
+        max_discard_sectors: MAX_DISCARD_SECTORS,
     };
     if let Some(socket) = sockets.origin {
         let view =

@@ -13,6 +13,7 @@ use crate::engine::{ControlRequest, ViewId};
 use crate::executor::Executor;
 use crate::io::{DeviceId, Disk, IoEngine, open_disk};
 use crate::units::SECTOR_SIZE;
+use crate::virtio_blk::MAX_WRITE_ZEROES_SECTORS;
 
 impl LiveVolume {
     /// Takes a snapshot.
@@ -118,17 +119,24 @@ impl LiveVolume {
         socket: crate::vhost::ViewSocket,
         path: Option<String>,
     ) -> std::io::Result<()> {
-        let Some((sectors, read_only)) = lock(&self.tables)
-            .snapshot(name)
-            .map(|s| (s.sectors, s.spec.is_read_only()))
-        else {
+        let Some((sectors, read_only, discards)) = lock(&self.tables).snapshot(name).map(|s| {
+            let discards = s.spec.discard_zeroes_cow == Some(true);
+            (s.sectors, s.spec.is_read_only(), discards)
+        }) else {
             return Ok(());
+        };
+        // What is in the store is zeroed, which costs what a write of zeroes does.
+        let max_discard_sectors = if discards {
+            MAX_WRITE_ZEROES_SECTORS
+        } else {
+            0
         };
         let description = ViewDescription {
             id,
             snapshot: Some(name),
             sectors,
             read_only,
+            max_discard_sectors,
         };
         let view = View::start(self, description, socket, path)?;
         if let Some(snapshot) = lock(&self.tables).snapshots.iter_mut().find(|s| s.id == id) {

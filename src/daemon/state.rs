@@ -340,7 +340,10 @@ mod tests {
         let mut state = blank();
         state.running = true;
         state.socket = Some("/a.sock".into());
-        state.snapshots = vec![record("s1"), record("s2")];
+        let mut second = record("s2");
+        second.spec.discard_zeroes_cow = Some(true);
+        second.spec.discard_passdown_origin = Some(false);
+        state.snapshots = vec![record("s1"), second];
         state.merge = Some(MergeRecord {
             snapshot: "s1".into(),
             follow: true,

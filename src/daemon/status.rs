@@ -70,6 +70,8 @@ impl LiveVolume {
                 allocated_sectors: status.usage.allocated,
                 total_sectors: status.usage.total,
                 metadata_sectors: status.usage.metadata,
+                discard_zeroes_cow: snapshot.spec.discard_zeroes_cow == Some(true),
+                discard_passdown_origin: snapshot.spec.discard_passdown_origin == Some(true),
             })
         });
 

@@ -50,6 +50,8 @@ pub struct ViewDescription<'a> {
     pub snapshot: Option<&'a str>,
     pub sectors: u64,
     pub read_only: bool,
+    /// Most sectors of a discard; 0: none is offered.
+    pub max_discard_sectors: u32,
 }
 
 impl View {
@@ -73,6 +75,7 @@ impl View {
                 read_only: description.read_only,
                 serial,
                 num_queues: settings.num_queues,
+                max_discard_sectors: description.max_discard_sectors,
             },
             max_queues: crate::vhost::DEFAULT_MAX_QUEUES.max(settings.num_queues),
         };

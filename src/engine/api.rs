@@ -1,6 +1,6 @@
 //! What goes into the engine and what comes out.
 
-use crate::io::{Buffer, DeviceId, Errno, Tag};
+use crate::io::{Buffer, DeviceId, Errno, Tag, Zeroing};
 use crate::store::{Metadata, Usage};
 
 /// The origin view has id 0; snapshot views get the next numbers. Never reused
@@ -28,9 +28,11 @@ pub enum RequestKind {
         durable: bool,
     },
     Flush,
+    /// A hint that the sectors are not needed: each reads as before or as zeroes.
+    Discard,
 }
 
-/// A validated guest request. `sectors` > 0 for reads and writes, 0 for a flush.
+/// A validated guest request. `sectors` is 0 for a flush, else more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
     pub slot: Slot,
@@ -99,6 +101,14 @@ pub enum Command {
     },
     /// Flush a device.
     Flush { tag: Tag, device: DeviceId },
+    /// Zero a range of a device.
+    Zero {
+        tag: Tag,
+        device: DeviceId,
+        offset: u64,
+        len: u64,
+        how: Zeroing,
+    },
     /// The request in `slot` has ended; nothing refers to its data any more.
     Complete { slot: Slot, status: Status },
     /// A control request of this port has ended.
@@ -175,6 +185,17 @@ pub struct SnapshotStore {
     /// next flush. Otherwise the write is acknowledged only when it is durable,
     /// so that the death of the process cannot lose it.
     pub defer_commits: bool,
+    pub discards: Discards,
+}
+
+/// What a discard does on a snapshot's view; by default nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Discards {
+    /// What is in the store is zeroed there.
+    pub zeroes_cow: bool,
+    /// Beside that the origin is discarded, where no other snapshot needs it.
+    /// Without `zeroes_cow` it has no effect.
+    pub passdown_origin: bool,
 }
 
 /// What happens to guest writes to chunks that are not merged yet.

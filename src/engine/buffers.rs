@@ -56,7 +56,7 @@ impl BufferPool {
                     self.put(b);
                 }
             }
-            Some(Buffer::Guest(_)) | None => {}
+            Some(Buffer::Guest(_) | Buffer::Zeroes { .. }) | None => {}
         }
     }
 }

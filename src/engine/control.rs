@@ -5,7 +5,7 @@ use super::api::*;
 use super::core::{Core, Op, Snap, StoreState, Waiter};
 use super::merge::Merge;
 use super::request::RequestId;
-use super::trace::{COW, READ_ORIGIN, WRITE};
+use super::trace::{COW, PASSDOWN, READ_ORIGIN, WRITE};
 use super::views::{SharedSnapshot, ViewMode};
 use crate::io::Errno;
 use crate::mutation::{self, Mutation};
@@ -208,6 +208,7 @@ impl Core {
             sectors: store.sectors.min(self.origin_sectors()),
             table,
             defer_commits: store.defer_commits,
+            discards: store.discards,
             flush_failed: false.into(),
         });
         self.snaps.insert(
@@ -463,6 +464,8 @@ impl Core {
                             .any(WRITE, |s, e| overlaps(chunks, &snap.shared, s, e))
                     })
             }
+            // A snapshot's own view may write the origin, too.
+            Drain::Gate if self.is_passing_down() => false,
             Drain::Gate => match self.gate.as_ref().map(|g| &g.kind) {
                 None => true,
                 Some(GateKind::Cut { .. }) => !self
@@ -494,6 +497,13 @@ impl Core {
                     })
             }
         }
+    }
+
+    fn is_passing_down(&self) -> bool {
+        !mutation::is(Mutation::PassdownNotDrained)
+            && self
+                .ports()
+                .any(|(_, p)| p.trace.any(PASSDOWN, |_, _| true))
     }
 
     fn ports_where(

@@ -18,7 +18,7 @@ use super::merge::Merge;
 use super::port::{CORE_TAG, PortShared, Shared, publish};
 use super::request::{RequestId, SlowRequest};
 use super::trace::fence_change;
-use super::views::{Config, SharedSnapshot, ViewMode};
+use super::views::{Config, PreserveList, SharedSnapshot, ViewMode};
 use crate::io::{Buffer, DeviceId, Errno, Tag};
 use crate::mutation::{self, Mutation};
 use crate::store::Metadata;
@@ -534,11 +534,11 @@ impl Core {
         {
             Some((merge, snap)) => Arc::new(ViewMode::Merge {
                 snapshot: snap.shared.clone(),
-                preserve,
+                preserve: preserve.clone(),
                 writes: merge.writes,
             }),
             None => Arc::new(ViewMode::Origin {
-                preserve,
+                preserve: preserve.clone(),
                 write_gate: gated.is_some_and(Gate::is_cut),
             }),
         };
@@ -552,6 +552,7 @@ impl Core {
                 None if snap.is_usable() => Arc::new(ViewMode::Snapshot {
                     snapshot: snap.shared.clone(),
                     overflow: snap.state == StoreState::Overflow,
+                    passdown: self.passdown(id, &preserve),
                 }),
                 None => Arc::new(ViewMode::Failed),
             };
@@ -576,6 +577,19 @@ impl Core {
             &self.shared,
             Config::new(self.config.epoch, self.config.views.clone()),
         );
+    }
+
+    /// Whom a discard of the origin through a snapshot's view has to spare. `None`
+    /// while anything special is under way: it is a hint, and nothing waits for it.
+    fn passdown(&self, id: SnapshotId, preserve: &PreserveList) -> Option<PreserveList> {
+        let discards = self.snaps.get(&id)?.shared.discards;
+        if !discards.passdown_origin || self.gate.is_some() || self.merge.is_some() {
+            return None;
+        }
+        let others = preserve
+            .iter()
+            .filter(|s| s.id != id && !mutation::is(Mutation::PassdownSparesNobody));
+        Some(Arc::new(others.cloned().collect()))
     }
 
     // ---- drains

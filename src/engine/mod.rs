@@ -11,6 +11,7 @@ mod commit;
 mod control;
 mod copyout;
 mod core;
+mod discard;
 mod inspect;
 mod invalidate;
 mod merge;

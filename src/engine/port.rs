@@ -4,6 +4,7 @@ use std::sync::{Arc, PoisonError};
 
 use super::api::*;
 use super::core::Core;
+use super::discard;
 use super::trace::{COW, OTHER, READ_ORIGIN, Trace, WRITE, fence_change};
 use super::views::{Config, Extent, SharedSnapshot, ViewMode, is_settled, resolve_read};
 use crate::io::{Buffer, DeviceId, Errno, Tag};
@@ -175,9 +176,11 @@ impl Port {
             RequestKind::Read => READ_ORIGIN | COW,
             RequestKind::Write { .. } => WRITE | COW,
             RequestKind::Flush => OTHER | COW,
+            RequestKind::Discard => discard::TOUCHES,
         };
         let late = mutation::is(Mutation::RegisteredAfterLookUp);
-        if !late && !mutation::is(Mutation::RegistrationSkipped) {
+        let skipped = kind == RequestKind::Discard && mutation::is(Mutation::DiscardNotRegistered);
+        if !late && !skipped && !mutation::is(Mutation::RegistrationSkipped) {
             self.shared.trace.register(slot, touches, sector, end);
         }
         // Registered before the epoch is read: a change made after this reading
@@ -215,7 +218,7 @@ impl Port {
                 ViewMode::Origin {
                     write_gate: true, ..
                 },
-                RequestKind::Write { .. },
+                RequestKind::Write { .. } | RequestKind::Discard,
             ) => return None,
             (ViewMode::Origin { preserve, .. }, RequestKind::Write { durable }) => {
                 if !is_settled(preserve, sector, end) {
@@ -230,8 +233,20 @@ impl Port {
                 };
                 out.push(Self::guest_write(slot, origin, sector, all, durable));
             }
-            (ViewMode::Snapshot { overflow: true, .. }, RequestKind::Write { .. }) => {
-                return Some(Some(Status::IoError));
+            (
+                ViewMode::Snapshot { overflow: true, .. },
+                RequestKind::Write { .. } | RequestKind::Discard,
+            ) => return Some(Some(Status::IoError)),
+            (mode, RequestKind::Discard) => {
+                let touches = discard::resolve(mode, sector, end, |e, how| {
+                    out.push(discard::command(Tag::from(slot), origin, e, how));
+                })?;
+                if out.len() == first {
+                    return Some(Some(Status::Ok));
+                }
+                if !skipped {
+                    self.shared.trace.narrow(slot, touches);
+                }
             }
             (ViewMode::Snapshot { snapshot, .. }, RequestKind::Write { durable }) => {
                 // An unsettled exception may still be volatile; the critical section knows.

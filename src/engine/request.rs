@@ -94,7 +94,7 @@ impl Core {
                 ViewMode::Origin {
                     write_gate: true, ..
                 },
-                RequestKind::Write { .. },
+                RequestKind::Write { .. } | RequestKind::Discard,
             ) => {
                 if let Some(gate) = &mut self.gate {
                     gate.queue.push(id);
@@ -106,7 +106,11 @@ impl Core {
             }
             (_, RequestKind::Read) => self.read(id, &mode),
             (ViewMode::Origin { .. }, RequestKind::Write { .. }) => self.origin_write(id),
-            (ViewMode::Snapshot { overflow: true, .. }, RequestKind::Write { .. }) => self.fail(id),
+            (
+                ViewMode::Snapshot { overflow: true, .. },
+                RequestKind::Write { .. } | RequestKind::Discard,
+            ) => self.fail(id),
+            (_, RequestKind::Discard) => self.discard(id, &mode),
             (ViewMode::Snapshot { snapshot, .. }, RequestKind::Write { .. }) => {
                 self.snapshot_write(id, snapshot)
             }

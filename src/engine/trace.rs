@@ -27,6 +27,8 @@ pub(super) const COW: u64 = 2;
 pub(super) const WRITE: u64 = 4;
 /// Flushes (with [`COW`], if a COW device is among what it flushes).
 pub(super) const OTHER: u64 = 8;
+/// Discards the origin through a snapshot's view.
+pub(super) const PASSDOWN: u64 = 16;
 
 #[derive(Debug, Default)]
 struct Registration {

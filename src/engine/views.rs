@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::api::{MergeWrites, ViewId};
+use super::api::{Discards, MergeWrites, ViewId};
 use super::table::{Exception, ExceptionTable};
 use super::trace::{COW, READ_ORIGIN};
 use crate::io::DeviceId;
@@ -23,6 +23,7 @@ pub(super) struct SharedSnapshot {
     pub table: ExceptionTable,
     /// Acknowledged writes may have entries that are not durable yet.
     pub defer_commits: bool,
+    pub discards: Discards,
     /// A flush of a merging store failed, or the store was given up: no flush of it
     /// is believed any more, nor one that was under way.
     pub flush_failed: AtomicBool,
@@ -128,6 +129,9 @@ pub(super) enum ViewMode {
     Snapshot {
         snapshot: Arc<SharedSnapshot>,
         overflow: bool,
+        /// The snapshots that a discard of the origin through this view must not
+        /// take anything from; `None`: there is no such discard now.
+        passdown: Option<PreserveList>,
     },
     Merge {
         snapshot: Arc<SharedSnapshot>,

@@ -208,6 +208,19 @@ pub enum Buffer {
     },
     /// The guest's.
     Guest(GuestBuffer),
+    /// `len` bytes of zero that take no memory, to write from.
+    Zeroes { len: usize },
+}
+
+/// What [`Buffer::Zeroes`] is made of, in as many pieces as it takes. Aligned for
+/// O_DIRECT on any device.
+#[repr(align(4096))]
+struct ZeroPages([u8; 64 * 1024]);
+static ZERO_PAGES: ZeroPages = ZeroPages([0; 64 * 1024]);
+
+/// The memory of the next piece of zeroes: only ever read.
+pub(super) fn zero_pages() -> &'static [u8] {
+    &ZERO_PAGES.0
 }
 
 impl Buffer {
@@ -216,6 +229,7 @@ impl Buffer {
             Self::Owned(b) => b.len(),
             Self::Shared { len, .. } => *len,
             Self::Guest(b) => b.len(),
+            Self::Zeroes { len } => *len,
         }
     }
 
@@ -229,6 +243,14 @@ impl Buffer {
             Self::Owned(b) => b.as_slice(),
             Self::Shared { .. } => self.shared_slice().unwrap_or_default(),
             Self::Guest(b) => return b.read_at(offset, target),
+            Self::Zeroes { len } => {
+                let end = offset.checked_add(target.len());
+                let inside = end.is_some_and(|end| end <= *len);
+                if inside {
+                    target.fill(0);
+                }
+                return inside;
+            }
         };
         let part = offset
             .checked_add(target.len())
@@ -237,7 +259,7 @@ impl Buffer {
     }
 
     /// Copies `source` over the bytes from `offset` on; false if it does not fit
-    /// or the buffer is shared (and so read-only).
+    /// or the buffer is read-only (shared, or zeroes).
     pub fn write_at(&mut self, offset: usize, source: &[u8]) -> bool {
         match self {
             Self::Owned(b) => {
@@ -245,17 +267,18 @@ impl Buffer {
                 let part = end.and_then(|end| b.as_mut_slice().get_mut(offset..end));
                 part.map(|part| part.copy_from_slice(source)).is_some()
             }
-            Self::Shared { .. } => false,
+            Self::Shared { .. } | Self::Zeroes { .. } => false,
             Self::Guest(b) => b.write_at(offset, source),
         }
     }
 
-    /// Whether an operation can use it: a shared one must lie inside its memory
-    /// and cannot be read into.
+    /// Whether an operation can use it: a shared one must lie inside its memory,
+    /// and it and zeroes cannot be read into.
     pub(super) fn fits(&self, read: bool) -> bool {
         match self {
             Self::Owned(_) | Self::Guest(_) => true,
             Self::Shared { .. } => !read && self.shared_slice().is_some(),
+            Self::Zeroes { .. } => !read,
         }
     }
 

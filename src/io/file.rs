@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use super::OwnedBuffer;
 use super::lock::{self, Lock};
 use super::open_error::OpenError;
+use super::zeroing::Abilities;
 use crate::units::SECTOR_SIZE;
 
 /// Whether to go past the page cache.
@@ -36,6 +37,8 @@ pub struct OpenOptions {
     /// Give the created file no space yet: it may be larger than the file
     /// system has room for, and a write may fail with ENOSPC later.
     pub sparse: bool,
+    /// Space that the file has is never given back by zeroing.
+    pub keep_space: bool,
 }
 
 impl Default for OpenOptions {
@@ -46,6 +49,7 @@ impl Default for OpenOptions {
             lock: Lock::Exclusive,
             create: None,
             sparse: false,
+            keep_space: false,
         }
     }
 }
@@ -79,6 +83,8 @@ pub struct BlockFile {
     memory_align: usize,
     direct: bool,
     read_only: bool,
+    keep_space: bool,
+    abilities: Abilities,
 }
 
 impl BlockFile {
@@ -174,6 +180,8 @@ impl BlockFile {
             memory_align: 1,
             direct: false,
             read_only: options.read_only,
+            keep_space: options.keep_space,
+            abilities: Abilities::default(),
         };
         this.refresh_size()?;
         if is_device {
@@ -361,6 +369,16 @@ impl BlockFile {
 
     pub const fn is_read_only(&self) -> bool {
         self.read_only
+    }
+
+    /// Whether zeroing must leave it the space that it has.
+    pub const fn keeps_space(&self) -> bool {
+        self.keep_space
+    }
+
+    /// What of zeroing is known not to work here.
+    pub(super) const fn abilities(&self) -> &Abilities {
+        &self.abilities
     }
 
     /// Whether it is a block device.

@@ -26,6 +26,7 @@ pub mod sync;
 mod threads;
 mod transfer;
 mod uring;
+mod zeroing;
 
 pub use buffer::{BUFFER_ALIGN, Buffer, GuestBuffer, GuestSlice, OwnedBuffer};
 pub use devices::Devices;
@@ -68,6 +69,24 @@ pub enum OpKind {
     },
     /// Everything written (and reaped) before becomes durable.
     Flush,
+    /// Zeroes `len` bytes, without data and as cheaply as the device can; for a
+    /// flush a write like any other.
+    Zero {
+        offset: u64,
+        len: u64,
+        how: Zeroing,
+    },
+}
+
+/// What becomes of the range of an [`OpKind::Zero`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Zeroing {
+    /// It reads as zeroes and keeps its space.
+    Keep,
+    /// It reads as zeroes; its space is given back where the device can and may.
+    Unmap,
+    /// A hint to give its space back: each block reads as zeroes, or as before.
+    Discard,
 }
 
 /// The end of an operation.
@@ -75,7 +94,7 @@ pub enum OpKind {
 pub struct Done {
     pub tag: Tag,
     pub result: Result<(), Errno>,
-    /// The buffer that the operation carried (`None` for a flush).
+    /// The buffer that the operation carried (`None` where it carries none).
     pub buffer: Option<Buffer>,
 }
 

@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle};
 use super::devices::{DeviceTable, Devices};
 use super::notify::Notify;
 use super::transfer::{Direction, Iovecs, Next, Transfer};
+use super::zeroing::{Call, ZeroWork};
 use super::{BlockFile, Disk, Done, Errno, Op, OpKind, Tag};
 
 /// Threads of one disk at most.
@@ -18,6 +19,7 @@ const MOST_THREADS: u32 = 8;
 enum Work {
     Transfer(Transfer),
     Flush,
+    Zero(ZeroWork),
 }
 
 struct Job {
@@ -149,6 +151,28 @@ fn carry_out(job: Job) -> Done {
                 buffer: None,
             }
         }
+        Work::Zero(mut zero) => {
+            let (offset, len) = zero.range();
+            let result = loop {
+                let called = match zero.prepare(&file) {
+                    Some(Call::Write(transfer)) => call(&file, transfer),
+                    Some(Call::Allocate(how)) => {
+                        rustix::fs::fallocate(&*file, how.flags(), offset, len)
+                            .map(|()| 0)
+                            .map_err(|e| Errno(e.raw_os_error()))
+                    }
+                    None => Ok(0),
+                };
+                if let Next::Finished(result) = zero.advance(&file, called) {
+                    break result;
+                }
+            };
+            Done {
+                tag,
+                result,
+                buffer: None,
+            }
+        }
         Work::Transfer(mut transfer) => {
             let result = loop {
                 transfer.prepare(&file);
@@ -202,7 +226,7 @@ impl Disk for ThreadDisk {
             Err(errno) => {
                 let buffer = match kind {
                     OpKind::Read { buffer, .. } | OpKind::Write { buffer, .. } => Some(buffer),
-                    OpKind::Flush => None,
+                    OpKind::Flush | OpKind::Zero { .. } => None,
                 };
                 return self.end(tag, Err(errno), buffer);
             }
@@ -225,6 +249,16 @@ impl Disk for ThreadDisk {
                     file,
                     work: Work::Flush,
                 });
+            }
+            OpKind::Zero { offset, len, how } => {
+                return match ZeroWork::new(&file, offset, len, how) {
+                    Ok(zero) if !zero.is_nothing() => self.start(Job {
+                        tag,
+                        file,
+                        work: Work::Zero(zero),
+                    }),
+                    ended => self.end(tag, ended.map(drop), None),
+                };
             }
         };
         match Transfer::new(&file, direction, offset, buffer, Iovecs::default()) {

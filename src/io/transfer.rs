@@ -5,6 +5,7 @@
 //! and retries are handled (and tested) once.
 #![allow(unsafe_code)] // Named file: iovecs point into buffers and cross threads.
 
+use super::buffer::zero_pages;
 use super::{BlockFile, Buffer, Errno, GuestSlice, OwnedBuffer};
 use crate::mutation::{self, Mutation};
 
@@ -199,6 +200,16 @@ impl Transfer {
                 })
             }
             Buffer::Guest(b) => b.slices().iter().all(|slice| add(*slice)),
+            Buffer::Zeroes { len } => {
+                let page = zero_pages();
+                (0..*len).step_by(page.len().max(1)).all(|at| {
+                    // Only ever written from, so the pointer stays a reader's.
+                    add(GuestSlice {
+                        pointer: page.as_ptr().cast_mut(),
+                        len: page.len().min(*len - at),
+                    })
+                })
+            }
             shared @ Buffer::Shared { .. } => {
                 // Only ever written from, so the pointer stays a reader's.
                 let memory = shared.shared_slice().unwrap_or_default();

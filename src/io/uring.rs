@@ -17,12 +17,14 @@ use io_uring::{IoUring, opcode, squeue, types};
 use super::devices::{DeviceTable, Devices, Place};
 use super::notify::Notify;
 use super::transfer::{Direction, Iovecs, Next, Transfer};
+use super::zeroing::{Allocate, Call, ZeroWork};
 use super::{Disk, Done, Errno, Op, OpKind, Tag};
 
 /// What an operation does.
 enum Work {
     Transfer(Transfer),
     Flush,
+    Zero(Box<ZeroWork>),
 }
 
 /// An accepted operation. Lives at its index until its completion is taken, so
@@ -118,6 +120,15 @@ impl UringDisk {
                 Work::Flush => opcode::Fsync::new(fd)
                     .flags(types::FsyncFlags::DATASYNC)
                     .build(),
+                Work::Zero(zero) => {
+                    let (offset, len) = zero.range();
+                    match zero.prepare(file) {
+                        Some(Call::Write(transfer)) => transfer_sqe(fd, transfer),
+                        Some(Call::Allocate(how)) => allocate_sqe(fd, how, offset, len),
+                        // Such an operation is never accepted.
+                        None => opcode::Nop::new().build(),
+                    }
+                }
             };
             let sqe = sqe.user_data(u64::try_from(index).unwrap_or(u64::MAX));
             // SAFETY: everything the entry points at is owned by `entries[index]`
@@ -183,6 +194,7 @@ impl UringDisk {
         let Some(mut entry) = slot.take() else { return };
         let next = match (&mut entry.work, self.devices.file(entry.place)) {
             (Work::Transfer(transfer), Some(file)) => transfer.advance(file, result),
+            (Work::Zero(zero), Some(file)) => zero.advance(file, result),
             (Work::Flush, _) if matches!(result, Err(Errno(libc::EINTR | libc::EAGAIN))) => {
                 Next::Again
             }
@@ -203,7 +215,7 @@ impl UringDisk {
                         self.iovecs.push(iovecs);
                         Some(buffer)
                     }
-                    Work::Flush => None,
+                    Work::Flush | Work::Zero(_) => None,
                 };
                 done.push(Done {
                     tag: entry.tag,
@@ -258,6 +270,12 @@ fn build_ring(depth: u32) -> io::Result<IoUring> {
     }
 }
 
+fn allocate_sqe(fd: types::Fd, how: Allocate, offset: u64, len: u64) -> squeue::Entry {
+    let mode = i32::try_from(how.flags().bits()).unwrap_or(0);
+    let allocate = opcode::Fallocate::new(fd, len);
+    allocate.offset(offset).mode(mode).build()
+}
+
 fn transfer_sqe(fd: types::Fd, transfer: &Transfer) -> squeue::Entry {
     let offset = transfer.position();
     let iovecs = transfer.iovecs();
@@ -306,6 +324,25 @@ impl Disk for UringDisk {
                         buffer: None,
                     }),
                 };
+            }
+            OpKind::Zero { offset, len, how } => {
+                let ended = match self.devices.acquire(device) {
+                    Err(errno) => Err(errno),
+                    Ok((place, file)) => match ZeroWork::new(file, offset, len, how) {
+                        Ok(zero) if !zero.is_nothing() => {
+                            return self.accept(tag, place, Work::Zero(Box::new(zero)));
+                        }
+                        ended => {
+                            self.devices.release(place);
+                            ended.map(drop)
+                        }
+                    },
+                };
+                return self.end(Done {
+                    tag,
+                    result: ended,
+                    buffer: None,
+                });
             }
         };
         let iovecs = self.iovecs.pop().unwrap_or_default();

@@ -59,6 +59,7 @@ impl World {
             keep_on_overflow: false,
             valid: true,
             defer_commits: false,
+            discards: crate::engine::Discards::default(),
         };
         let mut drive = |request| control.drive(request, &mut Vec::new()).unwrap();
         drive(ControlRequest::AddSnapshot {

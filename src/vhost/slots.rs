@@ -2,7 +2,8 @@
 //! knows them by.
 
 use super::guest::GuestData;
-use crate::engine::Slot;
+use crate::engine::{Patch, Slot};
+use crate::io::{Buffer, OpKind, Zeroing};
 use vm_memory::GuestAddress;
 
 /// What is needed to end a request.
@@ -11,9 +12,84 @@ pub struct InFlight {
     pub head: u16,
     /// Where the status byte goes.
     pub status: GuestAddress,
-    pub data: GuestData,
+    pub data: RequestData,
     /// Bytes that the device writes on success, the status byte included.
     pub written: u32,
+}
+
+/// The data of a request.
+pub enum RequestData {
+    Guest(GuestData),
+    /// A write of `len` bytes of zero; `unmap`: their space may be given back.
+    Zeroes {
+        len: usize,
+        unmap: bool,
+    },
+}
+
+impl RequestData {
+    /// The `len` bytes from `slot_offset`, to be read into or written from;
+    /// `None` if the data does not have them.
+    pub fn buffer(&self, slot_offset: usize, len: usize) -> Option<Buffer> {
+        match self {
+            Self::Guest(data) => data.buffer(slot_offset, len).map(Buffer::Guest),
+            Self::Zeroes { .. } => self.has(slot_offset, len).then_some(Buffer::Zeroes { len }),
+        }
+    }
+
+    /// The operation that writes those bytes to `offset` of a device.
+    pub fn write(
+        &self,
+        slot_offset: usize,
+        len: usize,
+        offset: u64,
+        durable: bool,
+    ) -> Option<OpKind> {
+        let buffer = self.buffer(slot_offset, len)?;
+        match self {
+            // No zeroing is durable by itself, so that is written.
+            Self::Zeroes { unmap, .. } if !durable => Some(OpKind::Zero {
+                offset,
+                len: u64::try_from(len).ok()?,
+                how: if *unmap {
+                    Zeroing::Unmap
+                } else {
+                    Zeroing::Keep
+                },
+            }),
+            _ => Some(OpKind::Write {
+                offset,
+                buffer,
+                durable,
+            }),
+        }
+    }
+
+    /// Lays the bytes that `patch` names over an engine's buffer; false if the
+    /// data or the buffer does not have them.
+    pub fn lay_over(&self, buffer: &mut Buffer, patch: Patch) -> bool {
+        let Buffer::Owned(owned) = buffer else {
+            return false;
+        };
+        let end = patch.buffer_offset.saturating_add(patch.len);
+        let Some(target) = owned.as_mut_slice().get_mut(patch.buffer_offset..end) else {
+            return false;
+        };
+        match self {
+            Self::Guest(data) => data.copy_out(patch.slot_offset, target),
+            Self::Zeroes { .. } => {
+                target.fill(0);
+                self.has(patch.slot_offset, patch.len)
+            }
+        }
+    }
+
+    fn has(&self, offset: usize, wanted: usize) -> bool {
+        match self {
+            Self::Guest(data) => offset.saturating_add(wanted) <= data.len(),
+            Self::Zeroes { len, .. } => offset.saturating_add(wanted) <= *len,
+        }
+    }
 }
 
 /// A fixed number of slots; the one freed last is used next, while it is warm.

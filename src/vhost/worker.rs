@@ -17,13 +17,14 @@ use super::guest::{GuestData, MemoryHold};
 use super::memory::GuestMap;
 use super::notify::{Call, Notifier, Signal};
 use super::ring::{Ring, RingFault};
-use super::slots::{InFlight, Slots};
+use super::slots::{InFlight, RequestData, Slots};
 use super::{Backend, Requests};
 use crate::engine::{Command, Patch, Request, RequestKind, Slot, Status};
 use crate::io::{Buffer, DeviceId, Disk, Done, Errno, Op, OpKind, Tag};
 use crate::mutation::{self, Mutation};
 use crate::sync::thread::{self, JoinHandle};
 use crate::sync::{self, mpsc};
+use crate::units::SECTOR_SHIFT;
 use crate::virtio_blk::{Action, BlkDevice, BlkRequest, BlkStatus, ConfigSpace, Refused, parse};
 
 const KICK: u64 = 0;
@@ -329,20 +330,39 @@ impl Worker {
             return self.answer(head, status, BlkStatus::IoErr, 1);
         };
         let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        let through = self.write_through.load(Ordering::Relaxed);
+        let mut zeroes = None;
         let (kind, sector, sectors, written) = match request.action {
             Action::Read { sector, sectors } => {
                 (RequestKind::Read, sector, sectors, len.saturating_add(1))
             }
             Action::Write { sector, sectors } => {
-                let durable = self.write_through.load(Ordering::Relaxed);
+                let durable = through;
                 (RequestKind::Write { durable }, sector, sectors, 1)
             }
+            Action::WriteZeroes {
+                sector,
+                sectors,
+                unmap,
+            } => {
+                let durable = through;
+                zeroes = Some((sectors, unmap));
+                (RequestKind::Write { durable }, sector, sectors, 1)
+            }
+            Action::Discard { sector, sectors } => (RequestKind::Discard, sector, sectors, 1),
             Action::Flush => (RequestKind::Flush, 0, 0, 1),
             Action::GetId => {
                 let copied = data.copy_in(&self.space.device().id());
                 let written = u32::try_from(copied).unwrap_or(0).saturating_add(1);
                 return self.answer(head, status, BlkStatus::Ok, written);
             }
+        };
+        let data = match zeroes {
+            Some((sectors, unmap)) => RequestData::Zeroes {
+                len: usize::try_from(sectors << SECTOR_SHIFT).unwrap_or(usize::MAX),
+                unmap,
+            },
+            None => RequestData::Guest(data),
         };
         let in_flight = InFlight {
             head,
@@ -389,18 +409,13 @@ impl Worker {
                     slot_offset,
                     len,
                     durable,
-                } => match self.guest_buffer(slot, slot_offset, len) {
-                    Some(buffer) => self.submit(
-                        tag,
-                        device,
-                        OpKind::Write {
-                            offset,
-                            buffer,
-                            durable,
-                        },
-                    ),
-                    None => self.reject(tag, None),
-                },
+                } => {
+                    let data = self.slots.get(slot).map(|request| &request.data);
+                    match data.and_then(|d| d.write(slot_offset, len, offset, durable)) {
+                        Some(kind) => self.submit(tag, device, kind),
+                        None => self.reject(tag, None),
+                    }
+                }
                 Command::Read {
                     tag,
                     device,
@@ -432,6 +447,13 @@ impl Worker {
                     }
                 }
                 Command::Flush { tag, device } => self.submit(tag, device, OpKind::Flush),
+                Command::Zero {
+                    tag,
+                    device,
+                    offset,
+                    len,
+                    how,
+                } => self.submit(tag, device, OpKind::Zero { offset, len, how }),
                 Command::Complete { slot, status } => self.complete(slot, status),
                 Command::ControlDone { .. } | Command::Notice(_) => {
                     debug!("{}: not for a queue: {command:?}", self.name);
@@ -443,24 +465,12 @@ impl Worker {
     }
 
     fn guest_buffer(&self, slot: Slot, offset: usize, len: usize) -> Option<Buffer> {
-        self.slots
-            .get(slot)?
-            .data
-            .buffer(offset, len)
-            .map(Buffer::Guest)
+        self.slots.get(slot)?.data.buffer(offset, len)
     }
 
     fn lay_over(&self, buffer: &mut Buffer, patch: Patch) -> bool {
-        let Buffer::Owned(owned) = buffer else {
-            return false;
-        };
-        let end = patch.buffer_offset.saturating_add(patch.len);
-        let target = owned.as_mut_slice().get_mut(patch.buffer_offset..end);
         let request = self.slots.get(patch.slot);
-        match (request, target) {
-            (Some(request), Some(target)) => request.data.copy_out(patch.slot_offset, target),
-            _ => false,
-        }
+        request.is_some_and(|request| request.data.lay_over(buffer, patch))
     }
 
     fn submit(&mut self, tag: Tag, device: DeviceId, kind: OpKind) {

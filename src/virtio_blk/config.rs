@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::{BlkDevice, SEG_MAX, feature};
+use super::{BlkDevice, MAX_WRITE_ZEROES_SECTORS, MAX_ZEROING_SEGMENTS, SEG_MAX, feature};
 
 /// Bytes of `struct virtio_blk_config` up to the write-zeroes fields.
 pub const CONFIG_LEN: usize = 60;
@@ -12,6 +12,12 @@ const SEG_MAX_OFFSET: usize = 12;
 const BLK_SIZE: usize = 20;
 const WRITEBACK: usize = 32;
 const NUM_QUEUES: usize = 34;
+const MAX_DISCARD: usize = 36;
+const MAX_DISCARD_SEG: usize = 40;
+const DISCARD_ALIGNMENT: usize = 44;
+const MAX_WRITE_ZEROES: usize = 48;
+const MAX_WRITE_ZEROES_SEG: usize = 52;
+const WRITE_ZEROES_MAY_UNMAP: usize = 56;
 
 /// cloud-hypervisor up to v50 asks for the configuration space at this offset,
 /// where it begins in the virtio-mmio register layout.
@@ -65,7 +71,31 @@ impl ConfigSpace {
             NUM_QUEUES,
             &self.device.num_queues.to_le_bytes(),
         );
+        self.put_zeroing(&mut bytes);
         bytes
+    }
+
+    /// What goes with DISCARD and WRITE_ZEROES, where they are offered.
+    fn put_zeroing(&self, bytes: &mut [u8; CONFIG_LEN]) {
+        let device = &self.device;
+        if device.discards() {
+            for (at, value) in [
+                (MAX_DISCARD, device.max_discard_sectors),
+                (MAX_DISCARD_SEG, MAX_ZEROING_SEGMENTS),
+                (DISCARD_ALIGNMENT, device.discard_alignment()),
+            ] {
+                put(bytes, at, &value.to_le_bytes());
+            }
+        }
+        if !device.read_only {
+            for (at, value) in [
+                (MAX_WRITE_ZEROES, MAX_WRITE_ZEROES_SECTORS),
+                (MAX_WRITE_ZEROES_SEG, MAX_ZEROING_SEGMENTS),
+            ] {
+                put(bytes, at, &value.to_le_bytes());
+            }
+            put(bytes, WRITE_ZEROES_MAY_UNMAP, &[1]);
+        }
     }
 
     /// `size` bytes from `offset`; zeroes where there are no fields. The caller
@@ -128,6 +158,7 @@ mod tests {
             read_only: false,
             serial: "disk0".into(),
             num_queues: 3,
+            max_discard_sectors: 0x0001_0000,
         })
     }
 
@@ -142,6 +173,31 @@ mod tests {
         assert_eq!(bytes.get(20..24), Some(&4096_u32.to_le_bytes()[..]));
         assert_eq!(bytes.get(32), Some(&1));
         assert_eq!(bytes.get(34..36), Some(&3_u16.to_le_bytes()[..]));
+        for (at, value) in [(36, 65536_u32), (40, 1), (44, 8), (48, 8192), (52, 1)] {
+            assert_eq!(
+                bytes.get(at..at + 4),
+                Some(&value.to_le_bytes()[..]),
+                "{at}"
+            );
+        }
+        assert_eq!(bytes.get(56..60), Some(&[1, 0, 0, 0][..]));
+    }
+
+    #[test]
+    fn what_is_not_offered_has_no_limits_either() {
+        let fields = |change: fn(&mut BlkDevice)| {
+            let mut device = config().device().clone();
+            change(&mut device);
+            let bytes = ConfigSpace::new(device).bytes();
+            let some = |from, to| {
+                bytes
+                    .get(from..to)
+                    .is_some_and(|f| f.iter().any(|b| *b != 0))
+            };
+            (some(36, 48), some(48, 57))
+        };
+        assert_eq!(fields(|d| d.max_discard_sectors = 0), (false, true));
+        assert_eq!(fields(|d| d.read_only = true), (false, false));
     }
 
     #[test]

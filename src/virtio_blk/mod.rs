@@ -4,6 +4,8 @@
 pub mod config;
 pub mod request;
 
+use crate::units::SECTOR_SHIFT;
+
 pub use config::ConfigSpace;
 pub use request::{Action, BlkRequest, Refused, parse};
 
@@ -14,6 +16,20 @@ pub const ID_LEN: usize = 20;
 /// fits a ring of 128 beside header and status.
 pub const SEG_MAX: u32 = 126;
 
+/// Most sectors that one WRITE_ZEROES may name (4 MiB): it costs what a write of
+/// as much does.
+pub const MAX_WRITE_ZEROES_SECTORS: u32 = 8192;
+
+/// Most sectors that one DISCARD of the origin may name (32 MiB): each of its
+/// chunks is looked up.
+pub const MAX_DISCARD_SECTORS: u32 = 65536;
+
+/// Segments that a DISCARD or a WRITE_ZEROES may have.
+pub const MAX_ZEROING_SEGMENTS: u32 = 1;
+
+/// What a discard should be aligned to (bytes): what file systems give back.
+const DISCARD_ALIGNMENT: u32 = 4096;
+
 /// Feature bits of virtio-blk that are offered or looked at.
 pub mod feature {
     pub const SEG_MAX: u64 = 1 << 2;
@@ -22,6 +38,8 @@ pub mod feature {
     pub const FLUSH: u64 = 1 << 9;
     pub const CONFIG_WCE: u64 = 1 << 11;
     pub const MQ: u64 = 1 << 12;
+    pub const DISCARD: u64 = 1 << 13;
+    pub const WRITE_ZEROES: u64 = 1 << 14;
 }
 
 /// What a guest sees of one disk.
@@ -37,6 +55,9 @@ pub struct BlkDevice {
     pub serial: String,
     /// Request queues, as the configuration space tells the driver.
     pub num_queues: u16,
+    /// Most sectors in one DISCARD; 0: DISCARD is not offered. A read-only disk
+    /// offers none, whatever this says.
+    pub max_discard_sectors: u32,
 }
 
 impl BlkDevice {
@@ -48,10 +69,20 @@ impl BlkDevice {
             | feature::CONFIG_WCE
             | feature::MQ;
         if self.read_only {
-            always | feature::RO
-        } else {
-            always
+            return always | feature::RO;
         }
+        let discard = if self.discards() { feature::DISCARD } else { 0 };
+        always | feature::WRITE_ZEROES | discard
+    }
+
+    /// Whether DISCARD is offered.
+    pub const fn discards(&self) -> bool {
+        !self.read_only && self.max_discard_sectors > 0
+    }
+
+    /// What a discard should be aligned to, in sectors.
+    pub fn discard_alignment(&self) -> u32 {
+        self.block_size.max(DISCARD_ALIGNMENT) >> SECTOR_SHIFT
     }
 
     /// The serial as GET_ID gives it: padded with zeroes.

@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
-use super::{BlkDevice, BlkStatus};
+use super::{BlkDevice, BlkStatus, MAX_WRITE_ZEROES_SECTORS};
 use crate::units::{SECTOR_SHIFT, SECTOR_SIZE};
 
 /// Most descriptors that a chain may have (an iovec array of the kernel holds
@@ -19,6 +19,8 @@ use crate::units::{SECTOR_SHIFT, SECTOR_SIZE};
 pub const MAX_DESCRIPTORS: usize = 1024;
 
 const HEADER_LEN: usize = 16;
+/// Bytes of `struct virtio_blk_discard_write_zeroes`.
+const SEGMENT_LEN: usize = 16;
 
 /// Request types of virtio-blk.
 mod kind {
@@ -54,6 +56,17 @@ pub enum Action {
         sectors: u64,
     },
     Write {
+        sector: u64,
+        sectors: u64,
+    },
+    /// A write of zeroes; `unmap`: the space may be given back. No data.
+    WriteZeroes {
+        sector: u64,
+        sectors: u64,
+        unmap: bool,
+    },
+    /// No data.
+    Discard {
         sector: u64,
         sectors: u64,
     },
@@ -130,6 +143,15 @@ where
                 status,
             })
         }
+        kind::DISCARD | kind::WRITE_ZEROES => {
+            let action = zeroing(&header, &mut layout, memory.memory(), device)
+                .map_err(|(code, reason)| refuse(code, reason))?;
+            Ok(BlkRequest {
+                action,
+                data: Segments::new(),
+                status,
+            })
+        }
         kind::FLUSH => Ok(BlkRequest {
             action: Action::Flush,
             data: Segments::new(),
@@ -154,17 +176,78 @@ fn range(header: &Header, data: &Segments, device: &BlkDevice) -> Result<(u64, u
     if !bytes.is_multiple_of(SECTOR_SIZE) {
         return Err("data is not a multiple of 512 bytes");
     }
-    let sectors = bytes >> SECTOR_SHIFT;
+    check_range(header.sector, bytes >> SECTOR_SHIFT, device)
+}
+
+/// The range, if it is whole blocks within the disk.
+fn check_range(sector: u64, sectors: u64, device: &BlkDevice) -> Result<(u64, u64), &'static str> {
     let block = (u64::from(device.block_size) >> SECTOR_SHIFT).max(1);
-    if !sectors.is_multiple_of(block) || !header.sector.is_multiple_of(block) {
+    if !sectors.is_multiple_of(block) || !sector.is_multiple_of(block) {
         return Err("not aligned to the block size");
     }
     // Compared in sectors: the guest's 64-bit sector number is never shifted.
     let capacity = device.capacity_sectors;
-    if header.sector > capacity || sectors > capacity - header.sector {
+    if sector > capacity || sectors > capacity - sector {
         return Err("beyond the end of the disk");
     }
-    Ok((header.sector, sectors))
+    Ok((sector, sectors))
+}
+
+/// A DISCARD or a WRITE_ZEROES, from the one segment that names its range. The
+/// segment is copied before it is looked at, as the header was.
+fn zeroing<M: GuestMemory + ?Sized>(
+    header: &Header,
+    layout: &mut Layout,
+    memory: &M,
+    device: &BlkDevice,
+) -> Result<Action, (BlkStatus, &'static str)> {
+    const UNMAP: u32 = 1;
+    let io_error = |reason| (BlkStatus::IoErr, reason);
+    let unsupported = |reason| (BlkStatus::Unsupported, reason);
+    let discard = header.kind == kind::DISCARD;
+    if discard && !device.discards() {
+        return Err(unsupported("a discard, which is not offered"));
+    }
+    if !layout.writable.is_empty() {
+        return Err(io_error("a range with data from the device"));
+    }
+    let bytes = layout
+        .take_bytes::<M, SEGMENT_LEN>(memory)
+        .ok_or(io_error("no readable range of 16 bytes"))?;
+    if !layout.readable.is_empty() {
+        return Err(unsupported("more than one range"));
+    }
+    let (sector, rest) = bytes.split_first_chunk::<8>().unwrap_or((&[0; 8], &[]));
+    let (sectors, rest) = rest.split_first_chunk::<4>().unwrap_or((&[0; 4], &[]));
+    let flags = rest.first_chunk::<4>().unwrap_or(&[0; 4]);
+    let flags = u32::from_le_bytes(*flags);
+    if flags & !UNMAP != 0 || (discard && flags != 0) {
+        return Err(unsupported("unknown flags"));
+    }
+    let sectors = u32::from_le_bytes(*sectors);
+    let most = if discard {
+        device.max_discard_sectors
+    } else {
+        MAX_WRITE_ZEROES_SECTORS
+    };
+    if sectors == 0 {
+        return Err(io_error("no sectors"));
+    }
+    if sectors > most {
+        return Err(io_error("more sectors than one request may have"));
+    }
+    let (sector, sectors) =
+        check_range(u64::from_le_bytes(*sector), sectors.into(), device).map_err(io_error)?;
+    Ok(if discard {
+        Action::Discard { sector, sectors }
+    } else {
+        let unmap = flags & UNMAP != 0;
+        Action::WriteZeroes {
+            sector,
+            sectors,
+            unmap,
+        }
+    })
 }
 
 struct Header {
@@ -269,7 +352,21 @@ impl Layout {
 
     /// Cuts the header off and copies it, once.
     fn take_header<M: GuestMemory + ?Sized>(&mut self, memory: &M) -> Option<Header> {
-        let mut bytes = [0; HEADER_LEN];
+        let bytes = self.take_bytes::<M, HEADER_LEN>(memory)?;
+        let (kind, _) = bytes.split_first_chunk::<4>()?;
+        let (_, sector) = bytes.split_last_chunk::<8>()?;
+        Some(Header {
+            kind: u32::from_le_bytes(*kind),
+            sector: u64::from_le_bytes(*sector),
+        })
+    }
+
+    /// Cuts the first readable bytes off and copies them, once.
+    fn take_bytes<M: GuestMemory + ?Sized, const N: usize>(
+        &mut self,
+        memory: &M,
+    ) -> Option<[u8; N]> {
+        let mut bytes = [0; N];
         let mut rest = &mut bytes[..];
         let mut used_up = 0;
         for segment in &mut self.readable {
@@ -292,12 +389,7 @@ impl Layout {
             return None;
         }
         self.readable.drain(..used_up);
-        let (kind, _) = bytes.split_first_chunk::<4>()?;
-        let (_, sector) = bytes.split_last_chunk::<8>()?;
-        Some(Header {
-            kind: u32::from_le_bytes(*kind),
-            sector: u64::from_le_bytes(*sector),
-        })
+        Some(bytes)
     }
 }
 

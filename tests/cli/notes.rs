@@ -29,6 +29,8 @@ pub fn snapshot(name: &str, state: State) -> SnapshotStatus {
         allocated_sectors: 24,
         total_sectors: 2048,
         metadata_sectors: 16,
+        discard_zeroes_cow: false,
+        discard_passdown_origin: false,
     }
 }
 

@@ -23,7 +23,16 @@ const WEDGED: Duration = Duration::from_secs(30);
 pub enum Kind {
     Read,
     Write,
+    /// Of zeroes, without data; `cut` > 0: the space may be given back.
+    Zero,
+    Discard,
     Flush,
+}
+
+impl Kind {
+    pub const fn changes(self) -> bool {
+        matches!(self, Self::Write | Self::Zero | Self::Discard)
+    }
 }
 
 /// One request of a slot.
@@ -58,7 +67,11 @@ impl Guest {
     pub fn connect(path: &Path, queues: usize, slots: usize) -> Self {
         let features = VirtioFeatureFlags::VERSION_1.bits()
             | VirtioFeatureFlags::RING_EVENT_IDX.bits()
-            | (VirtioBlkFeatureFlags::FLUSH | VirtioBlkFeatureFlags::MQ).bits();
+            | (VirtioBlkFeatureFlags::FLUSH
+                | VirtioBlkFeatureFlags::MQ
+                | VirtioBlkFeatureFlags::DISCARD
+                | VirtioBlkFeatureFlags::WRITE_ZEROES)
+                .bits();
         let mut transport: Box<VirtioBlkTransport> =
             Box::new(VhostUser::new(path.to_str().unwrap(), features).unwrap());
         let mut all: Vec<VirtioBlkQueue<'static, usize>> =
@@ -139,6 +152,8 @@ impl Guest {
             match ask.kind {
                 Kind::Read => queue.readv(place, parts.as_ptr(), count, slot),
                 Kind::Write => queue.writev(place, parts.as_ptr(), count, slot),
+                Kind::Zero => queue.write_zeroes(place, ask.len as u64, ask.cut > 0, slot),
+                Kind::Discard => queue.discard(place, ask.len as u64, slot),
                 Kind::Flush => queue.flush(slot),
             }
         };

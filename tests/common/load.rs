@@ -1,6 +1,7 @@
 //! A guest that reads, writes and flushes at random, knows what its disk must
 //! hold, and checks every byte it reads.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -83,6 +84,8 @@ pub struct Counts {
     pub reads: u64,
     pub writes: u64,
     pub flushes: u64,
+    /// Writes of zeroes, and discards.
+    pub zeroings: u64,
     pub bytes_compared: u64,
 }
 
@@ -92,14 +95,19 @@ impl std::fmt::Display for Counts {
             reads,
             writes,
             flushes,
+            zeroings,
             bytes_compared,
         } = self;
         let mib = bytes_compared >> 20;
         write!(
             f,
-            "{reads} reads, {writes} writes, {flushes} flushes, {mib} MiB compared"
+            "{reads} reads, {writes} writes, {flushes} flushes, {zeroings} zeroings, {mib} MiB compared"
         )
     }
+}
+
+fn range(ask: &Ask) -> std::ops::Range<u64> {
+    ask.sector..ask.sector + (ask.len / SECTOR) as u64
 }
 
 pub struct Load {
@@ -110,6 +118,9 @@ pub struct Load {
     writer: u8,
     random: Random,
     flights: Vec<Option<Flight>>,
+    /// It writes zeroes, and discards: the sectors hold zeroes since, or what they
+    /// held, until a read tells.
+    zeroing: Option<HashSet<u64>>,
     /// Of the present front end.
     pub writes: Vec<Written>,
     next_write: u64,
@@ -126,10 +137,17 @@ impl Load {
             writer,
             random: Random::new(seed ^ u64::from(writer) << 56),
             flights: Vec::new(),
+            zeroing: None,
             writes: Vec::new(),
             next_write: 0,
             counts: Counts::default(),
         }
+    }
+
+    /// Lets it write zeroes and discard. Not for those who look at `writes`.
+    pub fn with_zeroing(mut self) -> Self {
+        self.zeroing = Some(HashSet::new());
+        self
     }
 
     /// Attaches as a new guest, with requests in flight on two queues.
@@ -225,6 +243,9 @@ impl Load {
             });
             self.writes.len() - 1
         });
+        if let (Kind::Discard, Some(discarded)) = (ask.kind, &mut self.zeroing) {
+            discarded.extend(range(&ask));
+        }
         if ask.kind == Kind::Read {
             // What is not overwritten by the daemon must not look right.
             let memory = self.guest().memory(slot);
@@ -240,15 +261,19 @@ impl Load {
 
     /// Mostly small requests, some on the borders of pages, a few up to 1 MiB.
     fn draw(&mut self, end: u64, write_end: u64) -> Ask {
+        let zeroing = self.zeroing.is_some();
         let random = &mut self.random;
         let kind = match random.below(100) {
             0..2 => Kind::Flush,
             2..46 => Kind::Read,
+            46..51 if zeroing => Kind::Zero,
+            51..56 if zeroing => Kind::Discard,
             _ => Kind::Write,
         };
-        let (end, most) = match kind {
-            Kind::Write => (write_end, write_end),
-            _ => (end, end),
+        let (end, most) = if kind.changes() {
+            (write_end, write_end)
+        } else {
+            (end, end)
         };
         let (sectors, aligned) = match random.below(1000) {
             0..500 => (random.between(1, 8), false),
@@ -297,12 +322,11 @@ impl Load {
     /// As a file system, it never has a write in flight with another request for
     /// the same sectors.
     fn collides(&self, ask: &Ask) -> bool {
-        let range = |ask: &Ask| ask.sector..ask.sector + (ask.len / SECTOR) as u64;
-        let (mine, writes) = (range(ask), ask.kind == Kind::Write);
+        let (mine, writes) = (range(ask), ask.kind.changes());
         self.flights.iter().flatten().any(|flight| {
             let theirs = range(&flight.ask);
             let meet = mine.start < theirs.end && theirs.start < mine.end;
-            meet && (writes || flight.ask.kind == Kind::Write)
+            meet && (writes || flight.ask.kind.changes())
         })
     }
 
@@ -310,6 +334,7 @@ impl Load {
         let flight = self.flights[slot].take().expect("a request in flight");
         let ask = flight.ask;
         assert_eq!(ret, 0, "{}: {ask:?}", self.name);
+        let sectors = range(&ask);
         let range = ask.sector as usize..ask.sector as usize + ask.len / SECTOR;
         match ask.kind {
             Kind::Flush => self.counts.flushes += 1,
@@ -318,10 +343,32 @@ impl Load {
                 self.counts.bytes_compared += ask.len as u64;
                 let memory = self.guest.as_mut().expect("attached").memory(slot);
                 let data = &memory[ask.offset..ask.offset + ask.len];
+                if let Some(discarded) = &mut self.zeroing {
+                    let read = sectors.zip(data.chunks_exact(SECTOR));
+                    for (sector, data) in read.filter(|(sector, _)| discarded.remove(sector)) {
+                        if stamps::read(data) == Some(stamps::ZEROES) {
+                            self.shadow[sector as usize] = stamps::ZEROES;
+                        }
+                    }
+                }
                 let what = format!("{}: read of {ask:?}", self.name);
                 stamps::check(&what, ask.sector, data, &self.shadow[range]);
             }
+            Kind::Zero | Kind::Discard => {
+                self.counts.zeroings += 1;
+                if let (Kind::Zero, Some(discarded)) = (ask.kind, &mut self.zeroing) {
+                    sectors.for_each(|sector| {
+                        discarded.remove(&sector);
+                    });
+                    self.shadow[range].fill(stamps::ZEROES);
+                }
+            }
             Kind::Write => {
+                if let Some(discarded) = &mut self.zeroing {
+                    sectors.for_each(|sector| {
+                        discarded.remove(&sector);
+                    });
+                }
                 self.counts.writes += 1;
                 let written = &mut self.writes[flight.write.expect("a write")];
                 written.done = Some(Instant::now());
@@ -369,11 +416,15 @@ impl Load {
         }
         self.flights.iter_mut().for_each(|flight| *flight = None);
         let guest = self.guest.as_mut().expect("attached");
-        let (shadow, name) = (&mut self.shadow, &self.name);
+        let (shadow, name, zeroing) = (&mut self.shadow, &self.name, &mut self.zeroing);
         guest.read_all(|first, data| {
             for (sector, data) in (first..).zip(data.chunks_exact(SECTOR)) {
                 let found = stamps::read(data);
                 let known = &mut shadow[sector as usize];
+                let discarded = zeroing.as_mut().is_some_and(|d| d.remove(&sector));
+                if discarded && found == Some(stamps::ZEROES) {
+                    *known = stamps::ZEROES;
+                }
                 if found.is_some() && found.as_ref() == doubts.get(&sector) {
                     *known = doubts[&sector];
                 }

@@ -10,6 +10,9 @@ use std::fmt;
 pub const SECTOR: usize = 512;
 const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
+/// Stands for a sector of zeroes, which no write has.
+pub const ZEROES: u64 = u64::MAX;
+
 /// The stamp of the first sector of a write.
 pub fn stamp(writer: u8, write: u64) -> u64 {
     assert!(write < 1 << 44);
@@ -38,7 +41,11 @@ pub fn read(sector: &[u8]) -> Option<u64> {
         expected = expected.wrapping_add(STEP);
         differs | (word ^ expected)
     });
-    (differs == 0).then_some(stamp)
+    match differs {
+        0 => Some(stamp),
+        _ if sector.iter().all(|b| *b == 0) => Some(ZEROES),
+        _ => None,
+    }
 }
 
 /// For messages.
@@ -48,6 +55,7 @@ impl fmt::Display for Found {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             None => write!(f, "a mixture of bytes"),
+            Some(ZEROES) => write!(f, "zeroes"),
             Some(stamp) if stamp >> 56 == 0 => write!(f, "first content of sector {stamp}"),
             Some(stamp) => write!(
                 f,

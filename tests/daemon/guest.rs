@@ -11,6 +11,9 @@ use virtio_driver::{
 use vm_memory::{FileOffset, MmapRegion};
 
 const MEMORY: usize = 1 << 20;
+pub const DISCARD: u64 = VirtioBlkFeatureFlags::DISCARD.bits();
+pub const WRITE_ZEROES: u64 = VirtioBlkFeatureFlags::WRITE_ZEROES.bits();
+const ZEROING: u64 = DISCARD | WRITE_ZEROES;
 
 pub struct Guest {
     transport: Box<VirtioBlkTransport>,
@@ -22,7 +25,8 @@ impl Guest {
     /// Connects as a new guest, whose rings start at 0.
     pub fn connect(path: &Path) -> Self {
         let features = VirtioFeatureFlags::VERSION_1.bits()
-            | (VirtioBlkFeatureFlags::FLUSH | VirtioBlkFeatureFlags::RO).bits();
+            | (VirtioBlkFeatureFlags::FLUSH | VirtioBlkFeatureFlags::RO).bits()
+            | ZEROING;
         let mut transport: Box<VirtioBlkTransport> =
             Box::new(VhostUser::new(path.to_str().unwrap(), features).unwrap());
         let mut queues: Vec<VirtioBlkQueue<'static, usize>> =
@@ -107,6 +111,23 @@ impl Guest {
             }
             error => Err(error),
         }
+    }
+
+    /// Which of DISCARD and WRITE_ZEROES the view offers.
+    pub fn offered(&self) -> u64 {
+        self.transport.get_features() & ZEROING
+    }
+
+    pub fn discard(&mut self, sector: u64, sectors: u64) -> i32 {
+        self.queue.discard(sector * 512, sectors * 512, 0).unwrap();
+        self.wait()
+    }
+
+    pub fn write_zeroes(&mut self, sector: u64, sectors: u64) -> i32 {
+        self.queue
+            .write_zeroes(sector * 512, sectors * 512, true, 0)
+            .unwrap();
+        self.wait()
     }
 
     pub fn flush(&mut self) -> i32 {

@@ -7,6 +7,7 @@
 )]
 
 mod cancel;
+mod discards;
 mod events;
 mod grow;
 mod guest;
@@ -132,6 +133,8 @@ impl World {
             chunk_size: Some(4096),
             size: Some(32 << 20),
             socket: Some(at("sock")),
+            discard_zeroes_cow: None,
+            discard_passdown_origin: None,
             read_only: None,
         }
     }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use snapback::engine::{Command, Patch, Request, RequestKind, Status, Wake};
 use snapback::io::sim::{Fill, SimDevices, SimDisk};
-use snapback::io::{Buffer, DeviceId, Disk, Done, Errno, Op, OwnedBuffer, Tag};
+use snapback::io::{Buffer, DeviceId, Disk, Done, Errno, Op, OwnedBuffer, Tag, Zeroing};
 use snapback::vhost::{Backend, Requests, ViewHooks};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -147,6 +147,13 @@ impl Requests for PassThrough {
         let len = usize::try_from(request.sectors * 512).unwrap();
         match request.kind {
             RequestKind::Flush => out.push(Command::Flush { tag, device }),
+            RequestKind::Discard => out.push(Command::Zero {
+                tag,
+                device,
+                offset,
+                len: request.sectors * 512,
+                how: Zeroing::Discard,
+            }),
             RequestKind::Write { durable } if len < 4096 => {
                 self.durable
                     .fetch_add(usize::from(durable), Ordering::SeqCst);

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use snapback::io::Zeroing;
+use snapback::io::sim::{LoggedEvent, LoggedKind};
 use virtio_driver::{
     VhostUser, VirtioBlkFeatureFlags, VirtioBlkQueue, VirtioBlkTransport, VirtioFeatureFlags,
 };
@@ -22,6 +24,8 @@ struct Guest {
 }
 
 const MEMORY: usize = 1 << 20;
+const ZEROING: u64 =
+    VirtioBlkFeatureFlags::DISCARD.bits() | VirtioBlkFeatureFlags::WRITE_ZEROES.bits();
 
 impl Guest {
     fn connect(path: &Path, queues: usize) -> Self {
@@ -30,7 +34,8 @@ impl Guest {
             queues,
             VirtioFeatureFlags::VERSION_1.bits()
                 | VirtioFeatureFlags::RING_EVENT_IDX.bits()
-                | (VirtioBlkFeatureFlags::FLUSH | VirtioBlkFeatureFlags::MQ).bits(),
+                | (VirtioBlkFeatureFlags::FLUSH | VirtioBlkFeatureFlags::MQ).bits()
+                | ZEROING,
         )
     }
 
@@ -141,6 +146,22 @@ impl Guest {
             0 => Ok(self.look(0, len)),
             e => Err(e),
         }
+    }
+
+    fn discard(&mut self, sector: u64, sectors: u64) -> i32 {
+        self.queues[0]
+            .discard(sector * 512, sectors * 512, 0)
+            .unwrap();
+        self.kick(0);
+        self.completions(0, 1)[0].1
+    }
+
+    fn write_zeroes(&mut self, sector: u64, sectors: u64, unmap: bool) -> i32 {
+        self.queues[0]
+            .write_zeroes(sector * 512, sectors * 512, unmap, 0)
+            .unwrap();
+        self.kick(0);
+        self.completions(0, 1)[0].1
     }
 
     fn flush(&mut self, queue: usize) -> i32 {
@@ -360,4 +381,85 @@ fn a_front_end_that_leaves_in_the_middle_loses_nothing_of_ours() {
             .read_now(served.volume.device, 0, 4096),
         [9; 4096]
     );
+}
+
+/// What the disk was asked to change since the last look, reads and flushes left out.
+fn changes(served: &Served) -> Vec<LoggedKind> {
+    let log = served.volume.devices.take_log().into_iter();
+    let submitted = log.filter(|l| l.event == LoggedEvent::Submitted);
+    submitted
+        .map(|l| l.kind)
+        .filter(|kind| !matches!(kind, LoggedKind::Read | LoggedKind::Flush))
+        .collect()
+}
+
+#[test]
+fn zeroes_are_written_without_data_unless_they_must_be_durable() {
+    const WRITE: LoggedKind = LoggedKind::Write { durable: false };
+    let served = serve();
+    let mut guest = Guest::connect(&served.path, 1);
+    assert_eq!(guest.transport.get_features() & ZEROING, ZEROING);
+    let mut expected = vec![7; 64 * 512];
+    assert_eq!(guest.write(0, 0, &expected), 0);
+    changes(&served);
+    for (sector, sectors, unmap, asked) in [
+        (8, 32, true, vec![LoggedKind::Zero(Zeroing::Unmap); 2]),
+        (44, 8, false, vec![LoggedKind::Zero(Zeroing::Keep)]),
+        // As a part of a chunk: laid over what the engine has.
+        (60, 3, true, vec![WRITE]),
+    ] {
+        assert_eq!(guest.write_zeroes(sector, sectors, unmap), 0);
+        assert_eq!(changes(&served), asked);
+        expected[sector as usize * 512..][..sectors as usize * 512].fill(0);
+        assert_eq!(guest.read(0, 0, 64 * 512).unwrap(), expected);
+    }
+    drop(guest);
+
+    let features = VirtioFeatureFlags::VERSION_1.bits() | ZEROING;
+    let mut guest = Guest::with_features(&served.path, 1, features);
+    assert_eq!(guest.write_zeroes(0, 8, true), 0);
+    assert_eq!(changes(&served), [LoggedKind::Write { durable: true }]);
+    let durable = served.volume.devices.durable(served.volume.device);
+    expected[..4096].fill(0);
+    assert_eq!(durable[..4096], expected[..4096]);
+}
+
+#[test]
+fn a_discard_reaches_the_disk_as_a_hint() {
+    let served = serve();
+    let mut guest = Guest::connect(&served.path, 1);
+    assert_eq!(guest.write(0, 0, &[7; 8192]), 0);
+    changes(&served);
+    assert_eq!(guest.discard(4, 8), 0);
+    assert_eq!(changes(&served), [LoggedKind::Zero(Zeroing::Discard)]);
+    let config = guest.transport.get_config().unwrap();
+    assert_eq!(u32::from(config.max_discard_seg), 1);
+    let most = u32::from(config.max_discard_sectors);
+    assert_eq!(guest.discard(0, u64::from(most) + 8), -5);
+    assert_eq!(guest.discard(SECTORS - 7, 8), -5, "beyond the end");
+    assert_eq!(changes(&served), []);
+}
+
+#[test]
+fn views_that_offer_no_discard_refuse_it() {
+    use snapback::virtio_blk::BlkDevice;
+    let without = BlkDevice {
+        max_discard_sectors: 0,
+        ..device()
+    };
+    let read_only = BlkDevice {
+        read_only: true,
+        ..device()
+    };
+    let zeroes = VirtioBlkFeatureFlags::WRITE_ZEROES.bits();
+    for (device, offered, discard, zeroing) in [
+        (without, zeroes, -libc::EOPNOTSUPP, 0),
+        (read_only, 0, -libc::EIO, -libc::EIO),
+    ] {
+        let served = serve_device(device, Volume::new(SECTORS));
+        let mut guest = Guest::connect(&served.path, 1);
+        assert_eq!(guest.transport.get_features() & ZEROING, offered);
+        assert_eq!(guest.discard(0, 8), discard);
+        assert_eq!(guest.write_zeroes(0, 8, false), zeroing);
+    }
 }

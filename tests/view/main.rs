@@ -38,6 +38,7 @@ pub fn device() -> BlkDevice {
         read_only: false,
         serial: "snapback-test".into(),
         num_queues: 4,
+        max_discard_sectors: 4096,
     }
 }
 

@@ -30,7 +30,7 @@ struct MergeSide {
 impl MergeSide {
     fn start(policy: &'static str, more: [&str; 2], writer: u8, seed: u64) -> Self {
         let mut volume = Volume::new(SECTORS);
-        let m = snapshot(&volume, "m", more[0]);
+        let m = snapshot(&volume, "m", more[0]) + ",discard-zeroes-cow";
         volume.start(&[
             "--socket-path",
             "a.sock",
@@ -58,10 +58,12 @@ impl MergeSide {
                 chunk,
                 "--socket-path",
                 &format!("{name}.sock"),
+                "--discard-zeroes-cow",
             ]);
         }
         let load = |name: &str, writer: u8, shadow: Vec<u64>, socket: &str| {
-            let mut load = Load::new(&format!("{policy}: {name}"), writer, seed, shadow);
+            let load = Load::new(&format!("{policy}: {name}"), writer, seed, shadow);
+            let mut load = load.with_zeroing();
             load.attach(&volume.path(socket));
             load
         };
@@ -168,8 +170,8 @@ fn origin_and_snapshots(seed: u64) {
     let (count, start) = (requests(), Instant::now());
     let mut volume = Volume::new(SECTORS);
     let (s1, s2) = (
-        snapshot(&volume, "s1", "4K"),
-        snapshot(&volume, "s2", "64K"),
+        snapshot(&volume, "s1", "4K") + ",discard-zeroes-cow",
+        snapshot(&volume, "s2", "64K") + ",discard-zeroes-cow=yes",
     );
     volume.start(&[
         "--socket-path",
@@ -185,7 +187,8 @@ fn origin_and_snapshots(seed: u64) {
         ("64K snapshot", 3, "s2.sock", count),
     ]
     .map(|(name, writer, socket, count)| {
-        let mut load = Load::new(name, writer, seed, volume.first_content());
+        let load = Load::new(name, writer, seed, volume.first_content());
+        let mut load = load.with_zeroing();
         load.attach(&volume.path(socket));
         (load, socket, count)
     });

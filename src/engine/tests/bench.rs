@@ -116,6 +116,7 @@ pub fn restart(devices: SimDevices, origin: DeviceId, cows: &[(SnapshotId, Devic
             keep_on_overflow: false,
             valid: true,
             defer_commits: false,
+            discards: Discards::default(),
         });
         w.cows.insert(*snapshot, *device);
         w.control_wait(ControlRequest::AddSnapshot {

@@ -6,6 +6,7 @@
 )]
 
 mod bench;
+mod discards;
 mod faults;
 mod mended;
 mod merging;

@@ -241,6 +241,7 @@ fn dropping_a_large_snapshot_stalls_nobody() {
         keep_on_overflow: false,
         valid: true,
         defer_commits: false,
+        discards: Discards::default(),
     });
     let snapshot = ViewId(1);
     w.control_wait(ControlRequest::AddSnapshot { snapshot, store })

@@ -133,6 +133,7 @@ fn entries_behind_the_end_are_loaded_and_neither_shown_nor_merged() {
         keep_on_overflow: false,
         valid: true,
         defer_commits: false,
+        discards: Discards::default(),
     };
     w.control_wait(ControlRequest::AddSnapshot {
         snapshot: s,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::engine::*;
 use crate::io::sim::{Fill, Rng, SimDevices, SimDisk};
-use crate::io::{Buffer, DeviceId, Disk, Op, OpKind, OwnedBuffer, Tag};
+use crate::io::{Buffer, DeviceId, Disk, Op, OpKind, OwnedBuffer, Tag, Zeroing};
 use crate::store;
 use crate::units::ChunkSize;
 
@@ -137,6 +137,7 @@ impl World {
             keep_on_overflow: kind == "PO",
             valid: true,
             defer_commits: defer,
+            discards: Discards::default(),
         }
     }
 
@@ -287,19 +288,21 @@ impl World {
                     len,
                     durable,
                 } => {
-                    let mut buffer = OwnedBuffer::zeroed(len);
-                    buffer
-                        .as_mut_slice()
-                        .copy_from_slice(&actor.memory[&slot][slot_offset..][..len]);
-                    (
-                        device,
+                    let data = &actor.memory[&slot][slot_offset..][..len];
+                    let kind = if !durable && data.iter().all(|b| *b == 0) {
+                        // As a worker does it with a write of zeroes.
+                        let (len, how) = (len as u64, Zeroing::Unmap);
+                        OpKind::Zero { offset, len, how }
+                    } else {
+                        let mut buffer = OwnedBuffer::zeroed(len);
+                        buffer.as_mut_slice().copy_from_slice(data);
                         OpKind::Write {
                             offset,
                             buffer: Buffer::Owned(buffer),
                             durable,
-                        },
-                        Pending::Other { tag },
-                    )
+                        }
+                    };
+                    (device, kind, Pending::Other { tag })
                 }
                 Command::Read {
                     tag,
@@ -334,6 +337,17 @@ impl World {
                     )
                 }
                 Command::Flush { tag, device } => (device, OpKind::Flush, Pending::Other { tag }),
+                Command::Zero {
+                    tag,
+                    device,
+                    offset,
+                    len,
+                    how,
+                } => (
+                    device,
+                    OpKind::Zero { offset, len, how },
+                    Pending::Other { tag },
+                ),
                 Command::Complete { slot, status } => {
                     actor.completed.push((slot, status));
                     continue;

@@ -2,6 +2,7 @@
 #![allow(clippy::cast_possible_truncation)]
 
 mod rig;
+mod zeroing;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,7 +12,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use super::sim::Rng;
 use super::*;
-use rig::{DEPTH, Guest, LEN, Rig, SECTORS, bytes, image, owned, read, real, sim, write};
+use rig::{DEPTH, Guest, LEN, Rig, SECTORS, bytes, image, owned, read, real, sim, write, zero};
+use zeroing::*;
 
 fn submit_never_completes_and_reap_does(mut rig: Rig) {
     rig.submit(3, read(512, owned(0, 4096)));
@@ -197,12 +199,17 @@ fn many_operations_complete_exactly_once_with_their_own_buffer(mut rig: Rig) {
             let offset = 512 * rng.below(SECTORS as usize - 8) as u64;
             let kind = match rng.below(20) {
                 0 => OpKind::Flush,
-                1..10 => write(offset, owned(submitted as u8, len)),
+                1 => zero(
+                    [Zeroing::Keep, Zeroing::Unmap, Zeroing::Discard][rng.below(3)],
+                    offset,
+                    len as u64,
+                ),
+                2..10 => write(offset, owned(submitted as u8, len)),
                 _ => read(offset, owned(0, len)),
             };
             expected.insert(
                 submitted,
-                if matches!(kind, OpKind::Flush) {
+                if matches!(kind, OpKind::Flush | OpKind::Zero { .. }) {
                     None
                 } else {
                     Some(len)
@@ -428,6 +435,9 @@ macro_rules! battery {
             shared_buffer_is_written_from_and_never_read_into
             guest_memory_of_any_layout_is_read_into_and_written_from
             flush_and_durable_write_succeed
+            zeroes_are_where_they_were_asked_for_and_nowhere_else
+            a_discarded_block_is_as_before_or_zero
+            zeroing_keeps_to_the_rules_of_a_write
             many_operations_complete_exactly_once_with_their_own_buffer
             more_than_the_depth_can_be_submitted_at_once
             dropped_disk_lets_go_of_guest_memory
@@ -451,7 +461,9 @@ macro_rules! kernel_battery {
         battery!(@ $engine; disk_can_be_made_on_one_thread_and_used_on_another
             removed_device_is_closed_when_its_last_operation_ends
             file_that_shrank_gives_eio
-            full_file_system_gives_enospc);
+            full_file_system_gives_enospc
+            zeroing_works_where_the_file_cannot_do_it
+            space_is_given_back_where_it_may_be);
     })* };
 }
 

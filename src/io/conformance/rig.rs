@@ -42,26 +42,33 @@ pub(super) fn sim() -> Rig {
 }
 
 pub(super) fn real(engine: IoEngine, direct: Direct) -> Rig {
-    let dir = tempfile::tempdir().unwrap();
+    let open = OpenOptions {
+        direct,
+        ..OpenOptions::default()
+    };
+    let (rig, _) = real_with(engine, open, tempfile::tempdir().unwrap());
+    rig
+}
+
+/// With the file itself, for what a test wants to tell it.
+pub(super) fn real_with(
+    engine: IoEngine,
+    open: OpenOptions,
+    dir: tempfile::TempDir,
+) -> (Rig, Arc<BlockFile>) {
     let path = dir.path().join("image");
     std::fs::write(&path, image()).unwrap();
-    let file = BlockFile::open(
-        &path,
-        OpenOptions {
-            direct,
-            ..OpenOptions::default()
-        },
-    )
-    .unwrap();
     let devices = Devices::new();
-    let device = devices.add(file);
-    Rig {
+    let device = devices.add(BlockFile::open(&path, open).unwrap());
+    let file = devices.get(device).unwrap();
+    let rig = Rig {
         disk: open_disk(engine, Arc::clone(&devices), DEPTH).unwrap(),
         device,
         content: Box::new(move || std::fs::read(&path).unwrap()),
         remove: Box::new(move || drop(devices.remove(device))),
         dir: Some(dir),
-    }
+    };
+    (rig, file)
 }
 
 impl Rig {
@@ -111,6 +118,10 @@ pub(super) const fn write(offset: u64, buffer: Buffer) -> OpKind {
         buffer,
         durable: false,
     }
+}
+
+pub(super) const fn zero(how: Zeroing, offset: u64, len: u64) -> OpKind {
+    OpKind::Zero { offset, len, how }
 }
 
 /// "Guest memory" of which a test can see whether somebody still holds it.

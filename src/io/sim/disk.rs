@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 use super::medium::Medium;
 use super::{Blow, Logged, LoggedEvent, LoggedKind, SimDevices, World};
 use crate::io::transfer::Next;
-use crate::io::{Buffer, DeviceId, Disk, Done, Errno, Op, OpKind, Tag};
+use crate::io::{Buffer, DeviceId, Disk, Done, Errno, Op, OpKind, Tag, Zeroing};
 
 /// An operation between `submit` and `reap`.
 #[derive(Debug)]
@@ -151,13 +151,21 @@ impl World {
                 durable,
             } => (LoggedKind::Write { durable }, offset, Some(buffer)),
             OpKind::Flush => (LoggedKind::Flush, 0, None),
+            OpKind::Zero { offset, len, how } => {
+                let len = usize::try_from(len).unwrap_or(usize::MAX);
+                (LoggedKind::Zero(how), offset, Some(Buffer::Zeroes { len }))
+            }
         };
         let medium = self.devices.get(&op.device);
         let refusal = refusal(medium, kind, offset, buffer.as_ref());
         let mut first_unit = 0;
         let mut landed = Vec::new();
-        if let (Some(medium), Some(buffer), LoggedKind::Write { .. }, Ok(())) =
-            (medium, &buffer, kind, refusal)
+        if let (
+            Some(medium),
+            Some(buffer),
+            LoggedKind::Write { .. } | LoggedKind::Zero(_),
+            Ok(()),
+        ) = (medium, &buffer, kind, refusal)
         {
             first_unit = offset / bytes(medium.unit());
             landed = vec![false; buffer.len() / medium.unit()];
@@ -249,7 +257,16 @@ impl World {
                         medium.commit_write(number, op.units());
                     }
                 }
-                (LoggedKind::Write { .. }, Err(_)) => {
+                // A hint is taken in some blocks, in others not.
+                (LoggedKind::Zero(Zeroing::Discard), Ok(())) => {
+                    op.land(number, medium, |_| self.rng.one_in(2));
+                    medium.reaped(number, op.units(), clock);
+                }
+                (LoggedKind::Zero(_), Ok(())) => {
+                    op.carry(number, medium, end);
+                    medium.reaped(number, op.units(), clock);
+                }
+                (LoggedKind::Write { .. } | LoggedKind::Zero(_), Err(_)) => {
                     op.land(number, medium, |_| self.rng.one_in(2))
                 }
                 (LoggedKind::Flush, Ok(())) => medium.flush(op.submitted),
@@ -260,7 +277,9 @@ impl World {
         Some(Done {
             tag: op.tag,
             result,
-            buffer: op.buffer,
+            buffer: op
+                .buffer
+                .filter(|_| !matches!(op.kind, LoggedKind::Zero(_))),
         })
     }
     /// Ends the operation at this place, or lets a short one get as far as it does.

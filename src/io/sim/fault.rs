@@ -82,7 +82,7 @@ impl Fault {
         let on = match self.on {
             FaultOn::Any => true,
             FaultOn::Read => kind == LoggedKind::Read,
-            FaultOn::Write => matches!(kind, LoggedKind::Write { .. }),
+            FaultOn::Write => matches!(kind, LoggedKind::Write { .. } | LoggedKind::Zero(_)),
             FaultOn::Flush => kind == LoggedKind::Flush,
         };
         let touches = |range: &Range<u64>| {

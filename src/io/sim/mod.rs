@@ -36,7 +36,7 @@ pub use rng::Rng;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{DeviceId, Errno, Tag};
+use super::{DeviceId, Errno, Tag, Zeroing};
 use crate::units::SECTOR_SIZE;
 use fault::Faults;
 use medium::Medium;
@@ -58,6 +58,7 @@ pub enum LoggedKind {
     Read,
     Write { durable: bool },
     Flush,
+    Zero(Zeroing),
 }
 
 /// A moment in the life of an operation.

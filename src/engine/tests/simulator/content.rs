@@ -8,6 +8,18 @@ use smallvec::SmallVec;
 
 pub type Stamps = SmallVec<[u64; 4]>;
 
+/// Stamps from here on tell by their lowest bit whether they stand for zeroes.
+pub const FIRST_STAMP: u64 = 1000;
+
+/// What the disk holds for a stamp.
+fn value(stamp: u64) -> u64 {
+    if stamp >= FIRST_STAMP && !stamp.is_multiple_of(2) {
+        0
+    } else {
+        stamp
+    }
+}
+
 /// One sector of one view.
 #[derive(Clone, Debug)]
 pub struct Cell {
@@ -25,6 +37,9 @@ pub struct Cell {
     /// something at least as new as `wild_until` replaces them.
     wild: Stamps,
     wild_until: u64,
+    /// Zeroes of discards that reads may show or not, now so and now so: what is
+    /// passed down may miss the copy-out that is under way.
+    hints: Stamps,
     /// A write failed: no flush promises what it left.
     doubtful: bool,
 }
@@ -39,6 +54,7 @@ impl Cell {
             cut: 0,
             wild: Stamps::new(),
             wild_until: 0,
+            hints: Stamps::new(),
             doubtful: false,
         }
     }
@@ -49,8 +65,17 @@ impl Cell {
         } else {
             &[]
         };
-        let settled = self.stamps.iter().copied().filter(move |s| *s >= floor);
+        let known = self.stamps.iter().chain(&self.hints);
+        let settled = known.copied().filter(move |s| *s >= floor);
         settled.chain(wild.iter().copied())
+    }
+
+    /// The stamp that explains `seen` and teaches least: of several zeroes the
+    /// newest, which says nothing of what a flush or a cut has kept.
+    fn explain(&self, floor: u64, seen: u64) -> Option<u64> {
+        let fits = |s: &u64| value(*s) == seen;
+        let hint = self.hints.iter().copied().find(|s| *s >= floor && fits(s));
+        hint.or_else(|| self.from(floor).filter(fits).max())
     }
 
     fn floor(&self, end: End) -> u64 {
@@ -62,6 +87,9 @@ impl Cell {
 
     /// `stamp` was seen by a read that nothing older could answer.
     fn seen(&mut self, stamp: u64) {
+        if self.hints.contains(&stamp) {
+            return;
+        }
         if stamp <= self.cut && !self.wild.contains(&stamp) && !self.doubtful {
             let cut = self.cut;
             self.stamps.retain(|s| *s > cut || *s == stamp);
@@ -98,6 +126,13 @@ impl Content {
     pub fn start_write(&mut self, sector: u64, sectors: u64, stamp: u64) {
         for cell in self.range(sector, sectors) {
             cell.stamps.push(stamp);
+        }
+    }
+
+    /// A discard through a view whose reads may miss it again.
+    pub fn hint(&mut self, sector: u64, sectors: u64, stamp: u64) {
+        for cell in self.range(sector, sectors) {
+            cell.hints.push(stamp);
         }
     }
 
@@ -150,14 +185,14 @@ impl Content {
         let first = sector;
         for (n, (floor, stamp)) in floors.iter().zip(seen).enumerate() {
             let cell = &mut self.0[sector as usize + n];
-            if !cell.from(*floor).any(|s| s == *stamp) {
+            let Some(explained) = cell.explain(*floor, *stamp) else {
                 let allowed: Stamps = cell.from(*floor).collect();
                 let sector = first + n as u64;
                 return Err(format!(
                     "sector {sector} shows {stamp}, allowed {allowed:?}"
                 ));
-            }
-            cell.seen(*stamp);
+            };
+            cell.seen(explained);
         }
         Ok(())
     }
@@ -185,6 +220,7 @@ impl Content {
                 stamps,
                 wild: Stamps::new(),
                 wild_until: 0,
+                hints: Stamps::new(),
                 doubtful,
             }
         };
@@ -194,20 +230,22 @@ impl Content {
     /// What each sector may hold after the end of the process or the power.
     pub fn after(&self, end: End) -> Vec<Stamps> {
         let cells = self.0.iter();
-        cells.map(|c| c.from(c.floor(end)).collect()).collect()
+        cells
+            .map(|c| c.from(c.floor(end)).map(value).collect())
+            .collect()
     }
 
     /// The daemon starts again and sees this; nothing that was under way comes later.
     pub fn restarted(&mut self, end: End, seen: &[u64]) -> Result<(), String> {
         for (n, (cell, stamp)) in self.0.iter_mut().zip(seen).enumerate() {
             let floor = cell.floor(end);
-            if !cell.from(floor).any(|s| s == *stamp) {
+            let Some(stamp) = &cell.explain(floor, *stamp) else {
                 let allowed: Stamps = cell.from(floor).collect();
                 return Err(format!("sector {n} shows {stamp}, allowed {allowed:?}"));
-            }
+            };
             match end {
                 End::Power => *cell = Cell::new(*stamp),
-                _ if cell.wild.contains(stamp) => {
+                _ if cell.wild.contains(stamp) || cell.hints.contains(stamp) => {
                     (cell.seen, cell.acked) = (cell.durable, cell.durable);
                 }
                 _ => {

@@ -65,10 +65,22 @@ impl Sim {
         };
         if status != Status::Ok {
             // A full store may have grown between a write's failure and its end.
-            let full = self.may_fill.contains(&id) && matches!(request, Asked::Write { .. });
-            if self.may_fail(id) || full {
+            let changes = matches!(request, Asked::Write { .. } | Asked::Discard { .. });
+            if self.may_fail(id) || (self.may_fill.contains(&id) && changes) {
+                if let Asked::Discard {
+                    sector,
+                    sectors,
+                    passdown: true,
+                } = request
+                    && let Some(origin) = self.views.get_mut(&ViewId::ORIGIN)
+                {
+                    origin.content.fail_write(sector, sectors);
+                }
                 if let (
                     Asked::Write {
+                        sector, sectors, ..
+                    }
+                    | Asked::Discard {
                         sector, sectors, ..
                     },
                     Some(view),
@@ -188,6 +200,7 @@ impl Sim {
                     sectors: content.len(),
                     area: store.area,
                     defer: store.defer,
+                    discards: store.discards,
                     valid: true,
                 };
                 self.record.snapshots.insert(id, recorded);

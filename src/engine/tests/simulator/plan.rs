@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use crate::engine::{MergeWrites, SnapshotId, ViewId};
+use crate::engine::{Discards, MergeWrites, SnapshotId, ViewId};
 use crate::io::Errno;
 use crate::io::sim::{Blow, Fault, FaultOn, Rng};
 use crate::store::Layout;
@@ -27,6 +27,7 @@ pub struct Store {
     /// Stale entries stand behind the terminator.
     pub junk: bool,
     pub defer: bool,
+    pub discards: Discards,
 }
 
 impl Store {
@@ -41,6 +42,7 @@ impl Store {
             filled: 0,
             junk: false,
             defer: false,
+            discards: Discards::default(),
         }
     }
 
@@ -62,6 +64,15 @@ impl Store {
 
     pub fn deferred(mut self) -> Self {
         self.defer = true;
+        self
+    }
+
+    /// Its guest's discards zero it; `passdown`: and the origin.
+    pub fn discards(mut self, passdown: bool) -> Self {
+        self.discards = Discards {
+            zeroes_cow: true,
+            passdown_origin: passdown,
+        };
         self
     }
 
@@ -102,6 +113,15 @@ pub enum Action {
     },
     /// Acknowledged only when it would survive power loss.
     WriteThrough {
+        view: u32,
+        sectors: Range<u64>,
+    },
+    /// A write of zeroes.
+    Zero {
+        view: u32,
+        sectors: Range<u64>,
+    },
+    Discard {
         view: u32,
         sectors: Range<u64>,
     },
@@ -197,6 +217,14 @@ impl Case {
         self.then(Action::WriteThrough { view, sectors })
     }
 
+    pub fn zero(self, view: u32, sectors: Range<u64>) -> Self {
+        self.then(Action::Zero { view, sectors })
+    }
+
+    pub fn discard(self, view: u32, sectors: Range<u64>) -> Self {
+        self.then(Action::Discard { view, sectors })
+    }
+
     pub fn read(self, view: u32, sectors: Range<u64>) -> Self {
         self.then(Action::Read { view, sectors })
     }
@@ -257,6 +285,8 @@ pub fn random(seed: u64, weather: Weather) -> Case {
         let mut store = Store::new(next, kind, chunk, cow).areas_of(area);
         next += 1;
         store.defer = deferred;
+        store.discards.zeroes_cow = !rng.one_in(3);
+        store.discards.passdown_origin = store.discards.zeroes_cow && rng.one_in(2);
         if lengths.one_in(3) {
             store.lacks = grain * lengths.below((origin / grain).min(20) as usize) as u64;
         }
@@ -285,7 +315,7 @@ pub fn random(seed: u64, weather: Weather) -> Case {
         let len = grain * (1 + rng.below(most) as u64);
         let sectors = start..(start + len).min(origin);
         let writes = [MergeWrites::Wait, MergeWrites::Redirect][rng.below(2)];
-        let action = match rng.below(40) {
+        let action = match rng.below(46) {
             0..=14 => Action::Write { view, sectors },
             15..=17 => Action::WriteThrough { view, sectors },
             18..=23 => Action::Read { view, sectors },
@@ -320,6 +350,8 @@ pub fn random(seed: u64, weather: Weather) -> Case {
                 once: rng.one_in(2),
             }),
             39 if weather.faults => Action::Mend,
+            40 | 41 => Action::Zero { view, sectors },
+            42..=45 => Action::Discard { view, sectors },
             _ => Action::Read { view, sectors },
         };
         case.actions.push(action);

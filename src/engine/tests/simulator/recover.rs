@@ -63,6 +63,7 @@ impl Sim {
                         keep_on_overflow: recorded.kind == "PO",
                         valid: true,
                         defer_commits: recorded.defer,
+                        discards: recorded.discards,
                     });
                     self.control(ControlRequest::AddSnapshot {
                         snapshot: *id,

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::content::{Content, End};
+use super::content::{Content, End, FIRST_STAMP};
 use super::counts;
 use super::decoder::nth_data_chunk;
 use super::explore::Depth;
@@ -23,6 +23,7 @@ pub struct Recorded {
     /// Entries in an area, which no state file says: tests alone shorten areas.
     pub area: usize,
     pub defer: bool,
+    pub discards: Discards,
     pub valid: bool,
 }
 
@@ -62,6 +63,12 @@ pub enum Asked {
         stamp: u64,
         through: bool,
         sure: bool,
+    },
+    /// `passdown`: of the origin, too.
+    Discard {
+        sector: u64,
+        sectors: u64,
+        passdown: bool,
     },
     Flush {
         floors: Vec<u64>,
@@ -125,7 +132,7 @@ impl Sim {
             record: Record::default(),
             under_way: BTreeMap::new(),
             control: None,
-            next_stamp: 1000,
+            next_stamp: FIRST_STAMP,
             given_up: BTreeSet::new(),
             faulty: BTreeSet::new(),
             merge_failed: false,

@@ -21,6 +21,8 @@ impl Sim {
         let started = match action {
             Action::Write { view, sectors } => self.write(*view, sectors.clone(), false),
             Action::WriteThrough { view, sectors } => self.write(*view, sectors.clone(), true),
+            Action::Zero { view, sectors } => self.zero(*view, sectors.clone()),
+            Action::Discard { view, sectors } => self.discard(*view, sectors.clone()),
             Action::Read { view, sectors } => self.read(*view, sectors.clone()),
             Action::Flush { view } => self.flush(*view),
             Action::Rest => !moves,
@@ -101,17 +103,87 @@ impl Sim {
         }
     }
 
-    pub fn write(&mut self, view: u32, range: std::ops::Range<u64>, through: bool) -> bool {
+    /// Whether something that changes these sectors of the view is under way:
+    /// nobody could tell the order of two such requests.
+    fn is_busy(&self, view: ViewId, range: &std::ops::Range<u64>) -> bool {
+        let actors = &self.views[&view].actors;
+        self.under_way.iter().any(|((actor, _), r)| {
+            let (sector, sectors, everywhere) = match *r {
+                Asked::Write {
+                    sector, sectors, ..
+                } => (sector, sectors, false),
+                Asked::Discard {
+                    sector,
+                    sectors,
+                    passdown,
+                } => (sector, sectors, passdown && view == ViewId::ORIGIN),
+                _ => return false,
+            };
+            let overlaps = sector < range.end && range.start < sector + sectors;
+            overlaps && (everywhere || actors.contains(actor))
+        })
+    }
+
+    fn discard(&mut self, view: u32, range: std::ops::Range<u64>) -> bool {
         let view = ViewId(view);
         let Some(range) = self.within(view, range) else {
             return true;
         };
         let (sector, sectors) = (range.start, range.end - range.start);
-        let overlaps = |s: u64, n: u64| s < range.end && range.start < s + n;
-        let actors = &self.views[&view].actors;
-        let busy = self.under_way.iter().any(|((actor, _), r)| {
-            matches!(r, Asked::Write { sector, sectors, .. } if actors.contains(actor) && overlaps(*sector, *sectors))
-        });
+        let recorded = self.record.snapshots.get(&view);
+        let passdown = recorded.is_some_and(|r| r.discards.passdown_origin);
+        let Some((actor, slot)) = self.free_slot(view) else {
+            return false;
+        };
+        let busy = self.is_busy(view, &range) || passdown && self.is_busy(ViewId::ORIGIN, &range);
+        if busy || (view != ViewId::ORIGIN && self.is_handing_over(view)) {
+            return false;
+        }
+        let stamp = self.next_stamp + 1;
+        self.next_stamp += 2;
+        if let Some(view) = self.views.get_mut(&view) {
+            if passdown {
+                view.content.hint(sector, sectors, stamp);
+            } else {
+                view.content.start_write(sector, sectors, stamp);
+            }
+        }
+        if let Some(origin) = self.views.get_mut(&ViewId::ORIGIN).filter(|_| passdown) {
+            origin.content.start_write(sector, sectors, stamp);
+        }
+        self.under_way.insert(
+            (actor, slot),
+            Asked::Discard {
+                sector,
+                sectors,
+                passdown,
+            },
+        );
+        let request = Request {
+            slot,
+            kind: RequestKind::Discard,
+            sector,
+            sectors,
+        };
+        self.w.submit(actor, request, Vec::new());
+        true
+    }
+
+    pub fn write(&mut self, view: u32, range: std::ops::Range<u64>, through: bool) -> bool {
+        self.put(view, range, through, false)
+    }
+
+    fn zero(&mut self, view: u32, range: std::ops::Range<u64>) -> bool {
+        self.put(view, range, false, true)
+    }
+
+    fn put(&mut self, view: u32, range: std::ops::Range<u64>, through: bool, zero: bool) -> bool {
+        let view = ViewId(view);
+        let Some(range) = self.within(view, range) else {
+            return true;
+        };
+        let (sector, sectors) = (range.start, range.end - range.start);
+        let busy = self.is_busy(view, &range);
         let sure = !self.is_handing_over(view);
         let Some((actor, slot)) = self.free_slot(view) else {
             return false;
@@ -119,8 +191,8 @@ impl Sim {
         if busy || (!sure && view != ViewId::ORIGIN) {
             return false;
         }
-        let stamp = self.next_stamp;
-        self.next_stamp += 1;
+        let stamp = self.next_stamp + u64::from(zero);
+        self.next_stamp += 2;
         if let Some(view) = self.views.get_mut(&view) {
             view.content.start_write(sector, sectors, stamp);
         }
@@ -142,7 +214,8 @@ impl Sim {
             sector,
             sectors,
         };
-        let data = (0..sectors).flat_map(|_| pattern(stamp)).collect();
+        let held = if zero { 0 } else { stamp };
+        let data = (0..sectors).flat_map(|_| pattern(held)).collect();
         self.w.submit(actor, request, data);
         true
     }
@@ -280,11 +353,9 @@ impl Sim {
         }
         // Two views of one content: nobody could tell the order of their writes.
         let of_snapshot = &self.views[&snapshot].actors;
-        if self
-            .under_way
-            .iter()
-            .any(|((actor, _), r)| of_snapshot.contains(actor) && matches!(r, Asked::Write { .. }))
-        {
+        if self.under_way.iter().any(|((actor, _), r)| {
+            of_snapshot.contains(actor) && matches!(r, Asked::Write { .. } | Asked::Discard { .. })
+        }) {
             return Ok(false);
         }
         let mut window = Vec::new();
@@ -305,6 +376,8 @@ impl Sim {
                     window.push((*sector, *sectors, *stamp));
                 }
                 Asked::Read { sure, .. } | Asked::Flush { sure, .. } => *sure = false,
+                // What it changes, no handover lets through.
+                Asked::Discard { .. } => {}
             }
         }
         let merging = Merging {
@@ -373,6 +446,7 @@ impl Sim {
             keep_on_overflow: spec.kind == "PO",
             valid: true,
             defer_commits: spec.defer,
+            discards: spec.discards,
         };
         let room = layout.capacity(spec.cow_sectors);
         if room < (sectors as u64).div_ceil(spec.chunk) || spec.kind == "N" {

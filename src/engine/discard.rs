@@ -1,0 +1,158 @@
+//! What a discard does: a hint that no snapshot pays for.
+//!
+//! On an origin view only what every snapshot has already is given back. A copy-out
+//! for the rest would keep, in every store, what the guest wants to be rid of.
+
+use std::sync::Arc;
+
+use super::api::*;
+use super::core::{Core, Op};
+use super::port::byte_count;
+use super::request::{RequestId, Stage};
+use super::trace::{COW, PASSDOWN, WRITE};
+use super::views::{Extent, SharedSnapshot, ViewMode};
+use crate::io::Zeroing;
+use crate::mutation::{self, Mutation};
+use crate::units::SECTOR_SHIFT;
+
+/// Runs of the origin that one discard gives back at most: bounds what a guest
+/// gets out of one request where settled chunks and others alternate.
+const MOST_RUNS: usize = 128;
+
+/// What a discard may touch, for its registration before anything is looked up.
+pub(super) const TOUCHES: u64 = WRITE | COW | PASSDOWN;
+
+/// Resolves a discard; `None` if it has to wait for the gate. Returns what it touches.
+pub(super) fn resolve(
+    mode: &ViewMode,
+    start: u64,
+    end: u64,
+    mut each: impl FnMut(Extent, Zeroing),
+) -> Option<u64> {
+    match mode {
+        ViewMode::Gated
+        | ViewMode::Failed
+        | ViewMode::Origin {
+            write_gate: true, ..
+        } => None,
+        ViewMode::Origin { preserve, .. } => {
+            settled_runs(preserve, start, end, |e| each(e, Zeroing::Discard));
+            Some(WRITE)
+        }
+        // No effect, as in Linux: the chunk may be under way between the two.
+        ViewMode::Merge { .. } => Some(0),
+        ViewMode::Snapshot {
+            snapshot, passdown, ..
+        } => {
+            if !snapshot.discards.zeroes_cow {
+                return Some(0);
+            }
+            snapshot.resolve(start, end, |e| {
+                if e.device.is_some() {
+                    each(e, Zeroing::Keep);
+                }
+            });
+            let Some(others) = passdown else {
+                return Some(WRITE | COW);
+            };
+            settled_runs(others, start, end, |e| each(e, Zeroing::Discard));
+            Some(WRITE | COW | PASSDOWN)
+        }
+    }
+}
+
+/// The parts of `start .. end` that may change in the origin without a copy-out.
+fn settled_runs(
+    snapshots: &[Arc<SharedSnapshot>],
+    start: u64,
+    end: u64,
+    mut each: impl FnMut(Extent),
+) {
+    let snapshots = if mutation::is(Mutation::SharedChunkDiscarded) {
+        &[]
+    } else {
+        snapshots
+    };
+    let mut give = |from: u64, to: u64| {
+        each(Extent {
+            device: None,
+            device_sector: from,
+            sector: from,
+            sectors: to - from,
+        });
+    };
+    let mut runs = 0;
+    let mut first = None;
+    let mut at = start;
+    while at < end && runs < MOST_RUNS {
+        let mut next = end;
+        let mut settled = true;
+        for s in snapshots.iter().filter(|s| at < s.sectors) {
+            let chunk = s.chunk_size.chunk_of(at);
+            let stop = s.chunk_size.first_sector(chunk.saturating_add(1));
+            next = next.min(stop.min(s.sectors));
+            settled &= s.table.get(chunk).is_settled();
+        }
+        match (settled, first) {
+            (true, None) => first = Some(at),
+            (false, Some(from)) => {
+                give(from, at);
+                runs += 1;
+                first = None;
+            }
+            _ => {}
+        }
+        at = next;
+    }
+    if let Some(from) = first {
+        give(from, at);
+    }
+}
+
+/// The command for one extent of a discard.
+pub(super) fn command(
+    tag: crate::io::Tag,
+    origin: crate::io::DeviceId,
+    e: Extent,
+    how: Zeroing,
+) -> Command {
+    Command::Zero {
+        tag,
+        device: e.device.unwrap_or(origin),
+        offset: e.device_sector << SECTOR_SHIFT,
+        len: u64::try_from(byte_count(e.sectors)).unwrap_or(u64::MAX),
+        how,
+    }
+}
+
+impl Core {
+    /// A discard that came while the gate was closed.
+    pub fn discard(&mut self, id: RequestId, mode: &ViewMode) {
+        let Some(request) = self.requests.get_mut(id) else {
+            return;
+        };
+        let (start, end, port) = (request.start(), request.end(), request.port);
+        request.stage = Stage::Issued;
+        // Registered before it is resolved, as on the fast path.
+        self.register(id, TOUCHES);
+        let mut extents = Vec::new();
+        if let Some(touches) = resolve(mode, start, end, |e, how| extents.push((e, how))) {
+            self.register(id, touches);
+        }
+        if extents.is_empty() {
+            return self.finish(id);
+        }
+        if let Some(request) = self.requests.get_mut(id) {
+            request.waits += u32::try_from(extents.len()).unwrap_or(u32::MAX);
+        }
+        let origin = self.origin_device();
+        for (extent, how) in extents {
+            let tag = self.tag(Op::Guest {
+                request: id,
+                snapshot: None,
+                fresh: Vec::new(),
+            });
+            self.emit(port, command(tag, origin, extent, how));
+        }
+    }
+}

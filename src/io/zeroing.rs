@@ -1,0 +1,184 @@
+//! One zeroing on its way through the kernel: which call comes next, and what a
+//! result means for it.
+//!
+//! The kernel is asked for the cheapest way first. What a file or device cannot do
+//! it is not asked again; in the end zeroes are written.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::FallocateFlags;
+
+use super::transfer::{Direction, Iovecs, Next, Transfer};
+use super::{BlockFile, Buffer, Errno, Zeroing};
+
+/// How often the kernel may say "again" in a row.
+const PATIENCE: u32 = 1000;
+
+/// A use of fallocate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Allocate {
+    Punch,
+    ZeroRange,
+}
+
+impl Allocate {
+    /// The size of a file never changes.
+    pub(super) fn flags(self) -> FallocateFlags {
+        let what = match self {
+            Self::Punch => FallocateFlags::PUNCH_HOLE,
+            Self::ZeroRange => FallocateFlags::ZERO_RANGE,
+        };
+        what | FallocateFlags::KEEP_SIZE
+    }
+}
+
+/// What was tried on a file in vain.
+#[derive(Debug, Default)]
+pub(super) struct Abilities {
+    cannot_punch: AtomicBool,
+    cannot_zero_range: AtomicBool,
+}
+
+impl Abilities {
+    /// Whether it may work.
+    pub(super) fn can(&self, how: Allocate) -> bool {
+        !self.known_to_fail(how).load(Ordering::Relaxed)
+    }
+
+    pub(super) fn cannot(&self, how: Allocate) {
+        self.known_to_fail(how).store(true, Ordering::Relaxed);
+    }
+
+    const fn known_to_fail(&self, how: Allocate) -> &AtomicBool {
+        match how {
+            Allocate::Punch => &self.cannot_punch,
+            Allocate::ZeroRange => &self.cannot_zero_range,
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Step {
+    Allocate(Allocate),
+    Write(Transfer),
+    /// A hint that nobody can take.
+    Nothing,
+}
+
+/// The system call to make now.
+pub(super) enum Call<'a> {
+    Allocate(Allocate),
+    /// Prepared already.
+    Write(&'a Transfer),
+}
+
+/// See the module documentation. Contract: as [`Transfer`]'s.
+#[derive(Debug)]
+pub(super) struct ZeroWork {
+    offset: u64,
+    len: u64,
+    how: Zeroing,
+    step: Step,
+    attempts: u32,
+}
+
+impl ZeroWork {
+    /// Checks the range as for a write of it.
+    pub(super) fn new(
+        file: &BlockFile,
+        offset: u64,
+        len: u64,
+        how: Zeroing,
+    ) -> Result<Self, Errno> {
+        // Made (and thrown away) for its checks alone: it has no memory.
+        write(file, offset, len)?;
+        let mut work = Self {
+            offset,
+            len,
+            how,
+            step: Step::Nothing,
+            attempts: 0,
+        };
+        if len > 0 {
+            work.step = work.choose(file)?;
+        }
+        Ok(work)
+    }
+
+    /// Bytes of the range: offset and length.
+    pub(super) const fn range(&self) -> (u64, u64) {
+        (self.offset, self.len)
+    }
+
+    /// There is no call to make.
+    pub(super) const fn is_nothing(&self) -> bool {
+        matches!(self.step, Step::Nothing)
+    }
+
+    /// The best way that the file is not known to be without.
+    fn choose(&self, file: &BlockFile) -> Result<Step, Errno> {
+        let punch = match self.how {
+            Zeroing::Keep => false,
+            Zeroing::Unmap | Zeroing::Discard => !file.keeps_space(),
+        };
+        Ok(if punch && file.abilities().can(Allocate::Punch) {
+            Step::Allocate(Allocate::Punch)
+        } else if self.how == Zeroing::Discard {
+            Step::Nothing
+        } else if file.abilities().can(Allocate::ZeroRange) {
+            Step::Allocate(Allocate::ZeroRange)
+        } else {
+            Step::Write(write(file, self.offset, self.len)?)
+        })
+    }
+
+    /// The next call; `None` if none is left.
+    pub(super) fn prepare(&mut self, file: &BlockFile) -> Option<Call<'_>> {
+        match &mut self.step {
+            Step::Allocate(how) => Some(Call::Allocate(*how)),
+            Step::Write(transfer) => {
+                transfer.prepare(file);
+                Some(Call::Write(transfer))
+            }
+            Step::Nothing => None,
+        }
+    }
+
+    /// Takes the result of the call.
+    pub(super) fn advance(&mut self, file: &BlockFile, result: Result<usize, Errno>) -> Next {
+        let how = match &mut self.step {
+            Step::Write(transfer) => return transfer.advance(file, result),
+            Step::Nothing => return Next::Finished(Ok(())),
+            Step::Allocate(how) => *how,
+        };
+        match result {
+            Ok(_) => Next::Finished(Ok(())),
+            Err(Errno(libc::EINTR | libc::EAGAIN)) => {
+                self.attempts += 1;
+                if self.attempts < PATIENCE {
+                    Next::Again
+                } else {
+                    Next::Finished(Err(Errno(libc::EAGAIN)))
+                }
+            }
+            Err(Errno(libc::EOPNOTSUPP | libc::EINVAL | libc::ENOSYS)) => {
+                file.abilities().cannot(how);
+                match self.choose(file) {
+                    Ok(Step::Nothing) => Next::Finished(Ok(())),
+                    Ok(step) => {
+                        self.step = step;
+                        Next::Again
+                    }
+                    Err(errno) => Next::Finished(Err(errno)),
+                }
+            }
+            Err(errno) => Next::Finished(Err(errno)),
+        }
+    }
+}
+
+fn write(file: &BlockFile, offset: u64, len: u64) -> Result<Transfer, Errno> {
+    let len = usize::try_from(len).map_err(|_| Errno::EINVAL)?;
+    let (write, zeroes) = (Direction::Write { durable: false }, Buffer::Zeroes { len });
+    Transfer::new(file, write, offset, zeroes, Iovecs::default()).map_err(|(errno, _)| errno)
+}
