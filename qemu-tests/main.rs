@@ -26,4 +26,5 @@ mod forks;
 mod linux;
 mod lvm;
 mod rollback;
+mod shorter;
 mod snapshots;

@@ -8,6 +8,7 @@ use clap::Args;
 use super::output::{Rows, Stream};
 use super::progress::Progress;
 use super::{CliError, Outcome};
+use crate::daemon;
 use crate::offline::{self, Change, DiffSummary};
 use crate::size;
 
@@ -43,7 +44,8 @@ pub struct Diff {
 
 impl Diff {
     pub fn run(self) -> Result<Outcome, CliError> {
-        let files = offline::Diff::open(&self.origin, &self.cow)?;
+        let length = daemon::recorded_length(&self.origin, &self.cow);
+        let files = offline::Diff::open(&self.origin, &self.cow, length)?;
         let mut out = Stream::new();
         if self.json {
             out.text("[")?;

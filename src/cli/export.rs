@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::progress::Progress;
 use super::{CliError, Outcome, output};
+use crate::daemon;
 use crate::offline::{self, ExportOptions};
 use crate::size;
 
@@ -37,6 +38,7 @@ pub struct Export {
 impl Export {
     pub fn run(self) -> Result<Outcome, CliError> {
         let options = ExportOptions {
+            length: daemon::recorded_length(&self.origin, &self.cow),
             origin: self.origin,
             cow: self.cow,
             out: self.out,

@@ -16,11 +16,16 @@ use crate::size;
 EXAMPLE
   snapback rollback before          then reset the guest
   snapback rollback before --keep broken --cow broken.cow --size 4G
-  snapback rollback before --now --rate 200M --wait")]
+  snapback rollback before --now --rate 200M --wait
+  snapback rollback --cancel        if the guest was not reset yet")]
 pub struct Rollback {
     /// The snapshot to go back to.
-    #[arg(value_parser = values::name)]
-    name: String,
+    #[arg(value_parser = values::name, required_unless_present = "cancel")]
+    name: Option<String>,
+
+    /// Call a rollback off that waits for the guest's reset.
+    #[arg(long, conflicts_with_all = ["name", "at_reset", "now", "keep", "rate", "wait"])]
+    cancel: bool,
 
     /// At the guest's next reset, even if no guest is attached now.
     #[arg(long, conflicts_with = "now")]
@@ -61,6 +66,11 @@ pub struct Rollback {
 impl Rollback {
     pub fn run(self) -> Result<Outcome, CliError> {
         let client = self.control.client()?;
+        let Some(name) = self.name else {
+            client.cancel_rollback()?;
+            output::line("the rollback is called off")?;
+            return Ok(Outcome::Done);
+        };
         let keep = self.keep.zip(self.cow).map(|(name, cow)| SnapshotSpec {
             name,
             cow,
@@ -68,6 +78,7 @@ impl Rollback {
             chunk_size: self.chunk_size,
             size: self.size,
             socket: None,
+            read_only: None,
         });
         let when = match (self.at_reset, self.now) {
             (true, _) => RollbackWhen::AtReset,
@@ -76,20 +87,20 @@ impl Rollback {
         };
         let earlier = wait::Earlier::look(&client, self.wait)?;
         let request = RollbackRequest {
-            snapshot: self.name.clone(),
+            snapshot: name.clone(),
             when,
             keep,
             rate: self.rate,
         };
         let reply = client.rollback(&request)?;
         output::line(&match reply {
-            RollbackReply::Started => format!("rolled back to {}; the merge is running", self.name),
+            RollbackReply::Started => format!("rolled back to {name}; the merge is running"),
             RollbackReply::AtNextReset => {
-                format!("the guest's next reset rolls back to {}", self.name)
+                format!("the guest's next reset rolls back to {name}")
             }
         })?;
         if self.wait {
-            wait::until_merged(&client, &self.name, &earlier)?;
+            wait::until_merged(&client, &name, &earlier)?;
         }
         Ok(Outcome::Done)
     }

@@ -55,10 +55,11 @@ pub struct Serve {
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=64))]
     num_queues: u16,
 
-    /// A snapshot: name=NAME,cow=FILE[,type=P|PO|N][,chunk-size=SIZE][,size=SIZE][,socket=SOCK].
+    /// A snapshot: name=NAME,cow=FILE[,type=P|PO|N][,chunk-size=SIZE][,size=SIZE][,socket=SOCK][,read-only].
     ///
     /// Made now unless the state file knows it. A COW file that is not there is
-    /// created if a size is given. Two commas are one comma in a value.
+    /// created if a size is given. With read-only guests cannot write at its
+    /// socket; that is remembered until read-only=no is said. Two commas are one comma in a value.
     #[arg(long = "snapshot", value_name = "KEY=VALUE,...", value_parser = snapshot_list::parse)]
     snapshots: Vec<SnapshotSpec>,
 

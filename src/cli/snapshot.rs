@@ -12,7 +12,8 @@ use crate::size;
 #[command(after_help = "\
 EXAMPLE
   snapback snapshot before --cow before.cow --size 2G
-  snapback snapshot fork --cow fork.cow --size 2G --socket-path fork.sock")]
+  snapback snapshot fork --cow fork.cow --size 2G --socket-path fork.sock
+  snapback snapshot backup --cow backup.cow --size 2G --socket-path backup.sock --read-only")]
 pub struct Snapshot {
     /// Name of the new snapshot.
     #[arg(value_parser = values::name)]
@@ -37,6 +38,10 @@ pub struct Snapshot {
     /// Unix socket to serve the snapshot itself at.
     #[arg(long, value_name = "SOCK", value_parser = values::path)]
     socket_path: Option<String>,
+
+    /// Guests cannot write to the snapshot at that socket.
+    #[arg(long, requires = "socket_path")]
+    read_only: bool,
 
     #[command(flatten)]
     control: Control,
@@ -69,6 +74,7 @@ impl Snapshot {
             chunk_size: self.chunk_size,
             size: self.size,
             socket: self.socket_path,
+            read_only: self.read_only.then_some(true),
         })?;
         output::line(&format!("snapshot {} taken", self.name))?;
         Ok(Outcome::Done)

@@ -4,7 +4,7 @@ use super::values;
 use crate::control::api::{SnapshotSpec, StoreType};
 use crate::size;
 
-const KEYS: &str = "name, cow, type, chunk-size, size, socket";
+const KEYS: &str = "name, cow, type, chunk-size, size, socket, read-only";
 
 /// Reads the comma-separated list; `,,` is a comma within a value.
 ///
@@ -15,6 +15,7 @@ pub fn parse(text: &str) -> Result<SnapshotSpec, String> {
     for item in split(text) {
         let (key, value) = item
             .split_once('=')
+            .or((item == "read-only").then_some(("read-only", "yes")))
             .ok_or_else(|| format!("`{item}` is not KEY=VALUE (keys: {KEYS})"))?;
         if value.is_empty() {
             return Err(format!("`{key}=` has no value"));
@@ -26,6 +27,7 @@ pub fn parse(text: &str) -> Result<SnapshotSpec, String> {
             "chunk-size" => put(&mut list.chunk_size, key, values::chunk_size(value)?)?,
             "size" => put(&mut list.size, key, size::parse_device_size(value)?)?,
             "socket" => put(&mut list.socket, key, values::path(value)?)?,
+            "read-only" => put(&mut list.read_only, key, yes_or_no(key, value)?)?,
             _ => return Err(format!("unknown key `{key}` (keys: {KEYS})")),
         }
     }
@@ -36,6 +38,7 @@ pub fn parse(text: &str) -> Result<SnapshotSpec, String> {
         chunk_size: list.chunk_size,
         size: list.size,
         socket: list.socket,
+        read_only: list.read_only,
     })
 }
 
@@ -47,6 +50,15 @@ struct List {
     chunk_size: Option<u64>,
     size: Option<u64>,
     socket: Option<String>,
+    read_only: Option<bool>,
+}
+
+fn yes_or_no(key: &str, value: &str) -> Result<bool, String> {
+    match value {
+        "yes" => Ok(true),
+        "no" => Ok(false),
+        _ => Err(format!("`{key}={value}` is neither yes nor no")),
+    }
 }
 
 fn put<T>(place: &mut Option<T>, key: &str, value: T) -> Result<(), String> {
@@ -74,7 +86,8 @@ mod tests {
 
     #[test]
     fn all_keys_are_read() {
-        let spec = parse("name=s1,cow=/c,type=po,chunk-size=64K,size=256M,socket=/s").unwrap();
+        let spec =
+            parse("name=s1,cow=/c,type=po,chunk-size=64K,size=256M,socket=/s,read-only").unwrap();
         assert_eq!(
             spec,
             SnapshotSpec {
@@ -84,8 +97,21 @@ mod tests {
                 chunk_size: Some(65536),
                 size: Some(256 << 20),
                 socket: Some("/s".to_owned()),
+                read_only: Some(true),
             }
         );
+    }
+
+    #[test]
+    fn read_only_is_said_with_one_word_or_taken_back() {
+        for (text, read_only) in [
+            ("name=s,cow=/c", None),
+            ("name=s,cow=/c,read-only", Some(true)),
+            ("read-only=yes,name=s,cow=/c", Some(true)),
+            ("name=s,cow=/c,read-only=no", Some(false)),
+        ] {
+            assert_eq!(parse(text).unwrap().read_only, read_only, "{text}");
+        }
     }
 
     #[test]
@@ -116,6 +142,8 @@ mod tests {
             ("name=s,cow=/c,size=1000", "multiple of 512"),
             ("name=s,cow=/c,type=X", "`X`"),
             ("name=a/b,cow=/c", "a/b"),
+            ("name=s,cow=/c,read-only=1", "neither yes nor no"),
+            ("name=s,cow=/c,read-only,read-only=no", "twice"),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(word), "{text}: {error}");

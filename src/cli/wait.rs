@@ -140,6 +140,8 @@ mod tests {
             store_type: StoreType::P,
             cow_device: "0:0".to_owned(),
             state,
+            sectors: 1024,
+            read_only: false,
             chunk_sectors: 8,
             allocated_sectors: 16,
             total_sectors: 1024,

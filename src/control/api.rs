@@ -34,6 +34,16 @@ pub struct SnapshotSpec {
     /// Socket to serve the snapshot's own view at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket: Option<String>,
+    /// Whether its own view refuses writes; `None`: no, or as it is recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_only: Option<bool>,
+}
+
+impl SnapshotSpec {
+    /// Its own view refuses writes.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only == Some(true)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -161,6 +171,9 @@ pub struct ViewStatus {
     pub socket: Option<String>,
     /// A front end is connected.
     pub attached: bool,
+    /// Guests cannot write there.
+    #[serde(default)]
+    pub read_only: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -171,6 +184,12 @@ pub struct SnapshotStatus {
     pub store_type: StoreType,
     pub cow_device: String,
     pub state: State,
+    /// Length of what it shows: the origin's when it was taken.
+    #[serde(default)]
+    pub sectors: u64,
+    /// Its own view refuses writes.
+    #[serde(default)]
+    pub read_only: bool,
     pub chunk_sectors: u64,
     pub allocated_sectors: u64,
     pub total_sectors: u64,
@@ -276,6 +295,8 @@ pub trait Volume: Send + Sync {
     /// Enlarges the snapshot's COW to `bytes`, or takes note that its device was.
     fn grow_snapshot(&self, name: &str, bytes: u64) -> Result<(), ApiError>;
     fn rollback(&self, request: RollbackRequest) -> Result<RollbackReply, ApiError>;
+    /// Calls a rollback off that waits for the guest's reset.
+    fn cancel_rollback(&self) -> Result<(), ApiError>;
     fn merge(&self, request: MergeRequest) -> Result<(), ApiError>;
     fn pause_merge(&self) -> Result<(), ApiError>;
     fn resume_merge(&self) -> Result<(), ApiError>;

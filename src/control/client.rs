@@ -118,6 +118,12 @@ impl Client {
         self.parse(&self.send(Method::POST, "/v1/rollback", request)?)
     }
 
+    /// Calls a rollback off that waits for the guest's reset.
+    pub fn cancel_rollback(&self) -> Result<(), ClientError> {
+        self.call(Method::DELETE, "/v1/rollback", String::new())
+            .map(drop)
+    }
+
     pub fn merge(&self, request: &MergeRequest) -> Result<(), ClientError> {
         self.send(Method::POST, "/v1/merge", request).map(drop)
     }

@@ -96,18 +96,18 @@ pub fn merge_line(merge: &MergeStatus) -> String {
 
 /// What `dmsetup status` would print: the origin, then every snapshot (or only `name`).
 pub fn dm_status(status: &VolumeStatus, name: Option<&str>) -> String {
-    let sectors = status.origin.sectors;
+    let origin_sectors = status.origin.sectors;
     let mut text = String::new();
     if name.is_none() {
         let origin = origin_name(status);
         let _ = match merging(status) {
             Some(snapshot) => writeln!(
                 text,
-                "{origin}: 0 {sectors} snapshot-merge {}",
+                "{origin}: 0 {origin_sectors} snapshot-merge {}",
                 usage(snapshot)
             ),
             // dmsetup prints the space before the empty status, too.
-            None => writeln!(text, "{origin}: 0 {sectors} snapshot-origin "),
+            None => writeln!(text, "{origin}: 0 {origin_sectors} snapshot-origin "),
         };
     }
     for snapshot in status
@@ -115,7 +115,7 @@ pub fn dm_status(status: &VolumeStatus, name: Option<&str>) -> String {
         .iter()
         .filter(|s| name.is_none_or(|name| s.name == name))
     {
-        let shown = &snapshot.name;
+        let (shown, sectors) = (&snapshot.name, length(status, snapshot));
         let _ = match (is_merging(snapshot), shows_merge(status, snapshot)) {
             (false, _) => writeln!(text, "{shown}: 0 {sectors} snapshot {}", usage(snapshot)),
             // A snapshot that follows its merge shows what the merge view shows.
@@ -134,7 +134,7 @@ pub fn dm_status(status: &VolumeStatus, name: Option<&str>) -> String {
 /// What `dmsetup table` would print.
 pub fn table(status: &VolumeStatus) -> String {
     let (sectors, device) = (status.origin.sectors, &status.origin.device);
-    let store = |target: &str, s: &SnapshotStatus| {
+    let store = |sectors: u64, target: &str, s: &SnapshotStatus| {
         format!(
             "0 {sectors} {target} {device} {} {} {}",
             s.cow_device,
@@ -148,7 +148,7 @@ pub fn table(status: &VolumeStatus) -> String {
             text,
             "{}: {}",
             origin_name(status),
-            store("snapshot-merge", snapshot)
+            store(sectors, "snapshot-merge", snapshot)
         ),
         None => writeln!(
             text,
@@ -163,7 +163,8 @@ pub fn table(status: &VolumeStatus) -> String {
         } else {
             "snapshot"
         };
-        let _ = writeln!(text, "{}: {}", snapshot.name, store(target, snapshot));
+        let line = store(length(status, snapshot), target, snapshot);
+        let _ = writeln!(text, "{}: {line}", snapshot.name);
     }
     text
 }
@@ -216,7 +217,10 @@ fn view_row(view: &ViewStatus) -> Vec<String> {
     };
     vec![
         printable(view.snapshot.as_deref().unwrap_or("origin")),
-        shows.to_owned(),
+        match view.read_only {
+            true => format!("{shows}, read-only"),
+            false => shows.to_owned(),
+        },
         if view.attached { "attached" } else { "-" }.to_owned(),
         view.socket
             .as_deref()
@@ -263,6 +267,16 @@ fn columns(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
         text.push('\n');
     }
     text
+}
+
+/// Sectors that a snapshot shows; a daemon that does not say has none that are
+/// shorter than their origin.
+const fn length(status: &VolumeStatus, s: &SnapshotStatus) -> u64 {
+    if s.sectors == 0 {
+        status.origin.sectors
+    } else {
+        s.sectors
+    }
 }
 
 fn usage(s: &SnapshotStatus) -> String {

@@ -8,6 +8,8 @@ fn snapshot(name: &str, state: State) -> SnapshotStatus {
         store_type: StoreType::P,
         cow_device: "253:3".to_owned(),
         state,
+        sectors: 2_097_152,
+        read_only: false,
         chunk_sectors: 8,
         allocated_sectors: 2480,
         total_sectors: 131_072,
@@ -21,6 +23,7 @@ fn view(snapshot: Option<&str>, kind: ViewKind, socket: &str, attached: bool) ->
         kind,
         socket: Some(socket.to_owned()),
         attached,
+        read_only: false,
     }
 }
 
@@ -128,6 +131,33 @@ fn table_is_what_dmsetup_prints() {
     );
 }
 
+/// The origin grew since they were taken.
+#[test]
+fn a_snapshot_shorter_than_its_origin_has_its_own_length() {
+    let mut status = volume(vec![
+        snapshot("s1", State::Active),
+        snapshot("s2", State::Merging),
+        snapshot("old", State::Active),
+    ]);
+    for (s, sectors) in status.snapshots.iter_mut().zip([1_048_576, 4096, 0]) {
+        s.sectors = sectors;
+    }
+    assert_eq!(
+        dm_status(&status, None),
+        "disk: 0 2097152 snapshot-merge 2480/131072 24\n\
+         s1: 0 1048576 snapshot 2480/131072 24\n\
+         s2: 0 4096 snapshot Invalid\n\
+         old: 0 2097152 snapshot 2480/131072 24\n"
+    );
+    assert_eq!(
+        table(&status),
+        "disk: 0 2097152 snapshot-merge 253:2 253:3 P 8\n\
+         s1: 0 1048576 snapshot 253:2 253:3 P 8\n\
+         s2: 0 4096 snapshot 253:2 253:3 P 8\n\
+         old: 0 2097152 snapshot 253:2 253:3 P 8\n"
+    );
+}
+
 #[test]
 fn human_status_shows_views_snapshots_merge_and_pending_rollback() {
     let mut status = volume(vec![
@@ -136,7 +166,10 @@ fn human_status_shows_views_snapshots_merge_and_pending_rollback() {
     ]);
     status.views = vec![
         view(None, ViewKind::Merge, "/run/a.sock", true),
-        view(Some("other"), ViewKind::Snapshot, "/run/o.sock", false),
+        ViewStatus {
+            read_only: true,
+            ..view(Some("other"), ViewKind::Snapshot, "/run/o.sock", false)
+        },
     ];
     status.merge = Some(merge());
     status.rollback_at_reset = Some("other".to_owned());
@@ -145,9 +178,9 @@ fn human_status_shows_views_snapshots_merge_and_pending_rollback() {
         "\
 origin /vm/disk.img, 1 GiB, read-write
 
-VIEW    SHOWS     FRONT END  SOCKET
-origin  merge     attached   /run/a.sock
-other   snapshot  -          /run/o.sock
+VIEW    SHOWS                FRONT END  SOCKET
+origin  merge                attached   /run/a.sock
+other   snapshot, read-only  -          /run/o.sock
 
 NAME    STATE    USED     OF      USE%   CHUNK  TYPE  COW
 before  merging  1.2 MiB  64 MiB  1.8 %  4K     P     /vm/before.cow

@@ -52,7 +52,8 @@ impl<'a> Target<'a> {
         match self {
             Self::Status | Self::Table => &[Method::GET],
             Self::Snapshot(_) => &[Method::PUT, Method::DELETE],
-            Self::Rollback | Self::Merge | Self::MergePause | Self::MergeResume => &[Method::POST],
+            Self::Rollback => &[Method::POST, Method::DELETE],
+            Self::Merge | Self::MergePause | Self::MergeResume => &[Method::POST],
             Self::Size(_) | Self::MergeRate => &[Method::PUT],
         }
     }
@@ -149,6 +150,7 @@ where
             let wanted: StoreSize = read_json(body).await?;
             done(volume.grow_snapshot(name, wanted.size))?
         }
+        Target::Rollback if method == Method::DELETE => done(volume.cancel_rollback())?,
         Target::Rollback => Reply::Json(json(&volume.rollback(read_json(body).await?)?)?),
         Target::Merge => done(volume.merge(read_json(body).await?))?,
         Target::MergePause => done(volume.pause_merge())?,
@@ -308,6 +310,7 @@ mod tests {
             chunk_size: None,
             size: None,
             socket: None,
+            read_only: None,
         };
         assert_eq!(named(spec(""), "a").unwrap().name, "a");
         assert_eq!(named(spec("a"), "a").unwrap().name, "a");

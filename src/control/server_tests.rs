@@ -72,6 +72,9 @@ impl Volume for FakeVolume {
         ))?;
         Ok(RollbackReply::AtNextReset)
     }
+    fn cancel_rollback(&self) -> Result<(), ApiError> {
+        self.note("cancel rollback".to_owned())
+    }
     fn merge(&self, request: MergeRequest) -> Result<(), ApiError> {
         self.note(format!("merge {} {}", request.snapshot, request.follow))
     }
@@ -114,6 +117,7 @@ fn spec(name: &str) -> SnapshotSpec {
         chunk_size: Some(4096),
         size: None,
         socket: None,
+        read_only: None,
     }
 }
 
@@ -171,6 +175,7 @@ fn every_call_reaches_the_volume_as_it_was_meant() {
         client.rollback(&rollback).unwrap(),
         RollbackReply::AtNextReset
     );
+    client.cancel_rollback().unwrap();
     assert_eq!(
         served.volume.calls(),
         [
@@ -181,7 +186,8 @@ fn every_call_reaches_the_volume_as_it_was_meant() {
             "pause",
             "resume",
             "rate 1048576",
-            "rollback s2 AtReset Some(5)"
+            "rollback s2 AtReset Some(5)",
+            "cancel rollback"
         ]
     );
     assert_eq!(client.status().unwrap(), served.volume.status());

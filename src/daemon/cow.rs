@@ -295,10 +295,12 @@ impl InspectedCow {
         }
     }
 
-    /// Makes what is missing: the file, the store, order in what is stale. What
-    /// was made goes away again if the result is dropped.
+    /// Makes what is missing: the file, the store, order in what is stale, for a
+    /// snapshot of so many `sectors`. What was made goes away again if the result
+    /// is dropped.
     pub fn prepare(
         self,
+        sectors: u64,
         devices: &Arc<Devices>,
         disk: &mut dyn Disk,
     ) -> Result<PreparedCow, CowError> {
@@ -326,27 +328,27 @@ impl InspectedCow {
         let (open, metadata, valid) = match found {
             Found::Absent { .. } => return Err(CowError::Missing(path)),
             Found::Blank(open) => {
-                let (sectors, block) = open
+                let (cow_sectors, block) = open
                     .file
                     .as_ref()
                     .map_or((0, 512), |f| (f.sectors(), f.block_size()));
                 let metadata = if self.store_type == StoreType::N {
-                    Metadata::transient(Layout::new(chunk_size), sectors)
+                    Metadata::transient(Layout::new(chunk_size), cow_sectors)
                 } else {
-                    store::create(disk, open.id, chunk_size, sectors, unit(block))
+                    store::create(disk, open.id, chunk_size, cow_sectors, unit(block))
                         .map_err(failed)?
                 };
                 (open, metadata, true)
             }
             Found::Invalid(open, chunk_size) => {
                 store::settle_invalid(disk, open.id).map_err(failed)?;
-                let (sectors, block) = open
+                let (cow_sectors, block) = open
                     .file
                     .as_ref()
                     .map_or((0, 512), |f| (f.sectors(), f.block_size()));
                 (
                     open,
-                    Metadata::fresh(Layout::new(chunk_size), sectors, unit(block)),
+                    Metadata::fresh(Layout::new(chunk_size), cow_sectors, unit(block)),
                     false,
                 )
             }
@@ -361,6 +363,7 @@ impl InspectedCow {
         let store = SnapshotStore {
             device: open.id,
             metadata,
+            sectors,
             keep_on_overflow: self.store_type == StoreType::PO,
             valid,
             // Acknowledged writes must survive the death of this process.

@@ -53,6 +53,30 @@ impl LiveVolume {
         Ok(RollbackReply::Started)
     }
 
+    /// Calls the rollback off that waits for the guest's reset. Whoever was
+    /// quicker, this or the reset, has its way.
+    pub(super) fn call_rollback_off(&self) -> Result<(), ApiError> {
+        let _turn = lock(&self.ops);
+        let Some(pending) = lock(&self.state).state().rollback_at_reset.clone() else {
+            let merging = lock(&self.state).state().merge.clone();
+            return Err(conflict(match merging {
+                Some(merge) => format!(
+                    "no rollback waits for a reset; that to {} has been carried out, or is a merge, and cannot be called off",
+                    merge.snapshot
+                ),
+                None => {
+                    "no rollback waits for a reset; snapback status shows one that does".to_owned()
+                }
+            }));
+        };
+        lock(&self.state)
+            .update(|s| s.rollback_at_reset = None)
+            .map_err(|e| not_recorded(&e))?;
+        self.refresh_pending();
+        tracing::info!(snapshot = %pending.snapshot, "the rollback is called off");
+        Ok(())
+    }
+
     pub(super) fn merge_now(&self, request: &MergeRequest) -> Result<(), ApiError> {
         let mut ops = lock(&self.ops);
         self.check_mergeable(&request.snapshot)?;

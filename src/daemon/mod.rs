@@ -29,7 +29,7 @@ mod views;
 mod volume;
 
 pub use identity::{OriginIdentity, OriginKind, default_state_path};
-pub use offline_merge::{MergeReport, merge_offline};
+pub use offline_merge::{MergeReport, merge_offline, recorded_length};
 pub use options::{Endpoint, ServeOptions};
 pub use replace::FileError;
 pub use serve::serve;

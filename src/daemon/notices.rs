@@ -218,7 +218,11 @@ impl LiveVolume {
 }
 
 fn forget_merged(state: &mut VolumeState, name: &str, follow: bool) {
-    if follow && let Some(socket) = state.snapshot(name).and_then(|s| s.spec.socket.clone()) {
+    let spec = state.snapshot(name).map(|s| s.spec.clone());
+    if follow && let Some((spec, socket)) = spec.and_then(|s| Some((s.clone(), s.socket?))) {
+        if spec.is_read_only() {
+            state.read_only_sockets.push(socket.clone());
+        }
         state.followed_sockets.push(socket);
     }
     state.drop_snapshot(name);

@@ -13,7 +13,7 @@ use super::options::ServeOptions;
 use super::run::{finish, stop};
 use super::serve::{build, open_up};
 use super::signals::Signals;
-use super::state::OpenedState;
+use super::state::{OpenedState, SnapshotRecord, VolumeState};
 use super::volume::{LiveVolume, lock};
 use crate::control::api::{SnapshotSpec, StoreType};
 use crate::io::{BlockFile, IoEngine, Lock, OpenOptions};
@@ -125,12 +125,7 @@ fn options(
     } else {
         None
     };
-    let ours = storage_of(cow);
-    let known = recorded.as_ref().and_then(|s| {
-        s.snapshots
-            .iter()
-            .find(|s| ours.is_some() && storage_of(Path::new(&s.spec.cow)) == ours)
-    });
+    let known = recorded.as_ref().and_then(|s| record_of(s, cow));
     if let Some(merge) = recorded.as_ref().and_then(|s| s.merge.as_ref())
         && known.is_none_or(|known| known.spec.name != merge.snapshot)
     {
@@ -156,6 +151,7 @@ fn options(
                 chunk_size: None,
                 size: None,
                 socket: None,
+                read_only: None,
             };
             (spec.name.clone(), vec![spec])
         }
@@ -182,6 +178,20 @@ fn options(
         forget: Vec::new(),
     };
     Ok((options, remembered))
+}
+
+/// What the volume knows of the snapshot whose store is in `cow`.
+fn record_of<'a>(state: &'a VolumeState, cow: &Path) -> Option<&'a SnapshotRecord> {
+    let ours = storage_of(cow)?;
+    let mut records = state.snapshots.iter();
+    records.find(|s| storage_of(Path::new(&s.spec.cow)) == Some(ours))
+}
+
+/// Bytes that the snapshot in `cow` shows, if the state file in its usual place
+/// knows it: the origin may have grown since.
+pub fn recorded_length(origin: &Path, cow: &Path) -> Option<u64> {
+    let state = VolumeState::peek(&default_state_path(origin).ok()?)?;
+    Some(record_of(&state, cow)?.length.unwrap_or(state.origin.size))
 }
 
 fn until_merged(

@@ -7,6 +7,7 @@ use super::identity::OriginIdentity;
 use super::options::{Endpoint, ServeOptions};
 use super::state::{MergeRecord, SnapshotRecord, VolumeState};
 use crate::control::api::{SnapshotSpec, StoreType, check_name};
+use crate::units::SECTOR_SIZE;
 
 /// Where a snapshot of the plan comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +51,16 @@ pub enum PlanError {
         origin: String,
         changes: Vec<String>,
         snapshots: Vec<String>,
+    },
+    #[error(
+        "origin {origin} has {size} bytes, and snapshot {name} is {length} bytes long: what it shows behind the origin's \
+         end is lost. Put the origin back as it was, or give the snapshot up with snapback serve --forget {name}"
+    )]
+    OriginShrank {
+        origin: String,
+        size: u64,
+        name: String,
+        length: u64,
     },
     #[error(
         "snapshot {name}: {what} is {recorded} in the state file and {asked} in --snapshot: leave the option out, or remove the snapshot first"
@@ -115,6 +126,12 @@ pub fn plan(
     let mut remarks = Vec::new();
     let mut state = recorded.unwrap_or_else(|| VolumeState::new(now.clone()));
     let forget = forget(options, &mut state, &mut remarks)?;
+    let length = |origin: &OriginIdentity| origin.size / SECTOR_SIZE * SECTOR_SIZE;
+    let recorded_length = length(&state.origin);
+    for record in &mut state.snapshots {
+        record.length.get_or_insert(recorded_length);
+    }
+    check_lengths(&state, now)?;
     check_origin(options, &state, now, &mut remarks)?;
     state.origin = now.clone();
     state.running = true;
@@ -128,6 +145,7 @@ pub fn plan(
             if asked.socket.is_some() {
                 record.spec.socket.clone_from(&asked.socket);
             }
+            record.spec.read_only = asked.read_only.or(record.spec.read_only);
         }
         snapshots.push(PlannedSnapshot {
             spec: record.spec.clone(),
@@ -141,6 +159,7 @@ pub fn plan(
             state.snapshots.push(SnapshotRecord {
                 spec: spec.clone(),
                 valid: true,
+                length: Some(length(now)),
             });
             let scratch = spec.store_type == StoreType::N
                 && scratch.iter().any(|cow| same_path(cow, &spec.cow));
@@ -199,6 +218,25 @@ fn forget(
         forgotten.push(record);
     }
     Ok(forgotten)
+}
+
+/// What a snapshot shares with the origin must be there.
+fn check_lengths(state: &VolumeState, now: &OriginIdentity) -> Result<(), PlanError> {
+    let at_stake = state
+        .snapshots
+        .iter()
+        .filter(|s| s.valid && s.spec.store_type != StoreType::N);
+    for record in at_stake {
+        if let Some(length) = record.length.filter(|length| *length > now.size) {
+            return Err(PlanError::OriginShrank {
+                origin: now.path.clone(),
+                size: now.size,
+                name: record.spec.name.clone(),
+                length,
+            });
+        }
+    }
+    Ok(())
 }
 
 /// An origin that was written without its snapshots makes them wrong, and

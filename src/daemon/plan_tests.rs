@@ -31,6 +31,7 @@ fn spec(name: &str) -> SnapshotSpec {
         chunk_size: Some(4096),
         size: None,
         socket: None,
+        read_only: None,
     }
 }
 
@@ -59,6 +60,7 @@ fn stopped() -> VolumeState {
         .map(|n| SnapshotRecord {
             spec: spec(n),
             valid: true,
+            length: Some(1 << 20),
         })
         .into();
     state
@@ -128,6 +130,70 @@ fn options_add_to_what_is_known() {
         plan.state.snapshot("s1").unwrap().spec.socket.as_deref(),
         Some("/s1.sock")
     );
+}
+
+/// Nothing is said of it by most options; only what is said counts.
+#[test]
+fn read_only_is_remembered_and_can_be_taken_back() {
+    let mut state = stopped();
+    for (asked, remembered) in [
+        (None, None),
+        (Some(true), Some(true)),
+        (None, Some(true)),
+        (Some(false), Some(false)),
+    ] {
+        let mut options = options();
+        options.snapshots = vec![SnapshotSpec {
+            read_only: asked,
+            ..spec("s1")
+        }];
+        state = plan(&options, Some(state), &origin(100)).unwrap().state;
+        assert_eq!(state.snapshot("s1").unwrap().spec.read_only, remembered);
+        state.running = false;
+    }
+}
+
+fn sized(size: u64) -> OriginIdentity {
+    OriginIdentity {
+        size,
+        ..origin(100)
+    }
+}
+
+#[test]
+fn a_snapshot_keeps_its_length_when_its_origin_grew() {
+    let mut state = stopped();
+    // Of an older version: it is as long as the origin that is recorded.
+    state.snapshot_mut("s1").unwrap().length = None;
+    let mut grown = options();
+    grown.accept_changes = true;
+    grown.snapshots = vec![spec("s3")];
+    let planned = plan(&grown, Some(state), &sized((2 << 20) + 100)).unwrap();
+    let lengths = planned.state.snapshots.iter().map(|s| s.length);
+    let lengths: Vec<_> = lengths.map(Option::unwrap).collect();
+    assert_eq!(lengths, [1 << 20, 1 << 20, 2 << 20]);
+}
+
+#[test]
+fn an_origin_shorter_than_a_snapshot_is_refused_whatever_is_accepted() {
+    let mut asked = options();
+    for accept in [false, true] {
+        asked.accept_changes = accept;
+        let error = plan(&asked, Some(stopped()), &sized(1 << 19)).unwrap_err();
+        let text = error.to_string();
+        for words in ["524288 bytes", "s1 is 1048576", "--forget s1"] {
+            assert!(text.contains(words), "{text}");
+        }
+    }
+    // What it had beyond the snapshots may go.
+    let mut short = stopped();
+    short.origin.size = 2 << 20;
+    plan(&asked, Some(short), &origin(100)).unwrap();
+    // And nothing is lost of those that are given up or invalid.
+    let mut invalid = stopped();
+    invalid.snapshot_mut("s2").unwrap().valid = false;
+    asked.forget = vec!["s1".into()];
+    plan(&asked, Some(invalid), &sized(1 << 19)).unwrap();
 }
 
 #[test]
@@ -335,6 +401,7 @@ fn transient_snapshots_end_with_their_daemon() {
             ..spec("t")
         },
         valid: true,
+        length: Some(1 << 20),
     });
     let gone = plan(&options(), Some(state.clone()), &origin(100)).unwrap();
     assert_eq!(gone.snapshots.len(), 2);

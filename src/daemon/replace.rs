@@ -50,6 +50,21 @@ fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileEr
     move |source| FileError::Io { what, path, source }
 }
 
+/// The content of a file that somebody else may hold.
+///
+/// # Errors
+/// It cannot be read, or is larger than a state file can be.
+pub fn read_small(path: &Path) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    File::open(path)?
+        .take(SIZE_MAX.saturating_add(1))
+        .read_to_end(&mut content)?;
+    if content.len() as u64 > SIZE_MAX {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    Ok(content)
+}
+
 /// Locks an open file, or says that another process holds it.
 fn lock(file: &File, path: &Path) -> Result<(), FileError> {
     match flock(file, FlockOperation::NonBlockingLockExclusive) {

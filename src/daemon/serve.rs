@@ -20,6 +20,7 @@ use crate::engine::{ControlError, ControlRequest, Engine, OriginParams, PortRole
 use crate::executor::Executor;
 use crate::io::{Disk, IoEngine, open_disk};
 use crate::merger::{Merger, MergerSettings};
+use crate::units::SECTOR_SIZE;
 
 /// Operations of the merger that are under way at once.
 const MERGER_DEPTH: u32 = 128;
@@ -86,8 +87,12 @@ pub(super) fn build(
     let mut prepared = Vec::new();
     for (planned, inspected) in snapshots {
         let name = planned.spec.name;
+        let sectors = volume_state
+            .snapshot(&name)
+            .and_then(|s| s.length)
+            .map_or(origin.sectors, |length| length / SECTOR_SIZE);
         let cow = inspected
-            .prepare(&devices, &mut *disk)
+            .prepare(sectors, &devices, &mut *disk)
             .map_err(|e| DaemonError::Refused(format!("snapshot {name}: {e}")))?;
         if let Some(record) = volume_state.snapshot_mut(&name) {
             record.spec.chunk_size = Some(cow.chunk_size.bytes());
@@ -138,7 +143,6 @@ pub(super) fn build(
     let views = ViewSettings {
         io_engine,
         num_queues: options.num_queues,
-        sectors: origin.sectors,
         block_size: origin.block_size,
         serial,
     };
@@ -207,6 +211,7 @@ pub(super) fn open_up(
     let description = ViewDescription {
         id: ViewId::ORIGIN,
         snapshot: None,
+        sectors: volume.facts.origin.sectors,
         read_only: volume.facts.read_only,
     };
     if let Some(socket) = sockets.origin {
@@ -216,6 +221,10 @@ pub(super) fn open_up(
         ready("origin view", state.socket.as_deref());
     }
     for (path, socket) in sockets.followed {
+        let description = ViewDescription {
+            read_only: description.read_only || state.read_only_sockets.contains(&path),
+            ..description
+        };
         let view = View::start(volume, description, socket, Some(path.clone())).map_err(failed)?;
         lock(&volume.tables).origin_views.push(view);
         ready("origin view", Some(&path));
@@ -268,6 +277,7 @@ fn load(
             device,
             identity: cow.identity,
             device_string: cow.device_string,
+            sectors: store.sectors,
             chunk_size: cow.chunk_size,
             view: None,
         });

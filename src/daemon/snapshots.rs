@@ -11,6 +11,7 @@ use crate::control::api::{ApiError, ErrorKind, SnapshotSpec, StoreType, check_na
 use crate::engine::{ControlRequest, ViewId};
 use crate::executor::Executor;
 use crate::io::{DeviceId, Disk, IoEngine, open_disk};
+use crate::units::SECTOR_SIZE;
 
 impl LiveVolume {
     /// Takes a snapshot.
@@ -36,8 +37,9 @@ impl LiveVolume {
             .map(views::bind)
             .transpose()
             .map_err(|e| conflict(e.to_string()))?;
+        let sectors = self.facts.origin.sectors;
         let prepared = inspected
-            .prepare(&self.devices, &mut *disk)
+            .prepare(sectors, &self.devices, &mut *disk)
             .map_err(|e| refused(&name, &e))?;
         spec.chunk_size = Some(prepared.chunk_size.bytes());
         spec.size = Some(prepared.size);
@@ -45,6 +47,7 @@ impl LiveVolume {
         let record = SnapshotRecord {
             spec: spec.clone(),
             valid: true,
+            length: Some(sectors * SECTOR_SIZE),
         };
         lock(&self.state)
             .update(|s| s.snapshots.push(record))
@@ -57,6 +60,7 @@ impl LiveVolume {
             device: prepared.store.device,
             identity: prepared.identity,
             device_string: prepared.device_string,
+            sectors,
             chunk_size: prepared.chunk_size,
             view: None,
         });
@@ -113,10 +117,17 @@ impl LiveVolume {
         socket: crate::vhost::ViewSocket,
         path: Option<String>,
     ) -> std::io::Result<()> {
+        let Some((sectors, read_only)) = lock(&self.tables)
+            .snapshot(name)
+            .map(|s| (s.sectors, s.spec.is_read_only()))
+        else {
+            return Ok(());
+        };
         let description = ViewDescription {
             id,
             snapshot: Some(name),
-            read_only: false,
+            sectors,
+            read_only,
         };
         let view = View::start(self, description, socket, path)?;
         if let Some(snapshot) = lock(&self.tables).snapshots.iter_mut().find(|s| s.id == id) {

@@ -30,6 +30,9 @@ pub struct VolumeState {
     /// Sockets of former snapshot views that went over to the origin by a live
     /// commit: their guests find the origin there.
     pub followed_sockets: Vec<String>,
+    /// Those of them whose snapshots were read-only: they stay so.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub read_only_sockets: Vec<String>,
     pub control: Option<String>,
     /// What GET_ID answers, if it was given.
     pub serial: Option<String>,
@@ -45,6 +48,10 @@ pub struct SnapshotRecord {
     pub spec: SnapshotSpec,
     /// False once it missed a copy-out; never true again.
     pub valid: bool,
+    /// Bytes that it shows: the origin's size when it was taken. Older files lack
+    /// it; then it is as long as the origin that they know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub length: Option<u64>,
 }
 
 /// A merge under way: the origin's content is incomplete without the store.
@@ -106,6 +113,7 @@ impl VolumeState {
             origin,
             socket: None,
             followed_sockets: Vec::new(),
+            read_only_sockets: Vec::new(),
             control: None,
             serial: None,
             snapshots: Vec::new(),
@@ -132,6 +140,13 @@ impl VolumeState {
     /// Nothing in it that a later start could miss.
     pub fn is_blank(&self) -> bool {
         self.snapshots.is_empty() && self.merge.is_none() && self.followed_sockets.is_empty()
+    }
+
+    /// Reads the file at `path` without its lock, for who only wants to know; it
+    /// is replaced as a whole. `None` if there is none that can be understood.
+    pub fn peek(path: &Path) -> Option<Self> {
+        let content = super::replace::read_small(path).ok()?;
+        Self::decode(path, &content).ok()
     }
 
     fn decode(path: &Path, content: &[u8]) -> Result<Self, StateError> {
@@ -317,6 +332,7 @@ mod tests {
         SnapshotRecord {
             spec: spec.unwrap(),
             valid: true,
+            length: Some(1 << 20),
         }
     }
 
@@ -354,6 +370,24 @@ mod tests {
             .unwrap();
         drop(file);
         assert_eq!(reopen(&path).unwrap(), Some(full()));
+    }
+
+    /// Fields that came later are left out where they say nothing.
+    #[test]
+    fn a_file_of_an_older_version_is_understood() {
+        let mut older = full();
+        for record in &mut older.snapshots {
+            record.length = None;
+        }
+        let written = serde_json::to_string(&older).unwrap();
+        for later in ["length", "read_only"] {
+            assert!(!written.contains(later), "{written}");
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state");
+        std::fs::write(&path, written).unwrap();
+        assert_eq!(VolumeState::peek(&path), Some(older.clone()));
+        assert_eq!(reopen(&path).unwrap(), Some(older));
     }
 
     #[test]

@@ -35,6 +35,7 @@ impl LiveVolume {
                 },
                 socket: view.socket.clone(),
                 attached: view.is_attached(),
+                read_only: view.read_only,
             });
         }
         for snapshot in &tables.snapshots {
@@ -48,6 +49,7 @@ impl LiveVolume {
                 },
                 socket: view.socket.clone(),
                 attached: view.is_attached(),
+                read_only: view.read_only,
             }));
         }
 
@@ -62,6 +64,8 @@ impl LiveVolume {
                 store_type: snapshot.spec.store_type,
                 cow_device: snapshot.device_string.clone(),
                 state: state(status.state),
+                sectors: snapshot.sectors,
+                read_only: snapshot.spec.is_read_only(),
                 chunk_sectors: status.chunk_sectors,
                 allocated_sectors: status.usage.allocated,
                 total_sectors: status.usage.total,

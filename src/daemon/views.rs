@@ -19,7 +19,6 @@ const DISK_DEPTH: u32 = 256;
 pub struct ViewSettings {
     pub io_engine: IoEngine,
     pub num_queues: u16,
-    pub sectors: u64,
     pub block_size: u32,
     /// Of the origin view; snapshot views add their name.
     pub serial: String,
@@ -29,6 +28,7 @@ pub struct ViewSettings {
 pub struct View {
     /// `None`: met at a descriptor.
     pub socket: Option<String>,
+    pub read_only: bool,
     presence: Arc<Presence>,
     server: ViewServer,
 }
@@ -47,6 +47,7 @@ pub struct ViewDescription<'a> {
     pub id: ViewId,
     /// `None`: the origin's.
     pub snapshot: Option<&'a str>,
+    pub sectors: u64,
     pub read_only: bool,
 }
 
@@ -66,7 +67,7 @@ impl View {
         let config = ViewConfig {
             name: description.snapshot.unwrap_or("origin").to_owned(),
             device: BlkDevice {
-                capacity_sectors: settings.sectors,
+                capacity_sectors: description.sectors,
                 block_size: settings.block_size,
                 read_only: description.read_only,
                 serial,
@@ -91,6 +92,7 @@ impl View {
         let server = ViewServer::start(socket, config, Arc::new(backend), Arc::new(hooks))?;
         Ok(Self {
             socket: path,
+            read_only: description.read_only,
             presence,
             server,
         })

@@ -81,6 +81,8 @@ pub struct Snapshot {
     pub device: DeviceId,
     pub identity: Identity,
     pub device_string: String,
+    /// Length of what it shows.
+    pub sectors: u64,
     pub chunk_size: ChunkSize,
     pub view: Option<View>,
 }
@@ -233,6 +235,10 @@ impl Volume for LiveVolume {
 
     fn rollback(&self, request: RollbackRequest) -> Result<RollbackReply, ApiError> {
         self.roll_back(request)
+    }
+
+    fn cancel_rollback(&self) -> Result<(), ApiError> {
+        self.call_rollback_off()
     }
 
     fn merge(&self, request: MergeRequest) -> Result<(), ApiError> {

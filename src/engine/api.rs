@@ -151,6 +151,9 @@ pub enum InvalidReason {
 pub struct SnapshotStore {
     pub device: DeviceId,
     pub metadata: Metadata,
+    /// Length of the snapshot in sectors: the origin's when it was taken. More
+    /// than the origin has counts as all of it.
+    pub sectors: u64,
     /// PO: an overflow by a snapshot write leaves the snapshot readable.
     pub keep_on_overflow: bool,
     /// False when the header says so; such a snapshot answers EIO.

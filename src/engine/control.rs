@@ -192,6 +192,7 @@ impl Core {
 
     fn install(&mut self, id: SnapshotId, store: SnapshotStore) {
         let chunk_size = store.metadata.layout().chunk_size;
+        // For the whole origin: Linux may have left entries behind the snapshot's end.
         let table =
             super::table::ExceptionTable::new(chunk_size.chunks_covering(self.origin_sectors()));
         for e in store.metadata.entries() {
@@ -202,6 +203,7 @@ impl Core {
             id,
             device: store.device,
             chunk_size,
+            sectors: store.sectors.min(self.origin_sectors()),
             table,
             defer_commits: store.defer_commits,
             flush_failed: false.into(),

@@ -6,6 +6,8 @@
 //! fill holes, then the tail → 6 drop from memory, lift the fence, release waiters.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use super::api::*;
@@ -13,10 +15,11 @@ use super::buffers::PIECE_BYTES;
 use super::control::Drain;
 use super::core::{Core, Op, Waiter};
 use super::port::byte_count;
+use super::views::SharedSnapshot;
 use crate::io::{Buffer, Errno, OwnedBuffer};
 use crate::mutation::{self, Mutation};
 use crate::store::{Entry, MetaWrite, RemovalPlan};
-use crate::units::{ChunkSize, SECTOR_SHIFT};
+use crate::units::SECTOR_SHIFT;
 
 /// Pieces under way at once in one batch.
 const PIECES: usize = 32;
@@ -131,14 +134,28 @@ impl Core {
         self.merge.as_mut()?.batch.as_mut()
     }
 
-    fn merging(&self) -> Option<(crate::io::DeviceId, ChunkSize)> {
+    fn merging(&self) -> Option<&Arc<SharedSnapshot>> {
         let snap = self.snaps.get(&self.merge.as_ref()?.snapshot)?;
-        Some((snap.shared.device, snap.shared.chunk_size))
+        Some(&snap.shared)
+    }
+
+    /// The sectors of the origin that a run is copied to: none behind the
+    /// snapshot's end, where the origin has what the snapshot never had.
+    fn target(shared: &SharedSnapshot, run: &Run, origin_end: u64) -> Range<u64> {
+        let limit = if mutation::is(Mutation::MergeBehindSnapshot) {
+            origin_end
+        } else {
+            shared.sectors
+        };
+        let cs = shared.chunk_size;
+        let first = cs.first_sector(run.old);
+        let end = cs.first_sector(run.old + run.count).min(limit);
+        first..end.max(first)
     }
 
     /// The batch waits for nothing: the other snapshots may have what they need.
     pub fn batch_ready(&mut self) {
-        let Some((_, cs)) = self.merging() else {
+        let Some(shared) = self.merging().cloned() else {
             return;
         };
         let origin_end = self.origin_sectors();
@@ -150,8 +167,7 @@ impl Core {
         let (runs, port) = (batch.runs.clone(), batch.port);
         let mut waits = 0;
         for run in &runs {
-            let sectors =
-                cs.first_sector(run.old)..cs.first_sector(run.old + run.count).min(origin_end);
+            let sectors = Self::target(&shared, run, origin_end);
             if !mutation::is(Mutation::MergeSkipsCopyOut) {
                 waits += self.preserve(sectors, Waiter::Batch, port);
             }
@@ -194,9 +210,10 @@ impl Core {
     }
 
     fn pump_merge(&mut self) {
-        let Some((device, cs)) = self.merging() else {
+        let Some(shared) = self.merging().cloned() else {
             return;
         };
+        let (device, cs) = (shared.device, shared.chunk_size);
         let origin_end = self.origin_sectors();
         let origin = self.origin_device();
         while let Some(batch) = self.batch() {
@@ -223,12 +240,9 @@ impl Core {
             if batch.ios >= PIECES {
                 return;
             }
-            let first = cs.first_sector(run.old);
-            let sectors = cs
-                .first_sector(run.old + run.count)
-                .min(origin_end)
-                .saturating_sub(first);
-            let piece = sectors
+            let target = Self::target(&shared, &run, origin_end);
+            let first = target.start;
+            let piece = (target.end - first)
                 .saturating_sub(done)
                 .min(PIECE_BYTES >> SECTOR_SHIFT);
             if piece == 0 {
@@ -362,7 +376,7 @@ impl Core {
     }
 
     fn next_zero(&mut self) {
-        let Some((device, _)) = self.merging() else {
+        let Some(device) = self.merging().map(|s| s.device) else {
             return;
         };
         let Some(batch) = self.batch() else { return };

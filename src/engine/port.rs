@@ -193,6 +193,9 @@ impl Port {
         match (&*self.mode, kind) {
             (ViewMode::Gated, _) => return None,
             (ViewMode::Failed, _) => return Some(Some(Status::IoError)),
+            (ViewMode::Snapshot { snapshot, .. }, _) if end > snapshot.sectors => {
+                return Some(Some(Status::IoError));
+            }
             (mode, RequestKind::Read) => {
                 let touches = resolve_read(mode, sector, end, |e| {
                     out.push(Command::GuestRead {
@@ -250,10 +253,11 @@ impl Port {
                     ..
                 },
                 RequestKind::Write { durable },
-            ) if snapshot.chunks(sector, end).all(|c| {
-                let e = snapshot.table.get(c);
-                e.is_some() && !e.is_fenced()
-            }) =>
+            ) if end <= snapshot.sectors
+                && snapshot.chunks(sector, end).all(|c| {
+                    let e = snapshot.table.get(c);
+                    e.is_some() && !e.is_fenced()
+                }) =>
             {
                 snapshot.resolve(sector, end, |e| {
                     out.push(Self::guest_write(slot, origin, sector, e, durable));

@@ -101,6 +101,9 @@ impl Core {
                 }
             }
             (ViewMode::Failed, _) => self.fail(id),
+            (ViewMode::Snapshot { snapshot, .. }, _) if request.end() > snapshot.sectors => {
+                self.fail(id)
+            }
             (_, RequestKind::Read) => self.read(id, &mode),
             (ViewMode::Origin { .. }, RequestKind::Write { .. }) => self.origin_write(id),
             (ViewMode::Snapshot { overflow: true, .. }, RequestKind::Write { .. }) => self.fail(id),

@@ -17,6 +17,7 @@ type Middle = Box<[OnceLock<Leaf>]>;
 pub(super) struct Exception(u64);
 
 impl Exception {
+    pub const NONE: Self = Self(0);
     const SETTLED: u64 = 1;
     const FENCED: u64 = 2;
 

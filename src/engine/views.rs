@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::api::{MergeWrites, ViewId};
-use super::table::ExceptionTable;
+use super::table::{Exception, ExceptionTable};
 use super::trace::{COW, READ_ORIGIN};
 use crate::io::DeviceId;
+use crate::mutation::{self, Mutation};
 use crate::units::ChunkSize;
 
 /// The part of a snapshot that every thread may look at.
@@ -17,6 +18,8 @@ pub(super) struct SharedSnapshot {
     pub id: ViewId,
     pub device: DeviceId,
     pub chunk_size: ChunkSize,
+    /// The snapshot ends here, whatever the origin has behind it.
+    pub sectors: u64,
     pub table: ExceptionTable,
     /// Acknowledged writes may have entries that are not durable yet.
     pub defer_commits: bool,
@@ -38,16 +41,25 @@ pub(super) struct Extent {
 }
 
 impl SharedSnapshot {
-    /// Splits `start .. end` into runs by where the data is.
+    /// Splits `start .. end` into runs by where the data is. Behind the snapshot's
+    /// end (in a merge view) that is the origin, also where a copy goes on.
     pub fn resolve(&self, start: u64, end: u64, mut each: impl FnMut(Extent)) {
         let cs = self.chunk_size;
         let mut run: Option<Extent> = None;
         let mut at = start;
         while at < end {
             let chunk = cs.chunk_of(at);
-            let stop = cs.first_sector(chunk.saturating_add(1)).min(end);
+            let mut stop = cs.first_sector(chunk.saturating_add(1)).min(end);
             let inside = at - cs.first_sector(chunk);
-            let (device, device_sector) = match self.table.get(chunk).cow_chunk() {
+            let mut exception = self.table.get(chunk);
+            if stop > self.sectors && !mutation::is(Mutation::CopyShownBehindSnapshot) {
+                if at < self.sectors {
+                    stop = self.sectors;
+                } else {
+                    exception = Exception::NONE;
+                }
+            }
+            let (device, device_sector) = match exception.cow_chunk() {
                 Some(cow) => (
                     Some(self.device),
                     cs.first_sector(cow).saturating_add(inside),
@@ -80,8 +92,16 @@ impl SharedSnapshot {
         }
     }
 
-    /// Chunks of `start .. end`.
+    /// The snapshot's chunks in `start .. end`: none behind its end.
     pub fn chunks(&self, start: u64, end: u64) -> std::ops::Range<u64> {
+        let end = if mutation::is(Mutation::CopyOutBehindSnapshot) {
+            end
+        } else {
+            end.min(self.sectors)
+        };
+        if start >= end {
+            return 0..0;
+        }
         self.chunk_size.chunk_of(start)..self.chunk_size.chunks_covering(end)
     }
 }

@@ -55,6 +55,7 @@ impl World {
         let store = SnapshotStore {
             device: cow,
             metadata,
+            sectors: CHUNKS * CHUNK / 512,
             keep_on_overflow: false,
             valid: true,
             defer_commits: false,

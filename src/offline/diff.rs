@@ -49,12 +49,13 @@ pub struct Diff {
 }
 
 impl Diff {
-    /// Opens both for reading. Nobody may be writing them.
+    /// Opens both for reading. Nobody may be writing them. `length`: bytes that the
+    /// snapshot shows; `None`: as many as the origin has.
     ///
     /// # Errors
     /// A file is in use or cannot be opened, or the store has no view of this origin.
-    pub fn open(origin: &Path, cow: &Path) -> Result<Self, OfflineError> {
-        let (disk, view) = SnapshotView::open(origin, cow)?;
+    pub fn open(origin: &Path, cow: &Path, length: Option<u64>) -> Result<Self, OfflineError> {
+        let (disk, view) = SnapshotView::open(origin, cow, length)?;
         Ok(Self { disk, view })
     }
 

@@ -25,6 +25,8 @@ pub struct ExportOptions {
     pub cow: PathBuf,
     /// Must not exist.
     pub out: PathBuf,
+    /// Bytes that the snapshot shows; `None`: as many as the origin has.
+    pub length: Option<u64>,
     /// Offset and length in bytes, on the devices' blocks; `None` is all.
     pub range: Option<(u64, u64)>,
 }
@@ -49,7 +51,7 @@ pub fn export(
     options: &ExportOptions,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<Exported, OfflineError> {
-    let (mut disk, view) = SnapshotView::open(&options.origin, &options.cow)?;
+    let (mut disk, view) = SnapshotView::open(&options.origin, &options.cow, options.length)?;
     let range = check_range(&view, options.range)?;
     let out = Out::create(&options.out, range.end - range.start)?;
     let (size, start) = (range.end - range.start, range.start);

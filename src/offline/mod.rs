@@ -62,6 +62,15 @@ pub enum OfflineError {
         origin.display(), cow.display()
     )]
     SameFile { origin: PathBuf, cow: PathBuf },
+    #[error(
+        "{}: has {size} bytes, and the snapshot is {length} bytes long; put the disk back as it was",
+        origin.display()
+    )]
+    OriginShort {
+        origin: PathBuf,
+        size: u64,
+        length: u64,
+    },
     #[error("{}: exists already; choose another name, nothing is overwritten", .0.display())]
     OutExists(PathBuf),
     #[error(

@@ -37,18 +37,30 @@ struct Map {
     layout: Layout,
     /// Ascending by the origin's chunk.
     entries: Vec<Entry>,
-    /// Bytes of the origin, and of the view.
+    /// Bytes of the view; the origin may be longer.
     size: u64,
 }
 
 impl SnapshotView {
-    /// With the disk to read them through.
-    pub fn open(origin_path: &Path, cow_path: &Path) -> Result<(ThreadDisk, Self), OfflineError> {
+    /// With the disk to read them through. `length`: bytes that the snapshot
+    /// shows, if it is known to be shorter than the origin is now.
+    pub fn open(
+        origin_path: &Path,
+        cow_path: &Path,
+        length: Option<u64>,
+    ) -> Result<(ThreadDisk, Self), OfflineError> {
         let origin_file = BlockFile::open(origin_path, OpenOptions::read_only())?;
         let cow_file = BlockFile::open(cow_path, OpenOptions::read_only())?;
         check_two(&origin_file, &cow_file)?;
         let params = params(&cow_file, Some(&origin_file));
-        let size = origin_file.size();
+        let size = length.unwrap_or(origin_file.size());
+        if size > origin_file.size() {
+            return Err(OfflineError::OriginShort {
+                origin: origin_path.to_owned(),
+                size: origin_file.size(),
+                length: size,
+            });
+        }
         let devices = Devices::new();
         let (origin, cow) = (devices.add(origin_file), devices.add(cow_file));
         let mut disk = ThreadDisk::new(Arc::clone(&devices), DEPTH)

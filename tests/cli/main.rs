@@ -169,6 +169,13 @@ fn wrong_usage_is_exit_2_and_a_message() {
         (&["rollback", "a", "--now", "--at-reset"], "--at-reset"),
         (&["rollback", "a", "--keep", "b"], "--cow"),
         (&["rollback", "a", "--cow", "c"], "--keep"),
+        (&["rollback"], "NAME"),
+        (&["rollback", "a", "--cancel"], "--cancel"),
+        (&["rollback", "--cancel", "--now"], "--cancel"),
+        (
+            &["snapshot", "a", "--cow", "c", "--read-only"],
+            "--socket-path",
+        ),
         (&["merge"], "--origin"),
         (&["merge", "a", "--pause"], "--pause"),
         (&["merge", "--follow"], "NAME"),
@@ -313,6 +320,15 @@ fn verbs_reach_the_volume_with_absolute_paths() {
         "--chunk-size",
         "64K",
     ]);
+    daemon.done(&[
+        "snapshot",
+        "b",
+        "--cow",
+        "/b.cow",
+        "--socket-path",
+        "/b.sock",
+        "--read-only",
+    ]);
     daemon.done(&["grow", "a", "1G"]);
     daemon.done(&["remove", "a"]);
     daemon.done(&["merge", "good", "--follow", "--rate", "1M"]);
@@ -322,10 +338,12 @@ fn verbs_reach_the_volume_with_absolute_paths() {
     daemon.done(&[
         "rollback", "good", "--now", "--keep", "k", "--cow", "/k.cow", "--size", "1G",
     ]);
+    daemon.done(&["rollback", "--cancel"]);
     assert_eq!(
         daemon.calls(),
         [
             r#"add "{\"name\":\"a\",\"cow\":\"/c/../c/a.cow\",\"type\":\"PO\",\"chunk_size\":65536,\"size\":67108864}""#,
+            r#"add "{\"name\":\"b\",\"cow\":\"/b.cow\",\"type\":\"P\",\"socket\":\"/b.sock\",\"read_only\":true}""#,
             r#"grow ("a", 1073741824)"#,
             r#"remove "a""#,
             r#"merge "{\"snapshot\":\"good\",\"follow\":true,\"rate\":1048576}""#,
@@ -334,6 +352,7 @@ fn verbs_reach_the_volume_with_absolute_paths() {
             "resume ()",
             "rate 0",
             r#"rollback "{\"snapshot\":\"good\",\"when\":\"now\",\"keep\":{\"name\":\"k\",\"cow\":\"/k.cow\",\"type\":\"P\",\"size\":1073741824}}""#,
+            "cancel rollback ()",
         ]
     );
     let mut relative = Command::cargo_bin("snapback").unwrap();

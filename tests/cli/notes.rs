@@ -21,6 +21,8 @@ pub fn snapshot(name: &str, state: State) -> SnapshotStatus {
         store_type: StoreType::P,
         cow_device: "0:0".to_owned(),
         state,
+        sectors: 8192,
+        read_only: false,
         chunk_sectors: 8,
         allocated_sectors: 24,
         total_sectors: 2048,
@@ -126,6 +128,9 @@ impl Volume for Notes {
     fn rollback(&self, request: RollbackRequest) -> Result<RollbackReply, ApiError> {
         self.note("rollback", serde_json::to_string(&request).unwrap())?;
         Ok(RollbackReply::AtNextReset)
+    }
+    fn cancel_rollback(&self) -> Result<(), ApiError> {
+        self.note("cancel rollback", ())
     }
     fn merge(&self, request: MergeRequest) -> Result<(), ApiError> {
         self.note("merge", serde_json::to_string(&request).unwrap())

@@ -21,7 +21,8 @@ pub struct Guest {
 impl Guest {
     /// Connects as a new guest, whose rings start at 0.
     pub fn connect(path: &Path) -> Self {
-        let features = VirtioFeatureFlags::VERSION_1.bits() | VirtioBlkFeatureFlags::FLUSH.bits();
+        let features = VirtioFeatureFlags::VERSION_1.bits()
+            | (VirtioBlkFeatureFlags::FLUSH | VirtioBlkFeatureFlags::RO).bits();
         let mut transport: Box<VirtioBlkTransport> =
             Box::new(VhostUser::new(path.to_str().unwrap(), features).unwrap());
         let mut queues: Vec<VirtioBlkQueue<'static, usize>> =
@@ -41,6 +42,16 @@ impl Guest {
             queue,
             memory,
         }
+    }
+
+    /// The device offers no writing.
+    pub fn is_read_only(&self) -> bool {
+        self.transport.get_features() & VirtioBlkFeatureFlags::RO.bits() != 0
+    }
+
+    /// The device's size.
+    pub fn bytes(&self) -> usize {
+        u64::from(self.transport.get_config().unwrap().capacity) as usize * 512
     }
 
     fn wait(&mut self) -> i32 {

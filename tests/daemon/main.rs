@@ -6,8 +6,11 @@
     clippy::cast_possible_truncation
 )]
 
+mod cancel;
 mod grow;
 mod guest;
+mod longer;
+mod read_only;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -128,6 +131,7 @@ impl World {
             chunk_size: Some(4096),
             size: Some(32 << 20),
             socket: Some(at("sock")),
+            read_only: None,
         }
     }
 

@@ -319,6 +319,7 @@ fn one(seed: u64, dir: &Path, seen: &mut Seen) {
     seen.views += 1;
     seen.entries += found.entries;
     let options = ExportOptions {
+        length: None,
         origin: origin.clone(),
         cow: cow.clone(),
         out: out.clone(),
@@ -331,7 +332,7 @@ fn one(seed: u64, dir: &Path, seen: &mut Seen) {
 
     // Laid over the origin, what `diff` names makes the same view.
     let mut patched = disk;
-    let files = offline::Diff::open(&origin, &cow).unwrap();
+    let files = offline::Diff::open(&origin, &cow, None).unwrap();
     files
         .changes(|_, _| {}, &mut |change| {
             let (to, from, len) = (

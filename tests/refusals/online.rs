@@ -13,13 +13,14 @@ fn verbs_without_a_daemon() {
     world.serve("disk.img", &[]);
     world.kill();
     world.write("file.sock", b"");
-    let verbs: [&[&str]; 9] = [
+    let verbs: [&[&str]; 10] = [
         &["status"],
         &["table"],
         &["grow", "s", "2M"],
         &["snapshot", "s", "--cow", "s.cow", "--size", "1M"],
         &["remove", "s"],
         &["rollback", "s"],
+        &["rollback", "--cancel"],
         &["merge", "s"],
         &["merge", "--pause"],
         &["merge", "s", "--wait"],

@@ -112,6 +112,7 @@ pub fn restart(devices: SimDevices, origin: DeviceId, cows: &[(SnapshotId, Devic
         let store = Box::new(SnapshotStore {
             device: *device,
             metadata,
+            sectors: w.devices.sectors(origin),
             keep_on_overflow: false,
             valid: true,
             defer_commits: false,

@@ -12,5 +12,6 @@ mod merging;
 mod originals;
 mod scenarios;
 mod shadowing;
+mod shorter;
 mod simulator;
 mod world;

@@ -237,6 +237,7 @@ fn dropping_a_large_snapshot_stalls_nobody() {
     let store = Box::new(SnapshotStore {
         device,
         metadata,
+        sectors: EXCEPTIONS,
         keep_on_overflow: false,
         valid: true,
         defer_commits: false,

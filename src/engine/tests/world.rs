@@ -133,6 +133,7 @@ impl World {
         SnapshotStore {
             device,
             metadata,
+            sectors: self.devices.sectors(self.origin),
             keep_on_overflow: kind == "PO",
             valid: true,
             defer_commits: defer,
@@ -177,6 +178,17 @@ impl World {
         })
         .unwrap();
         id
+    }
+
+    /// A snapshot of the origin's first `sectors`, taken before the rest was there.
+    pub fn add_shorter(&mut self, id: u32, chunk: u64, sectors: u64, kind: &str) -> SnapshotId {
+        let snapshot = ViewId(id);
+        let mut store = self.new_store(snapshot, chunk, 1000, kind, false);
+        store.sectors = sectors;
+        let store = Box::new(store);
+        self.control_wait(ControlRequest::AddSnapshot { snapshot, store })
+            .unwrap();
+        snapshot
     }
 
     pub fn submit(&mut self, actor: usize, request: Request, data: Vec<u8>) {

@@ -232,6 +232,18 @@ impl Content {
         }
     }
 
+    /// Without what lies behind `sectors`.
+    pub fn cut_short(&mut self, sectors: u64) {
+        self.0.truncate(sectors as usize);
+    }
+
+    /// What a merge view shows that this, a snapshot's content, is handed over to:
+    /// behind the snapshot's end what `origin` has.
+    pub fn over(&self, origin: &Self) -> Self {
+        let rest = origin.0.iter().skip(self.0.len());
+        Self(self.0.iter().chain(rest).cloned().collect())
+    }
+
     pub fn len(&self) -> u64 {
         self.0.len() as u64
     }

@@ -18,11 +18,12 @@ fn word(image: &[u8], at: usize) -> Option<u64> {
 }
 
 /// Reads a COW image as Linux would, and more strictly: nothing may be left
-/// behind the terminator, and no two different entries may name one chunk.
+/// behind the terminator, no two different entries may name one chunk, and none a
+/// chunk behind the end of the snapshot, `sectors` long.
 ///
 /// `per_area`: entries in an area. Linux has as many as fit into a chunk; with
 /// fewer, the rest of the area's chunk must be zero.
-pub fn decode(image: &[u8], origin_sectors: usize, per_area: usize) -> Result<Decoded, String> {
+pub fn decode(image: &[u8], sectors: usize, per_area: usize) -> Result<Decoded, String> {
     let Some(header) = word(image, 0).zip(word(image, 8)) else {
         return Err("no room for a header".into());
     };
@@ -62,8 +63,10 @@ pub fn decode(image: &[u8], origin_sectors: usize, per_area: usize) -> Result<De
                 }
                 continue;
             }
-            if old * chunk >= origin_sectors {
-                return Err(format!("entry {old} -> {new} lies behind the origin's end"));
+            if old * chunk >= sectors {
+                return Err(format!(
+                    "entry {old} -> {new} lies behind the snapshot's end"
+                ));
             }
             if new < 2 || new % (per_area + 1) == 1 || (new + 1) * bytes > image.len() {
                 return Err(format!("entry {old} -> {new} points at no data chunk"));

@@ -44,6 +44,8 @@ struct StoreFrame {
     id: SnapshotId,
     /// Index into the images.
     image: usize,
+    /// Length of the snapshot.
+    sectors: usize,
     /// Entries in an area.
     area: usize,
     must_be_valid: bool,
@@ -89,6 +91,7 @@ impl Frame {
             stores.push(StoreFrame {
                 id: *id,
                 image: devices.len(),
+                sectors: recorded.sectors as usize,
                 area: recorded.area,
                 must_be_valid: state.is_some_and(|s| s != SnapshotState::Invalid),
                 given_up: sim.given_up.contains(id),
@@ -114,7 +117,7 @@ impl Frame {
         let mut merged = false;
         for store in &self.stores {
             let fail = |e: String| Err(format!("{:?}: {e}", store.id));
-            match decode(&images[store.image], self.origin.len(), store.area) {
+            match decode(&images[store.image], store.sectors, store.area) {
                 Err(e) => return fail(e),
                 Ok(Decoded::Invalid) if store.must_be_valid => {
                     return fail("invalid without a reason".into());
@@ -133,7 +136,9 @@ impl Frame {
                         at[old] = Some(new);
                     }
                     for (sector, allowed) in allowed.iter().enumerate() {
-                        let (image, place) = match at[sector / chunk] {
+                        // A copy counts up to the snapshot's end only.
+                        let copy = at[sector / chunk].filter(|_| sector < store.sectors);
+                        let (image, place) = match copy {
                             Some(new) => (store.image, new * chunk + sector % chunk),
                             None => (0, sector),
                         };

@@ -174,10 +174,12 @@ impl Sim {
                 }
                 let id = store.snapshot();
                 let mut content = Content::at_cut(&before, &self.views[&ViewId::ORIGIN].content);
+                content.cut_short(content.len() - store.lacks);
                 content.overlay(store.filled, store.chunk, FILLED);
                 let recorded = Recorded {
                     device,
                     kind: store.kind,
+                    sectors: content.len(),
                     area: store.area,
                     defer: store.defer,
                     valid: true,
@@ -214,7 +216,7 @@ impl Sim {
                     self.views.remove(&merging.snapshot),
                     self.views.get_mut(&ViewId::ORIGIN),
                 ) {
-                    origin.content = merged.content;
+                    origin.content = merged.content.over(&origin.content);
                     for (sector, sectors, stamp) in window {
                         origin
                             .content

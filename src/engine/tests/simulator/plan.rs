@@ -18,9 +18,11 @@ pub struct Store {
     /// In sectors.
     pub chunk: u64,
     pub cow_sectors: u64,
+    /// Sectors at the origin's end that the snapshot never had.
+    pub lacks: u64,
     /// Entries in a metadata area: as many as fit, or fewer.
     pub area: usize,
-    /// Exceptions that it has already, for the origin's last chunks.
+    /// Exceptions that it has already, for the snapshot's last chunks.
     pub filled: usize,
     /// Stale entries stand behind the terminator.
     pub junk: bool,
@@ -34,6 +36,7 @@ impl Store {
             kind,
             chunk,
             cow_sectors,
+            lacks: 0,
             area: chunk as usize * 32,
             filled: 0,
             junk: false,
@@ -48,6 +51,12 @@ impl Store {
 
     pub fn filled(mut self, entries: usize) -> Self {
         self.filled = entries;
+        self
+    }
+
+    /// The origin grew by so many sectors since it was taken.
+    pub fn shorter_by(mut self, sectors: u64) -> Self {
+        self.lacks = sectors;
         self
     }
 
@@ -220,6 +229,7 @@ pub struct Weather {
 /// A random world; the seed gives everything.
 pub fn random(seed: u64, weather: Weather) -> Case {
     let mut rng = Rng::new(seed ^ 0x0dd_ba11);
+    let mut lengths = Rng::new(seed ^ 0x5_4021);
     let block = if rng.one_in(5) { 4096 } else { 512 };
     let grain = block as u64 / 512;
     let origin = grain * (8 + rng.below(if block == 512 { 50 } else { 12 }) as u64);
@@ -247,8 +257,11 @@ pub fn random(seed: u64, weather: Weather) -> Case {
         let mut store = Store::new(next, kind, chunk, cow).areas_of(area);
         next += 1;
         store.defer = deferred;
+        if lengths.one_in(3) {
+            store.lacks = grain * lengths.below((origin / grain).min(20) as usize) as u64;
+        }
         if kind != "N" && !small && rng.one_in(2) {
-            let most = origin.div_ceil(chunk) as usize;
+            let most = (origin - store.lacks).div_ceil(chunk) as usize;
             store.filled = rng.below(most + 1);
             if !short {
                 store.filled = store.filled.min(area - rng.below(3));

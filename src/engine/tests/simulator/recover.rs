@@ -59,6 +59,7 @@ impl Sim {
                     let store = Box::new(SnapshotStore {
                         device: recorded.device,
                         metadata,
+                        sectors: recorded.sectors,
                         keep_on_overflow: recorded.kind == "PO",
                         valid: true,
                         defer_commits: recorded.defer,

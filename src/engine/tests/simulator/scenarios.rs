@@ -318,6 +318,27 @@ fn synced_at_the_end() -> Case {
         .then(Action::Sync)
 }
 
+/// The origin grew since the snapshot was taken. Its last chunk goes on behind its
+/// end, where the origin has something else by the time of the merge.
+fn shorter(writes: crate::engine::MergeWrites) -> Case {
+    Case::new("a snapshot shorter than its origin", 6)
+        .store(Store::new(1, "P", 2, 80).shorter_by(3))
+        .store(Store::new(2, "P", 1, 60))
+        .write(0, 2..6)
+        .rest()
+        .write(0, 3..5)
+        .write(1, 2..3)
+        .rest()
+        .batch(512)
+        .handover(1, writes, false)
+        .read(0, 0..6)
+        .write(0, 2..4)
+        .write(0, 3..4)
+        .read(0, 0..6)
+        .flush(0)
+        .read(2, 0..6)
+}
+
 /// Found by the sweep: of two flushes under way at once the first failed, and the
 /// second was believed though the device had dropped what both covered.
 fn flushes_at_once() -> Case {
@@ -392,6 +413,8 @@ pub fn small() -> Vec<Case> {
         synced(),
         paused(),
         synced_at_the_end(),
+        shorter(Wait),
+        shorter(Redirect),
         flushes_at_once(),
         flushes_at_once_in_a_merge(),
         flush_at_a_handover(),

@@ -18,6 +18,8 @@ use crate::io::{DeviceId, Errno};
 pub struct Recorded {
     pub device: DeviceId,
     pub kind: &'static str,
+    /// Length of the snapshot.
+    pub sectors: u64,
     /// Entries in an area, which no state file says: tests alone shorten areas.
     pub area: usize,
     pub defer: bool,
@@ -182,7 +184,8 @@ impl Sim {
         let Some(Control::Handover { merging, window }) = &self.control else {
             return None;
         };
-        let mut content = self.views[&merging.snapshot].content.clone();
+        let merged = &self.views[&merging.snapshot].content;
+        let mut content = merged.over(&self.views[&ViewId::ORIGIN].content);
         for (sector, sectors, stamp) in window {
             content.wild_write(*sector, *sectors, *stamp, self.next_stamp);
         }

@@ -86,6 +86,12 @@ impl Sim {
         Some((actor, slot))
     }
 
+    /// What a guest of the view could ask for; `None` if there is nothing of it.
+    fn within(&self, view: ViewId, range: std::ops::Range<u64>) -> Option<std::ops::Range<u64>> {
+        let end = range.end.min(self.views.get(&view)?.content.len());
+        (range.start < end).then_some(range.start..end)
+    }
+
     fn is_handing_over(&self, view: ViewId) -> bool {
         match &self.control {
             Some(Control::Handover { merging, .. }) => {
@@ -97,9 +103,9 @@ impl Sim {
 
     pub fn write(&mut self, view: u32, range: std::ops::Range<u64>, through: bool) -> bool {
         let view = ViewId(view);
-        if !self.views.contains_key(&view) {
+        let Some(range) = self.within(view, range) else {
             return true;
-        }
+        };
         let (sector, sectors) = (range.start, range.end - range.start);
         let overlaps = |s: u64, n: u64| s < range.end && range.start < s + n;
         let actors = &self.views[&view].actors;
@@ -143,9 +149,9 @@ impl Sim {
 
     fn read(&mut self, view: u32, range: std::ops::Range<u64>) -> bool {
         let view = ViewId(view);
-        if !self.views.contains_key(&view) {
+        let Some(range) = self.within(view, range) else {
             return true;
-        }
+        };
         let (sector, sectors) = (range.start, range.end - range.start);
         let sure = !self.is_handing_over(view);
         let Some((actor, slot)) = self.free_slot(view) else {
@@ -330,7 +336,7 @@ impl Sim {
         let (chunk, snapshot) = (spec.chunk as usize, spec.snapshot());
         let size = ChunkSize::new(spec.chunk).ok_or("chunk size")?;
         let layout = layout(size, spec.area);
-        let origin = self.w.devices.sectors(self.origin()) as usize;
+        let sectors = (self.w.devices.sectors(self.origin()) - spec.lacks) as usize;
         let metadata = if spec.kind == "N" {
             store::Metadata::transient(layout, spec.cow_sectors)
         } else if spec.filled == 0 {
@@ -340,7 +346,7 @@ impl Sim {
                 Err(_) => return Ok(()), // a fault, or too small
             }
         } else {
-            let chunks = origin.div_ceil(chunk);
+            let chunks = sectors.div_ceil(chunk);
             let entries: Vec<(usize, usize)> = (0..spec.filled)
                 .map(|n| (chunks - 1 - n, nth_data_chunk(spec.area, n)))
                 .collect();
@@ -363,12 +369,13 @@ impl Sim {
         let store = SnapshotStore {
             device,
             metadata,
+            sectors: sectors as u64,
             keep_on_overflow: spec.kind == "PO",
             valid: true,
             defer_commits: spec.defer,
         };
         let room = layout.capacity(spec.cow_sectors);
-        if room < (origin as u64).div_ceil(spec.chunk) || spec.kind == "N" {
+        if room < (sectors as u64).div_ceil(spec.chunk) || spec.kind == "N" {
             self.may_fill.insert(snapshot);
         }
         let before = self.views[&ViewId::ORIGIN].content.clone();
