@@ -24,6 +24,7 @@ mod attach;
 mod damaged;
 mod forks;
 mod linux;
+mod logwrites;
 mod lvm;
 mod rollback;
 mod shorter;

@@ -12,6 +12,7 @@ use crate::engine::{
     Command, ControlError, ControlRequest, Engine, MergeStep, Notice, Port, PortRole, Wake,
 };
 use crate::io::{Disk, Done, Errno, Op, OpKind};
+use crate::sync;
 
 /// An eventfd that other threads write to end this thread's wait.
 #[derive(Debug)]
@@ -151,7 +152,7 @@ impl Executor {
             })
         });
         // An interrupted wait is a wait that ended early.
-        let _ = poll(&mut fds, timeout.as_ref());
+        let _ = sync::wait(timeout, |timeout| poll(&mut fds, timeout));
     }
 
     /// Carries out one control request to its end, passing everything else on.

@@ -13,8 +13,11 @@ pub mod io;
 pub mod merger;
 mod mutation;
 pub mod offline;
+#[cfg(all(test, feature = "shuttle", not(feature = "loom")))]
+mod races;
 pub mod size;
 pub mod store;
+mod sync;
 pub mod units;
 pub mod vhost;
 pub mod virtio_blk;

@@ -4,7 +4,7 @@
 //! thread runs with it left out; outside of test builds it is `false` at compile
 //! time, and nothing of this remains.
 
-/// A bug that the simulator must find.
+/// A bug that the simulator must find, or the models of the races.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mutation {
     OriginWriteBeforeEntry,
@@ -78,6 +78,18 @@ pub(crate) enum Mutation {
     MovedEntryForgotten,
     FullAreaEndsLog,
     FlushBesideFailedOne,
+    // Races: the simulator has one thread and cannot see them.
+    RegistrationUnfenced,
+    ChangeUnfenced,
+    EndUnfenced,
+    RegisteredAfterLookUp,
+    ExceptionRelaxed,
+    EndNotTold,
+    InboxFlagClearedLate,
+    SignalClearedByStore,
+    WakeClearedLate,
+    StopNotDrained,
+    StopHeardOnce,
 }
 
 #[cfg(not(test))]

@@ -8,6 +8,7 @@ mod check;
 mod connect;
 mod diff;
 mod dump;
+mod events;
 mod export;
 mod grow;
 mod logging;
@@ -78,6 +79,7 @@ enum Verb {
     Serve(serve::Serve),
     Status(status::Status),
     Table(status::Table),
+    Events(events::Events),
     Snapshot(snapshot::Snapshot),
     Grow(grow::Grow),
     Remove(snapshot::Remove),
@@ -147,6 +149,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             Verb::Serve(verb) => verb.run(),
             Verb::Status(verb) => verb.run(),
             Verb::Table(verb) => verb.run(),
+            Verb::Events(verb) => verb.run(),
             Verb::Snapshot(verb) => verb.run(),
             Verb::Grow(verb) => verb.run(),
             Verb::Remove(verb) => verb.run(),

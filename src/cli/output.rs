@@ -8,16 +8,27 @@ use super::CliError;
 
 /// Prints `text` as it is.
 pub fn text(text: &str) -> Result<(), CliError> {
+    text_unless_closed(text).map(drop)
+}
+
+/// Prints `text` as it is; false if the reader has gone.
+fn text_unless_closed(text: &str) -> Result<bool, CliError> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(e.into()),
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(e) => Err(e.into()),
     }
 }
 
 /// Prints `line` and a newline.
 pub fn line(line: &str) -> Result<(), CliError> {
     text(&format!("{line}\n"))
+}
+
+/// As [`line`]; false if the reader has gone.
+pub fn line_unless_closed(line: &str) -> Result<bool, CliError> {
+    text_unless_closed(&format!("{line}\n"))
 }
 
 /// Prints `value` as indented JSON.

@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::events::EventLog;
+
 /// The COW store's kind, as in a device-mapper table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub enum StoreType {
@@ -301,4 +303,6 @@ pub trait Volume: Send + Sync {
     fn pause_merge(&self) -> Result<(), ApiError>;
     fn resume_merge(&self) -> Result<(), ApiError>;
     fn set_merge_rate(&self, bytes_per_second: u64) -> Result<(), ApiError>;
+    /// What happened. Never waits for anything.
+    fn events(&self) -> &EventLog;
 }

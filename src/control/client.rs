@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Limited};
-use hyper::body::Bytes;
-use hyper::{Method, Request, StatusCode, header};
+use hyper::body::{Bytes, Incoming};
+use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 
@@ -17,6 +18,7 @@ use super::api::{
     ApiError, MergeRate, MergeRequest, RollbackReply, RollbackRequest, SnapshotSpec, StoreSize,
     VolumeStatus,
 };
+use super::events::EventPage;
 
 /// Largest answer that is read, in bytes.
 const ANSWER_MAX: usize = 16 << 20;
@@ -150,6 +152,65 @@ impl Client {
         .map(drop)
     }
 
+    /// The events after number `since`, as far as they are kept; all of them if the
+    /// number is none of this daemon's, or `instance` is another one. Their fields may be more than
+    /// [`Event`](super::events::Event) has, their kinds, too.
+    pub fn events(
+        &self,
+        since: u64,
+        instance: Option<&str>,
+    ) -> Result<EventPage<Value>, ClientError> {
+        let path = events_path(since, instance);
+        self.parse(&self.call(Method::GET, &path, String::new())?)
+    }
+
+    /// As [`Self::events`], and then what comes, until `take` returns false or the
+    /// daemon ends; true if the daemon ended.
+    ///
+    /// # Errors
+    /// Also if the connection breaks off, as when the daemon is killed.
+    pub fn follow_events(
+        &self,
+        since: u64,
+        instance: Option<&str>,
+        mut take: impl FnMut(Value) -> bool,
+    ) -> Result<bool, ClientError> {
+        let path = events_path(since, instance) + "&follow=true";
+        self.runtime.block_on(async {
+            let answer = self.request(Method::GET, &path, String::new());
+            let answer = tokio::time::timeout(ANSWER_TIMEOUT, answer)
+                .await
+                .map_err(|_| ClientError::Slow(self.socket.clone()))??;
+            let status = answer.status();
+            let mut body = answer.into_body();
+            if !status.is_success() {
+                let refusal = Limited::new(body, ANSWER_MAX).collect().await;
+                let refusal = refusal.map_err(|e| self.lost(e))?;
+                return Err(self.refused(status, &refusal.to_bytes()));
+            }
+            let mut text: Vec<u8> = Vec::new();
+            while let Some(frame) = body.frame().await {
+                let frame = frame.map_err(|e| self.lost(innermost(&e)))?;
+                text.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+                if text.len() > ANSWER_MAX {
+                    return Err(self.foreign("a line without end"));
+                }
+                let whole = text
+                    .iter()
+                    .rposition(|b| *b == b'\n')
+                    .map_or(0, |at| at + 1);
+                let rest = text.split_off(whole);
+                for line in text.split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
+                    if !take(self.parse(line)?) {
+                        return Ok(false);
+                    }
+                }
+                text = rest;
+            }
+            Ok(true)
+        })
+    }
+
     fn send<T: Serialize>(
         &self,
         method: Method,
@@ -186,12 +247,17 @@ impl Client {
             })
             .map_err(|_| ClientError::Slow(self.socket.clone()))??;
         if status.is_success() {
-            return Ok(answer);
+            Ok(answer)
+        } else {
+            Err(self.refused(status, &answer))
         }
-        Err(match serde_json::from_slice::<ApiError>(&answer) {
+    }
+
+    fn refused(&self, status: StatusCode, answer: &[u8]) -> ClientError {
+        match serde_json::from_slice::<ApiError>(answer) {
             Ok(refusal) => ClientError::Refused(refusal),
             Err(_) => self.foreign(format_args!("HTTP status {status}")),
-        })
+        }
     }
 
     async fn exchange(
@@ -200,6 +266,22 @@ impl Client {
         path: &str,
         body: String,
     ) -> Result<(StatusCode, Bytes), ClientError> {
+        let response = self.request(method, path, body).await?;
+        let status = response.status();
+        let answer = Limited::new(response.into_body(), ANSWER_MAX)
+            .collect()
+            .await
+            .map_err(|e| self.lost(e))?;
+        Ok((status, answer.to_bytes()))
+    }
+
+    /// Sends a request and waits for the head of its answer.
+    async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: String,
+    ) -> Result<Response<Incoming>, ClientError> {
         let stream = self.connect().await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
@@ -220,12 +302,7 @@ impl Client {
                 self.lost(innermost(&e))
             }
         })?;
-        let status = response.status();
-        let answer = Limited::new(response.into_body(), ANSWER_MAX)
-            .collect()
-            .await
-            .map_err(|e| self.lost(e))?;
-        Ok((status, answer.to_bytes()))
+        Ok(response)
     }
 
     async fn connect(&self) -> Result<UnixStream, ClientError> {
@@ -250,6 +327,11 @@ impl Client {
             _ => ClientError::Unreachable { socket, source },
         }
     }
+}
+
+fn events_path(since: u64, instance: Option<&str>) -> String {
+    let instance = instance.map(|i| format!("&instance={i}"));
+    format!("/v1/events?since={since}{}", instance.unwrap_or_default())
 }
 
 /// What a connection met with; a request that it took along has it as its source.

@@ -5,10 +5,14 @@
 
 pub mod api;
 pub mod client;
+pub mod events;
+mod follow;
+pub mod narrate;
 pub mod render;
 mod routes;
 pub mod server;
 mod socket;
+mod utc;
 
 pub use client::{Client, ClientError};
 pub use server::ControlServer;

@@ -1,14 +1,16 @@
 //! What each method and path does: an HTTP request in, a reply out.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Either, LengthLimitError, Limited};
 use hyper::body::{Body, Bytes};
 use hyper::{Method, Request, Response, StatusCode, header};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::api::{ApiError, ErrorKind, MergeRate, SnapshotSpec, StoreSize, Volume, check_name};
+use super::follow::{Connection, FOLLOWERS_MAX, Feed, Followers};
 use super::render;
 
 /// Largest request body in bytes.
@@ -21,6 +23,7 @@ pub const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 enum Target<'a> {
     Status,
     Table,
+    Events,
     Snapshot(&'a str),
     Size(&'a str),
     Rollback,
@@ -35,6 +38,7 @@ impl<'a> Target<'a> {
         Some(match path.strip_prefix("/v1/")? {
             "status" => Self::Status,
             "table" => Self::Table,
+            "events" => Self::Events,
             "rollback" => Self::Rollback,
             "merge" => Self::Merge,
             "merge/pause" => Self::MergePause,
@@ -50,7 +54,7 @@ impl<'a> Target<'a> {
 
     const fn methods(&self) -> &'static [Method] {
         match self {
-            Self::Status | Self::Table => &[Method::GET],
+            Self::Status | Self::Table | Self::Events => &[Method::GET],
             Self::Snapshot(_) => &[Method::PUT, Method::DELETE],
             Self::Rollback => &[Method::POST, Method::DELETE],
             Self::Merge | Self::MergePause | Self::MergeResume => &[Method::POST],
@@ -64,6 +68,7 @@ impl<'a> Target<'a> {
 enum Reply {
     Json(String),
     Text(String),
+    Lines(Feed),
     Nothing,
 }
 
@@ -95,15 +100,28 @@ impl From<ApiError> for Refusal {
     }
 }
 
-/// Answers one request; never fails.
-pub async fn answer<B>(volume: &dyn Volume, request: Request<B>) -> Response<String>
+/// An answer's body: all of it, or what is yet to happen.
+pub type Answer = Either<String, Feed>;
+
+/// Answers one request on `connection`; never fails.
+pub async fn answer<B>(
+    volume: &Arc<dyn Volume>,
+    followers: &Followers,
+    connection: &Arc<Connection>,
+    request: Request<B>,
+) -> Response<Answer>
 where
     B: Body<Data = Bytes>,
     B::Error: std::error::Error + Send + Sync + 'static,
 {
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
-    let result = dispatch(volume, &method, &path, request.into_body()).await;
+    let result = if Target::find(&path) == Some(Target::Events) && method == Method::GET {
+        let query = request.uri().query().unwrap_or_default();
+        events(volume, followers, connection, query)
+    } else {
+        dispatch(&**volume, &method, &path, request.into_body()).await
+    };
     match &result {
         Ok(_) => tracing::debug!(%method, path, "control request"),
         Err(refusal) => {
@@ -136,6 +154,8 @@ where
     Ok(match target {
         Target::Status => Reply::Json(json(&volume.status())?),
         Target::Table => Reply::Text(render::table(&volume.status())),
+        // Answered where the connection is known.
+        Target::Events => Reply::Nothing,
         Target::Snapshot(name) => {
             check_name(name).map_err(|message| ApiError::new(ErrorKind::BadRequest, message))?;
             if method == Method::DELETE {
@@ -160,6 +180,64 @@ where
             done(volume.set_merge_rate(wanted.rate))?
         }
     })
+}
+
+/// `GET /v1/events`, with the only query that there is.
+fn events(
+    volume: &Arc<dyn Volume>,
+    followers: &Followers,
+    connection: &Arc<Connection>,
+    query: &str,
+) -> Result<Reply, Refusal> {
+    let wanted = EventQuery::parse(query)
+        .map_err(|message| ApiError::new(ErrorKind::BadRequest, message))?;
+    let log = volume.events();
+    let since = log.resume(wanted.since, wanted.instance);
+    if !wanted.follow {
+        return Ok(Reply::Json(json(&log.after(since, usize::MAX))?));
+    }
+    followers
+        .feed(Arc::clone(volume), since, connection)
+        .map(Reply::Lines)
+        .ok_or_else(|| {
+            let message = format!(
+                "{FOLLOWERS_MAX} clients follow the events already: end one, or ask again and again without follow"
+            );
+            ApiError::new(ErrorKind::Conflict, message).into()
+        })
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct EventQuery<'a> {
+    since: u64,
+    instance: Option<&'a str>,
+    follow: bool,
+}
+
+impl<'a> EventQuery<'a> {
+    fn parse(query: &'a str) -> Result<Self, String> {
+        let mut wanted = Self::default();
+        for part in query.split('&').filter(|part| !part.is_empty()) {
+            match part.split_once('=').unwrap_or((part, "")) {
+                ("since", number) => {
+                    wanted.since = number.parse().map_err(|_| {
+                        let number = number.escape_debug();
+                        format!("since={number}: give the number of an event, or 0 for all")
+                    })?;
+                }
+                ("instance", id) => wanted.instance = Some(id),
+                ("follow", "true") => wanted.follow = true,
+                ("follow", "false") => wanted.follow = false,
+                _ => {
+                    return Err(format!(
+                        "{}: give since=NUMBER, instance=ID, follow=true or follow=false",
+                        part.escape_debug()
+                    ));
+                }
+            }
+        }
+        Ok(wanted)
+    }
 }
 
 fn done(result: Result<(), ApiError>) -> Result<Reply, Refusal> {
@@ -244,15 +322,27 @@ fn json<T: Serialize>(value: &T) -> Result<String, Refusal> {
     Ok(text)
 }
 
-fn into_http(result: Result<Reply, Refusal>) -> Response<String> {
+fn into_http(result: Result<Reply, Refusal>) -> Response<Answer> {
     const JSON: &str = "application/json";
     let (status, kind, allow, body) = match result {
-        Ok(Reply::Json(text)) => (200, Some(JSON), None, text),
-        Ok(Reply::Text(text)) => (200, Some("text/plain; charset=utf-8"), None, text),
-        Ok(Reply::Nothing) => (204, None, None, String::new()),
+        Ok(Reply::Json(text)) => (200, Some(JSON), None, Either::Left(text)),
+        Ok(Reply::Text(text)) => {
+            let kind = Some("text/plain; charset=utf-8");
+            (200, kind, None, Either::Left(text))
+        }
+        Ok(Reply::Lines(feed)) => {
+            let kind = Some("application/x-ndjson");
+            (200, kind, None, Either::Right(feed))
+        }
+        Ok(Reply::Nothing) => (204, None, None, Either::Left(String::new())),
         Err(refusal) => {
             let text = json(&refusal.error).unwrap_or_default();
-            (refusal.status, Some(JSON), refusal.allow, text)
+            (
+                refusal.status,
+                Some(JSON),
+                refusal.allow,
+                Either::Left(text),
+            )
         }
     };
     let mut response = Response::new(body);
@@ -284,6 +374,7 @@ mod tests {
             Some(Target::Size("s1"))
         );
         assert_eq!(Target::find("/v1/merge/rate"), Some(Target::MergeRate));
+        assert_eq!(Target::find("/v1/events"), Some(Target::Events));
         for path in [
             "/",
             "/v1",
@@ -298,6 +389,23 @@ mod tests {
             "",
         ] {
             assert_eq!(Target::find(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_query_for_events_is_understood_or_refused() {
+        let wanted = EventQuery {
+            since: 7,
+            instance: Some("ab"),
+            follow: true,
+        };
+        let parse = EventQuery::parse;
+        assert_eq!(parse("since=7&instance=ab&follow=true"), Ok(wanted));
+        assert_eq!(parse(""), Ok(EventQuery::default()));
+        assert_eq!(parse("follow=false&"), Ok(EventQuery::default()));
+        for bad in ["since=", "since=-1", "since=x", "follow", "follow=1", "n=1"] {
+            let name = bad.split('=').next().unwrap();
+            assert!(parse(bad).unwrap_err().contains(name), "{bad}");
         }
     }
 

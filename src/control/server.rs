@@ -5,7 +5,8 @@
 //! out one after the other, in the order in which they are complete.
 //!
 //! A connection serves one request and is closed: no client can keep one of the
-//! [`CONNECTIONS_MAX`] places for longer than [`CONNECTION_TIMEOUT`].
+//! [`CONNECTIONS_MAX`] places for longer than [`CONNECTION_TIMEOUT`], but for the
+//! few who follow events, and read them.
 
 use std::convert::Infallible;
 use std::path::Path;
@@ -20,6 +21,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, oneshot};
 
 use super::api::Volume;
+use super::follow::{Connection, Followers, STALL_TIMEOUT};
 use super::routes;
 use super::socket::{BoundSocket, SocketError};
 
@@ -56,6 +58,15 @@ impl ControlServer {
     /// # Errors
     /// What the system refused.
     pub fn start_on(socket: BoundSocket, volume: Arc<dyn Volume>) -> Result<Self, SocketError> {
+        Self::start_with(socket, volume, STALL_TIMEOUT)
+    }
+
+    /// Cuts followers of events off that leave them unread for `followers_patience`.
+    pub(super) fn start_with(
+        socket: BoundSocket,
+        volume: Arc<dyn Volume>,
+        followers_patience: Duration,
+    ) -> Result<Self, SocketError> {
         let path = socket.path().to_owned();
         let failed = |step| {
             let path = path.clone();
@@ -67,9 +78,10 @@ impl ControlServer {
             .build()
             .map_err(failed("start the control thread's runtime"))?;
         let (stop, stopped) = oneshot::channel();
+        let followers = Followers::new(followers_patience);
         let thread = std::thread::Builder::new()
             .name("control".to_owned())
-            .spawn(move || runtime.block_on(run(listener, volume, stopped)))
+            .spawn(move || runtime.block_on(run(listener, volume, stopped, followers)))
             .map_err(failed("start the control thread"))?;
         Ok(Self {
             socket: Some(socket),
@@ -105,6 +117,7 @@ async fn run(
     listener: std::os::unix::net::UnixListener,
     volume: Arc<dyn Volume>,
     stopped: oneshot::Receiver<()>,
+    followers: Followers,
 ) {
     let listener = match UnixListener::from_std(listener) {
         Ok(listener) => listener,
@@ -112,20 +125,21 @@ async fn run(
     };
     tokio::select! {
         _ = stopped => {}
-        () = accept(&listener, &volume) => {}
+        () = accept(&listener, &volume, &followers) => {}
     }
+    followers.farewell().await;
 }
 
-async fn accept(listener: &UnixListener, volume: &Arc<dyn Volume>) {
+async fn accept(listener: &UnixListener, volume: &Arc<dyn Volume>, followers: &Followers) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     // Ends with an error only when the semaphore is closed, and nobody closes it.
     while let Ok(place) = Arc::clone(&places).acquire_owned().await {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let volume = Arc::clone(volume);
+                let (volume, followers) = (Arc::clone(volume), followers.clone());
                 tokio::spawn(async move {
                     let _place = place;
-                    serve(stream, volume).await;
+                    serve(stream, volume, followers).await;
                 });
             }
             Err(error) => {
@@ -136,10 +150,12 @@ async fn accept(listener: &UnixListener, volume: &Arc<dyn Volume>) {
     }
 }
 
-async fn serve(stream: UnixStream, volume: Arc<dyn Volume>) {
+async fn serve(stream: UnixStream, volume: Arc<dyn Volume>, followers: Followers) {
+    let patience = Arc::new(Connection::new(CONNECTION_TIMEOUT));
+    let ours = Arc::clone(&patience);
     let service = service_fn(move |request| {
-        let volume = Arc::clone(&volume);
-        async move { Ok::<_, Infallible>(routes::answer(&*volume, request).await) }
+        let (volume, followers, ours) = (Arc::clone(&volume), followers.clone(), ours.clone());
+        async move { Ok::<_, Infallible>(routes::answer(&volume, &followers, &ours, request).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -147,13 +163,14 @@ async fn serve(stream: UnixStream, volume: Arc<dyn Volume>) {
         .max_buf_size(HEAD_MAX)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
-    match tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(%error, "control connection broke off"),
-        Err(_) => tracing::debug!("control connection took too long"),
+    tokio::select! {
+        ended = connection => if let Err(error) = ended {
+            tracing::debug!(%error, "control connection broke off");
+        },
+        () = patience.expired() => tracing::debug!("control connection took too long"),
     }
 }
 
 #[cfg(test)]
 #[path = "server_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -11,12 +11,14 @@ use crate::control::api::{
     ApiError, ErrorKind, MergeRequest, OriginStatus, RollbackReply, RollbackRequest, RollbackWhen,
     SnapshotSpec, StoreType, VolumeStatus,
 };
+use crate::control::events::EventLog;
 use crate::control::{Client, ClientError};
 
 /// Keeps what was asked and refuses whatever names `refused`.
 #[derive(Default)]
-struct FakeVolume {
+pub(in crate::control) struct FakeVolume {
     calls: Mutex<Vec<String>>,
+    pub events: EventLog,
 }
 
 impl FakeVolume {
@@ -87,16 +89,19 @@ impl Volume for FakeVolume {
     fn set_merge_rate(&self, bytes_per_second: u64) -> Result<(), ApiError> {
         self.note(format!("rate {bytes_per_second}"))
     }
+    fn events(&self) -> &EventLog {
+        &self.events
+    }
 }
 
-struct Served {
-    volume: Arc<FakeVolume>,
-    server: ControlServer,
-    socket: PathBuf,
+pub(in crate::control) struct Served {
+    pub volume: Arc<FakeVolume>,
+    pub server: ControlServer,
+    pub socket: PathBuf,
     _dir: tempfile::TempDir,
 }
 
-fn serve_fake() -> Served {
+pub(in crate::control) fn serve_fake() -> Served {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("c.sock");
     let volume = Arc::new(FakeVolume::default());
@@ -122,7 +127,7 @@ fn spec(name: &str) -> SnapshotSpec {
 }
 
 /// Sends `bytes` and reads until the server closes.
-fn raw(socket: &Path, bytes: &[u8]) -> String {
+pub(in crate::control) fn raw(socket: &Path, bytes: &[u8]) -> String {
     let mut stream = UnixStream::connect(socket).unwrap();
     stream
         .set_read_timeout(Some(Duration::from_secs(60)))
@@ -134,14 +139,14 @@ fn raw(socket: &Path, bytes: &[u8]) -> String {
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-fn request(method: &str, path: &str, body: &str) -> Vec<u8> {
+pub(in crate::control) fn request(method: &str, path: &str, body: &str) -> Vec<u8> {
     let length = body.len();
     format!("{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}")
         .into_bytes()
 }
 
 /// The status code and the error that the body holds.
-fn refusal(answer: &str) -> (String, ApiError) {
+pub(in crate::control) fn refusal(answer: &str) -> (String, ApiError) {
     let status = answer.split(' ').nth(1).unwrap_or_default().to_owned();
     let body = answer.split("\r\n\r\n").nth(1).unwrap_or_default();
     let error = serde_json::from_str(body).unwrap_or_else(|e| panic!("{e} in {answer:?}"));

@@ -9,6 +9,7 @@ use crate::control::api::{
     ApiError, ErrorKind, MergeRequest, RollbackReply, RollbackRequest, RollbackWhen, SnapshotSpec,
     StoreType,
 };
+use crate::control::events::Happening;
 use crate::engine::{ControlError, ControlRequest, SnapshotState};
 use crate::executor::Executor;
 
@@ -39,10 +40,15 @@ impl LiveVolume {
                 rate,
                 keep: request.keep,
             };
+            let mut replaced = None;
             lock(&self.state)
-                .update(|s| s.rollback_at_reset = Some(record))
+                .update(|s| replaced = s.rollback_at_reset.replace(record))
                 .map_err(|e| not_recorded(&e))?;
             self.refresh_pending();
+            if let Some(other) = replaced.filter(|r| r.snapshot != *name) {
+                self.tell_cancelled(&other.snapshot, "replaced");
+            }
+            self.events.tell(Some(name), Happening::RollbackPending);
             tracing::info!(snapshot = %name, "rollback at the guest's next reset");
             return Ok(RollbackReply::AtNextReset);
         }
@@ -74,6 +80,7 @@ impl LiveVolume {
             .map_err(|e| not_recorded(&e))?;
         self.refresh_pending();
         tracing::info!(snapshot = %pending.snapshot, "the rollback is called off");
+        self.tell_cancelled(&pending.snapshot, "asked");
         Ok(())
     }
 
@@ -106,7 +113,10 @@ impl LiveVolume {
                 tracing::info!(snapshot = %name, "the guest was reset and finds the snapshot's content")
             }
             Err(error) => {
-                tracing::error!(snapshot = %name, %error, "the guest was reset, but the rollback failed")
+                tracing::error!(snapshot = %name, %error, "the guest was reset, but the rollback failed");
+                let error = error.to_string();
+                self.events
+                    .tell(Some(name), Happening::RollbackFailed { error });
             }
         }
     }
@@ -201,8 +211,9 @@ impl LiveVolume {
         let handed = self.start_merge(ops, &record);
         if let Err(error) = &handed {
             // Kept pending only if another try at the next reset can help.
-            let again =
-                before.filter(|_| matches!(error, ControlError::Busy | ControlError::Io(_)));
+            let again = before
+                .clone()
+                .filter(|_| matches!(error, ControlError::Busy | ControlError::Io(_)));
             let undone = lock(&self.state).update(|s| {
                 s.merge = None;
                 s.rollback_at_reset = again;
@@ -213,6 +224,14 @@ impl LiveVolume {
             }
         }
         self.refresh_pending();
+        let still = lock(&self.state).state().rollback_at_reset.is_some();
+        if let Some(other) = before.filter(|_| !still) {
+            match &handed {
+                Ok(()) if other.snapshot == name => {}
+                Ok(()) => self.tell_cancelled(&other.snapshot, "replaced"),
+                Err(_) => self.tell_cancelled(&other.snapshot, "failed"),
+            }
+        }
         handed.map_err(|e| mapped(name, &e))
     }
 
@@ -283,12 +302,8 @@ impl LiveVolume {
         } else {
             ControlRequest::ResumeMerge
         };
-        self.drive(&mut ops, request)
-            .map_err(|e| mapped(&name, &e))?;
-        if !paused && let Some(merging) = &mut lock(&self.tables).merging {
-            merging.error = None;
-        }
-        Ok(())
+        // What follows from it the engine tells, in its order.
+        self.drive(&mut ops, request).map_err(|e| mapped(&name, &e))
     }
 
     pub(super) fn set_rate(&self, rate: u64) -> Result<(), ApiError> {

@@ -4,7 +4,7 @@
 //!  options ─► plan ─► check ─► serve ─► run        state, replace: the state file
 //!                                │                 identity: is the origin what it was?
 //!                                ▼                 cow: from a path to a store
-//!                             volume ─► snapshots, grow, merging, notices, status, views
+//!                             volume ─► snapshots, grow, merging, notices, telling, status, views
 //! ```
 
 mod check;
@@ -25,6 +25,8 @@ mod signals;
 mod snapshots;
 pub mod state;
 mod status;
+mod telling;
+mod turns;
 mod views;
 mod volume;
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::state::VolumeState;
 use super::volume::{LiveVolume, lock};
 use crate::control::api::MergeOutcome;
+use crate::control::events::Happening;
 use crate::engine::{ControlRequest, InvalidReason, Notice, SnapshotId};
 use crate::executor::{Executor, Report};
 
@@ -19,7 +20,9 @@ pub struct Notices {
     /// Invalidations that are neither in the store's header nor in the state
     /// file yet. Origin writes wait for them: the guest stalls, but no snapshot
     /// that missed a copy-out comes back as valid.
-    unrecorded: Vec<SnapshotId>,
+    unrecorded: Vec<(SnapshotId, InvalidReason)>,
+    /// What is added and handed over was so before this daemon.
+    starting: bool,
 }
 
 impl Notices {
@@ -27,6 +30,7 @@ impl Notices {
         Self {
             executor,
             unrecorded: Vec::new(),
+            starting: true,
         }
     }
 
@@ -39,16 +43,27 @@ impl Notices {
         !self.unrecorded.is_empty()
     }
 
+    /// Everything that the volume begins with is in the engine, and was heard of.
+    pub fn started(&mut self) {
+        self.starting = false;
+    }
+
     /// Takes what the engine has told, and tries again what failed.
     pub fn turn(&mut self, volume: &Arc<LiveVolume>) {
+        volume.turns.take(|| self.take_turn(volume));
+    }
+
+    fn take_turn(&mut self, volume: &Arc<LiveVolume>) {
         self.hear(volume);
-        self.unrecorded.retain(|&snapshot| {
+        self.unrecorded.retain(|&(snapshot, reason)| {
             let recorded = volume.record_invalid(snapshot);
-            if recorded {
+            if let Some(end) = &recorded {
                 self.executor
                     .start(ControlRequest::InvalidRecorded { snapshot });
+                volume.tell_invalid(snapshot, reason);
+                volume.tell_called_off(end);
             }
-            !recorded
+            recorded.is_none()
         });
         // Carries out what the answers set going; more may have been told meanwhile.
         if !self.executor.is_idle() {
@@ -73,6 +88,33 @@ impl Notices {
 
     fn take(&mut self, volume: &Arc<LiveVolume>, notice: Notice) {
         match notice {
+            Notice::Added { snapshot } => volume.tell_added(snapshot, self.starting),
+            Notice::HandedOver { snapshot } => {
+                let merging = lock(&volume.tables).merging.clone();
+                if let Some(merging) = merging.filter(|m| m.id == snapshot) {
+                    let handover = Happening::Handover {
+                        follow: merging.follow,
+                        chunks: merging.chunks,
+                        at_start: self.starting,
+                    };
+                    volume.events.tell(Some(&merging.name), handover);
+                }
+            }
+            Notice::MergePaused { snapshot } => volume.tell(snapshot, Happening::MergePaused),
+            Notice::MergeResumed { snapshot } => {
+                if let Some(merging) = &mut lock(&volume.tables).merging {
+                    merging.error = None;
+                }
+                volume.tell(snapshot, Happening::MergeResumed);
+            }
+            Notice::Grown { snapshot } => {
+                let size = volume.cow_size(snapshot);
+                volume.tell(snapshot, Happening::SnapshotGrown { size });
+            }
+            Notice::Usage { snapshot, percent } => {
+                volume.say_usage(snapshot, percent);
+                volume.tell(snapshot, Happening::UsageThreshold { percent });
+            }
             Notice::Invalid {
                 snapshot,
                 reason,
@@ -80,16 +122,21 @@ impl Notices {
             } => {
                 volume.say_invalid(snapshot, reason);
                 if !durable {
-                    self.unrecorded.push(snapshot);
+                    self.unrecorded.push((snapshot, reason));
                 } else if reason != InvalidReason::Removed {
                     // The header says it already; the state file may fail to.
-                    volume.record_invalid(snapshot);
+                    volume.tell_invalid(snapshot, reason);
+                    if let Some(end) = volume.record_invalid(snapshot) {
+                        volume.tell_called_off(&end);
+                    }
                 }
             }
             Notice::Overflow { snapshot } => {
                 let tables = lock(&volume.tables);
                 let name = tables.name_of(snapshot).unwrap_or("?");
                 tracing::warn!(snapshot = %name, "the COW is full: the snapshot is read-only from now on");
+                drop(tables);
+                volume.tell(snapshot, Happening::SnapshotOverflow);
             }
             Notice::MergeDone { snapshot } => volume.tidy_up_merge(snapshot),
             Notice::MergeFailed { snapshot, reason } => {
@@ -98,11 +145,15 @@ impl Notices {
                     tracing::error!(snapshot = %merging.name, %reason,
                         "the merge stopped; guests go on, nothing is lost. snapback merge --resume tries again");
                     merging.error = Some(reason.clone());
+                    let name = merging.name.clone();
                     tables.last_merge = tables.merging.as_ref().map(|m| MergeOutcome {
                         snapshot: m.name.clone(),
                         chunks: m.chunks,
-                        error: Some(reason),
+                        error: Some(reason.clone()),
                     });
+                    volume
+                        .events
+                        .tell(Some(&name), Happening::MergeFailed { reason });
                 }
             }
             // The merger has its own.
@@ -111,7 +162,26 @@ impl Notices {
     }
 }
 
+/// An invalidation is in the state file.
+#[derive(Debug, Default)]
+struct Recorded {
+    /// The snapshot whose rollback was pending until then.
+    called_off: Option<String>,
+}
+
 impl LiveVolume {
+    fn say_usage(&self, snapshot: SnapshotId, percent: u64) {
+        let tables = lock(&self.tables);
+        let name = tables.name_of(snapshot).unwrap_or("?");
+        tracing::warn!(snapshot = %name, percent, "the COW fills up; snapback grow gives it more room");
+    }
+
+    fn tell_called_off(&self, recorded: &Recorded) {
+        if let Some(name) = &recorded.called_off {
+            self.tell_cancelled(name, "invalid");
+        }
+    }
+
     fn say_invalid(&self, snapshot: SnapshotId, reason: InvalidReason) {
         let tables = lock(&self.tables);
         let name = tables.name_of(snapshot).unwrap_or("?");
@@ -130,23 +200,26 @@ impl LiveVolume {
         }
     }
 
-    /// Notes durably that a snapshot is invalid; says so and false if that failed.
-    fn record_invalid(&self, snapshot: SnapshotId) -> bool {
+    /// Notes durably that a snapshot is invalid; says so if that failed.
+    fn record_invalid(&self, snapshot: SnapshotId) -> Option<Recorded> {
         let Some(name) = lock(&self.tables).name_of(snapshot).map(str::to_owned) else {
-            return true;
+            return Some(Recorded::default());
         };
+        let mut called_off = None;
         let recorded = lock(&self.state).update(|s| {
-            s.rollback_at_reset.take_if(|r| r.snapshot == name);
+            called_off = s.rollback_at_reset.take_if(|r| r.snapshot == name);
             if let Some(record) = s.snapshot_mut(&name) {
                 record.valid = false;
             }
         });
         self.refresh_pending();
         match recorded {
-            Ok(()) => true,
+            Ok(()) => Some(Recorded {
+                called_off: called_off.map(|r| r.snapshot),
+            }),
             Err(error) => {
                 tracing::error!(snapshot = %name, %error, "the snapshot is invalid and this could not be recorded");
-                false
+                None
             }
         }
     }
@@ -208,9 +281,12 @@ impl LiveVolume {
                 "merged: the origin is complete, the COW is not needed any more and can be removed");
         }
         let mut tables = lock(&self.tables);
+        let (name, chunks) = (merging.name, merging.chunks);
+        self.events
+            .tell(Some(&name), Happening::MergeDone { chunks });
         tables.last_merge = Some(MergeOutcome {
-            snapshot: merging.name,
-            chunks: merging.chunks,
+            snapshot: name,
+            chunks,
             error: None,
         });
         tables.merging = None;

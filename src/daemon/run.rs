@@ -14,6 +14,7 @@ use super::signals::Signals;
 use super::volume::{LiveVolume, lock};
 use crate::control::ControlServer;
 use crate::control::api::StoreType;
+use crate::control::events::Happening;
 use crate::engine::{ControlError, ControlRequest};
 use crate::executor::WakeFd;
 
@@ -60,6 +61,7 @@ pub fn run(
         {
             tracing::info!("stopping");
             volume.stopping.store(true, Ordering::Release);
+            volume.events.tell(None, Happening::Stopping);
             let (volume, drained) = (volume.clone(), drained.clone());
             let spawned = std::thread::Builder::new()
                 .name("stop".into())

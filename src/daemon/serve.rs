@@ -12,10 +12,12 @@ use super::options::{Endpoint, ServeOptions};
 use super::run::{Ended, finish, run};
 use super::signals::Signals;
 use super::state::{SnapshotRecord, VolumeState};
+use super::turns::Turns;
 use super::views::{View, ViewDescription, ViewSettings};
 use super::volume::{LiveVolume, Snapshot, Tables, VolumeFacts, lock};
 use crate::control::ControlServer;
 use crate::control::api::StoreType;
+use crate::control::events::{EventLog, Happening};
 use crate::engine::{ControlError, ControlRequest, Engine, OriginParams, PortRole, ViewId};
 use crate::executor::Executor;
 use crate::io::{Disk, IoEngine, open_disk};
@@ -128,7 +130,8 @@ pub(super) fn build(
     };
     let failed = |e| DaemonError::system("start an I/O thread", e);
     let ops = small(PortRole::Control).map_err(failed)?;
-    let notices = Notices::new(small(PortRole::Notices).map_err(failed)?);
+    let mut notices = Notices::new(small(PortRole::Notices).map_err(failed)?);
+    let turns = Turns::new(notices.executor().waker());
     let (io_engine, theirs) = (options.io_engine, devices.clone());
     let settings = MergerSettings {
         rate,
@@ -178,7 +181,11 @@ pub(super) fn build(
         rollback_pending: AtomicBool::new(false),
         stopping: AtomicBool::new(false),
         tidying: Mutex::new(Vec::new()),
+        events: EventLog::default(),
+        turns,
     });
+    let version = env!("CARGO_PKG_VERSION").to_owned();
+    volume.events.tell(None, Happening::Started { version });
     Ok((volume, notices, prepared))
 }
 
@@ -206,6 +213,7 @@ pub(super) fn open_up(
     }
     volume.refresh_pending();
     notices.turn(volume);
+    notices.started();
 
     let failed = |e| DaemonError::system("start a view", e);
     let description = ViewDescription {

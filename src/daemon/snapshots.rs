@@ -8,6 +8,7 @@ use super::state::SnapshotRecord;
 use super::views::{self, View, ViewDescription};
 use super::volume::{LiveVolume, Snapshot, conflict, lock, not_recorded};
 use crate::control::api::{ApiError, ErrorKind, SnapshotSpec, StoreType, check_name};
+use crate::control::events::Happening;
 use crate::engine::{ControlRequest, ViewId};
 use crate::executor::Executor;
 use crate::io::{DeviceId, Disk, IoEngine, open_disk};
@@ -193,15 +194,19 @@ impl LiveVolume {
             }
             (snapshot.id, snapshot.device, snapshot.spec.store_type)
         };
+        let mut called_off = None;
         lock(&self.state)
             .update(|s| {
-                s.rollback_at_reset.take_if(|r| r.snapshot == name);
+                called_off = s.rollback_at_reset.take_if(|r| r.snapshot == name);
                 if let Some(record) = s.snapshot_mut(name) {
                     record.valid = false;
                 }
             })
             .map_err(|e| not_recorded(&e))?;
         self.refresh_pending();
+        if called_off.is_some() {
+            self.tell_cancelled(name, "removed");
+        }
         let view = {
             let mut tables = lock(&self.tables);
             tables
@@ -224,6 +229,7 @@ impl LiveVolume {
         self.close_store(device, store_type);
         self.unrecord(name);
         tracing::info!(snapshot = %name, "snapshot removed");
+        self.events.tell(Some(name), Happening::SnapshotRemoved);
         Ok(())
     }
 

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use super::volume::LiveVolume;
+use crate::control::events::Happening;
 use crate::engine::{Engine, PortRole, ViewId, Wake};
 use crate::io::{Devices, Disk, IoEngine, open_disk};
 use crate::vhost::{Backend, Requests, SocketError, ViewConfig, ViewHooks, ViewServer, ViewSocket};
@@ -88,6 +89,8 @@ impl View {
         let hooks = Hooks {
             volume: volume.downgrade(),
             presence: presence.clone(),
+            snapshot: description.snapshot.map(str::to_owned),
+            socket: path.clone(),
         };
         let server = ViewServer::start(socket, config, Arc::new(backend), Arc::new(hooks))?;
         Ok(Self {
@@ -153,18 +156,33 @@ impl Backend for ViewBackend {
 struct Hooks {
     volume: Weak<LiveVolume>,
     presence: Arc<Presence>,
+    snapshot: Option<String>,
+    socket: Option<String>,
+}
+
+impl Hooks {
+    fn tell(&self, what: impl FnOnce(Option<String>) -> Happening) {
+        let is_origin = self.presence.is_origin.load(Ordering::Acquire);
+        let name = self.snapshot.as_deref().filter(|_| !is_origin);
+        if let Some(volume) = self.volume.upgrade() {
+            volume.events.tell(name, what(self.socket.clone()));
+        }
+    }
 }
 
 impl ViewHooks for Hooks {
     fn attached(&self) {
         self.presence.attached.store(true, Ordering::Release);
+        self.tell(|socket| Happening::FrontEndConnected { socket });
     }
 
     fn detached(&self) {
         self.presence.attached.store(false, Ordering::Release);
+        self.tell(|socket| Happening::FrontEndLeft { socket });
     }
 
     fn device_reset(&self) {
+        self.tell(|socket| Happening::GuestReset { socket });
         // A snapshot's own guest does not reset the origin; it must not even
         // wait for the volume, whose lock is held while this view is stopped.
         if self.presence.is_origin.load(Ordering::Acquire)

@@ -13,11 +13,13 @@ use std::thread::JoinHandle;
 
 use super::cow::OriginFacts;
 use super::state::{StateError, StateFile};
+use super::turns::Turns;
 use super::views::{View, ViewSettings};
 use crate::control::api::{
     ApiError, ErrorKind, MergeOutcome, MergeRequest, RollbackReply, RollbackRequest, SnapshotSpec,
     Volume, VolumeStatus,
 };
+use crate::control::events::EventLog;
 use crate::engine::{ControlError, ControlRequest, Engine, MergeWrites, SnapshotId};
 use crate::executor::{Executor, Report};
 use crate::io::{DeviceId, Devices, Identity};
@@ -58,6 +60,9 @@ pub struct LiveVolume {
     pub(super) stopping: AtomicBool,
     /// Threads that tidy up after a merge.
     pub(super) tidying: Mutex<Vec<JoinHandle<()>>>,
+    /// Takes a lock of its own, under which nothing is done: any other may be held.
+    pub(super) events: EventLog,
+    pub(super) turns: Turns,
 }
 
 /// What is alive, by name.
@@ -216,25 +221,27 @@ impl LiveVolume {
     }
 }
 
+/// After a change the main thread has its turn, so that the events of the change
+/// are in the log before the client has its answer.
 impl Volume for LiveVolume {
     fn status(&self) -> VolumeStatus {
         self.build_status()
     }
 
     fn add_snapshot(&self, spec: SnapshotSpec) -> Result<(), ApiError> {
-        self.create_snapshot(spec)
+        self.turns.settle_after(self.create_snapshot(spec))
     }
 
     fn remove_snapshot(&self, name: &str) -> Result<(), ApiError> {
-        self.delete_snapshot(name)
+        self.turns.settle_after(self.delete_snapshot(name))
     }
 
     fn grow_snapshot(&self, name: &str, bytes: u64) -> Result<(), ApiError> {
-        self.grow_store(name, bytes)
+        self.turns.settle_after(self.grow_store(name, bytes))
     }
 
     fn rollback(&self, request: RollbackRequest) -> Result<RollbackReply, ApiError> {
-        self.roll_back(request)
+        self.turns.settle_after(self.roll_back(request))
     }
 
     fn cancel_rollback(&self) -> Result<(), ApiError> {
@@ -242,18 +249,22 @@ impl Volume for LiveVolume {
     }
 
     fn merge(&self, request: MergeRequest) -> Result<(), ApiError> {
-        self.merge_now(&request)
+        self.turns.settle_after(self.merge_now(&request))
     }
 
     fn pause_merge(&self) -> Result<(), ApiError> {
-        self.set_paused(true)
+        self.turns.settle_after(self.set_paused(true))
     }
 
     fn resume_merge(&self) -> Result<(), ApiError> {
-        self.set_paused(false)
+        self.turns.settle_after(self.set_paused(false))
     }
 
     fn set_merge_rate(&self, bytes_per_second: u64) -> Result<(), ApiError> {
         self.set_rate(bytes_per_second)
+    }
+
+    fn events(&self) -> &EventLog {
+        &self.events
     }
 }

@@ -110,9 +110,22 @@ pub enum Command {
     Notice(Notice),
 }
 
-/// Things that somebody must be told of, in order.
+/// Things that somebody must be told of, in the order in which they happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Notice {
+    /// A snapshot is there; told before anything else about it.
+    Added { snapshot: SnapshotId },
+    /// The merge view has replaced the origin view; told before anything else
+    /// about this merge.
+    HandedOver { snapshot: SnapshotId },
+    /// A running merge was told to pause.
+    MergePaused { snapshot: SnapshotId },
+    /// A paused or failed merge goes on.
+    MergeResumed { snapshot: SnapshotId },
+    /// A store has the room that its COW grew by.
+    Grown { snapshot: SnapshotId },
+    /// The use of a store has come to the next of the steps in [`super::usage`].
+    Usage { snapshot: SnapshotId, percent: u64 },
     /// A snapshot became invalid. If not `durable`, its header could not be
     /// written: record it elsewhere, durably, and answer with
     /// [`ControlRequest::InvalidRecorded`]; origin writes wait for that.

@@ -294,6 +294,7 @@ impl Core {
             snapshot: id,
             chunks,
         });
+        self.watch_usage(id);
         self.work.push_back(Work::Commit(id));
     }
 

@@ -9,8 +9,8 @@ use super::trace::{COW, READ_ORIGIN, WRITE};
 use super::views::{SharedSnapshot, ViewMode};
 use crate::io::Errno;
 use crate::mutation::{self, Mutation};
+use crate::sync::atomic::Ordering;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 /// A change that requests wait for.
 #[derive(Debug)]
@@ -149,6 +149,8 @@ impl Core {
                     snap.state = StoreState::Valid;
                     self.publish_views();
                 }
+                self.notify(Notice::Grown { snapshot });
+                self.watch_usage(snapshot);
                 Ok(())
             }
             _ => Ok(()),
@@ -228,6 +230,7 @@ impl Core {
                 commit: None,
                 on_invalid: Vec::new(),
                 ios: 0,
+                usage_told: 0,
                 removal: None,
             },
         );
@@ -293,6 +296,8 @@ impl Core {
                 (Some(Err(errno)), _) => Err(ControlError::Io(errno.0)),
                 (_, Some(store)) => {
                     self.install(snapshot, *store);
+                    self.notify(Notice::Added { snapshot });
+                    self.watch_usage(snapshot);
                     Ok(())
                 }
                 (_, None) => Ok(()),
@@ -304,6 +309,7 @@ impl Core {
             } => {
                 if self.snaps.get(&snapshot).is_some_and(Snap::is_usable) {
                     self.merge = Some(Merge::new(snapshot, writes, follow));
+                    self.notify(Notice::HandedOver { snapshot });
                     self.notify(Notice::MergeWork { snapshot });
                     Ok(())
                 } else {

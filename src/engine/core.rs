@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 
 use slab::Slab;
 
@@ -18,10 +17,12 @@ use super::copyout::{CopyJob, Piece};
 use super::merge::Merge;
 use super::port::{CORE_TAG, PortShared, Shared, publish};
 use super::request::{RequestId, SlowRequest};
+use super::trace::fence_change;
 use super::views::{Config, SharedSnapshot, ViewMode};
 use crate::io::{Buffer, DeviceId, Errno, Tag};
 use crate::mutation::{self, Mutation};
 use crate::store::Metadata;
+use crate::sync::atomic::Ordering;
 
 /// Who is told when something that was waited for has happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +85,8 @@ pub(super) struct Snap {
     pub on_invalid: Vec<Waiter>,
     /// I/O of the critical section under way for this snapshot.
     pub ios: usize,
+    /// The step of its use that was told last, in percent; 0: none.
+    pub usage_told: u64,
     /// Port and id of the control request that removes it.
     pub removal: Option<(usize, u64)>,
 }
@@ -583,7 +586,7 @@ impl Core {
         self.shared
             .drains
             .store(self.drains.len(), Ordering::Release);
-        fence(Ordering::SeqCst);
+        fence_change();
     }
 
     fn finish_drains(&mut self) -> bool {

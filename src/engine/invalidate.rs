@@ -5,7 +5,7 @@
 //! → 3 its view's last reads of the origin have ended → 4 origin writes that the
 //! snapshot lacked go on.
 
-use std::sync::atomic::Ordering;
+use crate::sync::atomic::Ordering;
 
 use super::api::*;
 use super::control::Drain;

@@ -14,6 +14,7 @@ use super::request::{RequestId, Stage};
 use super::trace::{COW, WRITE};
 use super::views::{Extent, ViewMode};
 use crate::mutation::{self, Mutation};
+use crate::sync::atomic::Ordering;
 
 #[derive(Debug)]
 pub(super) struct Merge {
@@ -137,29 +138,30 @@ impl Core {
     }
 
     pub fn pause_merge(&mut self, pause: bool) -> Result<(), ControlError> {
-        let origin_failed = self
-            .shared
-            .origin_flush_failed
-            .load(std::sync::atomic::Ordering::Acquire);
+        let origin_failed = self.shared.origin_flush_failed.load(Ordering::Acquire);
         let merge = self.merge.as_mut().ok_or(ControlError::NoMerge)?;
-        let store_failed = self.snaps.get(&merge.snapshot).is_some_and(|s| {
-            s.shared
-                .flush_failed
-                .load(std::sync::atomic::Ordering::Acquire)
-        });
+        let store_failed = self
+            .snaps
+            .get(&merge.snapshot)
+            .is_some_and(|s| s.shared.flush_failed.load(Ordering::Acquire));
         let unknown = origin_failed || store_failed || !merge.limbo.is_empty();
         if !pause && merge.failed.is_some() && unknown {
             // What is on disk is unknown: only loading it again tells.
             return Err(ControlError::MergeFailed);
         }
+        let (snapshot, was_paused) = (merge.snapshot, merge.paused);
         merge.paused = pause;
-        if !pause && merge.failed.take().is_some() {
+        let failed = !pause && merge.failed.take().is_some();
+        if failed {
             self.release_merge_waiters();
         }
-        if let Some(merge) = &self.merge
-            && !pause
-        {
-            let snapshot = merge.snapshot;
+        if pause && !was_paused {
+            self.notify(Notice::MergePaused { snapshot });
+        }
+        if !pause {
+            if failed || was_paused {
+                self.notify(Notice::MergeResumed { snapshot });
+            }
             self.notify(Notice::MergeWork { snapshot });
         }
         Ok(())

@@ -8,17 +8,18 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 
 use super::api::*;
 use super::buffers::PIECE_BYTES;
 use super::control::Drain;
 use super::core::{Core, Op, Waiter};
 use super::port::byte_count;
+use super::trace::fence_change;
 use super::views::SharedSnapshot;
 use crate::io::{Buffer, Errno, OwnedBuffer};
 use crate::mutation::{self, Mutation};
 use crate::store::{Entry, MetaWrite, RemovalPlan};
+use crate::sync::atomic::Ordering;
 use crate::units::SECTOR_SHIFT;
 
 /// Pieces under way at once in one batch.
@@ -197,7 +198,7 @@ impl Core {
                 snap.shared.table.fence(*chunk);
             }
         }
-        fence(Ordering::SeqCst);
+        fence_change();
         chunks
     }
 

@@ -20,8 +20,11 @@ mod request;
 mod snapshot_write;
 mod table;
 mod trace;
+mod usage;
 mod views;
 
+#[cfg(all(test, feature = "loom"))]
+mod loom_tests;
 #[cfg(test)]
 mod tests;
 

@@ -1,14 +1,15 @@
 //! A thread's access to the engine, and the fast path.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use super::api::*;
 use super::core::Core;
-use super::trace::{COW, OTHER, READ_ORIGIN, Trace, WRITE};
+use super::trace::{COW, OTHER, READ_ORIGIN, Trace, WRITE, fence_change};
 use super::views::{Config, Extent, SharedSnapshot, ViewMode, is_settled, resolve_read};
 use crate::io::{Buffer, DeviceId, Errno, Tag};
 use crate::mutation::{self, Mutation};
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 use crate::units::{SECTOR_SHIFT, SECTOR_SIZE};
 
 /// Marks the tags of I/O that the critical section keeps account of.
@@ -175,7 +176,8 @@ impl Port {
             RequestKind::Write { .. } => WRITE | COW,
             RequestKind::Flush => OTHER | COW,
         };
-        if !mutation::is(Mutation::RegistrationSkipped) {
+        let late = mutation::is(Mutation::RegisteredAfterLookUp);
+        if !late && !mutation::is(Mutation::RegistrationSkipped) {
             self.shared.trace.register(slot, touches, sector, end);
         }
         // Registered before the epoch is read: a change made after this reading
@@ -326,6 +328,9 @@ impl Port {
                 }
             }
         }
+        if late {
+            self.shared.trace.register(slot, touches, sector, end);
+        }
         let count = out.len() - first;
         self.shared.ios.fetch_add(count, Ordering::Relaxed);
         if let Some(local) = self.local.get_mut(usize::from(slot)) {
@@ -414,7 +419,9 @@ impl Port {
     /// Ends a registration; whoever drains is told.
     fn end_registration(&mut self, slot: Slot, out: &mut Vec<Command>) {
         self.shared.trace.clear(slot);
-        if self.engine.shared.drains.load(Ordering::Acquire) != 0 {
+        if self.engine.shared.drains.load(Ordering::Acquire) != 0
+            && !mutation::is(Mutation::EndNotTold)
+        {
             self.enter(out, |core, _| core.recheck());
         }
     }
@@ -426,8 +433,12 @@ impl Port {
 
     /// Takes what other ports' events left here.
     pub fn take_inbox(&mut self, out: &mut Vec<Command>) {
-        if self.shared.inbox_full.swap(false, Ordering::AcqRel) {
+        let late = mutation::is(Mutation::InboxFlagClearedLate);
+        if late || self.shared.inbox_full.swap(false, Ordering::AcqRel) {
             let commands = std::mem::take(&mut *lock(&self.shared.inbox));
+            if late {
+                self.shared.inbox_full.store(false, Ordering::Release);
+            }
             self.busy = self.busy.saturating_sub(completions(&commands));
             out.extend(commands);
         }
@@ -524,5 +535,5 @@ pub(super) fn publish(shared: &Shared, config: Config) {
     let epoch = config.epoch;
     *lock(&shared.config) = Arc::new(config);
     shared.epoch.store(epoch, Ordering::Release);
-    fence(Ordering::SeqCst);
+    fence_change();
 }

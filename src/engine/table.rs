@@ -1,12 +1,13 @@
 //! The exceptions of one snapshot as every thread sees them: origin chunk → COW
 //! chunk, looked up without a lock.
 
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::mutation::{self, Mutation};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{OnceLock, TINY};
 
-const LEAF_SHIFT: u32 = 9;
+const LEAF_SHIFT: u32 = if TINY { 1 } else { 9 };
 const LEAF: usize = 1 << LEAF_SHIFT;
-const MIDDLE_SHIFT: u32 = 10;
+const MIDDLE_SHIFT: u32 = if TINY { 1 } else { 10 };
 const MIDDLE: usize = 1 << MIDDLE_SHIFT;
 
 type Leaf = Box<[AtomicU64; LEAF]>;
@@ -83,10 +84,14 @@ impl ExceptionTable {
         let Some(middle) = middles.get(middle) else {
             return;
         };
-        let cells = middle.get_or_init(|| Box::new([const { AtomicU64::new(0) }; LEAF]));
+        let cells = middle.get_or_init(|| Box::new(std::array::from_fn(|_| AtomicU64::new(0))));
         let value = ((cow_chunk + 1) << 2) | if settled { Exception::SETTLED } else { 0 };
         if let Some(cell) = cells.get(leaf) {
-            cell.store(value, Ordering::Release);
+            if mutation::is(Mutation::ExceptionRelaxed) {
+                cell.store(value, Ordering::Relaxed);
+            } else {
+                cell.store(value, Ordering::Release);
+            }
         }
     }
 

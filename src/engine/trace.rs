@@ -8,9 +8,16 @@
 //!
 //! So either the request sees the new state or the change sees the request.
 
-use std::sync::atomic::{AtomicU64, Ordering, fence};
-
 use super::api::Slot;
+use crate::mutation::{self, Mutation};
+use crate::sync::atomic::{AtomicU64, Ordering, fence};
+
+/// A change's half of the rule: between its stores and its scan.
+pub(super) fn fence_change() {
+    if !mutation::is(Mutation::ChangeUnfenced) {
+        fence(Ordering::SeqCst);
+    }
+}
 
 /// Reads the origin.
 pub(super) const READ_ORIGIN: u64 = 1;
@@ -48,7 +55,9 @@ impl Trace {
             r.start.store(start, Ordering::Relaxed);
             r.end.store(end, Ordering::Relaxed);
             r.touches.store(touches, Ordering::Release);
-            fence(Ordering::SeqCst);
+            if !mutation::is(Mutation::RegistrationUnfenced) {
+                fence(Ordering::SeqCst);
+            }
         }
     }
 
@@ -63,7 +72,9 @@ impl Trace {
     pub fn clear(&self, slot: Slot) {
         if let Some(r) = self.slots.get(usize::from(slot)) {
             r.touches.store(0, Ordering::Release);
-            fence(Ordering::SeqCst);
+            if !mutation::is(Mutation::EndUnfenced) {
+                fence(Ordering::SeqCst);
+            }
         }
     }
 

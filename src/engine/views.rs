@@ -3,13 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use super::api::{MergeWrites, ViewId};
 use super::table::{Exception, ExceptionTable};
 use super::trace::{COW, READ_ORIGIN};
 use crate::io::DeviceId;
 use crate::mutation::{self, Mutation};
+use crate::sync::atomic::AtomicBool;
 use crate::units::ChunkSize;
 
 /// The part of a snapshot that every thread may look at.

@@ -1,8 +1,7 @@
 //! The merger's thread: one per volume, asleep while no merge runs.
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::limit::{RateLimiter, RateMeter};
@@ -10,6 +9,9 @@ use super::work::MergeWork;
 use crate::engine::{Engine, PortRole};
 use crate::executor::{Executor, WakeFd};
 use crate::io::Disk;
+use crate::mutation::{self, Mutation};
+use crate::sync::thread::{self, JoinHandle};
+use crate::sync::{Mutex, MutexGuard, mpsc};
 
 /// How the thread goes about it.
 #[derive(Clone, Copy, Debug)]
@@ -61,22 +63,21 @@ impl Merger {
             stop: false,
             meter: RateMeter::default(),
         }));
-        let (ready, started) = std::sync::mpsc::sync_channel(1);
+        let (ready, started) = mpsc::sync_channel(1);
         let (engine, theirs) = (engine.clone(), shared.clone());
-        let thread = std::thread::Builder::new()
-            .name("merger".into())
-            .spawn(move || {
-                match open_disk().and_then(|disk| Executor::new(&engine, PortRole::Merger, disk)) {
-                    Ok(executor) => {
-                        let _ = ready.send(Ok(executor.waker()));
-                        let limiter = RateLimiter::new(settings.rate, settings.batch_bytes);
-                        run(MergeWork::new(executor, limiter), &theirs);
-                    }
-                    Err(error) => {
-                        let _ = ready.send(Err(error));
-                    }
+        let builder = thread::Builder::new().name("merger".into());
+        let thread = builder.spawn(move || {
+            match open_disk().and_then(|disk| Executor::new(&engine, PortRole::Merger, disk)) {
+                Ok(executor) => {
+                    let _ = ready.send(Ok(executor.waker()));
+                    let limiter = RateLimiter::new(settings.rate, settings.batch_bytes);
+                    run(MergeWork::new(executor, limiter), &theirs);
                 }
-            })?;
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                }
+            }
+        })?;
         match started
             .recv()
             .map_err(|_| io::Error::other("the merger thread ended at its start"))
@@ -141,7 +142,8 @@ fn run(mut work: MergeWork, shared: &Mutex<Shared>) {
             return;
         }
         let again = if stop {
-            Some(Duration::from_millis(5))
+            let soon = Duration::from_millis(5);
+            Some(stepped.again.map_or(soon, |again| again.min(soon)))
         } else {
             stepped.again
         };
@@ -151,7 +153,7 @@ fn run(mut work: MergeWork, shared: &Mutex<Shared>) {
             let shared = lock(shared);
             (shared.rate, shared.stop) == (rate, stop)
         };
-        if nothing_new {
+        if nothing_new || mutation::is(Mutation::StopHeardOnce) {
             work.executor().wait(again);
         }
     }

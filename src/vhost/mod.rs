@@ -26,6 +26,13 @@ mod ring;
 mod slots;
 mod worker;
 
+#[cfg(all(test, feature = "loom"))]
+mod loom_tests;
+#[cfg(all(test, feature = "shuttle", not(feature = "loom")))]
+pub(crate) mod parts {
+    pub use super::handler::{Handler, View};
+}
+
 use std::io;
 use std::sync::Arc;
 

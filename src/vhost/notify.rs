@@ -3,13 +3,15 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::{FileType, OFlags};
 
 use crate::engine::Wake;
+use crate::mutation::{self, Mutation};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, Ordering};
 
 /// Our own event: set by any thread, waited for with epoll by one, which may
 /// also look without a system call.
@@ -45,7 +47,12 @@ impl Signal {
     ///    wakes again.
     pub fn clear(&self) {
         let _ = rustix::io::read(&self.fd, &mut [0_u8; 8]);
-        self.set.store(false, Ordering::SeqCst);
+        if mutation::is(Mutation::SignalClearedByStore) {
+            self.set.store(false, Ordering::SeqCst);
+        } else {
+            // Not a store: what the `set` told of that left it must be seen.
+            self.set.swap(false, Ordering::AcqRel);
+        }
     }
 }
 

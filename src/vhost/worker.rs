@@ -5,8 +5,6 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
-use std::thread::JoinHandle;
 
 use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
@@ -23,6 +21,9 @@ use super::slots::{InFlight, Slots};
 use super::{Backend, Requests};
 use crate::engine::{Command, Patch, Request, RequestKind, Slot, Status};
 use crate::io::{Buffer, DeviceId, Disk, Done, Errno, Op, OpKind, Tag};
+use crate::mutation::{self, Mutation};
+use crate::sync::thread::{self, JoinHandle};
+use crate::sync::{self, mpsc};
 use crate::virtio_blk::{Action, BlkDevice, BlkRequest, BlkStatus, ConfigSpace, Refused, parse};
 
 const KICK: u64 = 0;
@@ -60,21 +61,20 @@ impl QueueWorker {
         let stop = Arc::new(Signal::new()?);
         let (ready, started) = mpsc::sync_channel(1);
         let theirs = Arc::clone(&stop);
-        let thread = std::thread::Builder::new()
-            .name("queue".into())
-            .spawn(move || {
-                let next = start.queue_position();
-                match Worker::new(start, theirs) {
-                    Ok(worker) => {
-                        let _ = ready.send(Ok(()));
-                        worker.run()
-                    }
-                    Err(e) => {
-                        let _ = ready.send(Err(e));
-                        next
-                    }
+        let builder = thread::Builder::new().name("queue".into());
+        let thread = builder.spawn(move || {
+            let next = start.queue_position();
+            match Worker::new(start, theirs) {
+                Ok(worker) => {
+                    let _ = ready.send(Ok(()));
+                    worker.run()
                 }
-            })?;
+                Err(e) => {
+                    let _ = ready.send(Err(e));
+                    next
+                }
+            }
+        })?;
         match started.recv() {
             Ok(Ok(())) => Ok(Self { stop, thread }),
             Ok(Err(e)) => Err(e),
@@ -182,7 +182,7 @@ impl Worker {
             if self.step() {
                 continue;
             }
-            if self.stopping && self.is_drained() {
+            if self.stopping && (self.is_drained() || mutation::is(Mutation::StopNotDrained)) {
                 return self.ring.next_avail();
             }
             if !self.stopping && !self.broken {
@@ -209,8 +209,13 @@ impl Worker {
         let mut progress = !self.stopping && !self.broken && self.take_heads() > 0;
         // Looked at in every round: a busy queue never waits for events.
         if std::mem::take(&mut self.woken) || self.wake.is_set() {
-            self.wake.clear();
-            self.port.take_inbox(&mut self.commands);
+            if mutation::is(Mutation::WakeClearedLate) {
+                self.port.take_inbox(&mut self.commands);
+                self.wake.clear();
+            } else {
+                self.wake.clear();
+                self.port.take_inbox(&mut self.commands);
+            }
         }
         progress |= !self.commands.is_empty();
         self.execute();
@@ -260,11 +265,9 @@ impl Worker {
             None
         };
         self.events.clear();
-        let waited = epoll::wait(
-            &self.epoll,
-            spare_capacity(&mut self.events),
-            timeout.as_ref(),
-        );
+        let waited = sync::wait(timeout, |timeout| {
+            epoll::wait(&self.epoll, spare_capacity(&mut self.events), timeout)
+        });
         match waited {
             Ok(0) if self.stopping && self.done.is_empty() => warn!(
                 "{}: stopping takes long: {} operations in flight, engine idle: {}",

@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)] // In a test a panic is the report.
 
+mod events;
 mod notes;
 
 use std::path::{Path, PathBuf};
@@ -15,9 +16,9 @@ use notes::{Notes, idle, merged, merging, snapshot};
 use snapback::control::ControlServer;
 use snapback::control::api::{SnapshotStatus, State, Volume, VolumeStatus};
 
-const VERBS: [&str; 14] = [
-    "serve", "status", "table", "snapshot", "grow", "remove", "rollback", "merge", "create",
-    "info", "check", "dump", "export", "diff",
+const VERBS: [&str; 15] = [
+    "serve", "status", "table", "events", "snapshot", "grow", "remove", "rollback", "merge",
+    "create", "info", "check", "dump", "export", "diff",
 ];
 
 fn snapback(arguments: &[&str]) -> Output {
@@ -185,6 +186,8 @@ fn wrong_usage_is_exit_2_and_a_message() {
         (&["merge", "--rate", "fast"], "fast"),
         (&["status", "--json", "--dm"], "--dm"),
         (&["status"], "SNAPBACK_CONTROL"),
+        (&["events", "--since", "-1"], "-1"),
+        (&["events", "--follow", "a"], "a"),
         (
             &["status", "--log-level", "snapback=loud", "--control", "c"],
             "loud",

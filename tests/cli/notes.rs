@@ -6,12 +6,14 @@ use snapback::control::api::{
     ApiError, ErrorKind, MergeOutcome, MergeRequest, MergeStatus, OriginStatus, RollbackReply,
     RollbackRequest, SnapshotSpec, SnapshotStatus, State, StoreType, Volume, VolumeStatus,
 };
+use snapback::control::events::EventLog;
 
 /// A volume with a valid snapshot `good`, an invalid one `bad`, and a merge
 /// that goes through `script`, one status after the other.
 pub struct Notes {
     calls: Mutex<Vec<String>>,
     script: Mutex<Vec<VolumeStatus>>,
+    pub events: EventLog,
 }
 
 pub fn snapshot(name: &str, state: State) -> SnapshotStatus {
@@ -84,6 +86,7 @@ impl Notes {
         Self {
             calls: Mutex::default(),
             script: Mutex::new(script),
+            events: EventLog::default(),
         }
     }
 
@@ -143,5 +146,8 @@ impl Volume for Notes {
     }
     fn set_merge_rate(&self, rate: u64) -> Result<(), ApiError> {
         self.note("rate", rate)
+    }
+    fn events(&self) -> &EventLog {
+        &self.events
     }
 }

@@ -7,6 +7,7 @@
 )]
 
 mod cancel;
+mod events;
 mod grow;
 mod guest;
 mod longer;

@@ -14,4 +14,5 @@ mod scenarios;
 mod shadowing;
 mod shorter;
 mod simulator;
+mod telling;
 mod world;

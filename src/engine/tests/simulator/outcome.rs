@@ -149,7 +149,13 @@ impl Sim {
                     return Err(format!("{snapshot:?} ({kind:?}) overflowed"));
                 }
             }
-            Notice::MergeWork { .. } => {}
+            Notice::MergeWork { .. }
+            | Notice::Added { .. }
+            | Notice::HandedOver { .. }
+            | Notice::MergePaused { .. }
+            | Notice::MergeResumed { .. }
+            | Notice::Grown { .. }
+            | Notice::Usage { .. } => {}
         }
         Ok(())
     }

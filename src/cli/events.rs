@@ -1,0 +1,134 @@
+//! `snapback events`
+
+use std::process::exit;
+
+use clap::Args;
+use rustix::event::{PollFd, poll};
+use serde_json::Value;
+
+use super::connect::Control;
+use super::{CliError, Outcome, output};
+use crate::control::{Client, ClientError, narrate};
+
+/// Show what happened to the disk and its snapshots: taken, filling up, invalid, merged, …
+///
+/// The daemon keeps the newest 1024 events of its own life. Each has a number. What was lost is
+/// said. One line an event, written at once, so that pipes work.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+EXAMPLE
+  snapback events --control c.sock
+  snapback events --follow | while read -r line; do logger -t snapback \"$line\"; done
+  snapback events --follow --json |
+    jq --unbuffered -r 'select(.kind == \"usage-threshold\") | \"\\(.snapshot) \\(.percent)%\"'
+
+EXIT STATUS
+  0  all is told; with --follow: the daemon stopped in order, or nobody reads any more
+  2  wrong usage, no daemon, or with --follow: it went away without a word")]
+pub struct Events {
+    /// Go on with what comes, until interrupted or the daemon ends.
+    #[arg(long)]
+    follow: bool,
+
+    /// Only events after this number; all of them if it is not one of this daemon's.
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    since: u64,
+
+    /// Print a JSON object a line, a stable interface.
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    control: Control,
+}
+
+impl Events {
+    pub fn run(self) -> Result<Outcome, CliError> {
+        let client = self.control.client()?;
+        if !self.follow {
+            for event in client.events(self.since, None)?.events {
+                if !output::line_unless_closed(&self.shown(&event))? {
+                    break;
+                }
+            }
+            return Ok(Outcome::Done);
+        }
+        end_with_the_reader();
+        self.follow(&client)
+    }
+
+    fn follow(&self, client: &Client) -> Result<Outcome, CliError> {
+        let mut at = Place {
+            seq: self.since,
+            instance: None,
+        };
+        loop {
+            let before = at.seq;
+            let mut printed = Ok(true);
+            let ended = client.follow_events(before, at.instance.clone().as_deref(), |event| {
+                printed = output::line_unless_closed(&self.shown(&event));
+                at.note(&event);
+                matches!(printed, Ok(true))
+            });
+            printed?;
+            match ended {
+                Ok(_) => return Ok(Outcome::Done),
+                // It cuts off who reads too slowly, and is still there.
+                Err(ClientError::Lost { .. }) if at.seq != before && at.is_served(client) => {}
+                Err(ClientError::Lost { socket, .. }) => {
+                    return Err(CliError::Failed(format!(
+                        "the daemon at {} went away without a word; start it again, it takes up what there is",
+                        socket.display()
+                    )));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn shown(&self, event: &Value) -> String {
+        if self.json {
+            event.to_string()
+        } else {
+            narrate::line(event)
+        }
+    }
+}
+
+/// The last event that was printed.
+#[derive(Debug)]
+struct Place {
+    seq: u64,
+    instance: Option<String>,
+}
+
+impl Place {
+    fn note(&mut self, event: &Value) {
+        if let Some(seq) = event.get("seq").and_then(Value::as_u64) {
+            self.seq = seq;
+        }
+        let instance = event.get("instance").and_then(Value::as_str);
+        self.instance = instance.map(str::to_owned);
+    }
+
+    /// The daemon that told it still answers.
+    fn is_served(&self, client: &Client) -> bool {
+        let page = client.events(self.seq, self.instance.as_deref());
+        page.is_ok_and(|page| Some(page.instance) == self.instance)
+    }
+}
+
+/// Ends the process when the reader of its output goes (`| head`), which would
+/// otherwise be noticed with the next event only.
+fn end_with_the_reader() {
+    // Without a thread it is noticed then.
+    let _ = std::thread::Builder::new()
+        .name("reader".to_owned())
+        .spawn(|| {
+            let stdout = std::io::stdout();
+            // No event is asked for: only an end is told.
+            let mut fds = [PollFd::new(&stdout, rustix::event::PollFlags::empty())];
+            while poll(&mut fds, None).is_err() {}
+            exit(0)
+        });
+}

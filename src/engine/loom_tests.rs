@@ -1,0 +1,540 @@
+//! The engine under loom: every order in which threads may run (up to a number of
+//! preemptions) and every value that the memory model lets a load see. The disks
+//! are relaxed atomics, so data is where it should be only if the engine ordered it.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+use loom::sync::Notify;
+use loom::sync::atomic::{AtomicU64, Ordering};
+use loom::thread;
+
+use super::port::publish;
+use super::trace::{Trace, WRITE};
+use super::views::Config;
+use super::*;
+use crate::io::DeviceId;
+use crate::io::sim::{Fill, SimDevices};
+use crate::mutation::{self, Mutation};
+use crate::store;
+use crate::units::ChunkSize;
+
+const ORIGIN: DeviceId = DeviceId(0);
+const COW: DeviceId = DeviceId(1);
+const SNAPSHOT: ViewId = ViewId(1);
+/// Chunks of one sector on either device.
+const CHUNKS: usize = 8;
+const COW_CHUNKS: usize = 40;
+const STACK: usize = 64 << 10; // words
+
+/// Explores `model` and prints how much that was. `preemptions`: how often a thread
+/// may be stopped where it could go on; `None`: no bound.
+fn explore(
+    name: &str,
+    preemptions: Option<usize>,
+    model: impl Fn() + Copy + Send + Sync + 'static,
+) {
+    let runs = Arc::new(AtomicUsize::new(0));
+    let counted = runs.clone();
+    let mut builder = loom::model::Builder::new();
+    builder.max_branches = 20_000;
+    builder.preemption_bound = builder.preemption_bound.or(preemptions);
+    let start = std::time::Instant::now();
+    builder.check(move || {
+        counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        // The engine wants more stack than loom's first thread has.
+        let thread = thread::Builder::new().stack_size(STACK);
+        thread.spawn(model).unwrap().join().unwrap();
+    });
+    let runs = runs.load(std::sync::atomic::Ordering::Relaxed);
+    println!("loom: {name}: {runs} executions, {:.1?}", start.elapsed());
+}
+
+/// The model holds, and with any of these bugs in it does not.
+fn prove(
+    name: &str,
+    preemptions: Option<usize>,
+    model: impl Fn() + Copy + Send + Sync + 'static,
+    bugs: &[Mutation],
+) {
+    explore(name, preemptions, model);
+    for bug in bugs {
+        let found = mutation::with(Some(*bug), || {
+            catch_unwind(AssertUnwindSafe(|| explore(name, preemptions, model)))
+        });
+        assert!(found.is_err(), "{name} lets {bug:?} live");
+        println!("loom: {name}: {bug:?} dies");
+    }
+}
+
+fn spawn<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> thread::JoinHandle<T> {
+    let builder = thread::Builder::new().stack_size(STACK);
+    builder.spawn(body).unwrap()
+}
+
+/// Forgotten while a failed model is torn down: loom is not there to drop it in.
+struct Kept<T>(Option<T>);
+
+impl<T> Drop for Kept<T> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::mem::forget(self.0.take());
+        }
+    }
+}
+
+/// Ends a thread's wait, and nothing else.
+#[derive(Default)]
+struct Bell(Notify);
+
+impl Wake for Bell {
+    fn wake(&self) {
+        self.0.notify();
+    }
+}
+
+/// Both devices, a number a chunk.
+#[derive(Clone)]
+struct Disks(Arc<[AtomicU64; CHUNKS + COW_CHUNKS]>);
+
+impl Disks {
+    fn new() -> Self {
+        Self(Arc::new(std::array::from_fn(|_| AtomicU64::new(0))))
+    }
+
+    fn at(&self, device: DeviceId, offset: u64) -> &AtomicU64 {
+        let chunk = usize::try_from(offset / 512).unwrap();
+        &self.0[if device == ORIGIN {
+            chunk
+        } else {
+            CHUNKS + chunk
+        }]
+    }
+}
+
+/// A thread's port, which carries out commands at once.
+struct Actor {
+    port: Kept<Port>,
+    bell: Arc<Bell>,
+    disks: Disks,
+    /// The data of its one request.
+    memory: u64,
+    ended: Option<Status>,
+    done: Option<Result<(), ControlError>>,
+    notices: usize,
+}
+
+impl Actor {
+    fn new(engine: &Arc<Engine>, disks: &Disks, role: PortRole) -> Self {
+        let bell = Arc::new(Bell::default());
+        Self {
+            port: Kept(Some(engine.open_port(role, 1, bell.clone()))),
+            bell,
+            disks: disks.clone(),
+            memory: 0,
+            ended: None,
+            done: None,
+            notices: 0,
+        }
+    }
+
+    fn port(&mut self) -> &mut Port {
+        self.port.0.as_mut().unwrap()
+    }
+
+    fn execute(&mut self, mut commands: Vec<Command>) {
+        while !commands.is_empty() {
+            for command in std::mem::take(&mut commands) {
+                let (tag, buffer) = match command {
+                    Command::GuestRead {
+                        tag,
+                        device,
+                        offset,
+                        ..
+                    } => {
+                        self.memory = self.disks.at(device, offset).load(Ordering::Relaxed);
+                        (tag, None)
+                    }
+                    Command::GuestWrite {
+                        tag,
+                        device,
+                        offset,
+                        ..
+                    } => {
+                        self.disks
+                            .at(device, offset)
+                            .store(self.memory, Ordering::Relaxed);
+                        (tag, None)
+                    }
+                    Command::Read {
+                        tag,
+                        device,
+                        offset,
+                        mut buffer,
+                    } => {
+                        for at in 0..buffer.len() / 512 {
+                            let from = self.disks.at(device, offset + 512 * at as u64);
+                            let value = from.load(Ordering::Relaxed);
+                            buffer.write_at(512 * at, &value.to_le_bytes());
+                        }
+                        (tag, Some(buffer))
+                    }
+                    Command::Write {
+                        tag,
+                        device,
+                        offset,
+                        buffer,
+                        ..
+                    } => {
+                        for at in 0..buffer.len() / 512 {
+                            let mut value = [0; 8];
+                            buffer.read_at(512 * at, &mut value);
+                            let to = self.disks.at(device, offset + 512 * at as u64);
+                            to.store(u64::from_le_bytes(value), Ordering::Relaxed);
+                        }
+                        (tag, Some(buffer))
+                    }
+                    Command::Flush { tag, .. } => (tag, None),
+                    Command::Complete { status, .. } => {
+                        self.ended = Some(status);
+                        continue;
+                    }
+                    Command::ControlDone { result, .. } => {
+                        self.done = Some(result);
+                        continue;
+                    }
+                    Command::Notice(_) => {
+                        self.notices += 1;
+                        continue;
+                    }
+                };
+                let result = Ok(());
+                self.port().io_done(tag, result, buffer, &mut commands);
+            }
+        }
+    }
+
+    /// Sleeps until it is rung, and does what there is.
+    fn wait(&mut self) {
+        self.bell.0.wait();
+        let mut commands = Vec::new();
+        self.port().take_inbox(&mut commands);
+        self.execute(commands);
+    }
+
+    fn request(&mut self, kind: RequestKind, chunk: u64) {
+        let (slot, sectors) = (0, 1);
+        let request = Request {
+            slot,
+            kind,
+            sector: chunk,
+            sectors,
+        };
+        let mut commands = Vec::new();
+        self.port().request(request, &mut commands);
+        self.execute(commands);
+        while self.ended.is_none() {
+            self.wait();
+        }
+        assert_eq!(self.ended.take(), Some(Status::Ok));
+    }
+
+    fn write(&mut self, chunk: u64, value: u64) {
+        self.memory = value;
+        self.request(RequestKind::Write { durable: false }, chunk);
+    }
+
+    fn read(&mut self, chunk: u64) -> u64 {
+        self.request(RequestKind::Read, chunk);
+        self.memory
+    }
+
+    fn control(&mut self, request: ControlRequest) {
+        let mut commands = Vec::new();
+        self.port().control(1, request, &mut commands);
+        self.execute(commands);
+        while self.done.is_none() {
+            self.wait();
+        }
+        assert_eq!(self.done.take(), Some(Ok(())));
+    }
+
+    /// Starts what batches there are, as the merger's thread does.
+    fn merge_step(&mut self) -> MergeStep {
+        let mut commands = Vec::new();
+        let step = self.port().merge_step(true, 1 << 20, &mut commands);
+        self.execute(commands);
+        step
+    }
+}
+
+struct Volume {
+    engine: Arc<Engine>,
+    disks: Disks,
+    control: Actor,
+}
+
+impl Volume {
+    fn new() -> Self {
+        let engine = Engine::new(OriginParams {
+            device: ORIGIN,
+            sectors: CHUNKS as u64,
+        });
+        let disks = Disks::new();
+        let control = Actor::new(&engine, &disks, PortRole::Control);
+        Self {
+            engine,
+            disks,
+            control,
+        }
+    }
+
+    fn actor(&self, role: PortRole) -> Actor {
+        Actor::new(&self.engine, &self.disks, role)
+    }
+
+    fn origin(&self) -> Actor {
+        self.actor(PortRole::View(ViewId::ORIGIN))
+    }
+}
+
+/// A snapshot without anything on disk but its chunks.
+fn transient() -> ControlRequest {
+    let layout = store::Layout::new(ChunkSize::new(1).unwrap());
+    add(store::Metadata::transient(layout, COW_CHUNKS as u64))
+}
+
+fn persistent() -> ControlRequest {
+    let devices = SimDevices::new(1);
+    let cow = devices.add(COW_CHUNKS as u64, Fill::Zeroes);
+    let chunk = ChunkSize::new(1).unwrap();
+    let disk = &mut devices.disk();
+    add(store::create(disk, cow, chunk, COW_CHUNKS as u64, 512).unwrap())
+}
+
+fn add(metadata: store::Metadata) -> ControlRequest {
+    let store = SnapshotStore {
+        device: COW,
+        metadata,
+        sectors: CHUNKS as u64,
+        keep_on_overflow: false,
+        valid: true,
+        defer_commits: false,
+    };
+    ControlRequest::AddSnapshot {
+        snapshot: SNAPSHOT,
+        store: Box::new(store),
+    }
+}
+
+// ---- the rule of engine/trace.rs, in full
+
+#[test]
+fn loom_a_request_sees_the_change_or_the_change_sees_the_request() {
+    let model = || {
+        let engine = Volume::new().engine;
+        let trace = Arc::new(Trace::new(1));
+        let (theirs, registered) = (engine.clone(), trace.clone());
+        let before = engine.shared.epoch.load(Ordering::Relaxed);
+        let request = spawn(move || {
+            registered.register(0, WRITE, 3, 4);
+            theirs.shared.epoch.load(Ordering::Acquire) != before
+        });
+        publish(&engine.shared, Config::new(before + 1, Default::default()));
+        let seen = trace.any(WRITE, |start, end| (start, end) == (3, 4));
+        assert!(request.join().unwrap() || seen);
+    };
+    let bugs = [Mutation::RegistrationUnfenced, Mutation::ChangeUnfenced];
+    prove("register against publish", None, model, &bugs);
+}
+
+#[test]
+fn loom_an_exception_that_is_seen_has_its_data_and_settled_has_all_of_it() {
+    let model = || {
+        let table = Arc::new(super::table::ExceptionTable::new(8));
+        let data = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
+        let (theirs, written) = (table.clone(), data.clone());
+        let reader = spawn(move || {
+            let seen = theirs.get(5);
+            if seen.is_some() {
+                assert_eq!(seen.cow_chunk(), Some(7));
+                assert_eq!(written[0].load(Ordering::Relaxed), 1, "the copy");
+            }
+            if seen.is_settled() {
+                assert_eq!(
+                    written[1].load(Ordering::Relaxed),
+                    1,
+                    "the last reader's end"
+                );
+            }
+        });
+        data[0].store(1, Ordering::Relaxed);
+        table.set(5, 7, false);
+        data[1].store(1, Ordering::Relaxed);
+        table.set(5, 7, true);
+        reader.join().unwrap();
+    };
+    prove(
+        "publication of an exception",
+        None,
+        model,
+        &[Mutation::ExceptionRelaxed],
+    );
+}
+
+// ---- whole ports on the whole engine
+
+#[test]
+fn loom_a_snapshot_never_shows_what_an_origin_write_brought() {
+    let model = || {
+        let mut volume = Volume::new();
+        let mut origin = volume.origin();
+        origin.write(0, 5);
+        volume.control.control(transient());
+        let mut snapshot = volume.actor(PortRole::View(SNAPSHOT));
+        let reader = spawn(move || snapshot.read(0));
+        origin.write(0, 9);
+        assert_eq!(origin.read(0), 9);
+        assert_eq!(reader.join().unwrap(), 5);
+        volume.engine.check().unwrap();
+    };
+    let bugs = [
+        Mutation::RegistrationUnfenced,
+        Mutation::RegisteredAfterLookUp,
+        Mutation::EndUnfenced,
+        Mutation::EndNotTold,
+        Mutation::ChangeUnfenced,
+        Mutation::SnapshotReadsNotDrained,
+    ];
+    prove("copy-out against a snapshot's read", Some(3), model, &bugs);
+}
+
+#[test]
+fn loom_two_origin_writes_save_a_chunk_once_and_before_either() {
+    let model = || {
+        let mut volume = Volume::new();
+        let (mut one, mut two) = (volume.origin(), volume.origin());
+        one.write(0, 5);
+        volume.control.control(transient());
+        let other = spawn(move || two.write(0, 6));
+        one.write(0, 7);
+        other.join().unwrap();
+        assert_eq!(volume.actor(PortRole::View(SNAPSHOT)).read(0), 5);
+        assert!([6, 7].contains(&one.read(0)));
+        assert_eq!(volume.engine.status().snapshots[0].exceptions, 1);
+        volume.engine.check().unwrap();
+    };
+    let bugs = [
+        Mutation::CopyOutWaiterForgotten,
+        Mutation::OriginWriteBeforeCopy,
+    ];
+    prove("two writes, one copy-out", Some(3), model, &bugs);
+}
+
+#[test]
+fn loom_a_new_snapshot_is_a_cut_between_the_writes_of_a_guest() {
+    let model = || {
+        let mut volume = Volume::new();
+        let mut origin = volume.origin();
+        let writer = spawn(move || {
+            origin.write(0, 1);
+            origin.write(1, 2);
+        });
+        volume.control.control(transient());
+        let mut snapshot = volume.actor(PortRole::View(SNAPSHOT));
+        let shown = [snapshot.read(0), snapshot.read(1)];
+        writer.join().unwrap();
+        assert!([[0, 0], [1, 0], [1, 2]].contains(&shown), "{shown:?}");
+        assert_eq!([snapshot.read(0), snapshot.read(1)], shown);
+        volume.engine.check().unwrap();
+    };
+    let bugs = [
+        Mutation::RegistrationUnfenced,
+        Mutation::RegisteredAfterLookUp,
+        Mutation::EndUnfenced,
+        Mutation::EndNotTold,
+        Mutation::ChangeUnfenced,
+        Mutation::CutNotDrained,
+    ];
+    prove("a cut against writes", Some(3), model, &bugs);
+}
+
+#[test]
+fn loom_a_redirected_write_is_in_what_its_batch_merges() {
+    let model = || {
+        let mut volume = Volume::new();
+        let mut origin = volume.origin();
+        volume.control.control(persistent());
+        origin.write(0, 1);
+        volume.control.control(ControlRequest::Handover {
+            snapshot: SNAPSHOT,
+            writes: MergeWrites::Redirect,
+            follow: false,
+        });
+        assert_eq!(origin.read(0), 0, "the snapshot's content is back");
+        let mut merger = volume.actor(PortRole::Merger);
+        let writer = spawn(move || {
+            origin.write(0, 2);
+            origin
+        });
+        assert!(matches!(merger.merge_step(), MergeStep::Started { .. }));
+        while volume
+            .engine
+            .status()
+            .merge
+            .is_some_and(|m| m.chunks_left > 0)
+        {
+            merger.wait();
+            merger.merge_step();
+        }
+        assert_eq!(writer.join().unwrap().read(0), 2);
+        assert!(volume.engine.status().merge.is_none());
+        volume.engine.check().unwrap();
+    };
+    let bugs = [
+        Mutation::RegistrationUnfenced,
+        Mutation::ChangeUnfenced,
+        Mutation::EndUnfenced,
+        Mutation::EndNotTold,
+        Mutation::FenceSkipped,
+        Mutation::MergeWritesNotDrained,
+    ];
+    prove(
+        "a merge batch against a redirected write",
+        Some(3),
+        model,
+        &bugs,
+    );
+}
+
+#[test]
+fn loom_what_is_left_in_an_inbox_is_taken_out() {
+    let model = || {
+        let mut volume = Volume::new();
+        volume.control.control(persistent());
+        volume.origin().write(0, 1);
+        volume.control.control(ControlRequest::Handover {
+            snapshot: SNAPSHOT,
+            writes: MergeWrites::Wait,
+            follow: false,
+        });
+        let mut merger = volume.actor(PortRole::Merger);
+        let waiting = spawn(move || {
+            while merger.notices < 2 {
+                merger.wait();
+            }
+        });
+        // Each tells the merger.
+        volume.control.control(ControlRequest::ResumeMerge);
+        volume.control.control(ControlRequest::ResumeMerge);
+        waiting.join().unwrap();
+    };
+    prove(
+        "inbox against wake",
+        Some(3),
+        model,
+        &[Mutation::InboxFlagClearedLate],
+    );
+}

@@ -1,0 +1,42 @@
+//! Telling how full a store is, before it is full.
+//!
+//! Looked at where its use changes, in the critical section (a commit, a growth):
+//! one division a commit, nothing on the fast path.
+
+use super::api::*;
+use super::core::Core;
+
+/// First step that is told, in percent, as by LVM's dmeventd.
+pub const USAGE_FIRST: u64 = 80;
+/// Distance of the steps, in percent.
+pub const USAGE_STEP: u64 = 5;
+
+impl Core {
+    /// Tells when the use of a snapshot's store has come to another step. Each is
+    /// told once, until the use has fallen below it (the COW grew).
+    pub fn watch_usage(&mut self, id: SnapshotId) {
+        let Some(snap) = self.snaps.get_mut(&id).filter(|s| s.is_usable()) else {
+            return;
+        };
+        let usage = snap.metadata.usage();
+        let percent = percent(usage.allocated, usage.total);
+        let step = if percent < USAGE_FIRST {
+            0
+        } else {
+            percent / USAGE_STEP * USAGE_STEP
+        };
+        let reached = step > snap.usage_told;
+        snap.usage_told = step;
+        if reached {
+            self.notify(Notice::Usage {
+                snapshot: id,
+                percent,
+            });
+        }
+    }
+}
+
+/// Rounded down; 0 of nothing.
+fn percent(part: u64, whole: u64) -> u64 {
+    part.saturating_mul(100).checked_div(whole).unwrap_or(0)
+}

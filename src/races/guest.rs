@@ -1,0 +1,286 @@
+//! One guest's thread: a port, its disk, the data of its requests.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use shuttle::sync::{Condvar, Mutex};
+
+use super::Kept;
+use super::oracle::{Oracle, Stamp};
+use super::volumes::Volume;
+use crate::engine::*;
+use crate::io::sim::SimDisk;
+use crate::io::{Buffer, Disk, Op, OpKind, OwnedBuffer, Tag};
+
+/// Puts a thread to sleep and wakes it: nobody else does, so that a wake-up that
+/// is lost ends in a deadlock, which shuttle reports.
+#[derive(Default)]
+pub struct Bell {
+    rung: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Bell {
+    fn wait(&self) {
+        let mut rung = self.rung.lock().unwrap();
+        while !std::mem::take(&mut *rung) {
+            rung = self.changed.wait(rung).unwrap();
+        }
+    }
+}
+
+impl Wake for Bell {
+    fn wake(&self) {
+        *self.rung.lock().unwrap() = true;
+        self.changed.notify_one();
+    }
+}
+
+struct Open {
+    id: u64,
+    kind: RequestKind,
+    sectors: Range<usize>,
+    data: Vec<u8>,
+}
+
+pub struct Guest {
+    port: Kept<Port>,
+    disk: Kept<SimDisk>,
+    bell: Arc<Bell>,
+    view: ViewId,
+    oracle: Oracle,
+    open: BTreeMap<Slot, Open>,
+    /// Disk operations: the engine's tag, and where read data goes.
+    ops: BTreeMap<Tag, (Tag, Option<(Slot, usize)>)>,
+    next_op: Tag,
+    /// What the last read showed.
+    shown: Vec<Stamp>,
+    /// The view may answer with errors: its snapshot is going.
+    pub may_fail: bool,
+}
+
+pub fn sector(stamp: Stamp) -> [u8; 512] {
+    let mut bytes = [0; 512];
+    for word in bytes.chunks_exact_mut(8) {
+        word.copy_from_slice(&stamp.to_le_bytes());
+    }
+    bytes
+}
+
+pub fn stamp(sector: &[u8]) -> Stamp {
+    let stamp = u64::from_le_bytes(sector[..8].try_into().unwrap());
+    assert!(
+        sector.chunks_exact(8).all(|word| word == &sector[..8]),
+        "a torn sector"
+    );
+    stamp
+}
+
+impl Guest {
+    pub fn new(volume: &Volume, view: ViewId) -> Self {
+        let bell = Arc::new(Bell::default());
+        let port = volume
+            .engine
+            .open_port(PortRole::View(view), 8, bell.clone());
+        Self {
+            port: Kept::new(port),
+            disk: Kept::new(volume.devices.disk()),
+            bell,
+            view,
+            oracle: volume.oracle.clone(),
+            open: BTreeMap::new(),
+            ops: BTreeMap::new(),
+            next_op: 0,
+            shown: Vec::new(),
+            may_fail: false,
+        }
+    }
+
+    /// Starts a request; several may be under way.
+    pub fn start(&mut self, kind: RequestKind, sectors: Range<usize>) {
+        let slot = (0..8).find(|s| !self.open.contains_key(s)).unwrap();
+        let id = self.oracle.next();
+        let (mut data, range) = (vec![0; sectors.len() * 512], sectors.clone());
+        match kind {
+            RequestKind::Write { .. } => {
+                data = sectors.clone().flat_map(|_| sector(id)).collect();
+                self.oracle.begin_write(self.view, id, range);
+            }
+            RequestKind::Read => self.oracle.begin_read(self.view, id, range),
+            _ => {}
+        }
+        let request = Request {
+            slot,
+            kind,
+            sector: sectors.start as u64,
+            sectors: sectors.len() as u64,
+        };
+        let open = Open {
+            id,
+            kind,
+            sectors,
+            data,
+        };
+        self.open.insert(slot, open);
+        let mut commands = Vec::new();
+        self.port.get().request(request, &mut commands);
+        self.execute(commands);
+    }
+
+    pub fn write(&mut self, sectors: Range<usize>) {
+        self.start(RequestKind::Write { durable: false }, sectors);
+        self.finish();
+    }
+
+    pub fn read(&mut self, sectors: Range<usize>) -> Vec<Stamp> {
+        self.start(RequestKind::Read, sectors);
+        self.finish();
+        self.shown.clone()
+    }
+
+    pub fn flush(&mut self) {
+        self.start(RequestKind::Flush, 0..0);
+        self.finish();
+    }
+
+    /// Waits until all requests have ended.
+    pub fn finish(&mut self) {
+        while !self.open.is_empty() {
+            self.turn();
+        }
+    }
+
+    /// Waits until the port may go, as a worker does.
+    pub fn close(mut self) {
+        while !self.port.get().is_idle() || self.disk.get().in_flight() > 0 {
+            self.turn();
+        }
+    }
+
+    fn turn(&mut self) {
+        let mut commands = Vec::new();
+        self.port.get().take_inbox(&mut commands);
+        let mut moved = !commands.is_empty();
+        self.execute(commands);
+        let mut done = Vec::new();
+        let disk = self.disk.get();
+        disk.reap(false, &mut done);
+        if done.is_empty() && !moved && disk.in_flight() > 0 {
+            disk.reap(true, &mut done);
+        }
+        for done in done {
+            moved = true;
+            let (tag, to) = self.ops.remove(&done.tag).unwrap();
+            if let (Some((slot, at)), Some(Buffer::Owned(b))) = (to, &done.buffer) {
+                let open = self.open.get_mut(&slot).unwrap();
+                open.data[at..][..b.len()].copy_from_slice(b.as_slice());
+            }
+            let mut commands = Vec::new();
+            let port = self.port.get();
+            port.io_done(tag, done.result, done.buffer, &mut commands);
+            self.execute(commands);
+        }
+        if !moved && !self.open.is_empty() {
+            self.bell.wait();
+        } else if !moved {
+            shuttle::thread::yield_now();
+        }
+    }
+
+    fn execute(&mut self, commands: Vec<Command>) {
+        for command in commands {
+            let (tag, device, kind, to) = match command {
+                Command::GuestRead {
+                    tag,
+                    device,
+                    offset,
+                    slot,
+                    slot_offset,
+                    len,
+                } => {
+                    let buffer = Buffer::Owned(OwnedBuffer::zeroed(len));
+                    let to = Some((slot, slot_offset));
+                    (tag, device, OpKind::Read { offset, buffer }, to)
+                }
+                Command::GuestWrite {
+                    tag,
+                    device,
+                    offset,
+                    slot,
+                    slot_offset,
+                    len,
+                    durable,
+                } => {
+                    let mut buffer = OwnedBuffer::zeroed(len);
+                    let data = &self.open[&slot].data[slot_offset..][..len];
+                    buffer.as_mut_slice().copy_from_slice(data);
+                    let buffer = Buffer::Owned(buffer);
+                    let kind = OpKind::Write {
+                        offset,
+                        buffer,
+                        durable,
+                    };
+                    (tag, device, kind, None)
+                }
+                Command::Read {
+                    tag,
+                    device,
+                    offset,
+                    buffer,
+                } => (tag, device, OpKind::Read { offset, buffer }, None),
+                Command::Write {
+                    tag,
+                    device,
+                    offset,
+                    mut buffer,
+                    durable,
+                    patch,
+                } => {
+                    if let Some(p) = patch {
+                        let data = &self.open[&p.slot].data[p.slot_offset..][..p.len];
+                        assert!(buffer.write_at(p.buffer_offset, data));
+                    }
+                    let kind = OpKind::Write {
+                        offset,
+                        buffer,
+                        durable,
+                    };
+                    (tag, device, kind, None)
+                }
+                Command::Flush { tag, device } => (tag, device, OpKind::Flush, None),
+                Command::Complete { slot, status } => {
+                    self.complete(slot, status);
+                    continue;
+                }
+                other => panic!("not for a guest: {other:?}"),
+            };
+            self.next_op += 1;
+            let tag_of_op = self.next_op;
+            self.ops.insert(tag_of_op, (tag, to));
+            let op = Op {
+                tag: tag_of_op,
+                device,
+                kind,
+            };
+            self.disk.get().submit(op);
+        }
+    }
+
+    fn complete(&mut self, slot: Slot, status: Status) {
+        let open = self.open.remove(&slot).unwrap();
+        if status != Status::Ok {
+            assert!(self.may_fail, "{:?} of {:?} fails", open.kind, self.view);
+            return;
+        }
+        match open.kind {
+            RequestKind::Read => {
+                self.shown = open.data.chunks_exact(512).map(stamp).collect();
+                let first = open.sectors.start;
+                self.oracle.end_read(self.view, open.id, first, &self.shown);
+            }
+            RequestKind::Write { .. } => self.oracle.end_write(self.view, open.id, open.sectors),
+            _ => {}
+        }
+    }
+}
