@@ -597,9 +597,7 @@ impl Core {
     /// Runs `drain.then` once nothing that it waits for is registered any more.
     pub fn add_drain(&mut self, drain: Drain) {
         self.drains.push(drain);
-        self.shared
-            .drains
-            .store(self.drains.len(), Ordering::Release);
+        self.tell_drains();
         fence_change();
     }
 
@@ -615,9 +613,13 @@ impl Core {
                 at += 1;
             }
         }
-        self.shared
-            .drains
-            .store(self.drains.len(), Ordering::Release);
+        self.tell_drains();
         moved
+    }
+
+    /// Ports look at the number when a registration ends.
+    pub fn tell_drains(&self) {
+        let waiting = self.drains.len();
+        self.shared.drains.store(waiting, Ordering::Release);
     }
 }

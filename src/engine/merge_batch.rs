@@ -487,6 +487,7 @@ impl Core {
         // Nothing may set off a later batch in this one's name.
         self.drains
             .retain(|d| !matches!(d, Drain::MergeWrites { .. }));
+        self.tell_drains();
         self.release_merge_waiters();
     }
 }

@@ -171,3 +171,55 @@ fn a_flush_that_failed_for_a_guest_is_not_believed_for_the_merge() {
     );
     assert!(w.control_wait(ControlRequest::Sync).is_err());
 }
+
+/// Two flushes of one view under way at once; the first to end has failed.
+fn two_flushes(w: &mut World, view: ViewId, failing: crate::io::DeviceId) -> [Status; 2] {
+    let pair = [0, 1].map(|_| w.add_actor(PortRole::View(view)));
+    let fault = Fault::new(FaultOn::Flush, Errno::EIO).device(failing);
+    w.devices.fail(fault.once());
+    for actor in pair {
+        let request = Request {
+            slot: 0,
+            kind: RequestKind::Flush,
+            sector: 0,
+            sectors: 0,
+        };
+        w.submit(actor, request, Vec::new());
+    }
+    pair.map(|actor| {
+        while w.step_actor(actor) {}
+        w.actors[actor].completed.pop().unwrap().1
+    })
+}
+
+#[test]
+fn a_flush_beside_one_that_failed_is_not_believed() {
+    // What went wrong: the failed one had lost what the other covered, too.
+    let failed = [Status::IoError; 2];
+    let mut w = World::new(6, 256);
+    let s = w.add_snapshot(1, 8, 2000, "P", false);
+    let origin = w.origin;
+    assert_eq!(two_flushes(&mut w, ViewId::ORIGIN, origin), failed);
+
+    let mut w = World::new(7, 256);
+    assert_eq!(w.add_snapshot(1, 8, 2000, "P", false), s);
+    let cow = w.cows[&s];
+    assert_eq!(two_flushes(&mut w, s, cow), failed, "a snapshot's store");
+
+    let mut w = World::new(8, 256);
+    assert_eq!(w.add_snapshot(1, 8, 2000, "P", false), s);
+    let view = w.add_actor(PortRole::View(ViewId::ORIGIN));
+    w.write(view, 0, 256, 900);
+    w.merge_background = false;
+    let handover = ControlRequest::Handover {
+        snapshot: s,
+        writes: MergeWrites::Redirect,
+        follow: false,
+    };
+    w.control_wait(handover).unwrap();
+    let cow = w.cows[&s];
+    let told = two_flushes(&mut w, ViewId::ORIGIN, cow);
+    assert_eq!(told, failed, "a merging store");
+    let stop = w.control_wait(ControlRequest::Sync);
+    assert!(stop.is_err(), "nor is a clean stop believed");
+}

@@ -79,11 +79,9 @@ impl Sim {
             }
         }
         let given_up = self.given_up.clone();
-        if self
-            .record
-            .merging
-            .is_some_and(|m| given_up.contains(&m.snapshot))
-        {
+        // Forgotten, as the daemon asks for it: its handover never took place.
+        let lost = |id| given_up.contains(&id) || !snapshots.contains_key(&id);
+        if self.record.merging.is_some_and(|m| lost(m.snapshot)) {
             self.record.merging = None;
         }
         self.views.retain(|id, _| {
@@ -118,7 +116,8 @@ impl Sim {
     }
 
     fn is_valid(&self, id: SnapshotId) -> Result<bool, String> {
-        let Some(recorded) = self.record.snapshots.get(&id) else {
+        let recorded = self.record.snapshots.get(&id);
+        let Some(recorded) = recorded.filter(|r| r.valid) else {
             return Ok(false);
         };
         let found = load(

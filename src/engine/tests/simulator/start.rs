@@ -288,6 +288,12 @@ impl Sim {
                 if merging || !self.record.snapshots.contains_key(&id) {
                     return Ok(true);
                 }
+                // The state file says so first; else an unwritable header would matter.
+                if let Some(recorded) = self.record.snapshots.get_mut(&id)
+                    && !self.faulty.is_empty()
+                {
+                    recorded.valid = false;
+                }
                 self.control = Some(Control::Remove(id));
                 self.w
                     .control(1, ControlRequest::RemoveSnapshot { snapshot: id });
