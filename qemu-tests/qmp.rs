@@ -19,7 +19,13 @@ impl Qmp {
         let mut qmp = Self {
             reader: BufReader::new(stream),
         };
-        let greeting = qmp.receive();
+        // What happens while we connect may be told before the greeting.
+        let greeting = loop {
+            let line = qmp.receive();
+            if line.get("event").is_none() {
+                break line;
+            }
+        };
         assert!(greeting.get("QMP").is_some(), "no QMP greeting: {greeting}");
         qmp.command("qmp_capabilities");
         qmp

@@ -196,6 +196,18 @@ impl Actor {
                         }
                         (tag, Some(buffer))
                     }
+                    Command::Zero {
+                        tag,
+                        device,
+                        offset,
+                        len,
+                        ..
+                    } => {
+                        for offset in (offset..offset + len).step_by(512) {
+                            self.disks.at(device, offset).store(0, Ordering::Relaxed);
+                        }
+                        (tag, None)
+                    }
                     Command::Flush { tag, .. } => (tag, None),
                     Command::Complete { status, .. } => {
                         self.ended = Some(status);
@@ -322,6 +334,7 @@ fn add(metadata: store::Metadata) -> ControlRequest {
         keep_on_overflow: false,
         valid: true,
         defer_commits: false,
+        discards: Discards::default(),
     };
     ControlRequest::AddSnapshot {
         snapshot: SNAPSHOT,

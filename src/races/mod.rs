@@ -55,7 +55,7 @@ fn prove(name: &str, scenario: fn(), bugs: &[Mutation]) {
     for bug in bugs {
         let found = mutation::with(Some(*bug), || {
             catch_unwind(AssertUnwindSafe(|| {
-                explore(10 * schedules(), true, scenario)
+                explore(50 * schedules(), true, scenario)
             }))
         });
         assert!(found.is_err(), "{name} lets {bug:?} live");

@@ -221,6 +221,7 @@ fn handler(volume: &Volume, memory: &File) -> Handler {
         capacity_sectors: 8,
         block_size: 512,
         read_only: false,
+        max_discard_sectors: 0,
         serial: String::new(),
         num_queues: 1,
     };
@@ -273,7 +274,7 @@ fn ring_stops() {
         stamps: Vec::new(),
     };
     let mut driver = Some(thread::spawn(move || driver.run()));
-    let neighbours = [1, 3].map(|own| volume.guest(ViewId::ORIGIN, own..own + 1, 2));
+    let neighbours = [1, 3].map(|own| volume.guest(ViewId::ORIGIN, own..own + 1, 3));
     let front_end = thread::spawn(move || {
         let mut base = 0;
         for last in [false, true] {

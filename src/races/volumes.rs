@@ -74,6 +74,7 @@ impl Volume {
             keep_on_overflow: false,
             valid: true,
             defer_commits: pick(2) == 0,
+            discards: Discards::default(),
         };
         let id = self.oracle.next();
         self.oracle.begin_cut(id);
@@ -111,12 +112,13 @@ impl Volume {
 
     fn wait_for_the_end_of_the_merge(&mut self) {
         let notices = self.notices.get();
-        let mut reports = Vec::new();
-        while !reports
-            .iter()
-            .any(|r| matches!(r, Report::Notice(Notice::MergeDone { .. })))
-        {
+        loop {
+            let mut reports = Vec::new();
             notices.turn(&mut reports);
+            let done = |r: &Report| matches!(r, Report::Notice(Notice::MergeDone { .. }));
+            if reports.iter().any(done) {
+                return;
+            }
             if reports.is_empty() {
                 notices.wait(None);
             }
