@@ -335,7 +335,8 @@ impl Guest {
         }
         assert!(
             Instant::now() < deadline,
-            "{SILENT}; its console ends:\n{}",
+            "{SILENT}; QEMU's threads:\n{}its console ends:\n{}",
+            threads(self.qemu.id()),
             tail(&self.console)
         );
     }
@@ -351,6 +352,24 @@ impl Drop for Guest {
             println!("--- QEMU said:\n{}", tail(&self.log));
         }
     }
+}
+
+/// What each thread of a process waits for: tells a guest that hangs from an
+/// emulator that does.
+fn threads(process: u32) -> String {
+    let Ok(tasks) = std::fs::read_dir(format!("/proc/{process}/task")) else {
+        return String::new();
+    };
+    let mut text = String::new();
+    for task in tasks.flatten() {
+        let read = |name| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
+        let (comm, stat, wchan) = (read("comm"), read("stat"), read("wchan"));
+        let state = stat.rsplit(") ").next().and_then(|rest| rest.get(..1));
+        let (comm, state) = (comm.trim(), state.unwrap_or("?"));
+        let syscall = read("syscall");
+        text += &format!("  {comm} {state} {wchan} {}\n", syscall.trim());
+    }
+    text
 }
 
 /// Connects to a socket that QEMU is about to open.
