@@ -28,30 +28,6 @@ models() {
     fi
 }
 
-# guests: the tests with real guests, two guests' worth of work at a time: emulation
-# is slow. An emulated machine also loses an interrupt now and then, on QEMU's own
-# disks as on ours, and its console falls silent. A test that ended so, and in no
-# other way, gets one more try, and has to pass it.
-guests() {
-    local output name stalled=()
-    output=$(mktemp)
-    if cargo test --locked --test qemu -- --show-output --test-threads=2 2>&1 | tee "$output"; then
-        rm "$output"
-        return
-    fi
-    while read -r name; do
-        if ! grep -A1 "^thread '$name' .* panicked" "$output" | grep -q "^the guest says nothing"; then
-            rm "$output"
-            return 1
-        fi
-        stalled+=("$name")
-    done < <(sed -n 's/^test \(.*\) \.\.\. FAILED$/\1/p' "$output")
-    rm "$output"
-    [ ${#stalled[@]} -gt 0 ] || return 1
-    printf '\nthe guest stalled, once more: %s\n' "${stalled[*]}"
-    cargo test --locked --test qemu -- --show-output --test-threads=1 --exact "${stalled[@]}"
-}
-
 qemu-tests/install.sh
 run cargo fmt --check
 run rustfmt --check --edition 2024 images/guest/disktool.rs
@@ -66,7 +42,8 @@ run cargo test --locked --doc
 run models loom
 run models shuttle
 run images/build-guest.sh
-run guests
+# Two guests' worth of work at a time: emulation is slow.
+run cargo test --locked --test qemu -- --show-output --test-threads=2
 
 awk '/^test result:/ { passed += $4; failed += $6; ignored += $8 }
      END { printf "\n%d passed, %d failed, %d ignored\n", passed, failed, ignored }' "$log"
