@@ -91,7 +91,11 @@ fn judge<'a>(status: &'a VolumeStatus, name: &str, earlier: &Earlier, seen: bool
         return Step::AtReset;
     }
     if let Some(merge) = status.merge.as_ref().filter(|merge| merge.snapshot == name) {
-        return merge.error.as_deref().map_or(Step::Running(merge), failed);
+        let advice = merge.retry.map(|retry| format!("; {}", retry.advice()));
+        return match &merge.error {
+            Some(error) => failed(&(error.clone() + &advice.unwrap_or_default())),
+            None => Step::Running(merge),
+        };
     }
     let ended = status
         .last_merge
@@ -131,7 +135,7 @@ fn gone(error: ClientError, name: &str) -> CliError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::api::{OriginStatus, SnapshotStatus, StoreType};
+    use crate::control::api::{OriginStatus, Retry, SnapshotStatus, StoreType};
 
     fn status(state: Option<State>) -> VolumeStatus {
         let snapshot = |state| SnapshotStatus {
@@ -173,6 +177,7 @@ mod tests {
             seconds_left: None,
             paused: false,
             error: error.map(str::to_owned),
+            retry: error.map(|_| Retry::Restart),
         }
     }
 

@@ -221,6 +221,34 @@ pub struct MergeStatus {
     pub paused: bool,
     /// Why it stopped, if it failed.
     pub error: Option<String>,
+    /// How it goes on, if it failed.
+    #[serde(default)]
+    pub retry: Option<Retry>,
+}
+
+/// How a merge that failed goes on, once the cause of the failure is removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Retry {
+    /// `POST /v1/merge/resume`
+    Resume,
+    /// The daemon has to be stopped and started again: only loading the store
+    /// tells what is on disk.
+    Restart,
+}
+
+impl Retry {
+    /// What to do, for people.
+    pub const fn advice(self) -> &'static str {
+        match self {
+            Self::Resume => {
+                "nothing is lost; when the cause is removed, go on with `snapback merge --resume`"
+            }
+            Self::Restart => {
+                "nothing is lost; when the cause is removed, stop the daemon and start it again: it goes on with the merge"
+            }
+        }
+    }
 }
 
 /// Every refusal: the body of a 4xx/5xx answer.

@@ -12,6 +12,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use super::api::Retry;
 use super::utc;
 
 /// Events kept; older ones are forgotten.
@@ -26,10 +27,38 @@ pub const GUEST_KEPT_MAX: usize = 256;
 pub enum InvalidCause {
     /// The COW was full.
     Full,
-    /// The COW failed, or the origin where it had to be read for it.
+    /// The COW could not be read, written or flushed, or the origin could not be
+    /// read for it.
     Io,
     /// It was invalid when the daemon started.
     Loaded,
+}
+
+/// An I/O operation that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedIo {
+    pub device: FailedDevice,
+    pub operation: FailedOperation,
+    /// Bytes from the device's start; `null` for a flush.
+    #[serde(default)]
+    pub offset: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FailedDevice {
+    Origin,
+    Cow,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FailedOperation {
+    Read,
+    Write,
+    /// Of the COW's header or exception areas.
+    WriteMetadata,
+    Flush,
 }
 
 /// What happened: the event's `kind`, and the fields that go with it.
@@ -49,9 +78,11 @@ pub enum Happening {
     /// Recorded durably: it never comes back.
     SnapshotInvalid {
         reason: InvalidCause,
-        /// The system's words, for `io`.
+        /// For `io`: in words which operation on which file failed where, and why.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         error: Option<String>,
+        #[serde(flatten)]
+        failed: Option<FailedIo>,
     },
     /// Type PO: its own guest's write found no room; reads go on.
     SnapshotOverflow,
@@ -85,7 +116,15 @@ pub enum Happening {
     /// It was paused or had failed.
     MergeResumed,
     MergeFailed {
+        /// In words which operation on which file failed where, and why.
         reason: String,
+        retry: Retry,
+        #[serde(flatten)]
+        failed: FailedIo,
+    },
+    /// A flush of the origin failed; until the daemon is started again all fail.
+    OriginFlushFailed {
+        error: String,
     },
     /// Everything is in the origin, and the state file says so.
     MergeDone {

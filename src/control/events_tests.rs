@@ -91,6 +91,31 @@ fn the_json_of_an_event_is_what_the_manual_says() {
         Happening::SnapshotInvalid {
             reason: InvalidCause::Full,
             error: None,
+            failed: None,
+        },
+    );
+    log.tell(
+        Some("before"),
+        Happening::SnapshotInvalid {
+            reason: InvalidCause::Io,
+            error: Some("flushing the COW /c failed: bad".to_owned()),
+            failed: Some(FailedIo {
+                device: FailedDevice::Cow,
+                operation: FailedOperation::Flush,
+                offset: None,
+            }),
+        },
+    );
+    log.tell(
+        Some("before"),
+        Happening::MergeFailed {
+            reason: "writing the metadata of the COW /c at byte 4096 failed: bad".to_owned(),
+            retry: Retry::Restart,
+            failed: FailedIo {
+                device: FailedDevice::Cow,
+                operation: FailedOperation::WriteMetadata,
+                offset: Some(4096),
+            },
         },
     );
     log.tell(None, Happening::Stopping);
@@ -104,6 +129,8 @@ fn the_json_of_an_event_is_what_the_manual_says() {
     for (event, (json, rest)) in page.events.iter().zip(json.iter().zip([
         r#""snapshot":"before","kind":"usage-threshold","percent":85}"#,
         r#""snapshot":"before","kind":"snapshot-invalid","reason":"full"}"#,
+        r#""snapshot":"before","kind":"snapshot-invalid","reason":"io","error":"flushing the COW /c failed: bad","device":"cow","operation":"flush","offset":null}"#,
+        r#""snapshot":"before","kind":"merge-failed","reason":"writing the metadata of the COW /c at byte 4096 failed: bad","retry":"restart","device":"cow","operation":"write-metadata","offset":4096}"#,
         r#""snapshot":null,"kind":"stopping"}"#,
     ])) {
         let (seq, time) = (event.seq, &event.time);

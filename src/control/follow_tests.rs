@@ -24,8 +24,8 @@ fn overflow(log: &EventLog, name: &str) {
 /// hundred.
 fn flood(log: &EventLog, count: usize) {
     for _ in 0..count {
-        let reason = "x".repeat(8 << 10);
-        log.tell(Some("s"), Happening::MergeFailed { reason });
+        let error = "x".repeat(8 << 10);
+        log.tell(Some("s"), Happening::RollbackFailed { error });
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::events::{Event, Happening, InvalidCause};
+use super::events::{Event, FailedDevice, FailedIo, Happening, InvalidCause};
 use super::render::printable;
 use crate::size;
 
@@ -36,16 +36,14 @@ fn happening(what: &Happening) -> String {
             format!("snapshot {how}, COW {}", printable(cow))
         }
         Happening::SnapshotRemoved => "snapshot removed".to_owned(),
-        Happening::SnapshotInvalid { reason, error } => {
-            let why = match reason {
-                InvalidCause::Full => "its COW is full",
-                InvalidCause::Io => "its COW failed",
-                InvalidCause::Loaded => "it was so before",
-            };
-            let error = error.as_deref().map(|e| format!(" ({})", printable(e)));
-            let error = error.unwrap_or_default();
-            format!("snapshot invalid for good: {why}{error}; the origin is not affected")
-        }
+        Happening::SnapshotInvalid {
+            reason,
+            error,
+            failed,
+        } => format!(
+            "the snapshot is invalid for good: {}",
+            why_invalid(*reason, error.as_deref(), *failed)
+        ),
         Happening::SnapshotOverflow => {
             "the COW is full: reads go on, writes fail; give it more room with snapback grow"
                 .to_owned()
@@ -70,7 +68,13 @@ fn happening(what: &Happening) -> String {
         }
         Happening::MergePaused => "merge paused".to_owned(),
         Happening::MergeResumed => "merge goes on".to_owned(),
-        Happening::MergeFailed { reason } => format!("merge failed: {}", printable(reason)),
+        Happening::MergeFailed { reason, retry, .. } => {
+            format!("merge failed: {}; {}", printable(reason), retry.advice())
+        }
+        Happening::OriginFlushFailed { error } => format!(
+            "{}; guests' flushes fail until the daemon is started again",
+            printable(error)
+        ),
         Happening::MergeDone { chunks } => {
             format!("merged, {chunks} chunks; the COW is not needed any more")
         }
@@ -79,6 +83,21 @@ fn happening(what: &Happening) -> String {
         Happening::GuestReset { socket } => at("guest reset or started", socket),
         Happening::Stopping => "the daemon stops".to_owned(),
         Happening::Lost { count } => format!("{count} events lost: they are not kept any more"),
+    }
+}
+
+fn why_invalid(reason: InvalidCause, error: Option<&str>, failed: Option<FailedIo>) -> String {
+    let error = printable(error.unwrap_or("an I/O error"));
+    match (reason, failed.map(|f| f.device)) {
+        (InvalidCause::Full, _) => "its COW is full; the origin is not affected".to_owned(),
+        (InvalidCause::Loaded, _) => "it was invalid when the daemon started".to_owned(),
+        (InvalidCause::Io, Some(FailedDevice::Cow)) => {
+            format!("{error}; the origin is not affected")
+        }
+        (InvalidCause::Io, Some(FailedDevice::Origin)) => {
+            format!("{error}; what the snapshot needed from there could not be saved")
+        }
+        (InvalidCause::Io, None) => error,
     }
 }
 
@@ -116,8 +135,31 @@ mod tests {
             ),
             (
                 Some("a"),
-                json!({"kind": "snapshot-invalid", "reason": "io", "error": "No space"}),
-                "   1  T  a: snapshot invalid for good: its COW failed (No space); the origin is not affected",
+                json!({"kind": "snapshot-invalid", "reason": "io", "error": "writing the COW /c at byte 8192 failed: No space",
+                    "device": "cow", "operation": "write", "offset": 8192}),
+                "   1  T  a: the snapshot is invalid for good: writing the COW /c at byte 8192 failed: No space; \
+                 the origin is not affected",
+            ),
+            (
+                Some("a"),
+                json!({"kind": "snapshot-invalid", "reason": "io", "error": "reading the origin /o at byte 0 failed: bad",
+                    "device": "origin", "operation": "read", "offset": 0}),
+                "   1  T  a: the snapshot is invalid for good: reading the origin /o at byte 0 failed: bad; \
+                 what the snapshot needed from there could not be saved",
+            ),
+            (
+                Some("a"),
+                json!({"kind": "merge-failed", "reason": "flushing the origin /o failed: bad", "retry": "restart",
+                    "device": "origin", "operation": "flush", "offset": null}),
+                "   1  T  a: merge failed: flushing the origin /o failed: bad; nothing is lost; when the cause is removed, \
+                 stop the daemon and start it again: it goes on with the merge",
+            ),
+            (
+                Some("a"),
+                json!({"kind": "merge-failed", "reason": "writing the origin /o at byte 0 failed: bad", "retry": "resume",
+                    "device": "origin", "operation": "write", "offset": 0}),
+                "   1  T  a: merge failed: writing the origin /o at byte 0 failed: bad; nothing is lost; when the cause is \
+                 removed, go on with `snapback merge --resume`",
             ),
             (
                 None,

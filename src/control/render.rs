@@ -83,6 +83,8 @@ pub fn merge_line(merge: &MergeStatus) -> String {
     );
     if let Some(error) = &merge.error {
         let _ = write!(line, ", failed: {}", printable(error));
+        let advice = merge.retry.map(|retry| format!("; {}", retry.advice()));
+        line.push_str(&advice.unwrap_or_default());
     } else if merge.paused {
         line.push_str(", paused");
     } else {

@@ -54,6 +54,7 @@ fn merge() -> MergeStatus {
         seconds_left: Some(75),
         paused: false,
         error: None,
+        retry: None,
     }
 }
 

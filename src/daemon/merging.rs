@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 use super::state::{MergeRecord, RollbackRecord, WritePolicy};
 use super::volume::{LiveVolume, Merging, conflict, lock, not_recorded};
 use crate::control::api::{
-    ApiError, ErrorKind, MergeRequest, RollbackReply, RollbackRequest, RollbackWhen, SnapshotSpec,
-    StoreType,
+    ApiError, ErrorKind, MergeRequest, Retry, RollbackReply, RollbackRequest, RollbackWhen,
+    SnapshotSpec, StoreType,
 };
 use crate::control::events::Happening;
 use crate::engine::{ControlError, ControlRequest, SnapshotState};
@@ -258,7 +258,6 @@ impl LiveVolume {
             id,
             follow: record.follow,
             chunks,
-            error: None,
         });
         let request = ControlRequest::Handover {
             snapshot: id,
@@ -303,7 +302,22 @@ impl LiveVolume {
             ControlRequest::ResumeMerge
         };
         // What follows from it the engine tells, in its order.
-        self.drive(&mut ops, request).map_err(|e| mapped(&name, &e))
+        self.drive(&mut ops, request).map_err(|e| match e {
+            ControlError::MergeFailed => self.not_resumed(&name),
+            e => mapped(&name, &e),
+        })
+    }
+
+    fn not_resumed(&self, name: &str) -> ApiError {
+        let id = lock(&self.tables).snapshot(name).map(|s| s.id);
+        let stopped = self.engine.status().merge.and_then(|m| m.stopped);
+        let why = stopped.map(|stop| self.in_words(stop.failure, id));
+        conflict(format!(
+            "the merge of {name} cannot be resumed, because only loading the store again tells what is on disk \
+             ({}); {}",
+            why.unwrap_or_default(),
+            Retry::Restart.advice()
+        ))
     }
 
     pub(super) fn set_rate(&self, rate: u64) -> Result<(), ApiError> {
@@ -349,10 +363,6 @@ fn mapped(name: &str, error: &ControlError) -> ApiError {
         )),
         ControlError::Invalid => conflict(format!(
             "snapshot {name} is invalid and holds nothing that could be merged; remove it with snapback remove {name}"
-        )),
-        ControlError::MergeFailed => conflict(format!(
-            "the merge of {name} failed on a write or flush, and only loading the store again tells what is on disk: \
-             start the daemon again, it goes on with the merge"
         )),
         ControlError::NoMerge => conflict(format!("the merge of {name} has just ended")),
         other => ApiError::new(ErrorKind::Io, format!("snapshot {name}: {other}")),

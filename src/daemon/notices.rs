@@ -7,7 +7,7 @@ use super::state::VolumeState;
 use super::volume::{LiveVolume, lock};
 use crate::control::api::MergeOutcome;
 use crate::control::events::Happening;
-use crate::engine::{ControlRequest, InvalidReason, Notice, SnapshotId};
+use crate::engine::{ControlRequest, FailedDevice, InvalidReason, Notice, SnapshotId};
 use crate::executor::{Executor, Report};
 
 /// How long to wait before a state file that could not be written is tried again.
@@ -101,12 +101,7 @@ impl Notices {
                 }
             }
             Notice::MergePaused { snapshot } => volume.tell(snapshot, Happening::MergePaused),
-            Notice::MergeResumed { snapshot } => {
-                if let Some(merging) = &mut lock(&volume.tables).merging {
-                    merging.error = None;
-                }
-                volume.tell(snapshot, Happening::MergeResumed);
-            }
+            Notice::MergeResumed { snapshot } => volume.tell(snapshot, Happening::MergeResumed),
             Notice::Grown { snapshot } => {
                 let size = volume.cow_size(snapshot);
                 volume.tell(snapshot, Happening::SnapshotGrown { size });
@@ -139,22 +134,12 @@ impl Notices {
                 volume.tell(snapshot, Happening::SnapshotOverflow);
             }
             Notice::MergeDone { snapshot } => volume.tidy_up_merge(snapshot),
-            Notice::MergeFailed { snapshot, reason } => {
-                let mut tables = lock(&volume.tables);
-                if let Some(merging) = tables.merging.as_mut().filter(|m| m.id == snapshot) {
-                    tracing::error!(snapshot = %merging.name, %reason,
-                        "the merge stopped; guests go on, nothing is lost. snapback merge --resume tries again");
-                    merging.error = Some(reason.clone());
-                    let name = merging.name.clone();
-                    tables.last_merge = tables.merging.as_ref().map(|m| MergeOutcome {
-                        snapshot: m.name.clone(),
-                        chunks: m.chunks,
-                        error: Some(reason.clone()),
-                    });
-                    volume
-                        .events
-                        .tell(Some(&name), Happening::MergeFailed { reason });
-                }
+            Notice::MergeFailed { snapshot, stop } => volume.tell_merge_failed(snapshot, stop),
+            Notice::OriginFlushFailed { failure } => {
+                let error = volume.in_words(failure, None);
+                tracing::error!("{error}; guests' flushes fail until the daemon is started again");
+                let failed = Happening::OriginFlushFailed { error };
+                volume.events.tell(None, failed);
             }
             // The merger has its own.
             Notice::MergeWork { .. } => {}
@@ -191,11 +176,18 @@ impl LiveVolume {
                 tracing::warn!(snapshot = %name, "the snapshot was invalid before")
             }
             InvalidReason::Full => tracing::error!(snapshot = %name,
-                "the COW is full: the snapshot is invalid for good; remove it. The origin is not affected"),
-            InvalidReason::Io(errno) => {
-                let error = std::io::Error::from_raw_os_error(errno.0);
-                tracing::error!(snapshot = %name, %error,
-                    "the COW failed: the snapshot is invalid for good; remove it. The origin is not affected");
+                "the COW is full: the snapshot is invalid for good; remove it with `snapback remove {name}`. \
+                 The origin is not affected"),
+            InvalidReason::Io(failure) => {
+                let name = name.to_owned();
+                drop(tables);
+                let error = self.in_words(failure, Some(snapshot));
+                let origin = match failure.device {
+                    FailedDevice::Origin => "What it needed from there could not be saved",
+                    FailedDevice::Cow => "The origin is not affected",
+                };
+                tracing::error!(snapshot = %name,
+                    "{error}: the snapshot is invalid for good; remove it with `snapback remove {name}`. {origin}");
             }
         }
     }

@@ -223,13 +223,11 @@ fn until_merged(
                 return Ok(MergeReport { chunks: total });
             }
         }
-        let failed = lock(&volume.tables)
-            .merging
-            .as_ref()
-            .and_then(|m| m.error.clone());
-        if let Some(error) = failed {
+        if let Some(stop) = volume.engine().status().merge.and_then(|m| m.stopped) {
+            let id = lock(&volume.tables).merging.as_ref().map(|m| m.id);
             return Err(DaemonError::Refused(format!(
-                "the merge stopped: {error}. What is merged is merged; with the cause mended, the same command goes on"
+                "the merge has stopped: {}. Nothing is lost; when the cause is removed, the same command goes on",
+                volume.in_words(stop.failure, id)
             )));
         }
         let fd = std::os::fd::AsFd::as_fd(signals);

@@ -1,5 +1,6 @@
 //! The volume as users see it.
 
+use super::telling::retry;
 use super::volume::{LiveVolume, lock};
 use crate::control::api::{
     MergeStatus, OriginStatus, SnapshotStatus, State, ViewKind, ViewStatus, VolumeStatus,
@@ -21,6 +22,9 @@ impl LiveVolume {
             .as_ref()
             .map_or(0, Merger::bytes_per_second);
         let engine = self.engine.status();
+        let stopped = engine.merge.as_ref().and_then(|m| m.stopped);
+        let merged = lock(&self.tables).merging.as_ref().map(|m| m.id);
+        let error = stopped.map(|stop| self.in_words(stop.failure, merged));
         let tables = lock(&self.tables);
         let merging = tables.merging.as_ref();
 
@@ -93,13 +97,14 @@ impl LiveVolume {
                 },
                 chunks_left: progress.chunks_left,
                 bytes_per_second,
-                seconds_left: if paused || merging.error.is_some() {
+                seconds_left: if paused || error.is_some() {
                     None
                 } else {
                     left.checked_div(bytes_per_second)
                 },
                 paused,
-                error: merging.error.clone(),
+                retry: error.as_ref().and(stopped.as_ref()).map(retry),
+                error,
             }
         });
 

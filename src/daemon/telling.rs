@@ -1,8 +1,11 @@
 //! Events in the words of users: names for numbers, and what they need beside.
 
 use super::volume::{LiveVolume, lock};
-use crate::control::events::{Happening, InvalidCause};
-use crate::engine::{InvalidReason, SnapshotId, SnapshotState};
+use crate::control::api::{MergeOutcome, Retry};
+use crate::control::events::{FailedDevice, FailedIo, FailedOperation, Happening, InvalidCause};
+use crate::engine::{
+    self, Failure, InvalidReason, MergeStop, Operation, SnapshotId, SnapshotState,
+};
 
 impl LiveVolume {
     /// Tells what happened to a snapshot; of one that is gone nothing is told.
@@ -29,16 +32,53 @@ impl LiveVolume {
     }
 
     pub(super) fn tell_invalid(&self, snapshot: SnapshotId, reason: InvalidReason) {
-        let (reason, error) = match reason {
+        let (reason, failure) = match reason {
             InvalidReason::Removed => return,
             InvalidReason::Full => (InvalidCause::Full, None),
             InvalidReason::Loaded => (InvalidCause::Loaded, None),
-            InvalidReason::Io(errno) => {
-                let error = std::io::Error::from_raw_os_error(errno.0);
-                (InvalidCause::Io, Some(error.to_string()))
-            }
+            InvalidReason::Io(failure) => (InvalidCause::Io, Some(failure)),
         };
-        self.tell(snapshot, Happening::SnapshotInvalid { reason, error });
+        let what = Happening::SnapshotInvalid {
+            reason,
+            error: failure.map(|f| self.in_words(f, Some(snapshot))),
+            failed: failure.as_ref().map(failed_io),
+        };
+        self.tell(snapshot, what);
+    }
+
+    /// A failure with the names of the files; `snapshot` is whose COW it may be.
+    pub(super) fn in_words(&self, failure: Failure, snapshot: Option<SnapshotId>) -> String {
+        let tables = lock(&self.tables);
+        let cow = || {
+            let found = tables.snapshots.iter().find(|s| Some(s.id) == snapshot);
+            found.map_or("the COW".to_owned(), |s| format!("the COW {}", s.spec.cow))
+        };
+        failure.describe(match failure.device {
+            engine::FailedDevice::Origin => format!("the origin {}", self.facts.path),
+            engine::FailedDevice::Cow => cow(),
+        })
+    }
+
+    pub(super) fn tell_merge_failed(&self, snapshot: SnapshotId, stop: MergeStop) {
+        let reason = self.in_words(stop.failure, Some(snapshot));
+        let retry = retry(&stop);
+        let mut tables = lock(&self.tables);
+        let Some(merging) = tables.merging.clone().filter(|m| m.id == snapshot) else {
+            return;
+        };
+        tracing::error!(snapshot = %merging.name,
+            "{reason}: the merge has stopped; guests go on, and {}", retry.advice());
+        tables.last_merge = Some(MergeOutcome {
+            snapshot: merging.name.clone(),
+            chunks: merging.chunks,
+            error: Some(reason.clone()),
+        });
+        let what = Happening::MergeFailed {
+            reason,
+            retry,
+            failed: failed_io(&stop.failure),
+        };
+        self.events.tell(Some(&merging.name), what);
     }
 
     /// A pending rollback to `name` will not happen.
@@ -53,5 +93,30 @@ impl LiveVolume {
         let tables = lock(&self.tables);
         let found = tables.snapshots.iter().find(|s| s.id == snapshot);
         found.and_then(|s| s.spec.size).unwrap_or(0)
+    }
+}
+
+/// How a merge that stopped goes on.
+pub(super) const fn retry(stop: &MergeStop) -> Retry {
+    if stop.resumable {
+        Retry::Resume
+    } else {
+        Retry::Restart
+    }
+}
+
+const fn failed_io(failure: &Failure) -> FailedIo {
+    FailedIo {
+        device: match failure.device {
+            engine::FailedDevice::Origin => FailedDevice::Origin,
+            engine::FailedDevice::Cow => FailedDevice::Cow,
+        },
+        operation: match failure.operation {
+            Operation::Read => FailedOperation::Read,
+            Operation::Write => FailedOperation::Write,
+            Operation::WriteMetadata => FailedOperation::WriteMetadata,
+            Operation::Flush => FailedOperation::Flush,
+        },
+        offset: failure.offset,
     }
 }

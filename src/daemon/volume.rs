@@ -100,7 +100,6 @@ pub struct Merging {
     pub follow: bool,
     /// Chunks that there were at the handover.
     pub chunks: u64,
-    pub error: Option<String>,
 }
 
 impl Tables {

@@ -1,6 +1,7 @@
 //! What goes into the engine and what comes out.
 
-use crate::io::{Buffer, DeviceId, Errno, Tag, Zeroing};
+use super::failure::Failure;
+use crate::io::{Buffer, DeviceId, Tag, Zeroing};
 use crate::store::{Metadata, Usage};
 
 /// The origin view has id 0; snapshot views get the next numbers. Never reused
@@ -153,8 +154,20 @@ pub enum Notice {
     /// The merge stopped on an error; content and guest I/O go on by the content rule.
     MergeFailed {
         snapshot: SnapshotId,
-        reason: String,
+        stop: MergeStop,
     },
+    /// A flush of the origin failed for the first time: none is believed from now
+    /// on, and all of them fail until the engine is made anew.
+    OriginFlushFailed { failure: Failure },
+}
+
+/// Why a merge stopped, and whether it can go on in this engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MergeStop {
+    pub failure: Failure,
+    /// [`ControlRequest::ResumeMerge`] tries again. Otherwise it is not known what
+    /// is on disk, and only a new start, which loads the store, can go on.
+    pub resumable: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,7 +175,7 @@ pub enum InvalidReason {
     /// No space in the store for a copy-out or a write.
     Full,
     /// Reading the origin or writing the store failed.
-    Io(Errno),
+    Io(Failure),
     /// The store was invalid when loaded.
     Loaded,
     /// It was removed.
@@ -261,8 +274,8 @@ pub enum ControlError {
     NoMerge,
     #[error("another control operation is under way")]
     Busy,
-    #[error("I/O error {0}")]
-    Io(i32),
+    #[error("{0}")]
+    Io(Failure),
 }
 
 /// Called (outside all locks) when a port's inbox got its first command.
@@ -320,6 +333,8 @@ pub struct MergeStatus {
     pub chunks_done: u64,
     pub chunks_left: u64,
     pub bytes_copied: u64,
+    /// It stopped on an error.
+    pub stopped: Option<MergeStop>,
 }
 
 #[derive(Clone, Debug, Default)]

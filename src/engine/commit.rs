@@ -3,7 +3,8 @@
 use super::api::*;
 use super::control::Drain;
 use super::core::{Core, Op, Snap, Waiter, When, Work};
-use crate::io::{Buffer, Errno, OwnedBuffer};
+use super::failure::Failure;
+use crate::io::{Buffer, OwnedBuffer};
 use crate::mutation::{self, Mutation};
 use crate::store::{AppendPlan, Entry};
 
@@ -223,7 +224,7 @@ impl Core {
         );
     }
 
-    pub fn commit_step_done(&mut self, id: SnapshotId, result: Result<(), Errno>) {
+    pub fn commit_step_done(&mut self, id: SnapshotId, result: Result<(), Failure>) {
         let Some(snap) = self.snaps.get_mut(&id) else {
             return;
         };
@@ -231,12 +232,12 @@ impl Core {
             snap.commit = None;
             return;
         }
-        if let Err(errno) = result
+        if let Err(failure) = result
             && !mutation::is(Mutation::FailedCommitIgnored)
         {
             // What is on disk is unknown now: the store is not trusted again.
             snap.commit = None;
-            self.invalidate(id, InvalidReason::Io(errno));
+            self.invalidate(id, InvalidReason::Io(failure));
             return;
         }
         let Some(commit) = &mut snap.commit else {

@@ -3,13 +3,12 @@
 
 use super::api::*;
 use super::core::{Core, Op, Snap, StoreState, Waiter};
+use super::failure::Failure;
 use super::merge::Merge;
 use super::request::RequestId;
 use super::trace::{COW, PASSDOWN, READ_ORIGIN, WRITE};
 use super::views::{SharedSnapshot, ViewMode};
-use crate::io::Errno;
 use crate::mutation::{self, Mutation};
-use crate::sync::atomic::Ordering;
 use std::sync::Arc;
 
 /// A change that requests wait for.
@@ -21,7 +20,7 @@ pub(super) struct Gate {
     /// Requests that came meanwhile.
     pub queue: Vec<RequestId>,
     /// A cut: what the origin holds was made durable, or not.
-    flushed: Option<Result<(), Errno>>,
+    flushed: Option<Result<(), Failure>>,
 }
 
 #[derive(Debug)]
@@ -79,7 +78,7 @@ pub(super) struct Syncing {
     id: u64,
     flushing: bool,
     left: usize,
-    failed: Option<Errno>,
+    failed: Option<Failure>,
 }
 
 fn overlaps(chunks: &[u64], shared: &SharedSnapshot, start: u64, end: u64) -> bool {
@@ -294,7 +293,7 @@ impl Core {
         let Some(gate) = self.gate.take() else { return };
         let result = match gate.kind {
             GateKind::Cut { snapshot, store } => match (gate.flushed, store) {
-                (Some(Err(errno)), _) => Err(ControlError::Io(errno.0)),
+                (Some(Err(failure)), _) => Err(ControlError::Io(failure)),
                 (_, Some(store)) => {
                     self.install(snapshot, *store);
                     self.notify(Notice::Added { snapshot });
@@ -325,14 +324,14 @@ impl Core {
         }
     }
 
-    pub fn cut_flushed(&mut self, result: Result<(), Errno>) {
-        if result.is_err() {
-            self.origin_flush_failed();
+    pub fn cut_flushed(&mut self, result: Result<(), Failure>) {
+        if let Err(failure) = result {
+            self.origin_flush_failed(failure);
         }
-        let failed = self.shared.origin_flush_failed.load(Ordering::Acquire);
+        // A flush before this one failed: what that covered may be lost.
+        let flushed = self.flush_lost(None).map_or(Ok(()), Err);
         if let Some(gate) = &mut self.gate {
-            // A flush before this one failed: what that covered may be lost.
-            gate.flushed = Some(if failed { Err(Errno::EIO) } else { Ok(()) });
+            gate.flushed = Some(flushed);
         }
         self.open_gate();
     }
@@ -393,29 +392,31 @@ impl Core {
         }
     }
 
-    pub fn sync_flush_done(&mut self, snapshot: Option<SnapshotId>, result: Result<(), Errno>) {
+    pub fn sync_flush_done(&mut self, snapshot: Option<SnapshotId>, result: Result<(), Failure>) {
         // As for a guest's flush: what is lost now, no later flush brings back.
-        if result.is_err() && !mutation::is(Mutation::FailedSyncForgotten) {
-            self.flush_failed(snapshot);
+        if let Err(failure) = result
+            && !mutation::is(Mutation::FailedSyncForgotten)
+        {
+            self.flush_failed(snapshot, failure);
         }
         // A store that was given up since then promises nothing and fails nothing.
         let merging = self.merge.as_ref().map(|m| m.snapshot);
         let counts = snapshot.is_none() || snapshot == merging;
-        let lost = counts && self.is_flush_lost(snapshot);
-        let result = if lost { Err(Errno::EIO) } else { result };
+        let lost = self.flush_lost(snapshot).filter(|_| counts);
+        let result = result.and(lost.map_or(Ok(()), Err));
+        let origin_lost = self.flush_lost(None);
         let Some(syncing) = &mut self.syncing else {
             return;
         };
-        if let Err(errno) = result {
-            syncing.failed = Some(errno);
+        if let Err(failure) = result {
+            syncing.failed = Some(failure);
         }
         syncing.left = syncing.left.saturating_sub(1);
         if syncing.left == 0
             && let Some(syncing) = self.syncing.take()
         {
-            let lost = self.shared.origin_flush_failed.load(Ordering::Acquire);
-            let failed = syncing.failed.or(lost.then_some(Errno::EIO));
-            let result = failed.map_or(Ok(()), |e| Err(ControlError::Io(e.0)));
+            let failed = syncing.failed.or(origin_lost);
+            let result = failed.map_or(Ok(()), |e| Err(ControlError::Io(e)));
             self.control_done(syncing.port, syncing.id, result);
         }
     }

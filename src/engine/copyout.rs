@@ -11,8 +11,9 @@ use std::sync::Arc;
 use super::api::*;
 use super::buffers::PIECE_BYTES;
 use super::core::{Core, Op, StoreState, Waiter, When, Work};
+use super::failure::Failure;
 use super::port::byte_count;
-use crate::io::{Buffer, Errno};
+use crate::io::Buffer;
 use crate::mutation::{self, Mutation};
 use crate::units::{SECTOR_SHIFT, SECTOR_SIZE};
 
@@ -318,10 +319,10 @@ impl Core {
         &mut self,
         job: usize,
         piece: usize,
-        result: Result<(), Errno>,
+        result: Result<(), Failure>,
         buffer: Option<Buffer>,
     ) {
-        if let Err(errno) = result
+        if let Err(failure) = result
             && !mutation::is(Mutation::FailedCopyReadIgnored)
         {
             self.buffers.put_back(buffer);
@@ -331,7 +332,7 @@ impl Core {
                 .map(|j| j.runs.iter().map(|r| r.snapshot).collect())
                 .unwrap_or_default();
             for snapshot in failed {
-                self.invalidate(snapshot, InvalidReason::Io(errno));
+                self.invalidate(snapshot, InvalidReason::Io(failure));
             }
             self.end_piece(job, piece);
             return;
@@ -393,12 +394,12 @@ impl Core {
         job: usize,
         piece: usize,
         snapshot: SnapshotId,
-        result: Result<(), Errno>,
+        result: Result<(), Failure>,
     ) {
-        if let Err(errno) = result
+        if let Err(failure) = result
             && !mutation::is(Mutation::FailedCopyWriteIgnored)
         {
-            self.invalidate(snapshot, InvalidReason::Io(errno));
+            self.invalidate(snapshot, InvalidReason::Io(failure));
         }
         if let Some(p) = self.pieces.get_mut(piece) {
             p.writes = p.writes.saturating_sub(1);

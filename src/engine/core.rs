@@ -14,6 +14,7 @@ use super::buffers::BufferPool;
 use super::commit::{Commit, Queued};
 use super::control::{Drain, Gate, Syncing};
 use super::copyout::{CopyJob, Piece};
+use super::failure::{Attempt, FailedDevice, Failure};
 use super::merge::Merge;
 use super::port::{CORE_TAG, PortShared, Shared, publish};
 use super::request::{RequestId, SlowRequest};
@@ -154,6 +155,15 @@ pub(super) enum Op {
     CutFlush,
 }
 
+impl Op {
+    const fn writes_metadata(&self) -> bool {
+        matches!(
+            self,
+            Self::Commit { .. } | Self::Header { .. } | Self::MergeMove | Self::MergeZero
+        )
+    }
+}
+
 #[derive(Debug)]
 pub(super) enum Work {
     /// All waits of a request have ended.
@@ -178,9 +188,12 @@ pub(super) struct Core {
     pub followers: BTreeSet<ViewId>,
     pub gate: Option<Gate>,
     pub syncing: Option<Syncing>,
+    /// The flush of the origin that failed first.
+    origin_failure: Option<Failure>,
     pub drains: Vec<Drain>,
     pub requests: Slab<SlowRequest>,
-    pub ops: Slab<Op>,
+    /// With what was given out for it.
+    pub ops: Slab<(Op, Option<Attempt>)>,
     pub jobs: Slab<CopyJob>,
     pub pieces: Slab<Piece>,
     /// Bytes of copy-out jobs under way.
@@ -203,6 +216,7 @@ impl Core {
             followers: BTreeSet::new(),
             gate: None,
             syncing: None,
+            origin_failure: None,
             drains: Vec::new(),
             requests: Slab::new(),
             ops: Slab::new(),
@@ -250,6 +264,13 @@ impl Core {
     }
 
     pub fn emit(&mut self, port: usize, command: Command) {
+        if let Some((tag, attempt)) = Attempt::of(&command)
+            && let Some((_, given_out)) = usize::try_from(tag & !CORE_TAG)
+                .ok()
+                .and_then(|t| self.ops.get_mut(t))
+        {
+            *given_out = Some(attempt);
+        }
         self.out.push((port, command));
     }
 
@@ -281,7 +302,7 @@ impl Core {
         if let Some(snap) = snapshot.and_then(|s| self.snaps.get_mut(&s)) {
             snap.ios += 1;
         }
-        self.ops.insert(op) as Tag | CORE_TAG
+        self.ops.insert((op, None)) as Tag | CORE_TAG
     }
 
     pub fn origin_device(&self) -> DeviceId {
@@ -301,12 +322,17 @@ impl Core {
         result: Result<(), Errno>,
         buffer: Option<Buffer>,
     ) {
-        let Some(op) = usize::try_from(tag)
+        let Some((op, attempt)) = usize::try_from(tag)
             .ok()
             .and_then(|t| self.ops.try_remove(t))
         else {
             return;
         };
+        let (origin, metadata) = (self.origin_device(), op.writes_metadata());
+        let result = result.map_err(|errno| match attempt {
+            Some(attempt) => attempt.failed(origin, metadata, errno),
+            None => Failure::flush(FailedDevice::Origin, errno), // nothing is given out without
+        });
         let snapshot = match op {
             Op::Guest {
                 request,
@@ -394,10 +420,10 @@ impl Core {
     }
 
     /// A flush of the origin (`None`) or a store failed.
-    pub fn flush_failed(&mut self, store: Option<SnapshotId>) {
+    pub fn flush_failed(&mut self, store: Option<SnapshotId>, failure: Failure) {
         match store {
-            None => self.origin_flush_failed(),
-            Some(id) => self.store_flush_failed(id),
+            None => self.origin_flush_failed(failure),
+            Some(id) => self.store_flush_failed(id, failure),
         }
     }
 
@@ -410,25 +436,46 @@ impl Core {
         }
     }
 
-    pub fn origin_flush_failed(&mut self) {
+    /// The failure because of which a flush must not be believed, though it may
+    /// end well.
+    pub fn flush_lost(&self, store: Option<SnapshotId>) -> Option<Failure> {
+        if !self.is_flush_lost(store) {
+            return None;
+        }
+        let first = self.origin_failure.filter(|_| store.is_none());
+        let device = match store {
+            None => FailedDevice::Origin,
+            Some(_) => FailedDevice::Cow,
+        };
+        Some(first.unwrap_or(Failure::flush(device, Errno::EIO)))
+    }
+
+    pub fn origin_flush_failed(&mut self, failure: Failure) {
         if !mutation::is(Mutation::FailedFlushForgotten) {
             self.shared
                 .origin_flush_failed
                 .store(true, Ordering::Release);
         }
+        if self.origin_failure.is_none() {
+            self.origin_failure = Some(failure);
+            self.notify(Notice::OriginFlushFailed { failure });
+            if self.merge.as_ref().is_some_and(|m| m.failed.is_some()) {
+                self.fail_merge(failure);
+            }
+        }
     }
 
     /// A store's device lost what a flush should have kept. A store that merges
     /// cannot be given up: it is all that there is of its chunks.
-    pub fn store_flush_failed(&mut self, id: SnapshotId) {
+    pub fn store_flush_failed(&mut self, id: SnapshotId, failure: Failure) {
         if self.merge.as_ref().is_some_and(|m| m.snapshot == id)
             && let Some(snap) = self.snaps.get(&id)
         {
             let failed = !mutation::is(Mutation::FailedStoreFlushForgotten);
             snap.shared.flush_failed.store(failed, Ordering::Release);
-            self.fail_merge("flushing the COW device failed".into());
+            self.fail_merge(failure);
         } else {
-            self.invalidate(id, InvalidReason::Io(Errno::EIO));
+            self.invalidate(id, InvalidReason::Io(failure));
         }
     }
 

@@ -34,6 +34,7 @@ impl Core {
                 .get(&m.snapshot)
                 .map_or(0, |s| s.metadata.entries().len() as u64),
             bytes_copied: m.bytes_copied,
+            stopped: self.merge_stopped(),
         });
         EngineStatus { snapshots, merge }
     }

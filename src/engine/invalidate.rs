@@ -10,13 +10,18 @@ use crate::sync::atomic::Ordering;
 use super::api::*;
 use super::control::Drain;
 use super::core::{Core, Op, StoreState, Waiter, When};
-use crate::io::{Buffer, Errno, OwnedBuffer};
+use super::failure::Failure;
+use crate::io::{Buffer, OwnedBuffer};
 use crate::mutation::{self, Mutation};
 
 impl Core {
     pub fn invalidate(&mut self, id: SnapshotId, reason: InvalidReason) {
         if self.merge.as_ref().is_some_and(|m| m.snapshot == id) {
-            return self.fail_merge(format!("the store failed: {reason:?}"));
+            // Nothing is added to a merging store, so that only an I/O error ends here.
+            if let InvalidReason::Io(failure) = reason {
+                self.fail_merge(failure);
+            }
+            return;
         }
         let Some(snap) = self.snaps.get_mut(&id) else {
             return;
@@ -85,7 +90,7 @@ impl Core {
         }
     }
 
-    pub fn header_written(&mut self, id: SnapshotId, result: Result<(), Errno>) {
+    pub fn header_written(&mut self, id: SnapshotId, result: Result<(), Failure>) {
         if result.is_ok() || mutation::is(Mutation::FailedInvalidationIgnored) {
             return self.add_drain(Drain::InvalidReads {
                 snapshot: id,

@@ -9,12 +9,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::api::*;
 use super::control::Drain;
 use super::core::{Core, Waiter};
+use super::failure::Failure;
 use super::merge_batch::Batch;
 use super::request::{RequestId, Stage};
 use super::trace::{COW, WRITE};
 use super::views::{Extent, ViewMode};
 use crate::mutation::{self, Mutation};
-use crate::sync::atomic::Ordering;
 
 #[derive(Debug)]
 pub(super) struct Merge {
@@ -23,7 +23,9 @@ pub(super) struct Merge {
     pub follow: bool,
     pub paused: bool,
     /// Why it stopped. Guest writes then go by the redirect rule.
-    pub failed: Option<String>,
+    pub failed: Option<Failure>,
+    /// It was told that only a new start can go on.
+    pub told_final: bool,
     /// Chunks of a batch whose removal failed: whether their entries are on disk
     /// is unknown, so writes to them are refused until the store is loaded again.
     pub limbo: BTreeSet<u64>,
@@ -45,6 +47,7 @@ impl Merge {
             follow,
             paused: false,
             failed: None,
+            told_final: false,
             limbo: BTreeSet::new(),
             batch: None,
             urgent: BTreeSet::new(),
@@ -138,15 +141,9 @@ impl Core {
     }
 
     pub fn pause_merge(&mut self, pause: bool) -> Result<(), ControlError> {
-        let origin_failed = self.shared.origin_flush_failed.load(Ordering::Acquire);
+        let stopped = self.merge_stopped();
         let merge = self.merge.as_mut().ok_or(ControlError::NoMerge)?;
-        let store_failed = self
-            .snaps
-            .get(&merge.snapshot)
-            .is_some_and(|s| s.shared.flush_failed.load(Ordering::Acquire));
-        let unknown = origin_failed || store_failed || !merge.limbo.is_empty();
-        if !pause && merge.failed.is_some() && unknown {
-            // What is on disk is unknown: only loading it again tells.
+        if !pause && stopped.is_some_and(|stop| !stop.resumable) {
             return Err(ControlError::MergeFailed);
         }
         let (snapshot, was_paused) = (merge.snapshot, merge.paused);
@@ -167,17 +164,39 @@ impl Core {
         Ok(())
     }
 
+    /// Why the merge stopped. It cannot be resumed where it is unknown what is on
+    /// disk: after a failed flush or metadata write only loading the store tells.
+    pub fn merge_stopped(&self) -> Option<MergeStop> {
+        let merge = self.merge.as_ref()?;
+        let failure = merge.failed?;
+        let unknown = self.is_flush_lost(None)
+            || self.is_flush_lost(Some(merge.snapshot))
+            || !merge.limbo.is_empty();
+        Some(MergeStop {
+            failure,
+            resumable: !unknown,
+        })
+    }
+
     /// Stops the merge. What is merged is merged; the rest stays in the store.
-    pub fn fail_merge(&mut self, reason: String) {
+    pub fn fail_merge(&mut self, failure: Failure) {
         let Some(merge) = &mut self.merge else { return };
-        if merge.failed.is_some() {
-            return;
+        let first = merge.failed.is_none();
+        if first {
+            merge.failed = Some(failure);
+            self.abandon_batch();
+            self.release_merge_waiters();
         }
-        merge.failed = Some(reason.clone());
-        let snapshot = merge.snapshot;
-        self.abandon_batch();
-        self.release_merge_waiters();
-        self.notify(Notice::MergeFailed { snapshot, reason });
+        let resumable = self.merge_stopped().is_some_and(|stop| stop.resumable);
+        let Some(merge) = &mut self.merge else { return };
+        // A later failure is told if it takes away the way to go on.
+        if first || !resumable && !merge.told_final {
+            merge.failed = Some(failure);
+            merge.told_final = !resumable;
+            let snapshot = merge.snapshot;
+            let stop = MergeStop { failure, resumable };
+            self.notify(Notice::MergeFailed { snapshot, stop });
+        }
     }
 
     /// The log is empty: the store can go once nobody reads it any more.

@@ -13,13 +13,13 @@ use super::api::*;
 use super::buffers::PIECE_BYTES;
 use super::control::Drain;
 use super::core::{Core, Op, Waiter};
+use super::failure::Failure;
 use super::port::byte_count;
 use super::trace::fence_change;
 use super::views::SharedSnapshot;
-use crate::io::{Buffer, Errno, OwnedBuffer};
+use crate::io::{Buffer, OwnedBuffer};
 use crate::mutation::{self, Mutation};
 use crate::store::{Entry, MetaWrite, RemovalPlan};
-use crate::sync::atomic::Ordering;
 use crate::units::SECTOR_SHIFT;
 
 /// Pieces under way at once in one batch.
@@ -59,6 +59,9 @@ pub(super) struct Batch {
     /// Next to copy: run, and sector within it.
     next: (usize, u64),
     ios: usize,
+    /// Something of it failed: it does nothing more, also if the merge is resumed
+    /// before its last I/O has ended.
+    abandoned: bool,
     plan: Option<RemovalPlan>,
 }
 
@@ -125,6 +128,7 @@ impl Core {
             queued: false,
             next: (0, 0),
             ios: 0,
+            abandoned: false,
             plan: None,
         });
         self.look_again(Waiter::Batch);
@@ -272,13 +276,13 @@ impl Core {
     pub fn merge_read_done(
         &mut self,
         origin_sector: u64,
-        result: Result<(), Errno>,
+        result: Result<(), Failure>,
         buffer: Option<Buffer>,
     ) {
         let origin = self.origin_device();
         if self.stopped() || result.is_err() && !mutation::is(Mutation::FailedMergeReadIgnored) {
             self.buffers.put_back(buffer);
-            return self.merge_io_ended(result, "reading the COW device failed");
+            return self.merge_io_ended(result);
         }
         let (Some(batch), Some(buffer)) = (self.batch(), buffer) else {
             return;
@@ -299,11 +303,11 @@ impl Core {
         );
     }
 
-    pub fn merge_write_done(&mut self, result: Result<(), Errno>) {
-        self.merge_io_ended(result, "writing the origin failed");
+    pub fn merge_write_done(&mut self, result: Result<(), Failure>) {
+        self.merge_io_ended(result);
     }
 
-    pub fn merge_flush_done(&mut self, result: Result<(), Errno>) {
+    pub fn merge_flush_done(&mut self, result: Result<(), Failure>) {
         let result = result.or_else(|e| {
             if mutation::is(Mutation::FailedMergeFlushIgnored) {
                 Ok(())
@@ -311,14 +315,13 @@ impl Core {
                 Err(e)
             }
         });
-        if result.is_err() {
-            self.origin_flush_failed();
+        if let Err(failure) = result {
+            self.origin_flush_failed(failure);
         }
         // A guest's flush that failed may be the one that heard of this batch's
         // lost writes: after it, no flush of the origin is believed.
-        let lost = self.shared.origin_flush_failed.load(Ordering::Acquire);
-        let result = if lost { Err(Errno::EIO) } else { result };
-        if !self.merge_io_ok(result, "flushing the origin failed") {
+        let result = result.and(self.flush_lost(None).map_or(Ok(()), Err));
+        if !self.merge_io_ok(result) {
             return;
         }
         let Some(merge) = &mut self.merge else { return };
@@ -367,8 +370,8 @@ impl Core {
         );
     }
 
-    pub fn merge_move_done(&mut self, result: Result<(), Errno>) {
-        if !self.merge_io_ok(result, "writing the COW's metadata failed") {
+    pub fn merge_move_done(&mut self, result: Result<(), Failure>) {
+        if !self.merge_io_ok(result) {
             return;
         }
         if self.batch().is_some_and(|b| b.ios == 0) {
@@ -394,8 +397,8 @@ impl Core {
         self.write_metadata(Op::MergeZero, port, device, &write);
     }
 
-    pub fn merge_zero_done(&mut self, result: Result<(), Errno>) {
-        if self.merge_io_ok(result, "writing the COW's metadata failed") {
+    pub fn merge_zero_done(&mut self, result: Result<(), Failure>) {
+        if self.merge_io_ok(result) {
             self.next_zero();
         }
     }
@@ -437,23 +440,24 @@ impl Core {
     // ---- failure
 
     fn stopped(&self) -> bool {
-        self.merge.as_ref().is_none_or(|m| m.failed.is_some())
+        let batch = self.merge.as_ref().and_then(|m| m.batch.as_ref());
+        batch.is_none_or(|b| b.abandoned)
     }
 
-    fn merge_io_ended(&mut self, result: Result<(), Errno>, what: &str) {
-        if self.merge_io_ok(result, what) {
+    fn merge_io_ended(&mut self, result: Result<(), Failure>) {
+        if self.merge_io_ok(result) {
             self.pump_merge();
         }
     }
 
     /// Accounts for one I/O; false if the batch does not go on.
-    fn merge_io_ok(&mut self, result: Result<(), Errno>, what: &str) -> bool {
+    fn merge_io_ok(&mut self, result: Result<(), Failure>) -> bool {
         let Some(batch) = self.batch() else {
             return false;
         };
         batch.ios = batch.ios.saturating_sub(1);
-        if let Err(errno) = result {
-            self.fail_merge(format!("{what} (errno {})", errno.0));
+        if let Err(failure) = result {
+            self.fail_merge(failure);
         }
         if !self.stopped() {
             return true;
@@ -469,7 +473,10 @@ impl Core {
         let Some(snap) = self.snaps.get(&merge.snapshot) else {
             return;
         };
-        let Some(batch) = &merge.batch else { return };
+        let Some(batch) = &mut merge.batch else {
+            return;
+        };
+        batch.abandoned = true;
         let limbo = matches!(batch.phase, Phase::Move | Phase::Zero(_))
             && !mutation::is(Mutation::FailedRemovalForgotten);
         if limbo {
@@ -484,11 +491,15 @@ impl Core {
             }
         }
         merge.batch = None;
+        let (snapshot, resumed) = (merge.snapshot, merge.failed.is_none());
         // Nothing may set off a later batch in this one's name.
         self.drains
             .retain(|d| !matches!(d, Drain::MergeWrites { .. }));
         self.tell_drains();
         self.release_merge_waiters();
+        if resumed {
+            self.notify(Notice::MergeWork { snapshot });
+        }
     }
 }
 

@@ -12,6 +12,7 @@ mod control;
 mod copyout;
 mod core;
 mod discard;
+mod failure;
 mod inspect;
 mod invalidate;
 mod merge;
@@ -30,4 +31,5 @@ mod loom_tests;
 mod tests;
 
 pub use api::*;
+pub use failure::{FailedDevice, Failure, Operation};
 pub use port::{Engine, Port};

@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError};
 use super::api::*;
 use super::core::Core;
 use super::discard;
+use super::failure::{FailedDevice, Failure};
 use super::trace::{COW, OTHER, READ_ORIGIN, Trace, WRITE, fence_change};
 use super::views::{Config, Extent, SharedSnapshot, ViewMode, is_settled, resolve_read};
 use crate::io::{Buffer, DeviceId, Errno, Tag};
@@ -421,9 +422,14 @@ impl Port {
             return failed;
         };
         let store = local.store.clone().filter(|_| tag & COW_FLUSH_TAG != 0);
-        if failed {
+        if let Err(errno) = result {
+            let device = match store {
+                None => FailedDevice::Origin,
+                Some(_) => FailedDevice::Cow,
+            };
+            let failure = Failure::flush(device, errno);
             self.enter(out, |core, _| {
-                core.flush_failed(store.as_ref().map(|s| s.id))
+                core.flush_failed(store.as_ref().map(|s| s.id), failure)
             });
         }
         failed

@@ -2,10 +2,10 @@
 
 use super::api::*;
 use super::core::{Core, Op, Waiter, When, Work};
+use super::failure::Failure;
 use super::port::byte_count;
 use super::trace::{COW, OTHER, WRITE};
 use super::views::{Extent, ViewMode, resolve_read};
-use crate::io::Errno;
 use crate::mutation::{self, Mutation};
 use crate::units::SECTOR_SHIFT;
 
@@ -213,15 +213,15 @@ impl Core {
         id: RequestId,
         snapshot: Option<SnapshotId>,
         fresh: Vec<u64>,
-        result: Result<(), Errno>,
+        result: Result<(), Failure>,
     ) {
-        if let Err(errno) = result {
+        if let Err(failure) = result {
             if let Some(request) = self.requests.get_mut(id) {
                 request.failed = true;
             }
             if let Some(snapshot) = snapshot.filter(|_| !fresh.is_empty()) {
                 // The store's log cannot have a gap: without its data, no later entry either.
-                self.invalidate(snapshot, InvalidReason::Io(errno));
+                self.invalidate(snapshot, InvalidReason::Io(failure));
             }
         } else if let Some(snapshot) = snapshot {
             for chunk in fresh {
@@ -340,10 +340,10 @@ impl Core {
         &mut self,
         id: RequestId,
         store: Option<SnapshotId>,
-        result: Result<(), Errno>,
+        result: Result<(), Failure>,
     ) {
-        if result.is_err() {
-            self.flush_failed(store);
+        if let Err(failure) = result {
+            self.flush_failed(store, failure);
         }
         // One that failed beside it lost what this one covers, too.
         let lost = self.is_flush_lost(store) && !mutation::is(Mutation::FlushBesideFailedOne);

@@ -10,11 +10,12 @@ use std::sync::Arc;
 use super::api::*;
 use super::buffers::PIECE_BYTES;
 use super::core::{Core, Op, StoreState, Waiter, When, Work};
+use super::failure::Failure;
 use super::port::byte_count;
 use super::request::{RequestId, Stage};
 use super::trace::{COW, WRITE};
 use super::views::{Extent, SharedSnapshot};
-use crate::io::{Buffer, Errno};
+use crate::io::Buffer;
 use crate::mutation::{self, Mutation};
 use crate::units::SECTOR_SHIFT;
 
@@ -203,7 +204,7 @@ impl Core {
         id: RequestId,
         snapshot: SnapshotId,
         chunk: u64,
-        result: Result<(), Errno>,
+        result: Result<(), Failure>,
         buffer: Option<Buffer>,
     ) {
         let usable = self.snaps.get(&snapshot).is_some_and(|s| s.is_usable());
@@ -212,8 +213,8 @@ impl Core {
             if let Some(request) = self.requests.get_mut(id) {
                 request.failed = true;
             }
-            if let Err(errno) = result {
-                self.invalidate(snapshot, InvalidReason::Io(errno));
+            if let Err(failure) = result {
+                self.invalidate(snapshot, InvalidReason::Io(failure));
             }
             return self.wake(Waiter::Request(id));
         }
@@ -266,15 +267,15 @@ impl Core {
         id: RequestId,
         snapshot: SnapshotId,
         chunk: u64,
-        result: Result<(), Errno>,
+        result: Result<(), Failure>,
     ) {
         match result {
             Ok(()) => self.fresh_written(id, snapshot, chunk),
-            Err(errno) => {
+            Err(failure) => {
                 if let Some(request) = self.requests.get_mut(id) {
                     request.failed = true;
                 }
-                self.invalidate(snapshot, InvalidReason::Io(errno));
+                self.invalidate(snapshot, InvalidReason::Io(failure));
             }
         }
         self.wake(Waiter::Request(id));

@@ -261,8 +261,8 @@ fn run_to_end(
                     progress(last);
                     return Ok(());
                 }
-                Report::Notice(Notice::MergeFailed { reason, .. }) => {
-                    return Err(MergeFailure::Failed(reason));
+                Report::Notice(Notice::MergeFailed { stop, .. }) => {
+                    return Err(MergeFailure::Failed(stop.failure.to_string()));
                 }
                 Report::Notice(notice) => other(notices, notice),
                 Report::ControlDone { .. } => {}

@@ -9,8 +9,11 @@
 mod cancel;
 mod discards;
 mod events;
+mod failures;
 mod grow;
 mod guest;
+#[path = "../common/inject.rs"]
+mod inject;
 mod longer;
 mod read_only;
 

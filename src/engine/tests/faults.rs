@@ -223,3 +223,183 @@ fn a_flush_beside_one_that_failed_is_not_believed() {
     let stop = w.control_wait(ControlRequest::Sync);
     assert!(stop.is_err(), "nor is a clean stop believed");
 }
+
+/// What went wrong: a merge was resumed while pieces of the batch that had failed
+/// were still being copied. They ended well, the batch went on, and the entry of
+/// the piece that had failed was removed without its data.
+#[test]
+fn a_merge_that_is_resumed_while_its_failed_batch_ends_loses_nothing() {
+    for (on, cow) in [(FaultOn::Read, true), (FaultOn::Write, false)] {
+        for seed in 0..20 {
+            let mut w = World::new(seed, 512);
+            let origin = w.add_actor(PortRole::View(ViewId::ORIGIN));
+            let s = w.add_snapshot(1, 8, 4000, "P", false);
+            // In an order that makes every chunk a run of its own.
+            for n in 0..64 {
+                w.write(origin, n * 40 % 512, 8, 900);
+            }
+            let device = if cow { w.cows[&s] } else { w.origin };
+            w.devices
+                .fail(Fault::new(on, Errno::EIO).device(device).once());
+            w.control_wait(ControlRequest::Handover {
+                snapshot: s,
+                writes: MergeWrites::Wait,
+                follow: false,
+            })
+            .unwrap();
+            let stopped = |w: &World| w.engine.status().merge.is_some_and(|m| m.stopped.is_some());
+            while !stopped(&w) {
+                w.advance();
+            }
+            w.control_wait(ControlRequest::ResumeMerge).unwrap();
+            w.settle();
+            assert!(w.engine.status().merge.is_none(), "{seed}: does not end");
+            let expected: Vec<u64> = (0..512).collect();
+            let seen = w.read(origin, 0, 512).unwrap();
+            assert_eq!(seen, expected, "{on:?} cow {cow} {seed}");
+        }
+    }
+}
+
+/// What was told of a merge's failures: device, operation, and whether it can be
+/// resumed; each must be true.
+#[test]
+fn every_failure_of_a_merge_is_told_with_the_way_on() {
+    use FailedDevice::{Cow, Origin};
+    use Operation::{Flush, Read, Write, WriteMetadata};
+    let areas = 4096..8192;
+    let cases = [
+        (FaultOn::Read, Cow, Read, true),
+        (FaultOn::Write, Origin, Write, true),
+        (FaultOn::Flush, Origin, Flush, false),
+        (FaultOn::Write, Cow, WriteMetadata, false),
+    ];
+    for (on, device, operation, resumable) in cases {
+        let mut w = World::new(1, 512);
+        let origin = w.add_actor(PortRole::View(ViewId::ORIGIN));
+        let s = w.add_snapshot(1, 8, 4000, "P", false);
+        w.write(origin, 0, 512, 900);
+        let failing = if device == Cow { w.cows[&s] } else { w.origin };
+        let mut fault = Fault::new(on, Errno::ENOSPC).device(failing).once();
+        if operation == WriteMetadata {
+            fault = fault.range(areas.clone());
+        }
+        w.devices.fail(fault);
+        w.control_wait(ControlRequest::Handover {
+            snapshot: s,
+            writes: MergeWrites::Wait,
+            follow: false,
+        })
+        .unwrap();
+        w.settle();
+        let told = std::mem::take(&mut w.actors[NOTICES].notices);
+        let told: Vec<MergeStop> = told
+            .iter()
+            .filter_map(|n| match n {
+                Notice::MergeFailed { stop, .. } => Some(*stop),
+                _ => None,
+            })
+            .collect();
+        let [stop] = told[..] else {
+            panic!("{operation:?}: told {told:?}")
+        };
+        let Failure { errno, offset, .. } = stop.failure;
+        assert_eq!(
+            (stop.failure.device, stop.failure.operation, errno),
+            (device, operation, Errno::ENOSPC)
+        );
+        assert_eq!(offset.is_none(), operation == Flush, "{offset:?}");
+        assert!(operation != WriteMetadata || areas.contains(&offset.unwrap()));
+        assert_eq!(stop.resumable, resumable, "{operation:?}");
+        assert_eq!(w.engine.status().merge.unwrap().stopped, Some(stop));
+        let resumed = w.control_wait(ControlRequest::ResumeMerge);
+        assert_eq!(resumed.is_ok(), resumable, "{operation:?}");
+        w.settle();
+        assert_eq!(w.engine.status().merge.is_none(), resumable);
+        assert_eq!(
+            w.read(origin, 0, 512).unwrap(),
+            (0..512).collect::<Vec<_>>()
+        );
+    }
+}
+
+/// A flush that fails while the merge has stopped takes the easy way on away.
+#[test]
+fn a_stopped_merge_that_cannot_be_resumed_any_more_is_told_again() {
+    for (of_origin, device) in [(true, FailedDevice::Origin), (false, FailedDevice::Cow)] {
+        let mut w = World::new(1, 512);
+        let origin = w.add_actor(PortRole::View(ViewId::ORIGIN));
+        let s = w.add_snapshot(1, 8, 4000, "P", false);
+        w.write(origin, 0, 512, 900);
+        let read = Fault::new(FaultOn::Read, Errno::EIO).device(w.cows[&s]);
+        w.devices.fail(read.once());
+        w.control_wait(ControlRequest::Handover {
+            snapshot: s,
+            writes: MergeWrites::Wait,
+            follow: false,
+        })
+        .unwrap();
+        w.settle();
+        let failing = if of_origin { w.origin } else { w.cows[&s] };
+        let flush = Fault::new(FaultOn::Flush, Errno::EIO).device(failing);
+        w.devices.fail(flush.once());
+        assert_eq!(w.flush(origin), Status::IoError);
+        assert_eq!(w.flush(origin), Status::IoError);
+        w.settle();
+        let told = std::mem::take(&mut w.actors[NOTICES].notices);
+        let told: Vec<_> = told
+            .iter()
+            .filter_map(|n| match n {
+                Notice::MergeFailed { stop, .. } => Some((stop.failure.device, stop.resumable)),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(told, [(FailedDevice::Cow, true), (device, false)]);
+        assert_eq!(
+            w.control_wait(ControlRequest::ResumeMerge),
+            Err(ControlError::MergeFailed)
+        );
+    }
+}
+
+/// What went wrong: an origin that could not be read was told as a COW that failed.
+#[test]
+fn a_lost_snapshot_is_told_with_the_device_that_failed() {
+    use FailedDevice::{Cow, Origin};
+    use Operation::{Flush, Read, Write, WriteMetadata};
+    let cases = [
+        (FaultOn::Read, Origin, Read, 0..512),
+        (FaultOn::Write, Cow, Write, 8192..1 << 20),
+        (FaultOn::Flush, Cow, Flush, 0..0),
+        (FaultOn::Write, Cow, WriteMetadata, 4096..8192),
+    ];
+    for (on, device, operation, range) in cases {
+        // The old data is needed for an origin write, and for part of a chunk.
+        for by_origin in [true, false] {
+            let mut w = World::new(1, 64);
+            let s = w.add_snapshot(1, 8, 400, "P", false);
+            let view = if by_origin { ViewId::ORIGIN } else { s };
+            let view = w.add_actor(PortRole::View(view));
+            let failing = if device == Cow { w.cows[&s] } else { w.origin };
+            let mut fault = Fault::new(on, Errno::EIO).device(failing).once();
+            if operation != Flush {
+                fault = fault.range(range.clone());
+            }
+            w.devices.fail(fault);
+            w.write(view, 0, 1, 900);
+            w.settle();
+            let told = std::mem::take(&mut w.actors[NOTICES].notices);
+            let failure = told.iter().find_map(|n| match n {
+                Notice::Invalid {
+                    reason: InvalidReason::Io(failure),
+                    ..
+                } => Some(*failure),
+                _ => None,
+            });
+            let failure = failure.unwrap();
+            assert_eq!((failure.device, failure.operation), (device, operation));
+            assert_eq!(failure.offset.is_none(), operation == Flush);
+            assert!(failure.offset.is_none_or(|at| range.contains(&at)));
+        }
+    }
+}

@@ -149,9 +149,9 @@ impl Sim {
                 self.record.snapshots.remove(&snapshot);
                 self.record.merging = None;
             }
-            Notice::MergeFailed { snapshot, reason } => {
+            Notice::MergeFailed { snapshot, stop } => {
                 if !self.faulty.contains(&Some(snapshot)) && !self.faulty.contains(&None) {
-                    return Err(format!("the merge failed: {reason}"));
+                    return Err(format!("the merge failed: {}", stop.failure));
                 }
                 self.merge_failed = true;
             }
@@ -159,6 +159,11 @@ impl Sim {
                 let kind = self.record.snapshots.get(&snapshot).map(|r| r.kind);
                 if kind.is_some_and(|k| k != "PO") || !self.may_fill.contains(&snapshot) {
                     return Err(format!("{snapshot:?} ({kind:?}) overflowed"));
+                }
+            }
+            Notice::OriginFlushFailed { failure } => {
+                if !self.faulty.contains(&None) {
+                    return Err(format!("without a fault: {failure}"));
                 }
             }
             Notice::MergeWork { .. }

@@ -1,0 +1,142 @@
+//! An I/O operation that failed, in enough detail for whoever has to act on it.
+
+use std::fmt;
+
+use super::api::Command;
+use crate::io::{DeviceId, Errno, Tag};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailedDevice {
+    Origin,
+    /// The COW device of the snapshot that the failure is told about.
+    Cow,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    Read,
+    Write,
+    /// A write of the store's header or of its exception areas.
+    WriteMetadata,
+    Flush,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failure {
+    pub device: FailedDevice,
+    pub operation: Operation,
+    /// Bytes from the start of the device; `None` for a flush.
+    pub offset: Option<u64>,
+    pub errno: Errno,
+}
+
+impl Failure {
+    pub const fn flush(device: FailedDevice, errno: Errno) -> Self {
+        Self {
+            device,
+            operation: Operation::Flush,
+            offset: None,
+            errno,
+        }
+    }
+
+    /// The system's words for the error.
+    pub fn error(&self) -> std::io::Error {
+        std::io::Error::from_raw_os_error(self.errno.0)
+    }
+
+    /// The failure in words; `device` says which origin or COW it was.
+    pub fn describe(&self, device: impl fmt::Display) -> String {
+        let what = match self.operation {
+            Operation::Read => "reading",
+            Operation::Write => "writing",
+            Operation::WriteMetadata => "writing the metadata of",
+            Operation::Flush => "flushing",
+        };
+        let place = self.offset.map(|at| format!(" at byte {at}"));
+        let place = place.unwrap_or_default();
+        format!("{what} {device}{place} failed: {}", self.error())
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.describe(match self.device {
+            FailedDevice::Origin => "the origin",
+            FailedDevice::Cow => "the COW",
+        }))
+    }
+}
+
+/// What an I/O command does, kept until it ends.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Attempt {
+    device: DeviceId,
+    operation: Operation,
+    offset: Option<u64>,
+}
+
+impl Attempt {
+    /// With the command's tag; `None` for what is no I/O.
+    pub fn of(command: &Command) -> Option<(Tag, Self)> {
+        let (tag, device, operation, offset) = match command {
+            Command::GuestRead {
+                tag,
+                device,
+                offset,
+                ..
+            }
+            | Command::Read {
+                tag,
+                device,
+                offset,
+                ..
+            } => (tag, device, Operation::Read, Some(*offset)),
+            Command::GuestWrite {
+                tag,
+                device,
+                offset,
+                ..
+            }
+            | Command::Write {
+                tag,
+                device,
+                offset,
+                ..
+            }
+            | Command::Zero {
+                tag,
+                device,
+                offset,
+                ..
+            } => (tag, device, Operation::Write, Some(*offset)),
+            Command::Flush { tag, device } => (tag, device, Operation::Flush, None),
+            Command::Complete { .. } | Command::ControlDone { .. } | Command::Notice(_) => {
+                return None;
+            }
+        };
+        let attempt = Self {
+            device: *device,
+            operation,
+            offset,
+        };
+        Some((*tag, attempt))
+    }
+
+    /// How it failed. `metadata`: what it wrote was no data.
+    pub fn failed(&self, origin: DeviceId, metadata: bool, errno: Errno) -> Failure {
+        Failure {
+            device: if self.device == origin {
+                FailedDevice::Origin
+            } else {
+                FailedDevice::Cow
+            },
+            operation: match self.operation {
+                Operation::Write if metadata => Operation::WriteMetadata,
+                operation => operation,
+            },
+            offset: self.offset,
+            errno,
+        }
+    }
+}
