@@ -289,6 +289,10 @@ impl LiveVolume {
     pub(super) fn set_paused(&self, paused: bool) -> Result<(), ApiError> {
         let mut ops = lock(&self.ops);
         let name = self.running_merge()?;
+        let stopped = self.engine.status().merge.and_then(|m| m.stopped);
+        if !paused && stopped.is_some_and(|stop| !stop.resumable) {
+            return Err(self.not_resumed(&name)); // and nothing is recorded
+        }
         lock(&self.state)
             .update(|s| {
                 if let Some(merge) = &mut s.merge {

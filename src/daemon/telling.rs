@@ -67,7 +67,7 @@ impl LiveVolume {
             return;
         };
         tracing::error!(snapshot = %merging.name,
-            "{reason}: the merge has stopped; guests go on, and {}", retry.advice());
+            "{reason}: the merge has stopped; {}", retry.advice());
         tables.last_merge = Some(MergeOutcome {
             snapshot: merging.name.clone(),
             chunks: merging.chunks,

@@ -62,6 +62,7 @@ pub fn merging(error: Option<&str>) -> VolumeStatus {
         seconds_left: Some(1),
         paused: false,
         error: error.map(str::to_owned),
+        retry: error.map(|_| snapback::control::api::Retry::Restart),
     };
     VolumeStatus {
         snapshots: vec![snapshot("good", State::Merging)],

@@ -157,8 +157,14 @@ fn follow_the_advice(case: &Case) {
             assert!(shown.contains(advice), "{shown}");
             assert!(!shown.contains("--resume"), "{shown}");
         }
+        let paused = case.operation == "write-metadata";
+        if paused {
+            failing.world.client().pause_merge().unwrap();
+        }
         let resumed = failing.verb(&["merge", "--resume"]);
         assert_eq!(resumed.status.code(), Some(2));
+        let recorded = &failing.world.state()["merge"]["paused"];
+        assert_eq!(*recorded, paused, "a refusal changes nothing");
         let refused = text(&resumed.stderr);
         assert!(refused.contains(advice), "{refused}");
         assert!(refused.contains(reason), "{refused}");
@@ -180,6 +186,9 @@ fn follow_the_advice(case: &Case) {
         failing.world.start(&["--socket-path", "a.sock"]);
         if case.by_flush {
             failing.world.client().set_merge_rate(0).unwrap();
+        }
+        if paused {
+            failing.world.client().resume_merge().unwrap();
         }
         failing.world.merged();
         failing.world.terminate();
