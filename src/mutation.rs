@@ -94,6 +94,17 @@ pub(crate) enum Mutation {
     WakeClearedLate,
     StopNotDrained,
     StopHeardOnce,
+    // Death of a queue's worker between two stores (`vhost/inflight_tests.rs`).
+    TakenNotRecorded,
+    InFlightBeforeCounter,
+    BatchLinkedLate,
+    InFlightEndsEarly,
+    UsedIndexRecordedEarly,
+    ReplayUnordered,
+    ReplayCountForgotten,
+    PublishedOutOfOrder,
+    ResumedAtTheTold,
+    PublishedAfterHangUp,
 }
 
 #[cfg(not(test))]
@@ -101,8 +112,48 @@ pub(crate) const fn is(_: Mutation) -> bool {
     false
 }
 
+/// Asked before every store that outlives the process: whether it has died by now.
+#[cfg(not(test))]
+pub(crate) const fn is_dead() -> bool {
+    false
+}
+
 #[cfg(test)]
 pub(crate) use chosen::{ALL, is, is_any, with};
+#[cfg(test)]
+pub(crate) use death::{dying_after, has_died, is_dead};
+
+/// Death between two stores, for tests that try each place.
+#[cfg(test)]
+mod death {
+    use std::cell::Cell;
+
+    thread_local!(static LEFT: Cell<Option<u64>> = const { Cell::new(None) });
+
+    pub fn is_dead() -> bool {
+        match LEFT.get() {
+            Some(0) => true,
+            Some(left) => {
+                LEFT.set(Some(left - 1));
+                false
+            }
+            None => false,
+        }
+    }
+
+    /// Runs `body`, of which only the first `stores` stores on this thread happen;
+    /// returns whether they were used up.
+    pub fn dying_after(stores: u64, body: impl FnOnce()) -> bool {
+        LEFT.set(Some(stores));
+        body();
+        LEFT.replace(None) == Some(0)
+    }
+
+    /// Whether no further store will happen.
+    pub fn has_died() -> bool {
+        LEFT.get() == Some(0)
+    }
+}
 
 #[cfg(test)]
 mod chosen {

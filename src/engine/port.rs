@@ -49,6 +49,8 @@ pub(super) struct PortShared {
     inbox_full: AtomicBool,
     /// I/O commands given out and not reported yet.
     pub ios: AtomicUsize,
+    /// Requests that wait may end with an error.
+    pub abandoned: AtomicBool,
     wake: Arc<dyn Wake>,
 }
 
@@ -88,6 +90,7 @@ impl Engine {
             inbox: Mutex::new(Vec::new()),
             inbox_full: AtomicBool::new(false),
             ios: AtomicUsize::new(0),
+            abandoned: AtomicBool::new(false),
             wake,
         });
         let index = lock(&self.core).add_port(shared.clone());
@@ -483,6 +486,18 @@ impl Port {
             step = core.merge_step(port, background, max_bytes)
         });
         step
+    }
+
+    /// From now on a request that waits for something ends with an error when the
+    /// wait is over. For the end of a port whose requests are left undone.
+    pub fn abandon(&mut self) {
+        self.shared.abandoned.store(true, Ordering::Release);
+    }
+
+    /// Whether the transfer with this tag matters to nothing but its request: if it
+    /// fails, the request does. (A flush that fails is remembered.)
+    pub const fn is_abandonable(tag: Tag) -> bool {
+        tag & (CORE_TAG | COW_FLUSH_TAG) == 0
     }
 
     /// No request under way, no I/O command unreported, nothing in the inbox.

@@ -7,6 +7,7 @@ use super::port::byte_count;
 use super::trace::{COW, OTHER, WRITE};
 use super::views::{Extent, ViewMode, resolve_read};
 use crate::mutation::{self, Mutation};
+use crate::sync::atomic::Ordering;
 use crate::units::SECTOR_SHIFT;
 
 pub(super) type RequestId = usize;
@@ -75,8 +76,11 @@ impl Core {
         if request.waits > 0 {
             return;
         }
-        if request.failed || request.stage == Stage::Issued {
+        let (port, stage) = (request.port, request.stage);
+        if request.failed || stage == Stage::Issued {
             self.finish(id);
+        } else if (self.port(port)).is_some_and(|p| p.abandoned.load(Ordering::Acquire)) {
+            self.fail(id);
         } else {
             self.decide(id);
         }

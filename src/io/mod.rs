@@ -107,6 +107,7 @@ impl Errno {
     pub const EINVAL: Self = Self(22);
     pub const ENOSPC: Self = Self(28);
     pub const ENODEV: Self = Self(19);
+    pub const ECANCELED: Self = Self(125);
 }
 
 /// One thread's access to all devices.
@@ -119,6 +120,13 @@ pub trait Disk {
     /// `done`. With `wait`, blocks until at least one is there; returns at once
     /// if nothing is in flight.
     fn reap(&mut self, wait: bool, done: &mut Vec<Done>);
+
+    /// Transfers and zeroing that `which` names need not be finished: those that have
+    /// not begun end with ECANCELED, others at the next place where they can. A wish:
+    /// a disk may finish them all the same.
+    fn abandon(&mut self, which: fn(Tag) -> bool) {
+        let _ = which;
+    }
 
     /// Operations accepted and not yet reaped.
     fn in_flight(&self) -> usize;

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use super::devices::{DeviceTable, Devices};
@@ -42,9 +42,14 @@ struct Shared {
     /// For the owner: something is done.
     ended: Condvar,
     notify: Notify,
+    abandoned: OnceLock<fn(Tag) -> bool>,
 }
 
 impl Shared {
+    fn is_abandoned(&self, tag: Tag) -> bool {
+        self.abandoned.get().is_some_and(|which| which(tag))
+    }
+
     fn lock(&self) -> MutexGuard<'_, Queues> {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -64,7 +69,7 @@ impl Shared {
         loop {
             if let Some(job) = queues.jobs.pop_front() {
                 drop(queues);
-                let done = carry_out(job);
+                let done = self.carry_out(job);
                 self.end(done);
                 queues = self.lock();
             } else if queues.closed {
@@ -74,6 +79,67 @@ impl Shared {
                     .work
                     .wait(queues)
                     .unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+
+    fn carry_out(&self, job: Job) -> Done {
+        let Job { tag, file, work } = job;
+        match work {
+            Work::Flush => {
+                let result = loop {
+                    match rustix::fs::fdatasync(&*file) {
+                        Err(rustix::io::Errno::INTR) => {}
+                        other => break other.map_err(|e| Errno(e.raw_os_error())),
+                    }
+                };
+                Done {
+                    tag,
+                    result,
+                    buffer: None,
+                }
+            }
+            Work::Zero(mut zero) => {
+                let (offset, len) = zero.range();
+                let result = loop {
+                    if self.is_abandoned(tag) {
+                        break Err(Errno::ECANCELED);
+                    }
+                    let called = match zero.prepare(&file) {
+                        Some(Call::Write(transfer)) => call(&file, transfer),
+                        Some(Call::Allocate(how)) => {
+                            rustix::fs::fallocate(&*file, how.flags(), offset, len)
+                                .map(|()| 0)
+                                .map_err(|e| Errno(e.raw_os_error()))
+                        }
+                        None => Ok(0),
+                    };
+                    if let Next::Finished(result) = zero.advance(&file, called) {
+                        break result;
+                    }
+                };
+                Done {
+                    tag,
+                    result,
+                    buffer: None,
+                }
+            }
+            Work::Transfer(mut transfer) => {
+                let result = loop {
+                    if self.is_abandoned(tag) {
+                        break Err(Errno::ECANCELED);
+                    }
+                    transfer.prepare(&file);
+                    let moved = call(&file, &transfer);
+                    if let Next::Finished(result) = transfer.advance(&file, moved) {
+                        break result;
+                    }
+                };
+                Done {
+                    tag,
+                    result,
+                    buffer: Some(transfer.into_parts().0),
+                }
             }
         }
     }
@@ -97,6 +163,7 @@ impl ThreadDisk {
             work: Condvar::new(),
             ended: Condvar::new(),
             notify: Notify::new()?,
+            abandoned: OnceLock::new(),
         };
         let mut disk = Self {
             devices: DeviceTable::new(devices),
@@ -131,61 +198,6 @@ impl ThreadDisk {
         if self.in_flight > self.threads.len() && self.threads.len() < self.most_threads {
             // One is there already.
             let _ = self.start_thread();
-        }
-    }
-}
-
-fn carry_out(job: Job) -> Done {
-    let Job { tag, file, work } = job;
-    match work {
-        Work::Flush => {
-            let result = loop {
-                match rustix::fs::fdatasync(&*file) {
-                    Err(rustix::io::Errno::INTR) => {}
-                    other => break other.map_err(|e| Errno(e.raw_os_error())),
-                }
-            };
-            Done {
-                tag,
-                result,
-                buffer: None,
-            }
-        }
-        Work::Zero(mut zero) => {
-            let (offset, len) = zero.range();
-            let result = loop {
-                let called = match zero.prepare(&file) {
-                    Some(Call::Write(transfer)) => call(&file, transfer),
-                    Some(Call::Allocate(how)) => {
-                        rustix::fs::fallocate(&*file, how.flags(), offset, len)
-                            .map(|()| 0)
-                            .map_err(|e| Errno(e.raw_os_error()))
-                    }
-                    None => Ok(0),
-                };
-                if let Next::Finished(result) = zero.advance(&file, called) {
-                    break result;
-                }
-            };
-            Done {
-                tag,
-                result,
-                buffer: None,
-            }
-        }
-        Work::Transfer(mut transfer) => {
-            let result = loop {
-                transfer.prepare(&file);
-                let moved = call(&file, &transfer);
-                if let Next::Finished(result) = transfer.advance(&file, moved) {
-                    break result;
-                }
-            };
-            Done {
-                tag,
-                result,
-                buffer: Some(transfer.into_parts().0),
-            }
         }
     }
 }
@@ -287,6 +299,11 @@ impl Disk for ThreadDisk {
         done.append(&mut queues.done);
         // Under the lock, so that it cannot wipe out what comes next.
         self.shared.notify.clear();
+    }
+
+    fn abandon(&mut self, which: fn(Tag) -> bool) {
+        // Once is enough: nothing is taken back.
+        let _ = self.shared.abandoned.set(which);
     }
 
     fn in_flight(&self) -> usize {

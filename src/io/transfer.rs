@@ -12,8 +12,9 @@ use crate::mutation::{self, Mutation};
 /// Bytes moved by one system call at most when its memory has to be copied:
 /// bounds what badly aligned guests make us allocate.
 const BOUNCE: usize = 128 * 1024;
-/// Bytes moved by one system call at most (the kernel's own limit is 2^31 - 4096).
-const MOST: usize = 1 << 30;
+/// Bytes moved by one system call at most: a guest may ask for gigabytes at once, and
+/// a stop waits for the call under way.
+const MOST: usize = 4 << 20;
 /// Memory pieces in one system call at most (the kernel's UIO_MAXIOV).
 const PIECES: usize = 1024;
 /// How often the kernel may say "again" in a row.
@@ -120,6 +121,11 @@ impl Transfer {
 
     pub(super) const fn direction(&self) -> Direction {
         self.direction
+    }
+
+    /// Bytes of the prepared part.
+    pub(super) const fn prepared(&self) -> usize {
+        self.prepared
     }
 
     /// Where the prepared part starts in the file.

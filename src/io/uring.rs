@@ -20,6 +20,10 @@ use super::transfer::{Direction, Iovecs, Next, Transfer};
 use super::zeroing::{Allocate, Call, ZeroWork};
 use super::{Disk, Done, Errno, Op, OpKind, Tag};
 
+/// Bytes that one call of `reap` hands to the kernel before it returns: what is in
+/// the page cache is copied at once, and the caller has a stop to look for.
+const WINDOW: usize = 64 << 20;
+
 /// What an operation does.
 enum Work {
     Transfer(Transfer),
@@ -52,6 +56,7 @@ pub struct UringDisk {
     ended: Vec<Done>,
     iovecs: Vec<Iovecs>,
     notify: Notify,
+    abandoned: Option<fn(Tag) -> bool>,
 }
 
 impl UringDisk {
@@ -75,6 +80,7 @@ impl UringDisk {
             ended: Vec::new(),
             iovecs: Vec::new(),
             notify,
+            abandoned: None,
         })
     }
 
@@ -100,14 +106,23 @@ impl UringDisk {
         self.ready.push_back(index);
     }
 
-    /// Moves what is ready into the submission queue, as far as it goes.
-    fn fill_queue(&mut self) {
+    /// Moves what is ready into the submission queue, as far as it goes and `window`
+    /// bytes allow. What is abandoned ends instead.
+    fn fill_queue(&mut self, window: &mut usize, done: &mut Vec<Done>) {
         while self.in_kernel < self.depth
+            && *window > 0
             && let Some(index) = self.ready.front().copied()
         {
             let Some(Some(entry)) = self.entries.get_mut(index) else {
                 break;
             };
+            if !matches!(entry.work, Work::Flush)
+                && self.abandoned.is_some_and(|which| which(entry.tag))
+            {
+                self.ready.pop_front();
+                self.finish(index, Err(Errno::ECANCELED), done);
+                continue;
+            }
             let Some(file) = self.devices.file(entry.place) else {
                 break;
             };
@@ -115,6 +130,7 @@ impl UringDisk {
             let sqe = match &mut entry.work {
                 Work::Transfer(transfer) => {
                     transfer.prepare(file);
+                    *window = window.saturating_sub(transfer.prepared());
                     transfer_sqe(fd, transfer)
                 }
                 Work::Flush => opcode::Fsync::new(fd)
@@ -207,30 +223,40 @@ impl UringDisk {
                 self.ready.push_front(index);
             }
             Next::Finished(result) => {
-                self.free.push(index);
-                self.devices.release(entry.place);
-                let buffer = match entry.work {
-                    Work::Transfer(transfer) => {
-                        let (buffer, iovecs) = transfer.into_parts();
-                        self.iovecs.push(iovecs);
-                        Some(buffer)
-                    }
-                    Work::Flush | Work::Zero(_) => None,
-                };
-                done.push(Done {
-                    tag: entry.tag,
-                    result,
-                    buffer,
-                });
+                *slot = Some(entry);
+                self.finish(index, result, done);
             }
         }
+    }
+
+    /// Ends an operation that the kernel does not have.
+    fn finish(&mut self, index: usize, result: Result<(), Errno>, done: &mut Vec<Done>) {
+        let Some(entry) = self.entries.get_mut(index).and_then(Option::take) else {
+            return;
+        };
+        self.free.push(index);
+        self.devices.release(entry.place);
+        let buffer = match entry.work {
+            Work::Transfer(transfer) => {
+                let (buffer, iovecs) = transfer.into_parts();
+                self.iovecs.push(iovecs);
+                Some(buffer)
+            }
+            Work::Flush | Work::Zero(_) => None,
+        };
+        done.push(Done {
+            tag: entry.tag,
+            result,
+            buffer,
+        });
     }
 
     /// Submits and takes until there is nothing more to do without waiting;
     /// waits for completions while `until` says no.
     fn run(&mut self, done: &mut Vec<Done>, until: impl Fn(&Self, &[Done]) -> bool) {
+        let mut window = WINDOW;
         loop {
-            self.fill_queue();
+            self.fill_queue(&mut window, done);
             let wait = !until(self, done);
             let entered = self.enter(wait);
             let any = self.take_completions(done);
@@ -241,6 +267,13 @@ impl UringDisk {
                     return;
                 }
                 std::thread::sleep(Duration::from_millis(1));
+            }
+            if window == 0 {
+                if until(self, done) {
+                    self.notify.set();
+                    return;
+                }
+                window = WINDOW;
             }
             let more = !self.ready.is_empty() && self.in_kernel < self.depth;
             if !more && !any && until(self, done) {
@@ -395,6 +428,12 @@ impl Disk for UringDisk {
             self.notify.clear();
             self.run(done, |_, _| true);
         }
+    }
+
+    fn abandon(&mut self, which: fn(Tag) -> bool) {
+        self.abandoned = Some(which);
+        // What is not with the kernel ends without it.
+        self.notify.set();
     }
 
     fn in_flight(&self) -> usize {

@@ -23,6 +23,9 @@ const REFUSALS_MAX: u32 = 32;
 
 /// Bytes of a message header: request, flags, size of the payload.
 const HEADER_LEN: usize = 12;
+const HEADER_BYTES: u64 = 12;
+/// Bytes of payload at most.
+const PAYLOAD_MAX: u64 = 4096;
 /// The header's flag that asks for an acknowledgement.
 const NEED_REPLY: u32 = 1 << 3;
 
@@ -33,14 +36,14 @@ pub enum Ending {
     Left,
     #[error("the view is stopped")]
     Stopped,
-    #[error("the front end began a message and did not finish it in {} s", MESSAGE_TIMEOUT.as_secs())]
+    #[error("the front end began a message and did not finish it, or did not read the answers, in {} s", MESSAGE_TIMEOUT.as_secs())]
     Stalled,
     #[error("{0}")]
     Protocol(String),
 }
 
-/// Serves the front end until it leaves or `stop` is set; shutting the stream
-/// down ends a message under way. The handler's rings are still to be stopped.
+/// Serves the front end until it leaves or `stop` is set. The handler's rings are
+/// still to be stopped, and the stream must stay open until they are.
 pub fn serve(stream: &UnixStream, handler: &Arc<Mutex<Handler>>, stop: &Signal) -> Ending {
     let prepared = stream
         .set_read_timeout(Some(MESSAGE_TIMEOUT))
@@ -59,6 +62,7 @@ pub fn serve(stream: &UnixStream, handler: &Arc<Mutex<Handler>>, stop: &Signal) 
         };
         match requests.handle_request() {
             Ok(()) => {}
+            Err(_) if stop.is_set() => return Ending::Stopped,
             Err(Error::Disconnected) => return Ending::Left,
             // The handler refused. The front end goes on if it knows.
             Err(Error::ReqHandlerError(e)) if flags & NEED_REPLY != 0 && acknowledges(handler) => {
@@ -80,27 +84,12 @@ fn acknowledges(handler: &Mutex<Handler>) -> bool {
         .reply_ack()
 }
 
-/// Waits for the next message without taking it; its header's flags. Later
-/// messages that the library cannot serve are to be picked out here.
+/// Waits until the next message is whole and its answer has room, without taking
+/// it, so that nobody has to wait for the front end in the middle of one; its
+/// header's flags. Later messages that the library cannot serve are to be picked out
+/// here.
 fn next_message(stream: &UnixStream, stop: &Signal) -> Result<u32, Ending> {
-    loop {
-        let mut fds = [
-            PollFd::new(stream, PollFlags::IN),
-            PollFd::new(stop, PollFlags::IN),
-        ];
-        match poll(&mut fds, None) {
-            Ok(_) => {}
-            Err(rustix::io::Errno::INTR) => continue,
-            Err(e) => return Err(Ending::Protocol(e.to_string())),
-        }
-        let [socket, stopped] = &fds;
-        if !stopped.revents().is_empty() {
-            return Err(Ending::Stopped);
-        }
-        if !socket.revents().is_empty() {
-            break;
-        }
-    }
+    wait_for(stream, PollFlags::IN, stop, None)?;
     // A poll does not wait for more of what is there in part, so this asks again.
     let begun = Instant::now();
     loop {
@@ -108,8 +97,16 @@ fn next_message(stream: &UnixStream, stop: &Signal) -> Result<u32, Ending> {
         match rustix::net::recv(stream, &mut header, RecvFlags::PEEK).map(|(_, len)| len) {
             Ok(0) | Err(rustix::io::Errno::CONNRESET) => return Err(Ending::Left),
             Ok(HEADER_LEN) => {
-                let [_, _, _, _, a, b, c, d, ..] = header;
-                return Ok(u32::from_ne_bytes([a, b, c, d]));
+                let [_, _, _, _, a, b, c, d, e, f, g, h] = header;
+                let size = u64::from(u32::from_ne_bytes([e, f, g, h]));
+                // The library refuses a longer one when it sees the header.
+                let whole = HEADER_BYTES + size.min(PAYLOAD_MAX);
+                let there = rustix::io::ioctl_fionread(stream)
+                    .map_err(|e| Ending::Protocol(e.to_string()))?;
+                if there >= whole {
+                    wait_for(stream, PollFlags::OUT, stop, Some(MESSAGE_TIMEOUT))?;
+                    return Ok(u32::from_ne_bytes([a, b, c, d]));
+                }
             }
             Ok(_) | Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
             Err(e) => return Err(Ending::Protocol(e.to_string())),
@@ -121,6 +118,32 @@ fn next_message(stream: &UnixStream, stop: &Signal) -> Result<u32, Ending> {
         let mut fds = [PollFd::new(stop, PollFlags::IN)];
         if poll(&mut fds, Some(&pause)) == Ok(1) {
             return Err(Ending::Stopped);
+        }
+    }
+}
+
+/// Waits until the stream is ready for `what`, or at its end.
+fn wait_for(
+    stream: &UnixStream,
+    what: PollFlags,
+    stop: &Signal,
+    patience: Option<Duration>,
+) -> Result<(), Ending> {
+    let timeout = patience.and_then(|patience| Timespec::try_from(patience).ok());
+    loop {
+        let mut fds = [PollFd::new(stream, what), PollFd::new(stop, PollFlags::IN)];
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(0) => return Err(Ending::Stalled),
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(e) => return Err(Ending::Protocol(e.to_string())),
+        }
+        let [socket, stopped] = &fds;
+        if !stopped.revents().is_empty() {
+            return Err(Ending::Stopped);
+        }
+        if !socket.revents().is_empty() {
+            return Ok(());
         }
     }
 }

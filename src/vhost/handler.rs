@@ -21,8 +21,9 @@ use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
+use super::inflight::InflightRegion;
 use super::memory::{MAX_REGIONS, MemoryTable};
-use super::notify::{Notifier, check_eventfd};
+use super::notify::{Notifier, Signal, check_eventfd};
 use super::queue::{QueueState, RingAddresses};
 use super::reset::{ResetDetector, Start};
 use super::worker::{self, QueueWorker};
@@ -40,10 +41,17 @@ pub struct View {
     pub space: Arc<ConfigSpace>,
     pub backend: Arc<dyn Backend>,
     pub hooks: Arc<dyn ViewHooks>,
+    /// Set when the view ends.
+    pub leave: Arc<Signal>,
 }
 
 pub struct Handler {
     view: View,
+    /// Where the front end keeps what is under way.
+    inflight: Option<InflightRegion>,
+    /// A worker left requests undone: the front end must not take the rings' state
+    /// for settled.
+    undone: bool,
     memory: MemoryTable,
     queues: Vec<QueueState>,
     features: u64,
@@ -57,6 +65,8 @@ impl Handler {
         let count = usize::from(view.config.max_queues);
         Self {
             view,
+            inflight: None,
+            undone: false,
             memory: MemoryTable::new(),
             queues: (0..count).map(|_| QueueState::new()).collect(),
             features: 0,
@@ -79,6 +89,14 @@ impl Handler {
             queue.kick = None;
             queue.enabled = false;
         }
+    }
+
+    /// The front end has gone: ends all workers without another word to the driver.
+    pub fn hang_up(&mut self) {
+        for worker in self.queues.iter().filter_map(|queue| queue.worker.as_ref()) {
+            worker.hang_up();
+        }
+        self.stop_all();
     }
 
     fn offered(&self) -> u64 {
@@ -115,7 +133,10 @@ impl Handler {
             return;
         };
         match worker.stop() {
-            Ok(position) => queue.base = position,
+            Ok(stopped) => {
+                queue.base = stopped.position;
+                self.undone |= stopped.undone;
+            }
             Err(e) => warn!("view {} queue {index}: {e}", self.view.config.name),
         }
         self.detector.stopped(index, queue.base);
@@ -176,6 +197,11 @@ impl Handler {
             space: Arc::clone(&self.view.space),
             write_through: Arc::clone(&self.write_through),
             backend: Arc::clone(&self.view.backend),
+            inflight: self
+                .inflight
+                .as_ref()
+                .and_then(|region| region.queue(index)),
+            leave: Arc::clone(&self.view.leave),
         })?);
         Ok(())
     }
@@ -343,6 +369,11 @@ impl VhostUserBackendReqHandlerMut for Handler {
         // There is no way to refuse in the answer.
         self.queue(place).map_err(|_| Error::InvalidParam)?;
         self.stop(place);
+        if self.undone {
+            // The view ends. A front end that loses its connection knows that there
+            // may be more than the ring's state says.
+            return Err(Error::InvalidParam);
+        }
         let queue = self.queue(place).map_err(|_| Error::InvalidParam)?;
         queue.kick = None;
         queue.call.set(None);
@@ -387,6 +418,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         Ok(VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::INFLIGHT_SHMFD
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
     }
 
@@ -442,17 +474,25 @@ impl VhostUserBackendReqHandlerMut for Handler {
 
     fn get_inflight_fd(
         &mut self,
-        _inflight: &VhostUserInflight,
+        inflight: &VhostUserInflight,
     ) -> Result<(VhostUserInflight, File)> {
-        Err(Error::InvalidOperation(
-            "in-flight regions were not offered",
-        ))
+        let (queues, size) = (inflight.num_queues, inflight.queue_size);
+        InflightRegion::create(queues, size, self.queues.len()).map_err(|e| {
+            warn!("view {}: {e}", self.view.config.name);
+            // There is no way to refuse in the answer.
+            Error::InvalidParam
+        })
     }
 
-    fn set_inflight_fd(&mut self, _inflight: &VhostUserInflight, _file: File) -> Result<()> {
-        Err(Error::InvalidOperation(
-            "in-flight regions were not offered",
-        ))
+    fn set_inflight_fd(&mut self, inflight: &VhostUserInflight, file: File) -> Result<()> {
+        let region = InflightRegion::open(inflight, file, self.queues.len()).map_err(|e| {
+            warn!("view {}: {e}", self.view.config.name);
+            Error::ReqHandlerError(e)
+        })?;
+        self.pause();
+        self.inflight = Some(region);
+        self.resume();
+        Ok(())
     }
 
     fn get_max_mem_slots(&mut self) -> Result<u64> {

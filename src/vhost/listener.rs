@@ -8,7 +8,6 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use std::{fs, io};
 
-use std::net::Shutdown;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -191,9 +190,7 @@ pub struct ViewServer {
 }
 
 struct Shared {
-    stop: Signal,
-    /// The front end that is connected.
-    connection: Mutex<Option<UnixStream>>,
+    stop: Arc<Signal>,
 }
 
 impl ViewServer {
@@ -206,8 +203,7 @@ impl ViewServer {
         hooks: Arc<dyn ViewHooks>,
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
-            stop: Signal::new()?,
-            connection: Mutex::new(None),
+            stop: Arc::new(Signal::new()?),
         });
         let theirs = Arc::clone(&shared);
         let view = View {
@@ -215,6 +211,7 @@ impl ViewServer {
             config: Arc::new(config),
             backend,
             hooks,
+            leave: Arc::clone(&shared.stop),
         };
         let thread = std::thread::Builder::new()
             .name(format!("view {}", view.config.name))
@@ -230,8 +227,9 @@ impl ViewServer {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
-    /// Takes no new requests, finishes what is under way, closes the socket and
-    /// removes its file. Blocks until then.
+    /// Takes no new requests, finishes what is under way (what takes too long is left
+    /// to whoever serves the front end next), closes the socket and removes its file.
+    /// Blocks until then.
     pub fn stop(mut self) {
         self.shut_down();
     }
@@ -239,15 +237,6 @@ impl ViewServer {
     /// Like [`Self::stop`], but does not wait; for stopping many views at once.
     pub fn request_stop(&self) {
         self.shared.stop.set();
-        let connection = self
-            .shared
-            .connection
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(stream) = &*connection {
-            // Ends a message that the front end began or does not read.
-            let _ = stream.shutdown(Shutdown::Both);
-        }
     }
 
     fn shut_down(&mut self) {
@@ -310,41 +299,31 @@ impl Shared {
         }
     }
 
-    /// 1. The hook, 2. messages until the end, 3. all rings drained and memory
-    ///    unmapped, 4. the hook, 5. only then the next front end.
+    /// 1. The hook, 2. messages until the end, 3. all rings drained (in silence if the
+    ///    front end has gone) and memory unmapped, 4. only then the hang-up: the front
+    ///    end then looks at the rings, 5. the hook, 6. the next front end.
     fn serve(&self, stream: UnixStream, view: &View) -> Ending {
         let name = &view.config.name;
-        match stream.try_clone() {
-            Ok(clone) => self.keep(Some(clone)),
-            Err(e) => {
-                warn!("view {name}: {e}");
-                return Ending::Left;
-            }
-        }
         info!("view {name}: front end connected");
         view.hooks.attached();
         let handler = Arc::new(Mutex::new(Handler::new(view.clone())));
         let ending = serve(&stream, &handler, &self.stop);
-        handler
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .stop_all();
+        let mut rings = handler.lock().unwrap_or_else(PoisonError::into_inner);
+        if ending == Ending::Left {
+            rings.hang_up();
+        } else {
+            rings.stop_all();
+        }
+        drop(rings);
         drop(handler);
+        drop(stream);
         match &ending {
             Ending::Left | Ending::Stopped => info!("view {name}: {ending}"),
             Ending::Stalled | Ending::Protocol(_) => {
                 warn!("view {name}: connection closed: {ending}");
             }
         }
-        self.keep(None);
         view.hooks.detached();
         ending
-    }
-
-    fn keep(&self, connection: Option<UnixStream>) {
-        *self
-            .connection
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = connection;
     }
 }

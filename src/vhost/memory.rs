@@ -10,7 +10,7 @@ use vhost::vhost_user::message::VhostUserMemoryRegion;
 use vhost_user_backend::bitmap::BitmapMmapRegion;
 use vm_memory::bitmap::{Bitmap, RefSlice, WithBitmapSlice};
 use vm_memory::mmap::NewBitmap;
-use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
 
 /// Most regions at a time, as the kernel's own vhost has it.
 pub const MAX_REGIONS: usize = 509;
@@ -165,6 +165,16 @@ fn insert(map: &GuestMap, region: &VhostUserMemoryRegion, file: File) -> io::Res
         .ok_or_else(|| invalid(format!("a memory region at {:#x} wraps around", address.0)))?;
     map.insert_region(Arc::new(region))
         .map_err(|e| invalid(format!("memory region at {:#x}: {e}", address.0)))
+}
+
+/// The same memory, and a page of our own where the guest has none; its address.
+/// `None` if there is no such place.
+pub fn with_scratch(map: &GuestMap) -> Option<(GuestMap, GuestAddress)> {
+    const LEN: usize = 4096;
+    let address = map.last_addr().checked_add(1)?.checked_align_up(4096)?;
+    let region = GuestRegionMmap::from_range(address, LEN, None).ok()?;
+    let map = map.insert_region(Arc::new(region)).ok()?;
+    Some((map, address))
 }
 
 /// A region must lie within its file: touching a page beyond the end would

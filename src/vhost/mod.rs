@@ -16,6 +16,7 @@
 mod connection;
 mod guest;
 mod handler;
+mod inflight;
 mod listener;
 mod memory;
 mod notify;
@@ -31,6 +32,7 @@ mod loom_tests;
 #[cfg(all(test, feature = "shuttle", not(feature = "loom")))]
 pub(crate) mod parts {
     pub use super::handler::{Handler, View};
+    pub use super::notify::Signal;
 }
 
 use std::io;

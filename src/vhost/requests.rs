@@ -22,6 +22,14 @@ pub trait Requests: Send {
 
     /// Nothing under way: no request, no I/O.
     fn is_idle(&self) -> bool;
+
+    /// Requests that have not begun may end with an error: nobody will be told.
+    fn abandon(&mut self) {}
+
+    /// Tells the transfers whose failure fails their request and does nothing else.
+    fn abandonable(&self) -> fn(Tag) -> bool {
+        |_| false
+    }
 }
 
 impl Requests for Port {
@@ -45,5 +53,13 @@ impl Requests for Port {
 
     fn is_idle(&self) -> bool {
         Self::is_idle(self)
+    }
+
+    fn abandon(&mut self) {
+        Self::abandon(self);
+    }
+
+    fn abandonable(&self) -> fn(Tag) -> bool {
+        Self::is_abandonable
     }
 }

@@ -2,7 +2,14 @@
 //!
 //! `virtio_queue` reads the available ring; the used ring is written here, so
 //! that a batch of completions costs one index update and at most one signal.
+//!
+//! Whoever serves the ring after this process died must know which requests are
+//! done. With an in-flight region the region says so, and requests go back in the
+//! order in which they end. Without one the used index alone says it: requests go
+//! back in the order in which they were taken, so that the first so many available
+//! ones are done and no other.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
@@ -10,8 +17,10 @@ use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress};
 
 use super::guest::MemoryHold;
+use super::inflight::InflightQueue;
 use super::memory::GuestMap;
 use super::notify::Call;
+use crate::mutation::{self, Mutation};
 
 /// Offset of the index in both rings, after the flags.
 const INDEX: u64 = 2;
@@ -28,11 +37,35 @@ pub enum RingFault {
     #[error(
         "the available index went {available} ahead, but only {room} more requests can be under way"
     )]
-    TooManyAvailable { available: u16, room: usize },
+    TooManyAvailable { available: u16, room: u16 },
     #[error("head {0} is not in the descriptor table")]
     Head(u16),
     #[error("the ring's memory cannot be accessed")]
     Memory,
+    #[error(
+        "the in-flight region names {recorded} requests, but the ring has {outstanding} that are \
+         not done: it belongs to another ring; reset the device"
+    )]
+    Inflight { recorded: usize, outstanding: u16 },
+    #[error("a ring of {ring} entries, but the in-flight region was made for {region}")]
+    InflightSize { ring: u16, region: u16 },
+}
+
+/// A request that was taken from the ring and is to go back to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    pub head: u16,
+    /// The available index that it was taken at.
+    position: u16,
+}
+
+/// How requests go back.
+enum Tracking {
+    /// In available order: the lengths of those that have ended, from the oldest on
+    /// that has not gone back.
+    InOrder(VecDeque<Option<(u16, u32)>>),
+    /// In any order.
+    Region(InflightQueue),
 }
 
 /// A ring that a worker owns while it runs.
@@ -40,6 +73,7 @@ pub struct Ring {
     queue: Queue,
     hold: Arc<MemoryHold>,
     call: Arc<Call>,
+    tracking: Tracking,
     /// The used index that the driver sees; `queue.next_used()` is ahead of it
     /// by what has been pushed and not published.
     published: u16,
@@ -48,23 +82,61 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// Takes over a queue that is set up and valid in the memory held.
+    /// Takes over a queue that is set up and valid in the memory held, where the last
+    /// back end left it; returns it with the heads that are to be done again, oldest
+    /// first.
+    ///
+    /// Whichever index the front end resumes at, it goes on behind what is done: a
+    /// hung-up front end may have looked at the used index too early, or take what
+    /// was under way for done.
     pub fn new(
         mut queue: Queue,
         hold: Arc<MemoryHold>,
         call: Arc<Call>,
-    ) -> Result<Self, RingFault> {
-        let used = queue
-            .used_idx(&*hold.map, Ordering::Acquire)
-            .map_err(|_| RingFault::Memory)?;
-        queue.set_next_used(used.0);
-        Ok(Self {
+        inflight: Option<InflightQueue>,
+    ) -> Result<(Self, Vec<u16>), RingFault> {
+        let memory = |_| RingFault::Memory;
+        let map = &*hold.map;
+        let used = queue.used_idx(map, Ordering::Acquire).map_err(memory)?.0;
+        let available = queue.avail_idx(map, Ordering::Acquire).map_err(memory)?.0;
+        queue.set_next_used(used);
+        let (tracking, replay) = match inflight {
+            Some(region) if region.size() < queue.size() => {
+                return Err(RingFault::InflightSize {
+                    ring: queue.size(),
+                    region: region.size(),
+                });
+            }
+            Some(mut region) => {
+                let replay = region.recover(used, available)?;
+                // No more than the ring's size.
+                let under_way = u16::try_from(replay.len()).unwrap_or(u16::MAX);
+                if mutation::is(Mutation::ReplayCountForgotten) {
+                    queue.set_next_avail(used);
+                } else {
+                    queue.set_next_avail(used.wrapping_add(under_way));
+                }
+                (Tracking::Region(region), replay)
+            }
+            None => {
+                // What is nonsense shows when requests are taken.
+                if available.wrapping_sub(used) <= queue.size()
+                    && !mutation::is(Mutation::ResumedAtTheTold)
+                {
+                    queue.set_next_avail(used);
+                }
+                (Tracking::InOrder(VecDeque::new()), Vec::new())
+            }
+        };
+        let ring = Self {
             queue,
             hold,
             call,
-            published: used.0,
+            tracking,
+            published: used,
             armed: true,
-        })
+        };
+        Ok((ring, replay))
     }
 
     pub fn size(&self) -> u16 {
@@ -80,26 +152,28 @@ impl Ring {
         &self.hold
     }
 
-    /// Gives every available chain to `each`. `room`: requests that can still
-    /// be under way; an honest driver never offers more.
+    /// Gives every available chain to `each`. Refuses more than the ring can hold
+    /// beside what has not gone back: an honest driver never offers that.
     pub fn take_available(
         &mut self,
-        room: usize,
-        mut each: impl FnMut(u16, DescriptorChain<&GuestMap>),
+        mut each: impl FnMut(Taken, DescriptorChain<&GuestMap>),
     ) -> Result<usize, RingFault> {
         let map = &*self.hold.map;
         let index = self
             .queue
             .avail_idx(map, Ordering::Acquire)
             .map_err(|_| RingFault::Memory)?;
-        let available = index.0.wrapping_sub(self.queue.next_avail());
-        if usize::from(available) > room {
-            return Err(RingFault::TooManyAvailable { available, room });
-        }
+        let first = self.queue.next_avail();
+        let available = index.0.wrapping_sub(first);
         if available == 0 {
             return Ok(0);
         }
         let size = self.queue.size();
+        let under_way = first.wrapping_sub(self.queue.next_used());
+        let room = size.saturating_sub(under_way);
+        if available > room {
+            return Err(RingFault::TooManyAvailable { available, room });
+        }
         let chains = self.queue.iter(map).map_err(|_| RingFault::Memory)?;
         let mut taken = 0;
         // The iterator may see a later index; what came after the check waits.
@@ -108,33 +182,109 @@ impl Ring {
             if head >= size {
                 return Err(RingFault::Head(head));
             }
-            each(head, chain);
+            let position = first.wrapping_add(taken);
+            match &mut self.tracking {
+                Tracking::InOrder(ended) => ended.push_back(None),
+                Tracking::Region(region) => region.taken(head)?,
+            }
+            each(Taken { head, position }, chain);
             taken += 1;
         }
-        if taken == usize::from(available) {
-            Ok(taken)
+        if taken == available {
+            Ok(usize::from(taken))
         } else {
             Err(RingFault::Memory)
         }
     }
 
-    /// Puts a head on the used ring; the driver sees it after [`Self::publish`].
-    pub fn push_used(&mut self, head: u16, len: u32) -> Result<(), RingFault> {
+    /// Gives the chains of `heads` to `each`: those that [`Self::new`] returned.
+    ///
+    /// `virtio_queue` makes chains from an available ring only, and the driver's may
+    /// have been written over since; so they come from one of our own, beside the
+    /// guest's memory.
+    pub fn replay(
+        &self,
+        heads: &[u16],
+        mut each: impl FnMut(Taken, DescriptorChain<&GuestMap>),
+    ) -> Result<(), RingFault> {
+        if heads.is_empty() {
+            return Ok(());
+        }
+        let memory = |_| RingFault::Memory;
+        let (map, address) =
+            super::memory::with_scratch(&self.hold.map).ok_or(RingFault::Memory)?;
+        let mut queue = Queue::new(self.queue.size()).map_err(memory)?;
+        queue.try_set_size(self.queue.size()).map_err(memory)?;
+        let table = GuestAddress(self.queue.desc_table());
+        queue.try_set_desc_table_address(table).map_err(memory)?;
+        queue.try_set_avail_ring_address(address).map_err(memory)?;
+        queue.set_ready(true);
+        for (place, head) in (0_u64..).zip(heads) {
+            let address = at(address.0, ELEMENTS + place * AVAIL_ELEMENT)?;
+            map.write_obj(head.to_le(), address)
+                .map_err(|_| RingFault::Memory)?;
+        }
+        let count = u16::try_from(heads.len()).map_err(|_| RingFault::Memory)?;
+        map.store(count.to_le(), at(address.0, INDEX)?, Ordering::Release)
+            .map_err(|_| RingFault::Memory)?;
+        let chains = queue.iter(&map).map_err(memory)?;
+        for (chain, head) in chains.zip(heads) {
+            // With a region the position says nothing.
+            let taken = Taken {
+                head: *head,
+                position: 0,
+            };
+            each(taken, chain);
+        }
+        Ok(())
+    }
+
+    /// A request has ended; its head goes to the used ring, now or when the requests
+    /// before it have ended. The driver sees it after [`Self::publish`].
+    pub fn give_back(&mut self, taken: Taken, len: u32) -> Result<(), RingFault> {
+        let next_used = self.queue.next_used();
+        match &mut self.tracking {
+            Tracking::Region(region) => {
+                region.given_back(taken.head)?;
+                self.push_used(taken.head, len)
+            }
+            Tracking::InOrder(ended) => {
+                if mutation::is(Mutation::PublishedOutOfOrder) {
+                    return self.push_used(taken.head, len);
+                }
+                let place = usize::from(taken.position.wrapping_sub(next_used));
+                if let Some(place) = ended.get_mut(place) {
+                    *place = Some((taken.head, len));
+                }
+                while let Tracking::InOrder(ended) = &mut self.tracking
+                    && let Some(Some((head, len))) = ended.front().copied()
+                {
+                    ended.pop_front();
+                    self.push_used(head, len)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn push_used(&mut self, head: u16, len: u32) -> Result<(), RingFault> {
         let next = self.queue.next_used();
         let index = u64::from(next)
             .checked_rem(u64::from(self.queue.size()))
             .unwrap_or(0);
         let address = at(self.queue.used_ring(), ELEMENTS + index * USED_ELEMENT)?;
         let element = u64::from(len) << 32 | u64::from(head);
-        self.hold
-            .map
-            .write_obj(element.to_le(), address)
-            .map_err(|_| RingFault::Memory)?;
+        if !mutation::is_dead() {
+            self.hold
+                .map
+                .write_obj(element.to_le(), address)
+                .map_err(|_| RingFault::Memory)?;
+        }
         self.queue.set_next_used(next.wrapping_add(1));
         Ok(())
     }
 
-    /// Shows the driver what was pushed, and signals it if it wants to know.
+    /// Shows the driver what went back, and signals it if it wants to know.
     pub fn publish(&mut self) -> Result<(), RingFault> {
         let (old, new) = (self.published, self.queue.next_used());
         if old == new {
@@ -142,9 +292,14 @@ impl Ring {
         }
         let address = at(self.queue.used_ring(), INDEX)?;
         let map = &*self.hold.map;
-        map.store(new.to_le(), address, Ordering::Release)
-            .map_err(|_| RingFault::Memory)?;
+        if !mutation::is_dead() {
+            map.store(new.to_le(), address, Ordering::Release)
+                .map_err(|_| RingFault::Memory)?;
+        }
         self.published = new;
+        if let Tracking::Region(region) = &mut self.tracking {
+            region.published(new)?;
+        }
         // The index before the driver's wish is read: it does it the other way round.
         fence(Ordering::SeqCst);
         let wanted = if self.queue.event_idx_enabled() {

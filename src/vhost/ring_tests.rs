@@ -32,7 +32,10 @@ impl Driver {
         queue.try_set_used_ring_address(GuestAddress(USED)).unwrap();
         queue.set_ready(true);
         queue.set_next_avail(at);
-        Ring::new(queue, Arc::clone(&self.hold), Arc::default()).unwrap()
+        let (ring, replay) =
+            Ring::new(queue, Arc::clone(&self.hold), Arc::default(), None).unwrap();
+        assert!(replay.is_empty());
+        ring
     }
 
     fn store(&self, address: u64, value: u16) {
@@ -69,42 +72,79 @@ fn the_index_moves_once_for_many_heads_and_wraps() {
     }
 }
 
+/// Takes all that is available.
+fn take(ring: &mut Ring) -> Result<Vec<Taken>, RingFault> {
+    let mut all = Vec::new();
+    ring.take_available(|taken, _| all.push(taken))?;
+    Ok(all)
+}
+
+fn too_many(available: u16, room: u16) -> Result<Vec<Taken>, RingFault> {
+    Err(RingFault::TooManyAvailable { available, room })
+}
+
 #[test]
 fn more_available_than_can_be_under_way_is_a_fault() {
     let driver = Driver::new();
     let mut ring = driver.ring(10);
     let avail = ring.queue.avail_ring();
-    for (index, room, want) in [
-        (14, 4, Ok(4)),
-        (
-            15,
-            0,
-            Err(RingFault::TooManyAvailable {
-                available: 1,
-                room: 0,
-            }),
-        ),
-        (
-            19,
-            4,
-            Err(RingFault::TooManyAvailable {
-                available: 5,
-                room: 4,
-            }),
-        ),
-        (
-            13,
-            4,
-            Err(RingFault::TooManyAvailable {
-                available: 0xffff,
-                room: 4,
-            }),
-        ),
-    ] {
+    driver.store(avail + INDEX, 14);
+    let taken = take(&mut ring).unwrap();
+    assert_eq!(taken.len(), 4);
+    for (index, ahead) in [(15, 1), (19, 5), (13, 0xffff)] {
         driver.store(avail + INDEX, index);
-        assert_eq!(ring.take_available(room, |_, _| ()), want, "index {index}");
+        assert_eq!(take(&mut ring), too_many(ahead, 0), "index {index}");
     }
+    // The second has ended, but it has not gone back before the first.
+    ring.give_back(taken[1], 1).unwrap();
+    driver.store(avail + INDEX, 15);
+    assert_eq!(take(&mut ring), too_many(1, 0));
+    ring.give_back(taken[0], 1).unwrap();
+    driver.store(avail + INDEX, 17);
+    assert_eq!(take(&mut ring), too_many(3, 2));
     assert_eq!(ring.next_avail(), 14);
+}
+
+/// Without a region the used index is all that tells a successor what is done.
+#[test]
+fn without_a_region_requests_go_back_in_the_order_in_which_they_were_taken() {
+    let driver = Driver::new();
+    let mut ring = driver.ring(0xffff);
+    let (avail, used) = (ring.queue.avail_ring(), ring.queue.used_ring());
+    for (place, head) in [(3, 2), (0, 0), (1, 3)] {
+        driver.store(avail + ELEMENTS + 2 * place, head);
+    }
+    driver.store(avail + INDEX, 2);
+    let taken = take(&mut ring).unwrap();
+    let mut published = |taken, len| {
+        ring.give_back(taken, len).unwrap();
+        ring.publish().unwrap();
+        driver.load(used + INDEX)
+    };
+    assert_eq!(published(taken[2], 12), 0xffff);
+    assert_eq!(published(taken[0], 10), 0);
+    assert_eq!(published(taken[1], 11), 2);
+    for (place, head, len) in [(3, 2, 10), (0, 0, 11), (1, 3, 12)] {
+        assert_eq!(driver.load(used + ELEMENTS + 8 * place), head);
+        assert_eq!(driver.load(used + ELEMENTS + 8 * place + 4), len);
+    }
+}
+
+#[test]
+fn a_ring_goes_on_at_its_used_index_whatever_the_front_end_says() {
+    let driver = Driver::new();
+    for (told, available, goes_on) in [(7, 9, 7), (8, 9, 7), (9, 9, 7), (0, 9, 7), (8, 90, 8)] {
+        driver.store(AVAIL + INDEX, available);
+        driver.store(USED + INDEX, 7);
+        let mut queue = Queue::new(SIZE).unwrap();
+        (queue.try_set_avail_ring_address(GuestAddress(AVAIL))).unwrap();
+        queue.try_set_used_ring_address(GuestAddress(USED)).unwrap();
+        queue.set_ready(true);
+        queue.set_next_avail(told);
+        let hold = Arc::clone(&driver.hold);
+        let (ring, replay) = Ring::new(queue, hold, Arc::default(), None).unwrap();
+        assert_eq!((ring.next_avail(), replay), (goes_on, Vec::new()), "{told}");
+    }
 }
 
 #[test]
@@ -116,7 +156,7 @@ fn a_head_outside_the_table_is_a_fault_after_the_good_ones() {
     driver.store(avail + ELEMENTS + 2, SIZE);
     driver.store(avail + INDEX, 2);
     let mut heads = Vec::new();
-    let result = ring.take_available(4, |head, _| heads.push(head));
+    let result = ring.take_available(|taken, _| heads.push(taken.head));
     assert_eq!((result, heads), (Err(RingFault::Head(SIZE)), vec![1]));
 }
 
@@ -153,7 +193,7 @@ fn a_ring_outside_memory_is_a_fault_not_a_panic() {
         .try_set_avail_ring_address(GuestAddress(u64::MAX - 1))
         .unwrap();
     assert_eq!(ring.push_used(0, 0), Err(RingFault::Memory));
-    assert_eq!(ring.take_available(4, |_, _| ()), Err(RingFault::Memory));
+    assert_eq!(take(&mut ring), Err(RingFault::Memory));
     assert_eq!(ring.arm(), Err(RingFault::Memory));
     assert_eq!(ring.disarm(), Err(RingFault::Memory));
 }

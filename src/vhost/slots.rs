@@ -2,14 +2,15 @@
 //! knows them by.
 
 use super::guest::GuestData;
+use super::ring::Taken;
 use crate::engine::{Patch, Slot};
 use crate::io::{Buffer, OpKind, Zeroing};
 use vm_memory::GuestAddress;
 
 /// What is needed to end a request.
 pub struct InFlight {
-    /// The chain's head, to go back to the used ring.
-    pub head: u16,
+    /// What goes back to the ring.
+    pub head: Taken,
     /// Where the status byte goes.
     pub status: GuestAddress,
     pub data: RequestData,
@@ -106,9 +107,9 @@ impl Slots {
         }
     }
 
-    /// Slots that a request can still take.
-    pub const fn free(&self) -> usize {
-        self.free.len()
+    /// Requests under way.
+    pub const fn taken(&self) -> usize {
+        self.entries.len() - self.free.len()
     }
 
     /// No request is under way.

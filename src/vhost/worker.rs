@@ -5,18 +5,20 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
-use tracing::{debug, error, warn};
+use tracing::{debug, error, info, warn};
 use virtio_queue::Queue;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::guest::{GuestData, MemoryHold};
+use super::inflight::InflightQueue;
 use super::memory::GuestMap;
 use super::notify::{Call, Notifier, Signal};
-use super::ring::{Ring, RingFault};
+use super::ring::{Ring, RingFault, Taken};
 use super::slots::{InFlight, RequestData, Slots};
 use super::{Backend, Requests};
 use crate::engine::{Command, Patch, Request, RequestKind, Slot, Status};
@@ -31,6 +33,11 @@ const KICK: u64 = 0;
 const DISK: u64 = 1;
 const WAKE: u64 = 2;
 const STOP: u64 = 3;
+const LEAVE: u64 = 4;
+
+/// How long the requests under way may take when the daemon ends; what is not done
+/// then is left to the next one.
+const GRACE: Duration = Duration::from_millis(300);
 
 /// A drain that takes this long is worth a line in the log.
 const SLOW_DRAIN_SECONDS: i64 = 5;
@@ -48,36 +55,60 @@ pub struct Start {
     /// Writes must be durable when they complete.
     pub write_through: Arc<AtomicBool>,
     pub backend: Arc<dyn Backend>,
+    /// The queue's part of the front end's in-flight region.
+    pub inflight: Option<InflightQueue>,
+    /// Set when the view ends.
+    pub leave: Arc<Signal>,
 }
 
 /// A started queue.
 pub struct QueueWorker {
     stop: Arc<Signal>,
-    thread: JoinHandle<u16>,
+    hung_up: Arc<AtomicBool>,
+    thread: JoinHandle<Stopped>,
+}
+
+/// How a worker ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stopped {
+    /// The available index to go on at.
+    pub position: u16,
+    /// Requests were taken that the driver was not told the end of: whoever serves
+    /// the ring next has to do them.
+    pub undone: bool,
 }
 
 impl QueueWorker {
     /// Starts the thread and waits until it has its disk and its port.
     pub fn start(start: Start) -> io::Result<Self> {
         let stop = Arc::new(Signal::new()?);
+        let hung_up = Arc::new(AtomicBool::new(false));
         let (ready, started) = mpsc::sync_channel(1);
-        let theirs = Arc::clone(&stop);
+        let theirs = (Arc::clone(&stop), Arc::clone(&hung_up));
         let builder = thread::Builder::new().name("queue".into());
         let thread = builder.spawn(move || {
-            let next = start.queue_position();
-            match Worker::new(start, theirs) {
+            let (stop, hung_up) = theirs;
+            let position = start.queue_position();
+            match Worker::new(start, stop, hung_up) {
                 Ok(worker) => {
                     let _ = ready.send(Ok(()));
                     worker.run()
                 }
                 Err(e) => {
                     let _ = ready.send(Err(e));
-                    next
+                    Stopped {
+                        position,
+                        undone: false,
+                    }
                 }
             }
         })?;
         match started.recv() {
-            Ok(Ok(())) => Ok(Self { stop, thread }),
+            Ok(Ok(())) => Ok(Self {
+                stop,
+                hung_up,
+                thread,
+            }),
             Ok(Err(e)) => Err(e),
             Err(_) => Err(io::Error::other("the queue's thread died")),
         }
@@ -88,9 +119,16 @@ impl QueueWorker {
         self.stop.set();
     }
 
-    /// Waits until all is finished and on the used ring. Returns the available
-    /// index to go on at.
-    pub fn stop(self) -> io::Result<u16> {
+    /// The front end has gone: from now on the driver is told nothing more, because
+    /// whoever resumes the ring has looked at it already. What need not be finished
+    /// is left undone.
+    pub fn hang_up(&self) {
+        self.hung_up.store(true, Ordering::Release);
+        self.request_stop();
+    }
+
+    /// Waits until all is finished and on the used ring (or left, see [`Stopped`]).
+    pub fn stop(self) -> io::Result<Stopped> {
         self.request_stop();
         self.thread
             .join()
@@ -120,7 +158,18 @@ struct Worker {
     // Kept open: epoll forgets a descriptor when it is closed.
     _kick: Arc<File>,
     stop: Arc<Signal>,
+    leave: Arc<Signal>,
+    hung_up: Arc<AtomicBool>,
+    /// Heads that a worker before this one took and did not give back.
+    replay: Vec<u16>,
     stopping: bool,
+    /// When `leave` was first seen.
+    leaving_since: Option<Instant>,
+    /// What only its request depends on is not carried out any more.
+    abandoning: bool,
+    /// The driver is told nothing any more.
+    silent: bool,
+    undone: bool,
     /// The wake event was readable; its flag may have been cleared before.
     woken: bool,
     /// The disk was given something since the last reap.
@@ -128,14 +177,16 @@ struct Worker {
     // Kept to be used again.
     commands: Vec<Command>,
     done: Vec<Done>,
-    taken: Vec<(u16, Result<BlkRequest, Refused>)>,
+    taken: Vec<(Taken, Result<BlkRequest, Refused>)>,
     events: Vec<Event>,
 }
 
 impl Worker {
-    fn new(start: Start, stop: Arc<Signal>) -> io::Result<Self> {
+    fn new(start: Start, stop: Arc<Signal>, hung_up: Arc<AtomicBool>) -> io::Result<Self> {
         let hold = Arc::new(MemoryHold { map: start.memory });
-        let ring = Ring::new(start.queue, hold, start.call).map_err(io::Error::other)?;
+        let (ring, replay) = Ring::new(start.queue, hold, start.call, start.inflight)
+            .inspect_err(|_| start.err.iter().for_each(|err| err.notify()))
+            .map_err(io::Error::other)?;
         let wake = Arc::new(Signal::new()?);
         let disk = start.backend.disk()?;
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
@@ -144,6 +195,7 @@ impl Worker {
         epoll::add(&epoll, &start.kick, EventData::new_u64(KICK), edge)?;
         epoll::add(&epoll, &wake, EventData::new_u64(WAKE), EventFlags::IN)?;
         epoll::add(&epoll, &stop, EventData::new_u64(STOP), edge)?;
+        epoll::add(&epoll, &start.leave, EventData::new_u64(LEAVE), edge)?;
         if let Some(fd) = disk.event_fd() {
             epoll::add(&epoll, fd, EventData::new_u64(DISK), EventFlags::IN)?;
         }
@@ -164,7 +216,14 @@ impl Worker {
             wake,
             _kick: start.kick,
             stop,
+            leave: start.leave,
+            hung_up,
+            replay,
             stopping: false,
+            leaving_since: None,
+            abandoning: false,
+            silent: false,
+            undone: false,
             woken: false,
             submitted: false,
             commands: Vec::with_capacity(count),
@@ -175,7 +234,8 @@ impl Worker {
         })
     }
 
-    fn run(mut self) -> u16 {
+    fn run(mut self) -> Stopped {
+        self.replay();
         // An interrupt may have got lost with the back end that served before,
         // and a kick with it: the ring is looked at unasked.
         self.ring.signal();
@@ -184,7 +244,10 @@ impl Worker {
                 continue;
             }
             if self.stopping && (self.is_drained() || mutation::is(Mutation::StopNotDrained)) {
-                return self.ring.next_avail();
+                return Stopped {
+                    position: self.ring.next_avail(),
+                    undone: self.undone,
+                };
             }
             if !self.stopping && !self.broken {
                 match self.ring.arm() {
@@ -206,7 +269,7 @@ impl Worker {
     /// 1. take all available heads, 2. carry out commands, 3. hand operations to
     ///    the kernel and feed completions back, 4. publish all at once.
     fn step(&mut self) -> bool {
-        self.stopping = self.stop.is_set();
+        self.look_for_stop();
         let mut progress = !self.stopping && !self.broken && self.take_heads() > 0;
         // Looked at in every round: a busy queue never waits for events.
         if std::mem::take(&mut self.woken) || self.wake.is_set() {
@@ -236,9 +299,35 @@ impl Worker {
                 break;
             }
         }
-        let published = self.ring.publish();
-        self.check(published);
+        if !self.silent {
+            let published = self.ring.publish();
+            self.check(published);
+        }
         progress
+    }
+
+    /// A stop: no new requests, all that was taken is finished. The end of the
+    /// view: the same, but after [`GRACE`] what need not be finished is abandoned. A
+    /// hang-up: the same at once, and in silence.
+    fn look_for_stop(&mut self) {
+        let leaving = self.leave.is_set();
+        self.stopping = leaving || self.stop.is_set();
+        if !self.stopping || self.abandoning {
+            return;
+        }
+        let hung_up = self.hung_up.load(Ordering::Acquire);
+        self.silent = hung_up && !mutation::is(Mutation::PublishedAfterHangUp);
+        let late = leaving && self.grace_left().is_zero();
+        if hung_up || late {
+            self.abandoning = true;
+            self.port.abandon();
+            self.disk.abandon(self.port.abandonable());
+        }
+    }
+
+    fn grace_left(&mut self) -> Duration {
+        let since = *self.leaving_since.get_or_insert_with(Instant::now);
+        GRACE.saturating_sub(since.elapsed())
     }
 
     fn is_drained(&self) -> bool {
@@ -257,6 +346,8 @@ impl Worker {
         }
         let timeout = if !self.done.is_empty() {
             Some(Timespec::default())
+        } else if self.leaving_since.is_some() && !self.abandoning {
+            Timespec::try_from(self.grace_left()).ok()
         } else if self.stopping {
             Some(Timespec {
                 tv_sec: SLOW_DRAIN_SECONDS,
@@ -270,11 +361,12 @@ impl Worker {
             epoll::wait(&self.epoll, spare_capacity(&mut self.events), timeout)
         });
         match waited {
+            Ok(0) if self.leaving_since.is_some() && !self.abandoning => {}
             Ok(0) if self.stopping && self.done.is_empty() => warn!(
-                "{}: stopping takes long: {} operations in flight, engine idle: {}",
+                "{}: stopping takes long: {} requests are under way, {} operations of them on disks",
                 self.name,
-                self.disk.in_flight(),
-                self.port.is_idle()
+                self.slots.taken(),
+                self.disk.in_flight()
             ),
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(e) => error!("{}: epoll: {e}", self.name),
@@ -297,13 +389,36 @@ impl Worker {
         }
     }
 
+    /// Does what a worker before this one left undone, before anything new.
+    fn replay(&mut self) {
+        let heads = std::mem::take(&mut self.replay);
+        if heads.is_empty() {
+            return;
+        }
+        info!(
+            "{}: {} requests go on that were under way when the last back end ended",
+            self.name,
+            heads.len()
+        );
+        let device: &BlkDevice = self.space.device();
+        let taken = &mut self.taken;
+        let result = self.ring.replay(&heads, |head, chain| {
+            taken.push((head, parse(chain, device)));
+        });
+        self.accept_taken(result);
+    }
+
     /// Takes what is available; the number of heads.
     fn take_heads(&mut self) -> usize {
         let device: &BlkDevice = self.space.device();
         let taken = &mut self.taken;
-        let result = self.ring.take_available(self.slots.free(), |head, chain| {
+        let result = self.ring.take_available(|head, chain| {
             taken.push((head, parse(chain, device)));
         });
+        self.accept_taken(result.map(drop))
+    }
+
+    fn accept_taken(&mut self, result: Result<(), RingFault>) -> usize {
         let mut taken = std::mem::take(&mut self.taken);
         let count = taken.len();
         for (head, parsed) in taken.drain(..) {
@@ -323,7 +438,7 @@ impl Worker {
     }
 
     /// Hands a valid request to the engine, or answers it here.
-    fn accept(&mut self, head: u16, request: BlkRequest) {
+    fn accept(&mut self, head: Taken, request: BlkRequest) {
         let status = Some(request.status);
         let Some(data) = GuestData::map(self.ring.hold(), &request.data) else {
             debug!("{}: refused: data outside guest memory", self.name);
@@ -474,6 +589,15 @@ impl Worker {
     }
 
     fn submit(&mut self, tag: Tag, device: DeviceId, kind: OpKind) {
+        let flush = matches!(kind, OpKind::Flush);
+        if self.abandoning && !flush && self.port.abandonable()(tag) {
+            self.done.push(Done {
+                tag,
+                result: Err(Errno::ECANCELED),
+                buffer: None,
+            });
+            return;
+        }
         self.disk.submit(Op { tag, device, kind });
         self.submitted = true;
     }
@@ -498,6 +622,11 @@ impl Worker {
         };
         let (code, len) = match status {
             Status::Ok => (BlkStatus::Ok, request.written),
+            // It may have failed for no other reason than that it was abandoned.
+            Status::IoError if self.abandoning => {
+                self.undone = true;
+                return;
+            }
             Status::IoError => (BlkStatus::IoErr, 1),
         };
         self.answer(request.head, Some(request.status), code, len);
@@ -505,10 +634,14 @@ impl Worker {
 
     /// The only place where a head goes back: status byte, then used ring. A
     /// status byte that cannot be written means that nothing was.
-    fn answer(&mut self, head: u16, status: Option<GuestAddress>, code: BlkStatus, len: u32) {
+    fn answer(&mut self, head: Taken, status: Option<GuestAddress>, code: BlkStatus, len: u32) {
+        if self.silent {
+            self.undone = true;
+            return;
+        }
         let map = &*self.ring.hold().map;
         let told = status.is_some_and(|address| map.write_obj(code.byte(), address).is_ok());
-        let pushed = self.ring.push_used(head, if told { len } else { 0 });
+        let pushed = self.ring.give_back(head, if told { len } else { 0 });
         self.check(pushed);
     }
 
