@@ -104,7 +104,6 @@ pub(crate) enum Mutation {
     ReplayCountForgotten,
     PublishedOutOfOrder,
     ResumedAtTheTold,
-    PublishedAfterHangUp,
 }
 
 #[cfg(not(test))]

@@ -69,7 +69,8 @@ pub fn merge_offline(
     });
     notices.turn(&volume);
     match stopped {
-        Ok(Ok(())) => {
+        // Nobody is served, so nothing is left undone.
+        Ok(Ok(_)) => {
             finish(&volume)?;
             let state = lock(&volume.state);
             if !remembered && state.state().is_blank() {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use std::os::fd::AsFd;
 
@@ -25,7 +25,14 @@ pub enum Ended {
     Drained,
     /// A second signal came while the first was being obeyed.
     AtOnce,
+    /// Guests' requests took too long, and were left to the next start.
+    Undone,
 }
+
+/// How long the views may take to drain, after which the daemon leaves them as if it
+/// had been killed: a service manager's patience ends, too, and the next start loses
+/// nothing either way.
+const PATIENCE: Duration = Duration::from_millis(800);
 
 /// How often to look whether the only front end, on a given descriptor, has left.
 const PRESENCE: Duration = Duration::from_millis(250);
@@ -40,7 +47,7 @@ pub fn run(
     let mut control = Some(control);
     let failed = |e| DaemonError::system("stop in order", e);
     let drained = Arc::new(WakeFd::new().map_err(failed)?);
-    let mut stopper: Option<std::thread::JoinHandle<Result<(), ControlError>>> = None;
+    let mut stopper: Option<std::thread::JoinHandle<Result<Ended, ControlError>>> = None;
     loop {
         notices.turn(volume);
         let count = signals.count();
@@ -51,7 +58,12 @@ pub fn run(
         if let Some(thread) = stopper.take_if(|t| t.is_finished()) {
             notices.turn(volume);
             return match thread.join() {
-                Ok(Ok(())) => Ok(Ended::Drained),
+                Ok(Ok(Ended::Undone)) => {
+                    // Its end would wait for what is left undone.
+                    std::mem::forget(Arc::clone(volume));
+                    Ok(Ended::Undone)
+                }
+                Ok(Ok(ended)) => Ok(ended),
                 Ok(Err(error)) => Err(DaemonError::NotDurable(error)),
                 Err(_) => Err(DaemonError::Killed),
             };
@@ -87,13 +99,22 @@ pub fn run(
 /// Runs on a thread of its own, because the main thread must go on answering the
 /// engine: what is drained here may wait for such an answer.
 ///
-/// Order: 1 no more control requests → 2 views drained and closed, all at once →
-/// 3 the ends of merges tidied up → 4 the merger stops after its batch → 5 every
-/// acknowledged write durable.
+/// Order: 1 no new requests of guests → 2 no more control requests → 3 views drained
+/// and closed, all at once → 4 the ends of merges tidied up → 5 the merger stops
+/// after its batch → 6 every acknowledged write durable. If 3 takes too long, the
+/// rest is left out.
 pub(super) fn stop(
     volume: &LiveVolume,
     control: Option<ControlServer>,
-) -> Result<(), ControlError> {
+) -> Result<Ended, ControlError> {
+    let deadline = Instant::now() + PATIENCE;
+    {
+        let tables = lock(&volume.tables);
+        let own = tables.snapshots.iter().filter_map(|s| s.view.as_ref());
+        for view in tables.origin_views.iter().chain(own) {
+            view.request_stop();
+        }
+    }
     if let Some(control) = control {
         control.stop();
     }
@@ -105,6 +126,16 @@ pub(super) fn stop(
     };
     for view in &views {
         view.request_stop();
+    }
+    if !views.iter().all(|view| view.ends_by(deadline)) {
+        tracing::warn!(
+            "guests' requests take more than {} ms to end; they are left to the next start, \
+             which finds everything as after a kill",
+            PATIENCE.as_millis()
+        );
+        // Dropping a view would wait for it.
+        std::mem::forget(views);
+        return Ok(Ended::Undone);
     }
     for view in views {
         view.stop();
@@ -118,7 +149,8 @@ pub(super) fn stop(
     for thread in tidying {
         let _ = thread.join();
     }
-    volume.drive(&mut lock(&volume.ops), ControlRequest::Sync)
+    volume.drive(&mut lock(&volume.ops), ControlRequest::Sync)?;
+    Ok(Ended::Drained)
 }
 
 /// The last words: what identifies the origin now, so that the next start can

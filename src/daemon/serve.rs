@@ -59,6 +59,7 @@ pub fn serve(options: ServeOptions) -> Result<(), DaemonError> {
     match ended {
         Ok(Ended::AtOnce) => Err(DaemonError::Killed),
         Ok(Ended::Drained) => finish(&volume),
+        Ok(Ended::Undone) => Ok(()),
         // Left as a killed daemon leaves it: nobody knows what is durable.
         Err(error @ (DaemonError::NotDurable(_) | DaemonError::Killed)) => Err(error),
         Err(error) => {

@@ -4,6 +4,7 @@ use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use super::volume::LiveVolume;
 use crate::control::events::Happening;
@@ -122,6 +123,11 @@ impl View {
     /// Begins what [`Self::stop`] waits for; for stopping many views at once.
     pub fn request_stop(&self) {
         self.server.request_stop();
+    }
+
+    /// Whether it has ended by `deadline`, once that was requested.
+    pub fn ends_by(&self, deadline: Instant) -> bool {
+        self.server.ends_by(deadline)
     }
 
     /// Drains what was accepted, disconnects the front end and removes the socket.

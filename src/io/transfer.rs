@@ -311,6 +311,17 @@ mod tests {
     }
 
     #[test]
+    fn one_call_moves_no_more_than_a_stop_can_wait_for() {
+        let (_dir, file) = file(64 << 20);
+        let mut t = transfer(&file, 10 << 20);
+        for (at, len) in [(0, 4 << 20), (4 << 20, 4 << 20), (8 << 20, 2 << 20)] {
+            t.prepare(&file);
+            assert_eq!((t.position(), t.iovecs()[0].iov_len), (1024 + at, len));
+            t.advance(&file, Ok(len));
+        }
+    }
+
+    #[test]
     fn no_progress_is_an_error_not_a_loop() {
         let (_dir, file) = file(8192);
         for moved in [0, 511] {

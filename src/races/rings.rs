@@ -1,6 +1,7 @@
 //! A ring's worker, stopped and started by the front end's messages while requests
 //! are under way: the real handler, worker and event descriptors over guest memory.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -9,7 +10,9 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use shuttle::thread;
 use vhost::vhost_user::VhostUserBackendReqHandlerMut;
-use vhost::vhost_user::message::{VhostUserMemoryRegion, VhostUserVringAddrFlags};
+use vhost::vhost_user::message::{
+    VhostUserInflight, VhostUserMemoryRegion, VhostUserVringAddrFlags,
+};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 
 use super::guest::sector;
@@ -125,6 +128,7 @@ struct Driver {
     call: File,
     oracle: Oracle,
     stamps: Vec<u64>,
+    ended: BTreeSet<u64>,
 }
 
 fn load(memory: &File, at: u64) -> u16 {
@@ -197,11 +201,12 @@ impl Driver {
         }
     }
 
-    /// Takes what is on the used ring.
+    /// Takes what is on the used ring; each request is there once.
     fn take(&mut self, seen: &mut u16) -> u16 {
         while *seen != load(&self.memory, USED + 2) {
             let head = load(&self.memory, USED + 4 + 8 * u64::from(*seen));
             let n = u64::from(head) / 3;
+            assert!(self.ended.insert(n), "request {n} ends twice");
             let mut status = [0xff];
             let at = REQUESTS + n * 0x1000 + 16;
             self.memory.read_exact_at(&mut status, at).unwrap();
@@ -273,6 +278,7 @@ fn ring_stops() {
         call: call.try_clone().unwrap(),
         oracle: volume.oracle.clone(),
         stamps: Vec::new(),
+        ended: BTreeSet::new(),
     };
     let mut driver = Some(thread::spawn(move || driver.run()));
     let neighbours = [1, 3].map(|own| volume.guest(ViewId::ORIGIN, own..own + 1, 3));
@@ -304,6 +310,75 @@ fn ring_stops() {
     volume.oracle.assert_one_moment(&volume.look(ViewId(2)));
     volume.look(ViewId::ORIGIN);
     volume.at_rest();
+}
+
+/// The front end loses the back end in the middle, and the next one takes over what
+/// is under way: by the region, or by the used index, whichever index it is told.
+fn back_end_lost(with_region: bool) {
+    let mut volume = Volume::new();
+    volume.snapshot(ViewId(1), 2);
+    let memory = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).unwrap());
+    ftruncate(&memory, MEMORY).unwrap();
+    let (kick, call) = (event(), event());
+    let driver = Driver {
+        memory: memory.try_clone().unwrap(),
+        kick: kick.try_clone().unwrap(),
+        call: call.try_clone().unwrap(),
+        oracle: volume.oracle.clone(),
+        stamps: Vec::new(),
+        ended: BTreeSet::new(),
+    };
+    let handlers = [(); 3].map(|()| handler(&volume, &memory));
+    let driver = thread::spawn(move || driver.run());
+    let neighbour = volume.guest(ViewId::ORIGIN, 1..2, 3);
+    let front_end = thread::spawn(move || {
+        let mut driver = Some(driver);
+        let mut region = None;
+        for (life, handler) in handlers.into_iter().enumerate() {
+            let mut handler = Kept::new(handler);
+            let handler = handler.get();
+            if with_region {
+                let wish = VhostUserInflight::new(0, 0, 1, SIZE);
+                let (message, file) =
+                    region.get_or_insert_with(|| handler.get_inflight_fd(&wish).unwrap());
+                let file = file.try_clone().unwrap();
+                handler.set_inflight_fd(message, file).unwrap();
+            }
+            let index = if pick(2) == 0 { USED } else { AVAILABLE };
+            let told = u32::from(load(&memory, index + 2));
+            handler.set_vring_base(0, told).unwrap();
+            let call = Some(call.try_clone().unwrap());
+            handler.set_vring_call(0, call).unwrap();
+            let kick = Some(kick.try_clone().unwrap());
+            handler.set_vring_kick(0, kick).unwrap();
+            if life == 2 {
+                driver.take().unwrap().join().unwrap();
+            } else {
+                (0..pick(40)).for_each(|_| thread::yield_now());
+                handler.hang_up();
+            }
+        }
+    });
+    volume.snapshot(ViewId(2), 8);
+    front_end.join().unwrap();
+    neighbour.join().unwrap();
+    assert_eq!(volume.look(ViewId(1)), (0..8).collect::<Vec<_>>());
+    volume.oracle.assert_one_moment(&volume.look(ViewId(2)));
+    volume.look(ViewId::ORIGIN);
+    volume.at_rest();
+}
+
+#[test]
+fn shuttle_a_lost_back_ends_requests_are_done_once_with_a_region() {
+    // Death between two stores: `vhost/inflight_tests.rs`.
+    let bugs = [Mutation::TakenNotRecorded, Mutation::ReplayCountForgotten];
+    prove("lost back end, region", || back_end_lost(true), &bugs);
+}
+
+#[test]
+fn shuttle_a_lost_back_ends_requests_are_done_once_without_a_region() {
+    let bugs = [Mutation::PublishedOutOfOrder, Mutation::ResumedAtTheTold];
+    prove("lost back end, no region", || back_end_lost(false), &bugs);
 }
 
 #[test]

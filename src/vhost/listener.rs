@@ -3,9 +3,9 @@
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{fs, io};
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -187,6 +187,8 @@ impl Drop for SocketFile {
 pub struct ViewServer {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+    /// Closed by the thread's end.
+    ended: mpsc::Receiver<()>,
 }
 
 struct Shared {
@@ -206,6 +208,7 @@ impl ViewServer {
             stop: Arc::new(Signal::new()?),
         });
         let theirs = Arc::clone(&shared);
+        let (alive, ended) = mpsc::channel();
         let view = View {
             space: Arc::new(ConfigSpace::new(config.device.clone())),
             config: Arc::new(config),
@@ -215,10 +218,14 @@ impl ViewServer {
         };
         let thread = std::thread::Builder::new()
             .name(format!("view {}", view.config.name))
-            .spawn(move || theirs.run(socket, &view))?;
+            .spawn(move || {
+                theirs.run(socket, &view);
+                drop(alive);
+            })?;
         Ok(Self {
             shared,
             thread: Some(thread),
+            ended,
         })
     }
 
@@ -232,6 +239,15 @@ impl ViewServer {
     /// Blocks until then.
     pub fn stop(mut self) {
         self.shut_down();
+    }
+
+    /// Whether the thread ends by `deadline`; [`Self::stop`] does not block then.
+    pub fn ends_by(&self, deadline: Instant) -> bool {
+        let left = deadline.saturating_duration_since(Instant::now());
+        !matches!(
+            self.ended.recv_timeout(left),
+            Err(mpsc::RecvTimeoutError::Timeout)
+        )
     }
 
     /// Like [`Self::stop`], but does not wait; for stopping many views at once.

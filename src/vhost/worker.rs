@@ -316,7 +316,7 @@ impl Worker {
             return;
         }
         let hung_up = self.hung_up.load(Ordering::Acquire);
-        self.silent = hung_up && !mutation::is(Mutation::PublishedAfterHangUp);
+        self.silent = hung_up;
         let late = leaving && self.grace_left().is_zero();
         if hung_up || late {
             self.abandoning = true;

@@ -424,6 +424,49 @@ fn full_file_system_gives_enospc(engine: IoEngine) {
     assert!(!path.exists());
 }
 
+/// Every operation still ends once, with its buffer, and flushes are never left out.
+fn what_is_abandoned_ends_with_ecanceled_or_as_ever(mut rig: Rig) {
+    fn even(tag: Tag) -> bool {
+        tag.is_multiple_of(2)
+    }
+    let guest = Guest::new(64 * 8192 + 4096);
+    for tag in 0..64_u64 {
+        let at = tag as usize * 8192;
+        rig.submit(tag, read(at as u64, guest.buffer(&[(at, 8192)])));
+    }
+    let mut done = Vec::new();
+    rig.disk.reap(true, &mut done);
+    rig.disk.abandon(even);
+    rig.submit(64, OpKind::Flush);
+    rig.submit(66, write(0, owned(1, 4096)));
+    rig.submit(67, write(8192, owned(2, 4096)));
+    while rig.disk.in_flight() > 0 {
+        rig.disk.reap(true, &mut done);
+    }
+    let ends: BTreeMap<Tag, &Done> = done.iter().map(|d| (d.tag, d)).collect();
+    assert_eq!((done.len(), ends.len()), (67, 67));
+    for (tag, done) in &ends {
+        assert_eq!(done.buffer.is_some(), *tag != 64);
+        let canceled = even(*tag) && *tag != 64 && done.result == Err(Errno::ECANCELED);
+        assert!(
+            done.result == Ok(()) || canceled,
+            "{tag}: {:?}",
+            done.result
+        );
+    }
+    if rig.dir.is_some() {
+        assert_eq!(ends[&66].result, Err(Errno::ECANCELED));
+        assert_eq!(
+            (rig.content)()[..4096],
+            image()[..4096],
+            "it began all the same"
+        );
+    }
+    assert_eq!((rig.content)()[8192..12288], [2; 4096]);
+    drop(done);
+    assert_eq!(Arc::strong_count(&guest.memory), 1);
+}
+
 macro_rules! battery {
     ($($rig:ident: $make:expr;)*) => { $(mod $rig {
         use super::*;
@@ -441,6 +484,7 @@ macro_rules! battery {
             many_operations_complete_exactly_once_with_their_own_buffer
             more_than_the_depth_can_be_submitted_at_once
             dropped_disk_lets_go_of_guest_memory
+            what_is_abandoned_ends_with_ecanceled_or_as_ever
             event_descriptor_wakes_for_every_completion
             refused_operation_wakes_the_event_descriptor_before_reap);
     })* };
