@@ -18,6 +18,8 @@ pub struct Volume {
     pub device: DeviceId,
     /// Operations are kept back while this is not 0.
     pub held: Arc<AtomicUsize>,
+    /// Operations that were submitted.
+    pub submitted: Arc<AtomicUsize>,
     /// Ports that exist.
     pub ports: Arc<AtomicUsize>,
     /// Durable writes seen.
@@ -42,6 +44,7 @@ impl Volume {
             devices,
             device,
             held: Arc::default(),
+            submitted: Arc::default(),
             ports: Arc::default(),
             durable: Arc::default(),
             broken: AtomicUsize::new(0),
@@ -66,6 +69,7 @@ impl Backend for Volume {
             disk,
             event,
             held: Arc::clone(&self.held),
+            submitted: Arc::clone(&self.submitted),
         }))
     }
 
@@ -86,10 +90,12 @@ struct EventDisk {
     disk: SimDisk,
     event: Arc<EventFd>,
     held: Arc<AtomicUsize>,
+    submitted: Arc<AtomicUsize>,
 }
 
 impl Disk for EventDisk {
     fn submit(&mut self, op: Op) {
+        self.submitted.fetch_add(1, Ordering::SeqCst);
         self.disk.submit(op);
         self.event.write(1).unwrap();
     }

@@ -10,6 +10,7 @@ mod backend;
 mod driver;
 mod raw;
 mod raw_tests;
+mod resume_tests;
 mod socket;
 
 use std::path::PathBuf;

@@ -51,14 +51,8 @@ pub struct Raw {
 }
 
 impl Raw {
-    /// Connected, with features and memory set.
-    pub fn connect(path: &Path, features: u64) -> Self {
-        let mut raw = Self::connect_only(path, features);
-        raw.set_memory();
-        raw
-    }
-
-    pub fn connect_only(path: &Path, features: u64) -> Self {
+    /// A connection on which features are set.
+    fn open(path: &Path, features: u64) -> Frontend {
         let mut frontend = Frontend::connect(path, 16).unwrap();
         frontend.set_owner().unwrap();
         let offered = frontend.get_features().unwrap();
@@ -68,12 +62,37 @@ impl Raw {
             let protocol = VhostUserProtocolFeatures::MQ
                 | VhostUserProtocolFeatures::REPLY_ACK
                 | VhostUserProtocolFeatures::CONFIG
+                | VhostUserProtocolFeatures::INFLIGHT_SHMFD
                 | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
             assert!(frontend.get_protocol_features().unwrap().contains(protocol));
             frontend.set_protocol_features(protocol).unwrap();
             frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
         }
         frontend.set_features(features).unwrap();
+        frontend
+    }
+
+    /// Ends the connection; the guest's memory stays.
+    pub fn hang_up(&mut self) {
+        let (stream, _) = std::os::unix::net::UnixStream::pair().unwrap();
+        self.frontend = Frontend::from_stream(stream, 16);
+    }
+
+    /// A new connection for the same guest.
+    pub fn reconnect(&mut self, path: &Path, features: u64) {
+        self.frontend = Self::open(path, features);
+        self.set_memory();
+    }
+
+    /// Connected, with features and memory set.
+    pub fn connect(path: &Path, features: u64) -> Self {
+        let mut raw = Self::connect_only(path, features);
+        raw.set_memory();
+        raw
+    }
+
+    pub fn connect_only(path: &Path, features: u64) -> Self {
+        let frontend = Self::open(path, features);
         let file =
             File::from(rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
         file.set_len(MEMORY as u64).unwrap();
