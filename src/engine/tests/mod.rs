@@ -8,6 +8,7 @@
 mod bench;
 mod discards;
 mod faults;
+mod leaving;
 mod mended;
 mod merging;
 mod originals;

@@ -99,6 +99,11 @@ impl World {
         world
     }
 
+    /// For a port that is moved by hand.
+    pub fn no_wake(&self) -> Arc<dyn Wake> {
+        Arc::new(NoWake)
+    }
+
     pub fn add_actor(&mut self, role: PortRole) -> usize {
         self.actors.push(Actor {
             port: self.engine.open_port(role, 16, Arc::new(NoWake)),
