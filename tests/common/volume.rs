@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -20,10 +20,11 @@ pub struct Volume {
 }
 
 impl Volume {
-    /// Makes a disk whose stamps are its sector numbers, in memory where the
-    /// system has a file system for that.
+    /// Makes a disk whose stamps are its sector numbers, in `SNAPBACK_FOLDER`, or in
+    /// memory where the system has a file system for that.
     pub fn new(sectors: u64) -> Self {
-        let memory = Path::new("/dev/shm");
+        let chosen = std::env::var_os("SNAPBACK_FOLDER").map(PathBuf::from);
+        let memory = chosen.unwrap_or_else(|| "/dev/shm".into());
         let mut builder = tempfile::Builder::new();
         builder.prefix("snapback-");
         let folder = builder
@@ -114,6 +115,18 @@ impl Volume {
         let mut child = self.daemon.take().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    /// The running daemon's process.
+    #[allow(dead_code, reason = "not every test signals it")]
+    pub fn child(&mut self) -> &mut Child {
+        self.daemon.as_mut().unwrap()
+    }
+
+    /// The daemon's end was seen.
+    #[allow(dead_code, reason = "as above")]
+    pub fn forget(&mut self) {
+        self.daemon = None;
     }
 
     /// SIGTERM; the daemon must end well.
