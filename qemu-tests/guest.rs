@@ -22,6 +22,8 @@ pub const SILENT: &str = "the guest says nothing";
 pub enum Attach {
     /// A vhost-user-blk socket, of snapback.
     View(PathBuf),
+    /// The same, with two queues; the guest has two processors then.
+    TwoQueues(PathBuf),
     /// A raw file, by QEMU's own driver.
     Raw(PathBuf),
     /// The same, and discards punch holes into it.
@@ -70,6 +72,8 @@ impl Guest {
         let file = |suffix: &str| dir.join(format!("{name}.{suffix}"));
         let (monitor, port, console, log) =
             (file("qmp"), file("port"), file("console"), file("qemu.log"));
+        let two = |disk: &Attach| matches!(disk, Attach::TwoQueues(_));
+        let processors = if disks.iter().any(two) { "2" } else { "1" };
         let mut command = Command::new("qemu-system-x86_64");
         command
             .args([
@@ -78,7 +82,7 @@ impl Guest {
                 "-cpu",
                 "max",
                 "-smp",
-                "1",
+                processors,
                 "-nodefaults",
                 "-display",
                 "none",
@@ -103,14 +107,17 @@ impl Guest {
             .arg(format!("unix:{},server=on,wait=off", monitor.display()));
         for (index, disk) in disks.iter().enumerate() {
             match disk {
-                Attach::View(socket) => command
+                Attach::View(socket) | Attach::TwoQueues(socket) => command
                     .arg("-chardev")
                     .arg(format!(
                         "socket,id=c{index},path={},reconnect=1",
                         socket.display()
                     ))
                     .arg("-device")
-                    .arg(format!("vhost-user-blk-pci,chardev=c{index},num-queues=1")),
+                    .arg(format!(
+                        "vhost-user-blk-pci,chardev=c{index},num-queues={}",
+                        if two(disk) { 2 } else { 1 }
+                    )),
                 Attach::Raw(path) | Attach::RawDiscard(path) => command
                     .arg("-drive")
                     .arg(format!(
@@ -286,10 +293,66 @@ impl Guest {
         }
     }
 
+    /// Starts several writers at once on `count` blocks (4 KiB) of a disk, which must
+    /// hold what `fill` with this seed gives it.
+    pub fn start_storm(&mut self, disk: &str, seed: u64, count: u64, threads: u64) {
+        self.run(&format!(
+            "rm -f /tmp/stop /tmp/{disk}.*; \
+             (disktool storm /dev/{disk} {seed} 0 {count} {threads} /tmp/{disk}.writes \
+             >/tmp/{disk}.out 2>&1; echo $? >/tmp/{disk}.status) >/dev/null 2>&1 &"
+        ));
+        self.storm_on(disk, 1);
+    }
+
+    /// Waits until the writers of a disk have done at least `more` further writes.
+    pub fn storm_on(&mut self, disk: &str, more: u64) {
+        let mut goal = None;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let text = self.run(&format!(
+                "cat /tmp/{disk}.writes 2>/dev/null; test ! -e /tmp/{disk}.status || cat /tmp/{disk}.out"
+            ));
+            let mut lines = text.lines();
+            let writes = lines
+                .next()
+                .and_then(|line| line.trim().parse::<u64>().ok());
+            let report: Vec<&str> = lines.collect();
+            assert!(report.is_empty(), "the guest's writers stopped: {report:?}");
+            if let Some(writes) = writes
+                && writes >= *goal.get_or_insert(writes + more)
+            {
+                return;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "the guest's writers hang at {text}"
+            );
+            sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Ends all storms, which then verify all that they wrote. Returns the longest time
+    /// in milliseconds that a request on this disk took.
+    pub fn stop_storm(&mut self, disk: &str) -> u64 {
+        self.run(&format!(
+            "touch /tmp/stop; until [ -s /tmp/{disk}.status ]; do sleep 0.1; done"
+        ));
+        let report = self.run(&format!(
+            "cat /tmp/{disk}.out; exit $(cat /tmp/{disk}.status)"
+        ));
+        println!("the guest's writers on {disk}: {}", report.trim());
+        let longest = report
+            .split_whitespace()
+            .find_map(|word| word.strip_prefix("longest_ms="));
+        let longest = longest.and_then(|value| value.parse().ok());
+        longest.unwrap_or_else(|| panic!("no longest_ms in: {report}"))
+    }
+
     /// Panics if the guest's kernel has logged a failed request.
     pub fn assert_no_io_error(&mut self) {
-        let (_, log) =
-            self.try_run("dmesg | grep -iE 'i/o error|ext4-fs error|hung task|blocked for more'");
+        let (_, log) = self.try_run(
+            "dmesg | grep -iE 'i/o error|ext4-fs error|hung task|blocked for more|is not a head'",
+        );
         println!(
             "the guest's kernel logged {} I/O errors",
             log.lines().count()

@@ -27,6 +27,7 @@ mod forks;
 mod linux;
 mod logwrites;
 mod lvm;
+mod restarts;
 mod rollback;
 mod shorter;
 mod snapshots;

@@ -4,6 +4,8 @@
 //! disktool fill DEV SEED                   every block gets a content of its own
 //! disktool sums DEV                        one checksum a 256 KiB block
 //! disktool hammer DEV SEED FIRST COUNT     write until /tmp/stop exists, then judge
+//! disktool storm DEV SEED FIRST COUNT THREADS PROGRESS
+//!                                          several writers at once (storm.rs)
 //! disktool play DEV RESULTS AT SEED        a script of device-mapper steps (play.rs)
 //! ```
 //!
@@ -16,6 +18,7 @@ mod content;
 mod cut;
 mod dm;
 mod play;
+mod storm;
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
@@ -43,10 +46,14 @@ fn main() -> ExitCode {
         ["hammer", device, seed, first, count] => {
             number(seed).and_then(|seed| hammer(device, seed, number(first)?, number(count)?))
         }
+        ["storm", device, seed, first, count, threads, progress] => number(seed).and_then(|seed| {
+            let (first, count) = (number(first)?, number(count)?);
+            storm::storm(device, seed, first, count, number(threads)?, progress)
+        }),
         ["play", script, results, at, seed] => {
             number(at).and_then(|at| play::play(script, results, at, number(seed)?))
         }
-        _ => Err("usage: disktool fill|sums|hammer|play DEV ...".into()),
+        _ => Err("usage: disktool fill|sums|hammer|storm|play DEV ...".into()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
