@@ -21,6 +21,7 @@ mod guest;
 mod qmp;
 
 mod attach;
+mod backup;
 mod damaged;
 mod discards;
 mod forks;
