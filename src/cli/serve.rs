@@ -85,8 +85,9 @@ pub struct Serve {
     #[arg(long, value_name = "ENGINE", value_enum, default_value_t)]
     io_engine: IoEngineName,
 
-    /// Serve although something else changed the disk since the last stop. The
-    /// snapshots do not have what was overwritten.
+    /// Serve although the disk was changed since the last stop. Right if it was only
+    /// enlarged (each snapshot keeps its length), or if its content is the same (a copy);
+    /// what else was overwritten meanwhile is missing in the snapshots.
     #[arg(long)]
     accept_changes: bool,
 

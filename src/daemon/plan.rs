@@ -44,11 +44,18 @@ pub struct Plan {
 pub enum PlanError {
     #[error(
         "origin {origin} was changed while no daemon served it: {}. The snapshots {} hold only what was saved before \
-         that. Put the origin back as it was, or start snapback serve with --forget NAME for each of them, or, if you \
-         know that the content is the same (a copy, a touch), with --accept-changes", changes.join("; "), snapshots.join(", ")
+         that. Put the origin back as it was, or start snapback serve with --forget NAME for each of them, or, if {}",
+        changes.join("; "), snapshots.join(", "),
+        if *grown {
+            "it was only enlarged and nothing else wrote it, with --accept-changes: each snapshot keeps its length"
+        } else {
+            "you know that the content is the same (a copy, a touch), with --accept-changes"
+        }
     )]
     OriginChanged {
         origin: String,
+        /// It is longer than it was.
+        grown: bool,
         changes: Vec<String>,
         snapshots: Vec<String>,
     },
@@ -271,6 +278,7 @@ fn check_origin(
     }
     Err(PlanError::OriginChanged {
         origin: now.path.clone(),
+        grown: now.size > state.origin.size,
         changes,
         snapshots: at_stake,
     })
@@ -336,8 +344,8 @@ fn agree(recorded: &SnapshotSpec, asked: &SnapshotSpec) -> Result<(), PlanError>
     if recorded.store_type != asked.store_type {
         return contradiction(
             "type",
-            format!("{:?}", recorded.store_type),
-            format!("{:?}", asked.store_type),
+            recorded.store_type.letters().to_owned(),
+            asked.store_type.letters().to_owned(),
         );
     }
     match (recorded.chunk_size, asked.chunk_size) {

@@ -39,7 +39,9 @@ fn grown() -> (World, Vec<u8>, Vec<u8>) {
     world.terminate();
     append(&world, 0x55);
     let refused = world.refuse(&[]);
-    assert!(refused.contains("--accept-changes"), "{refused}");
+    for part in ["only enlarged", "--accept-changes", "keeps its length"] {
+        assert!(refused.contains(part), "{part}: {refused}");
+    }
     world.start(&["--accept-changes"]);
     let mut origin = world.origin();
     let mut guest = Guest::connect(&world.path("a.sock"));
