@@ -17,6 +17,17 @@ pub enum StoreType {
     N,
 }
 
+impl StoreType {
+    /// As it stands in a device-mapper table.
+    pub const fn letters(self) -> &'static str {
+        match self {
+            Self::P => "P",
+            Self::PO => "PO",
+            Self::N => "N",
+        }
+    }
+}
+
 /// `PUT /v1/snapshots/NAME` (without the name) and an entry of the state file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -306,8 +317,9 @@ pub fn check_name(name: &str) -> Result<(), String> {
     }
     if let Some(bad) = name.chars().find(|c| !allowed(*c)) {
         return Err(format!(
-            "snapshot name `{}` has {bad:?} in it: use letters, digits and + _ . -",
-            name.escape_debug()
+            "snapshot name `{}` has `{}` in it: use letters, digits and + _ . -",
+            name.escape_debug(),
+            bad.escape_debug()
         ));
     }
     if name.starts_with(['-', '.']) {

@@ -3,9 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use super::api::{
-    MergeStatus, SnapshotStatus, State, StoreType, ViewKind, ViewStatus, VolumeStatus,
-};
+use super::api::{MergeStatus, SnapshotStatus, State, ViewKind, ViewStatus, VolumeStatus};
 use crate::size;
 use crate::units::SECTOR_SIZE;
 
@@ -152,7 +150,7 @@ pub fn table(status: &VolumeStatus) -> String {
         format!(
             "0 {sectors} {target} {device} {} {} {}{group}",
             s.cow_device,
-            type_letters(s.store_type),
+            s.store_type.letters(),
             s.chunk_sectors
         )
     };
@@ -255,7 +253,7 @@ fn snapshot_row(s: &SnapshotStatus) -> Vec<String> {
             percent(s.allocated_sectors, s.total_sectors)
         },
         size::exact(bytes(s.chunk_sectors)),
-        type_letters(s.store_type).to_owned(),
+        s.store_type.letters().to_owned(),
         printable(&s.cow),
     ]
 }
@@ -323,14 +321,6 @@ fn shows_merge(status: &VolumeStatus, snapshot: &SnapshotStatus) -> bool {
         .views
         .iter()
         .any(|v| v.kind == ViewKind::Merge && v.snapshot.as_deref() == Some(&snapshot.name))
-}
-
-const fn type_letters(store_type: StoreType) -> &'static str {
-    match store_type {
-        StoreType::P => "P",
-        StoreType::PO => "PO",
-        StoreType::N => "N",
-    }
 }
 
 /// The origin has no name of its own: its file's, without the extension.

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::process::Signal;
-use vmm_sys_util::signal::{block_signal, register_signal_handler, unblock_signal};
+use vmm_sys_util::signal::{Error, block_signal, register_signal_handler, unblock_signal};
 
 use crate::executor::WakeFd;
 
@@ -37,7 +37,11 @@ impl Signals {
         let wake = WakeFd::new()?;
         let rung = RUNG.get_or_init(|| wake);
         for signal in SIGNALS {
-            block_signal(signal.as_raw()).map_err(|e| io::Error::other(format!("{e:?}")))?;
+            match block_signal(signal.as_raw()) {
+                // By whoever started this process.
+                Ok(()) | Err(Error::SignalAlreadyBlocked(_)) => {}
+                Err(e) => return Err(io::Error::other(e.to_string())),
+            }
             register_signal_handler(signal.as_raw(), handle)?;
         }
         Ok(Self { rung })
@@ -46,7 +50,7 @@ impl Signals {
     /// Lets the signals reach this thread.
     pub fn release(&self) -> io::Result<()> {
         for signal in SIGNALS {
-            unblock_signal(signal.as_raw()).map_err(|e| io::Error::other(format!("{e:?}")))?;
+            unblock_signal(signal.as_raw()).map_err(|e| io::Error::other(e.to_string()))?;
         }
         Ok(())
     }

@@ -190,7 +190,8 @@ fn check_backing(region: &VhostUserMemoryRegion, file: &File) -> io::Result<()> 
     let kind = FileType::from_raw_mode(stat.st_mode);
     if kind != FileType::RegularFile {
         return Err(invalid(format!(
-            "memory region at {address:#x} is backed by {kind:?}, not by shared memory or a file"
+            "memory region at {address:#x} is backed by {}, not by shared memory or a file",
+            kind_of(kind)
         )));
     }
     let size = u64::try_from(stat.st_size).unwrap_or(0);
@@ -199,6 +200,20 @@ fn check_backing(region: &VhostUserMemoryRegion, file: &File) -> io::Result<()> 
         _ => Err(invalid(format!(
             "memory region at {address:#x} needs {len} bytes from offset {offset} of a file of {size} bytes"
         ))),
+    }
+}
+
+/// What a descriptor leads to, in words.
+pub(super) const fn kind_of(kind: FileType) -> &'static str {
+    match kind {
+        FileType::RegularFile => "a regular file",
+        FileType::Directory => "a directory",
+        FileType::Symlink => "a symbolic link",
+        FileType::Fifo => "a pipe",
+        FileType::Socket => "a socket",
+        FileType::CharacterDevice => "a character device",
+        FileType::BlockDevice => "a block device",
+        FileType::Unknown => "no file",
     }
 }
 

@@ -77,7 +77,10 @@ pub fn check_eventfd(file: &File) -> io::Result<()> {
         FileType::Unknown => Ok(()),
         kind => Err(io::Error::new(
             io::ErrorKind::InvalidInput,
-            format!("a ring's notifications need an eventfd, not {kind:?}"),
+            format!(
+                "a ring's notifications need an eventfd, not {}",
+                super::memory::kind_of(kind)
+            ),
         )),
     }
 }
