@@ -27,7 +27,7 @@ impl Control {
         let socket = self.control.as_deref().filter(|path| !path.is_empty());
         let socket = socket.ok_or_else(|| {
             CliError::Usage(
-                "which daemon? Name the socket it was given as --control, with --control SOCK or \
+                "no control socket is given: name the one that the daemon was started with, by --control SOCK or \
                  SNAPBACK_CONTROL=SOCK"
                     .to_owned(),
             )

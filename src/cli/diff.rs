@@ -14,8 +14,8 @@ use crate::size;
 
 /// Print which parts of a snapshot differ from its disk.
 ///
-/// What the store keeps is compared with the disk, so a part that was written back to what it was
-/// does not show.
+/// What the store keeps is compared with the disk: a part that holds its old content again is not
+/// listed.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 EXAMPLE

@@ -12,8 +12,8 @@ use crate::control::{Client, ClientError, narrate};
 
 /// Show what happened to the disk and its snapshots: taken, filling up, invalid, merged, …
 ///
-/// The daemon keeps the newest 1024 events of its own life. Each has a number. What was lost is
-/// said. One line an event, written at once, so that pipes work.
+/// The daemon keeps the newest 1024 events since its start. Each has a number; where some are
+/// missing, a line says how many. Each event is one line, which is written at once.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 EXAMPLE
@@ -23,8 +23,8 @@ EXAMPLE
     jq --unbuffered -r 'select(.kind == \"usage-threshold\") | \"\\(.snapshot) \\(.percent)%\"'
 
 EXIT STATUS
-  0  all is told; with --follow: the daemon stopped in order, or nobody reads any more
-  2  wrong usage, no daemon, or with --follow: it went away without a word")]
+  0  all events are printed; with --follow: the daemon stopped in order, or the output was closed
+  2  wrong usage; no daemon; with --follow: the daemon ended without a clean stop")]
 pub struct Events {
     /// Go on with what comes, until interrupted or the daemon ends.
     #[arg(long)]
@@ -77,7 +77,7 @@ impl Events {
                 Err(ClientError::Lost { .. }) if at.seq != before && at.is_served(client) => {}
                 Err(ClientError::Lost { socket, .. }) => {
                     return Err(CliError::Failed(format!(
-                        "the daemon at {} went away without a word; start it again, it takes up what there is",
+                        "the daemon at {} ended without a clean stop; start it again: it goes on with what is recorded",
                         socket.display()
                     )));
                 }

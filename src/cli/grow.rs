@@ -9,7 +9,7 @@ use crate::size;
 /// Give a snapshot more room while guests run.
 ///
 /// A COW file is enlarged, and its space allocated. A device is enlarged by other means first
-/// (lvextend, say); then this takes note of it. An overflow ends. What is invalid stays invalid.
+/// (lvextend, say); then this takes note of it. It ends an overflow; an invalid snapshot stays invalid.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 EXAMPLE

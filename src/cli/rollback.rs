@@ -31,7 +31,7 @@ pub struct Rollback {
     #[arg(long, conflicts_with = "now")]
     at_reset: bool,
 
-    /// Now, under the feet of a guest that is attached.
+    /// Now, even if a guest is attached and running.
     #[arg(long)]
     now: bool,
 

@@ -68,7 +68,7 @@ pub struct Serve {
     #[arg(long, value_name = "NAME", value_parser = values::name)]
     merge: Option<String>,
 
-    /// What a guest write to a chunk does that is not merged yet [default: wait,
+    /// What a guest's write to a chunk that is not merged yet does [default: wait,
     /// or what the merge under way began with].
     #[arg(long, value_name = "HOW", value_enum)]
     merge_writes: Option<MergeWritesName>,
@@ -100,7 +100,7 @@ pub struct Serve {
 enum MergeWritesName {
     /// It waits; its chunk is merged next.
     Wait,
-    /// It goes to the COW, as Linux does it.
+    /// It goes to the COW, as in Linux.
     Redirect,
 }
 

@@ -58,8 +58,8 @@ pub struct Snapshot {
 
 /// Give a snapshot up; its COW is marked invalid and can be removed.
 ///
-/// Its own view must have no guest, and is served no longer. The COW's file stays, but nothing
-/// can take it for a snapshot again: it does not get what is overwritten on the disk from then on.
+/// No guest may be attached to its own view, which is closed. The COW file stays, but cannot be
+/// used as a snapshot again: what is overwritten on the disk from then on is not saved in it.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 EXAMPLE

@@ -52,7 +52,15 @@ fn happening(what: &Happening) -> String {
         Happening::UsageThreshold { percent } => format!("{percent} % of the COW is used"),
         Happening::RollbackPending => "rollback at the guest's next reset".to_owned(),
         Happening::RollbackCancelled { reason } => {
-            format!("no rollback any more: {}", printable(reason))
+            let why = match reason.as_str() {
+                "asked" => "as it was asked for".to_owned(),
+                "removed" => "the snapshot was removed".to_owned(),
+                "invalid" => "the snapshot became invalid".to_owned(),
+                "replaced" => "another rollback or merge took its place".to_owned(),
+                "failed" => "the handover failed".to_owned(),
+                other => printable(other),
+            };
+            format!("the rollback is called off: {why}")
         }
         Happening::RollbackFailed { error } => {
             format!(
@@ -82,7 +90,9 @@ fn happening(what: &Happening) -> String {
         Happening::FrontEndLeft { socket } => at("front end left", socket),
         Happening::GuestReset { socket } => at("guest reset or started", socket),
         Happening::Stopping => "the daemon stops".to_owned(),
-        Happening::Lost { count } => format!("{count} events lost: they are not kept any more"),
+        Happening::Lost { count } => {
+            format!("{count} events are missing: only the newest are kept")
+        }
     }
 }
 
@@ -174,7 +184,7 @@ mod tests {
             (
                 None,
                 json!({"kind": "lost", "count": 3}),
-                "   1  T  3 events lost: they are not kept any more",
+                "   1  T  3 events are missing: only the newest are kept",
             ),
         ] {
             assert_eq!(told(snapshot, rest), expected);

@@ -1,4 +1,5 @@
 use super::*;
+use crate::control::api::StoreType;
 use crate::control::api::{MergeOutcome, OriginStatus};
 
 fn snapshot(name: &str, state: State) -> SnapshotStatus {

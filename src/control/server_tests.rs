@@ -328,7 +328,7 @@ fn refusals_are_json_with_the_right_status() {
             request("PUT", "/v1/snapshots/a%2Fb", "{\"cow\":\"/c\"}"),
             "400",
             ErrorKind::BadRequest,
-            "'%'",
+            "`%`",
         ),
         (
             request("PUT", "/v1/snapshots/..", "{\"cow\":\"/c\"}"),

@@ -17,7 +17,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 pub enum SocketError {
     #[error("socket {}: a running daemon listens there: stop it or choose another path", .0.display())]
     Live(PathBuf),
-    #[error("socket {}: a file that is no socket is in the way: remove it or choose another path", .0.display())]
+    #[error("socket {}: the path is taken by a file that is not a socket: remove it or choose another path", .0.display())]
     NotASocket(PathBuf),
     #[error("socket {}: the path has {} bytes, a Unix socket can have 107: choose a shorter one", .0.display(), .0.as_os_str().len())]
     TooLong(PathBuf),

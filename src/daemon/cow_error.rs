@@ -16,7 +16,7 @@ pub enum CowError {
     Missing(PathBuf),
     #[error("COW {} is not there", .0.display())]
     Gone(PathBuf),
-    #[error("COW {} cannot be made: {} is no directory", path.display(), directory.display())]
+    #[error("COW {} cannot be made: {} is not a directory; give a path in one that exists", path.display(), directory.display())]
     NoDirectory { path: PathBuf, directory: PathBuf },
     #[error("chunk size {0} bytes: must be a power of two from 512 bytes to 1 GiB")]
     ChunkSize(u64),

@@ -30,12 +30,12 @@ impl LiveVolume {
             Some(SnapshotState::Active | SnapshotState::Overflow) => {}
             Some(SnapshotState::Invalid) | None => {
                 return Err(conflict(format!(
-                    "snapshot {name} is invalid, and no room brings back what it missed; remove it and take another"
+                    "snapshot {name} is invalid, and more room does not bring back what it has missed; remove it with snapback remove {name}, and take another"
                 )));
             }
             Some(_) => {
                 return Err(conflict(format!(
-                    "snapshot {name} is being merged, and needs no more room for that"
+                    "snapshot {name} is being merged, which needs no more room"
                 )));
             }
         }

@@ -54,10 +54,13 @@ pub enum DaemonError {
         source: std::io::Error,
     },
     #[error(
-        "not everything could be made durable at the end ({0}); the next start takes up what there is"
+        "not everything could be made durable at the stop ({0}); what was written last may be lost in a power cut. \
+         The next start goes on with what there is"
     )]
     NotDurable(crate::engine::ControlError),
-    #[error("left without draining; the next start takes up what there is")]
+    #[error(
+        "stopped without waiting for the requests under way; the next start goes on with what there is"
+    )]
     Killed,
 }
 

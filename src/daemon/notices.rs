@@ -129,7 +129,7 @@ impl Notices {
             Notice::Overflow { snapshot } => {
                 let tables = lock(&volume.tables);
                 let name = tables.name_of(snapshot).unwrap_or("?");
-                tracing::warn!(snapshot = %name, "the COW is full: the snapshot is read-only from now on");
+                tracing::warn!(snapshot = %name, "the COW is full: reads of the snapshot go on, writes fail; give it more room with `snapback grow {name} SIZE`");
                 drop(tables);
                 volume.tell(snapshot, Happening::SnapshotOverflow);
             }
@@ -158,7 +158,8 @@ impl LiveVolume {
     fn say_usage(&self, snapshot: SnapshotId, percent: u64) {
         let tables = lock(&self.tables);
         let name = tables.name_of(snapshot).unwrap_or("?");
-        tracing::warn!(snapshot = %name, percent, "the COW fills up; snapback grow gives it more room");
+        tracing::warn!(snapshot = %name,
+            "{percent} % of the COW is used; give it more room with `snapback grow {name} SIZE`");
     }
 
     fn tell_called_off(&self, recorded: &Recorded) {
@@ -210,7 +211,8 @@ impl LiveVolume {
                 called_off: called_off.map(|r| r.snapshot),
             }),
             Err(error) => {
-                tracing::error!(snapshot = %name, %error, "the snapshot is invalid and this could not be recorded");
+                tracing::error!(snapshot = %name, %error, "the snapshot is invalid, and the state file could not be written; it is tried every second, and what guests \
+                     write to the disk may wait until it succeeds");
                 None
             }
         }
@@ -226,7 +228,7 @@ impl LiveVolume {
         match spawned {
             Ok(thread) => lock(&self.tidying).push(thread),
             Err(error) => {
-                tracing::error!(%error, "the end of a merge is recorded at the next start only")
+                tracing::error!(%error, "the end of the merge could not be recorded; the next start does it")
             }
         }
     }
@@ -244,7 +246,7 @@ impl LiveVolume {
             match lock(&self.state).update(|s| forget_merged(s, &merging.name, merging.follow)) {
                 Ok(()) => break (turn, merging),
                 Err(error) => tracing::error!(snapshot = %merging.name, %error,
-                    "the merge has ended and this could not be recorded"),
+                    "the merge has ended, and the state file could not be written; it is tried again every second"),
             }
             drop(turn);
             // The next start finds an empty store and ends the merge again.

@@ -276,7 +276,7 @@ fn load(
     let mut store = cow.store;
     store.valid &= valid;
     if !store.valid {
-        tracing::warn!(snapshot = %name, "the snapshot is invalid; remove it with snapback remove {name}");
+        tracing::warn!(snapshot = %name, "the snapshot is invalid; remove it with `snapback remove {name}`");
     }
     let device = cow.open.keep();
     let id = {

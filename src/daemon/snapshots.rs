@@ -249,7 +249,7 @@ impl LiveVolume {
             && let Ok(mut disk) = self.one_thread_disk()
             && let Err(error) = cow::clear_head(&mut *disk, device, file.size())
         {
-            tracing::warn!(cow = %file.path().display(), %error, "clear or remove it before it is used again");
+            tracing::warn!(cow = %file.path().display(), %error, "the COW of the removed snapshot could not be cleared; clear or remove it before it is used again");
         }
         drop(self.devices.remove(device));
     }
@@ -258,7 +258,7 @@ impl LiveVolume {
     /// record says invalid, or belongs to an empty store.
     fn unrecord(&self, name: &str) {
         if let Err(error) = lock(&self.state).update(|s| s.drop_snapshot(name)) {
-            tracing::warn!(snapshot = %name, %error, "the state file still has the snapshot");
+            tracing::warn!(snapshot = %name, %error, "the snapshot is removed, but the state file still lists it as invalid; remove it again after the next start");
         }
     }
 

@@ -15,7 +15,7 @@ pub enum OpenError {
     WrongType { path: PathBuf, what: &'static str },
     #[error("{}: has {size} bytes; at least one sector (512 bytes) is needed", path.display())]
     TooSmall { path: PathBuf, size: u64 },
-    #[error("{}: has {size} bytes, which is no multiple of 512; round it up with `truncate -s %512` first", path.display())]
+    #[error("{}: has {size} bytes, which is not a multiple of 512; round it up with `truncate -s %512` first", path.display())]
     OddSize { path: PathBuf, size: u64 },
     #[error("{}: is in use by {}; stop that first", path.display(), user.as_deref().unwrap_or("another process"))]
     InUse { path: PathBuf, user: Option<String> },
@@ -31,7 +31,7 @@ pub enum OpenError {
     TooLarge { path: PathBuf, size: u64 },
     #[error("{}: cannot shrink from {from} to {to} bytes; give a size that is not smaller", path.display())]
     Shrink { path: PathBuf, from: u64, to: u64 },
-    #[error("{}: a device's size is not ours to change; resize the device first, then give its new size (it has {size} bytes)", path.display())]
+    #[error("{}: snapback cannot change the size of a device; resize the device first, then give its new size (it has {size} bytes)", path.display())]
     FixedSize { path: PathBuf, size: u64 },
     #[error("{}: cannot {action}: {}", path.display(), io::Error::from_raw_os_error(*errno))]
     Io {

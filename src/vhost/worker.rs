@@ -657,7 +657,7 @@ impl Worker {
             return;
         }
         error!(
-            "{}: the guest broke its ring, which is stopped: {fault}",
+            "{}: the guest's ring is malformed and has been stopped: {fault}",
             self.name
         );
         if let Some(err) = &self.err {

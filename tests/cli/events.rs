@@ -172,6 +172,6 @@ fn a_daemon_that_goes_away_without_a_word_is_an_error() {
     assert_eq!(follower.line(), "", "its end");
     let (status, error) = follower.end();
     assert_eq!(status.code(), Some(2));
-    assert!(error.contains("without a word"), "{error}");
+    assert!(error.contains("without a clean stop"), "{error}");
     assert_refused(&["events", "--control", "/nonexistent"], "/nonexistent");
 }

@@ -579,7 +579,7 @@ fn bad_input_is_refused_by_name_and_nothing_is_touched() {
         (&["--snapshot", "name=s,cow=none.cow"], "size="),
         (
             &["--snapshot", "name=s,cow=no/dir.cow,size=8M"],
-            "no directory",
+            "not a directory",
         ),
         (&["--snapshot", "name=s,cow=new.cow,size=8K"], "too small"),
         (

@@ -31,7 +31,7 @@ fn verbs_without_a_daemon() {
             // A killed daemon's, and something that never was one.
             ("c.sock", ["no daemon at c.sock", "snapback serve"]),
             ("file.sock", ["no daemon at file.sock", "snapback serve"]),
-            ("", ["which daemon?", "--control SOCK"]),
+            ("", ["no control socket is given", "--control SOCK"]),
         ] {
             let words = [&words[..], &["SNAPBACK_CONTROL"]].concat();
             world.refused(&[verb, &["--control", socket]].concat(), &words);
@@ -134,7 +134,7 @@ fn cows_that_a_new_snapshot_cannot_have() {
         ),
         (
             &["--cow", "none/new.cow", "--size", "1M"],
-            &["none/new.cow", "no directory"],
+            &["none/new.cow", "not a directory"],
         ),
         (
             &["--cow", "old.cow"],
