@@ -5,12 +5,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::cow::{self, InspectedCow, OriginFacts, Purpose};
-use super::identity::{OriginIdentity, default_state_path};
+use super::cow_identity::{Verdict, belongs_elsewhere, judge};
+use super::identity::OriginIdentity;
 use super::options::{Endpoint, ServeOptions};
 use super::plan::{Plan, PlannedSnapshot, Source, check_served, plan};
-use super::state::{OpenedState, SnapshotRecord};
-use super::{DaemonError, inherited, views};
+use super::standing::Standing;
+use super::state::{OpenedState, SnapshotRecord, VolumeState};
+use super::state_place::default_state_path;
+use super::{DaemonError, inherited, lost, views};
 use crate::control::ControlSocket;
+use crate::control::api::SnapshotSpec;
 use crate::io::{BlockFile, DeviceId, Devices, Disk, Identity, IoEngine, OpenOptions, open_disk};
 use crate::vhost::ViewSocket;
 
@@ -44,7 +48,7 @@ pub struct Sockets {
 /// Looks at everything that `options` and the state file name.
 pub fn check(options: &ServeOptions) -> Result<Checked, DaemonError> {
     let mut checked = check_without_guests(options)?;
-    check_served(options, &checked.plan.state)?;
+    check_served(options, &checked.plan)?;
     checked.sockets = bind_sockets(options, &checked.plan)?;
     Ok(checked)
 }
@@ -62,7 +66,24 @@ pub fn check_without_guests(options: &ServeOptions) -> Result<Checked, DaemonErr
     let unidentified = |e| DaemonError::system("identify the origin", e);
     let identity = OriginIdentity::read(path, file.size()).map_err(unidentified)?;
     let state = open_state(options)?;
-    let plan = plan(options, state.recorded.clone(), &identity)?;
+    let standing = Standing::look(path, state.path(), state.recorded.as_ref());
+    let suspicion = lost::refuse_cow(path, standing.mark.as_ref())?;
+    let mut options = options.clone();
+    let found = match (state.path(), &state.recorded) {
+        (Some(place), None) => lost::check(&options, &identity.storage(), place, &standing)?,
+        (Some(_), Some(recorded)) if options.accept_changes || !options.forget.is_empty() => {
+            lost::check_older(&options, recorded, &standing)?
+        }
+        _ => lost::Found::default(),
+    };
+    // These are known from their COWs alone.
+    let is_lost = |name: &String| found.forget.iter().any(|s| s.spec.name == *name);
+    options.forget.retain(|name| !is_lost(name));
+    let mut plan = plan(&options, state.recorded.clone(), &identity, &standing)?;
+    plan.remarks.extend(suspicion);
+    plan.remarks.extend(found.remarks);
+    plan.forget.extend(found.forget);
+    let memory = state.recorded.as_ref();
 
     let origin = OriginFacts {
         identity: file.identity(),
@@ -78,8 +99,15 @@ pub fn check_without_guests(options: &ServeOptions) -> Result<Checked, DaemonErr
 
     let mut used: Vec<(String, Identity)> = Vec::new();
     let mut snapshots = Vec::new();
+    let mut remarks = Vec::new();
     for planned in &plan.snapshots {
+        let verdict = verdict(planned, memory, &standing)?;
         let inspected = inspect(planned, &origin, &used, &devices, &mut *disk)?;
+        refuse_if_elsewhere(planned, memory)?;
+        if inspected.is_valid() {
+            let remark = believe(&planned.spec, verdict, options.accept_changes)?;
+            remarks.extend(remark);
+        }
         used.extend(
             cow::storage_of(Path::new(&planned.spec.cow)).map(|i| (planned.spec.name.clone(), i)),
         );
@@ -99,7 +127,13 @@ pub fn check_without_guests(options: &ServeOptions) -> Result<Checked, DaemonErr
         snapshots.push((planned.clone(), inspected));
     }
     check_absent_twice(&plan.snapshots)?;
+    plan.remarks.extend(remarks);
     let forget = plan.forget.iter().map(|record| {
+        // What is at its path may be another snapshot's, whose business it is.
+        let verdict = memory.map(|memory| judge(record, memory, &standing));
+        if let Some(Verdict::Foreign(_) | Verdict::Originals) = verdict {
+            return (record.clone(), None);
+        }
         // One that is lost or broken is forgotten all the same.
         let found = cow::inspect(
             &record.spec,
@@ -159,6 +193,69 @@ fn refuse_half_merged(path: &Path) -> Result<(), DaemonError> {
         // Another daemon has it, then its lock on the origin decides; and what
         // cannot be read is the business of who writes the origin.
         _ => Ok(()),
+    }
+}
+
+/// What the file at a snapshot's COW path is to it. Refused if it is for certain
+/// not its own: whatever else was said of it would be said of another's.
+fn verdict(
+    planned: &PlannedSnapshot,
+    memory: Option<&VolumeState>,
+    standing: &Standing,
+) -> Result<Verdict, DaemonError> {
+    let (name, cow) = (&planned.spec.name, &planned.spec.cow);
+    let recorded = memory.and_then(|memory| Some((memory.snapshot(name)?, memory)));
+    let Some((record, memory)) = recorded.filter(|_| planned.valid) else {
+        return Ok(Verdict::Own);
+    };
+    match judge(record, memory, standing) {
+        Verdict::Foreign(why) => Err(DaemonError::Refused(format!(
+            "snapshot {name} is known to this volume, but COW {cow} {why}. Without its own the snapshot would be wrong for \
+             good. Bring that back to this path, or give the snapshot up with snapback serve --forget {name}, which leaves \
+             the file alone"
+        ))),
+        Verdict::Originals => Err(DaemonError::Refused(format!(
+            "snapshot {name}: this is a copy, and COW {cow} is outside the copied folder, so it is what the original uses. \
+             Give the snapshot up in the copy with snapback serve --forget {name}, which leaves the original's alone"
+        ))),
+        verdict => Ok(verdict),
+    }
+}
+
+/// A COW that is new to this volume may be a living one of another.
+fn refuse_if_elsewhere(
+    planned: &PlannedSnapshot,
+    memory: Option<&VolumeState>,
+) -> Result<(), DaemonError> {
+    let (name, cow) = (&planned.spec.name, &planned.spec.cow);
+    let volume = memory.and_then(|memory| memory.volume.as_deref());
+    let unknown = planned.source == Source::Options;
+    match belongs_elsewhere(Path::new(cow), volume).filter(|_| unknown) {
+        Some(why) => Err(DaemonError::Refused(format!(
+            "snapshot {name}: COW {cow} {why}: give the snapshot a file or device of its own"
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Whether a COW that can be loaded is believed to be what it was; what to say.
+fn believe(
+    spec: &SnapshotSpec,
+    verdict: Verdict,
+    accept_changes: bool,
+) -> Result<Option<String>, DaemonError> {
+    let SnapshotSpec { name, cow, .. } = spec;
+    match verdict {
+        Verdict::OwnBut(what) => Ok(Some(format!("snapshot {name}: COW {cow} {what}"))),
+        Verdict::Doubtful(why) if accept_changes => {
+            Ok(Some(format!("snapshot {name}: COW {cow} {why}; accepted")))
+        }
+        Verdict::Doubtful(why) => Err(DaemonError::Refused(format!(
+            "snapshot {name} is known to this volume, but COW {cow} {why}. Bring the COW back as the daemon left it, or give \
+             the snapshot up with snapback serve --forget {name}; or, if you know that it holds what the daemon left in it \
+             (a copy, or made longer), start with --accept-changes"
+        ))),
+        _ => Ok(None),
     }
 }
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::cow_error::CowError;
+use super::identity::StorageIdentity;
 use crate::control::api::{SnapshotSpec, StoreType};
 use crate::engine::{Discards, SnapshotStore};
 use crate::io::{BlockFile, DeviceId, Devices, Disk, Identity, OpenOptions, sync};
@@ -120,6 +121,13 @@ pub struct PreparedCow {
     pub device_string: String,
     /// Dropping it before it is kept undoes what was made.
     pub open: OpenCow,
+}
+
+impl PreparedCow {
+    /// What identifies the file or device, as it is now.
+    pub fn file_identity(&self) -> Option<StorageIdentity> {
+        StorageIdentity::of_open(self.open.file.as_ref()?).ok()
+    }
 }
 
 /// The storage behind a path, `None` if there is none.

@@ -1,15 +1,17 @@
-//! What tells an origin, and its content, from another: as far as the system
-//! says. A snapshot is worthless if the origin was written without it.
+//! What tells a disk or a COW, and its content, from another: as far as the
+//! system says. A snapshot is worthless if the origin was written without it.
 
-use std::fs;
+use std::fs::{self, File, Metadata};
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::time::UNIX_EPOCH;
 
 use serde::{Deserialize, Serialize};
 
-/// Where the state of volumes on devices is kept.
-const DEVICE_STATE_DIRECTORY: &str = "/var/lib/snapback";
+use super::device_names::DeviceNames;
+use crate::io::BlockFile;
 
 /// A file time as `stat` has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,47 +21,118 @@ pub struct Timestamp {
     pub nanoseconds: i64,
 }
 
+impl Timestamp {
+    /// The same moment, or this one as it comes out of an archive that keeps whole
+    /// seconds or microseconds.
+    fn survived_as(&self, now: &Self) -> bool {
+        let coarse = match now.nanoseconds {
+            0 => 0,
+            n if n % 1000 == 0 => self.nanoseconds / 1000 * 1000,
+            _ => self.nanoseconds,
+        };
+        self.seconds == now.seconds && coarse == now.nanoseconds
+    }
+}
+
+/// A file at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileFacts {
+    pub inode: u64,
+    pub mtime: Timestamp,
+    pub ctime: Timestamp,
+    /// When the inode was made; older state files and some file systems lack it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub birth: Option<Timestamp>,
+    /// What `statfs` calls the file system. Some file systems make it of the
+    /// device number, so it counts only where there is no birth time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_system: Option<String>,
+}
+
+impl FileFacts {
+    /// Both are one file, whatever was done to its content, name and owner.
+    pub fn is_file(&self, other: &Self) -> bool {
+        let same = |a: &Option<_>, b: &Option<_>| a.is_none() || b.is_none() || a == b;
+        self.inode == other.inode
+            && match (&self.birth, &other.birth) {
+                (Some(a), Some(b)) => a == b,
+                _ => same(&self.file_system, &other.file_system),
+            }
+    }
+}
+
+/// What names a file or device, and tells when it was touched.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum StorageKind {
+    File(FileFacts),
+    Device(DeviceNames),
+}
+
+/// A file or device at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StorageIdentity {
+    /// Bytes.
+    pub size: u64,
+    pub kind: StorageKind,
+}
+
 /// An origin at one moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OriginIdentity {
-    /// As the user gave it, made absolute; not compared (files may be moved).
+    /// As the user gave it, made absolute.
     pub path: String,
     /// Bytes.
     pub size: u64,
-    pub kind: OriginKind,
+    pub kind: StorageKind,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub enum OriginKind {
-    File {
-        inode: u64,
-        mtime: Timestamp,
-        ctime: Timestamp,
-    },
-    Device {
-        /// The device-mapper UUID, WWID, serial or backing file; device numbers
-        /// and kernel names change from boot to boot.
-        hardware: Option<String>,
-    },
+/// How a file or device relates to what was recorded of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Relation {
+    /// The same one, as it was left.
+    Same,
+    /// The same one, as it was left; its name, owner, mode or the like were changed.
+    Touched,
+    /// Another file with the size and the time of the last write of this one, so
+    /// that it is a faithful copy of it, or this one restored.
+    Copied,
+    /// The same one, but its content is not what was left: why, in words.
+    Written(String),
+    /// Another one, of which nothing tells that it has the same content: why.
+    Other(String),
 }
 
-impl OriginIdentity {
-    /// Reads the identity of the open origin at `path`, `size` bytes long.
+impl StorageIdentity {
+    /// Reads the identity of the file or device at `path`, `size` bytes long.
     pub fn read(path: &Path, size: u64) -> io::Result<Self> {
-        let meta = fs::metadata(path)?;
+        let file_system = rustix::fs::statvfs(path).ok().map(|s| s.f_fsid);
+        Ok(Self::new(path, size, &fs::metadata(path)?, file_system))
+    }
+
+    /// As [`read`](Self::read), of a file that we have open, whatever its path
+    /// leads to by now.
+    pub fn of_open(file: &BlockFile) -> io::Result<Self> {
+        let open = File::from(file.as_fd().try_clone_to_owned()?);
+        let file_system = rustix::fs::fstatvfs(&open).ok().map(|s| s.f_fsid);
+        Ok(Self::new(
+            file.path(),
+            file.size(),
+            &open.metadata()?,
+            file_system,
+        ))
+    }
+
+    fn new(path: &Path, size: u64, meta: &Metadata, file_system: Option<u64>) -> Self {
         let kind = if meta.file_type().is_block_device() {
-            let (major, minor) = (
-                rustix::fs::major(meta.rdev()),
-                rustix::fs::minor(meta.rdev()),
-            );
-            let sysfs = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
-            OriginKind::Device {
-                hardware: hardware_name(&sysfs),
-            }
+            StorageKind::Device(DeviceNames::read(path, meta.rdev()))
         } else {
-            OriginKind::File {
+            let birth = meta.created().ok();
+            let birth = birth.and_then(|t| t.duration_since(UNIX_EPOCH).ok());
+            StorageKind::File(FileFacts {
                 inode: meta.ino(),
                 mtime: Timestamp {
                     seconds: meta.mtime(),
@@ -69,8 +142,102 @@ impl OriginIdentity {
                     seconds: meta.ctime(),
                     nanoseconds: meta.ctime_nsec(),
                 },
-            }
+                birth: birth.and_then(|t| {
+                    Some(Timestamp {
+                        seconds: i64::try_from(t.as_secs()).ok()?,
+                        nanoseconds: t.subsec_nanos().into(),
+                    })
+                }),
+                file_system: file_system
+                    .filter(|id| *id != 0)
+                    .map(|id| format!("{id:x}")),
+            })
         };
+        Self { size, kind }
+    }
+
+    /// One and the same file or device, as far as can be told for certain.
+    pub fn is(&self, other: &Self) -> bool {
+        match (&self.kind, &other.kind) {
+            (StorageKind::File(a), StorageKind::File(b)) => a.is_file(b),
+            (StorageKind::Device(a), StorageKind::Device(b)) => a.is(b) == Some(true),
+            _ => false,
+        }
+    }
+
+    /// What became of this. Times count only if `stopped_cleanly`: a daemon that
+    /// was killed could not note them.
+    pub fn relation(&self, now: &Self, stopped_cleanly: bool) -> Relation {
+        match (&self.kind, &now.kind) {
+            (StorageKind::File(was), StorageKind::File(is)) if was.is_file(is) => {
+                if self.size != now.size {
+                    Relation::Written(self.sizes(now))
+                } else if stopped_cleanly && was.mtime != is.mtime {
+                    Relation::Written(written(was.mtime, is.mtime))
+                } else if stopped_cleanly && was.ctime != is.ctime {
+                    Relation::Touched
+                } else {
+                    Relation::Same
+                }
+            }
+            (StorageKind::File(was), StorageKind::File(is)) => {
+                let times = was.mtime.survived_as(&is.mtime);
+                if stopped_cleanly && times && self.size == now.size {
+                    return Relation::Copied;
+                }
+                let mut why = format!(
+                    "it is another file (inode {} then, {} now)",
+                    was.inode, is.inode
+                );
+                if was.inode == is.inode {
+                    why = "it is another file, made anew where that one was".into();
+                }
+                if self.size != now.size {
+                    why = format!("{why}; {}", self.sizes(now));
+                } else if stopped_cleanly && !times {
+                    why = format!("{why}; {}", written(was.mtime, is.mtime));
+                }
+                Relation::Other(why)
+            }
+            (StorageKind::Device(was), StorageKind::Device(is)) => match was.is(is) {
+                Some(true) if self.size != now.size => Relation::Written(self.sizes(now)),
+                Some(true) => Relation::Same,
+                Some(false) => Relation::Other(format!(
+                    "it is another device ({} then, {} now)",
+                    was.strongest(),
+                    is.strongest()
+                )),
+                None => Relation::Other(
+                    "nothing that the system says of it tells whether it is the same device".into(),
+                ),
+            },
+            _ => Relation::Other("it was a file and is a device, or the other way round".into()),
+        }
+    }
+
+    fn sizes(&self, now: &Self) -> String {
+        format!("its size was {} bytes and is {}", self.size, now.size)
+    }
+}
+
+fn written(was: Timestamp, now: Timestamp) -> String {
+    let seconds = now.seconds.saturating_sub(was.seconds);
+    match seconds {
+        0 => "it was written after the stop".into(),
+        1.. => format!(
+            "it was written after the stop (its last write is {seconds} s later than the last one then)"
+        ),
+        _ => format!(
+            "it has an older content (its last write is {} s earlier than the last one then)",
+            seconds.saturating_neg()
+        ),
+    }
+}
+
+impl OriginIdentity {
+    /// Reads the identity of the open origin at `path`, `size` bytes long.
+    pub fn read(path: &Path, size: u64) -> io::Result<Self> {
+        let StorageIdentity { size, kind } = StorageIdentity::read(path, size)?;
         Ok(Self {
             path: std::path::absolute(path)?.to_string_lossy().into_owned(),
             size,
@@ -78,199 +245,31 @@ impl OriginIdentity {
         })
     }
 
-    /// What is different now, in words; empty if nothing is. Times count only if
-    /// `stopped_cleanly`: a daemon that was killed could not note them.
-    pub fn changes(&self, now: &Self, stopped_cleanly: bool) -> Vec<String> {
-        let mut changes = Vec::new();
-        if self.size != now.size {
-            changes.push(format!(
-                "its size was {} bytes and is {}",
-                self.size, now.size
-            ));
+    pub fn storage(&self) -> StorageIdentity {
+        StorageIdentity {
+            size: self.size,
+            kind: self.kind.clone(),
         }
-        match (&self.kind, &now.kind) {
-            (
-                OriginKind::File {
-                    inode,
-                    mtime,
-                    ctime,
-                },
-                OriginKind::File {
-                    inode: i,
-                    mtime: m,
-                    ctime: c,
-                },
-            ) => {
-                if inode != i {
-                    changes.push(format!("it is another file (inode {inode} then, {i} now)"));
-                } else if stopped_cleanly && mtime != m {
-                    changes.push(format!(
-                        "it was written {} s after the stop",
-                        m.seconds.saturating_sub(mtime.seconds)
-                    ));
-                } else if stopped_cleanly && ctime != c {
-                    changes
-                        .push("its owner, mode, name or times were changed after the stop".into());
-                }
-            }
-            (OriginKind::Device { hardware: was }, OriginKind::Device { hardware: is }) => {
-                if was != is {
-                    let name = |h: &Option<String>| h.clone().unwrap_or_else(|| "unnamed".into());
-                    changes.push(format!(
-                        "it is another device ({} then, {} now)",
-                        name(was),
-                        name(is)
-                    ));
-                }
-            }
-            _ => changes.push("it was a file and is a device, or the other way round".into()),
+    }
+
+    /// As [`StorageIdentity::relation`]; a device that the system has no lasting
+    /// name for is taken for the same one if the operator named it by one.
+    pub fn relation(&self, now: &Self, stopped_cleanly: bool) -> Relation {
+        if let (StorageKind::Device(was), StorageKind::Device(is)) = (&self.kind, &now.kind)
+            && was.is(is).is_none()
+            && self.path == now.path
+            && DeviceNames::is_lasting_path(&self.path)
+        {
+            return if self.size == now.size {
+                Relation::Same
+            } else {
+                Relation::Written(self.storage().sizes(&now.storage()))
+            };
         }
-        changes
+        self.storage().relation(&now.storage(), stopped_cleanly)
     }
-}
-
-/// The first lasting name that the kernel has for a device.
-fn hardware_name(sysfs: &Path) -> Option<String> {
-    [
-        "dm/uuid",
-        "wwid",
-        "device/wwid",
-        "device/serial",
-        "loop/backing_file",
-    ]
-    .iter()
-    .find_map(|name| {
-        let text = fs::read_to_string(sysfs.join(name)).ok()?;
-        let text = text.trim();
-        (!text.is_empty()).then(|| format!("{name} {text}"))
-    })
-}
-
-/// Where the volume on `origin` is remembered unless the user chose a place:
-/// `ORIGIN.snapback` beside a file, under `/var/lib/snapback` for a device.
-/// Links are followed, so that every name of an origin leads to the same file.
-pub fn default_state_path(origin: &Path) -> io::Result<PathBuf> {
-    let real = fs::canonicalize(origin)?;
-    if fs::metadata(&real)?.file_type().is_block_device() {
-        let name = device_name(&real, Path::new("/sys/class/block"));
-        return Ok(Path::new(DEVICE_STATE_DIRECTORY).join(format!("{}.json", escape(&name))));
-    }
-    let mut name = real.into_os_string();
-    name.push(".snapback");
-    Ok(PathBuf::from(name))
-}
-
-/// A device's name below `/dev`; for device-mapper the mapped name, because
-/// `dm-3` is another device after the next boot.
-fn device_name(real: &Path, class: &Path) -> String {
-    let below = real
-        .strip_prefix("/dev")
-        .unwrap_or(real)
-        .to_string_lossy()
-        .into_owned();
-    match fs::read_to_string(class.join(&below).join("dm/name")) {
-        Ok(mapped) => format!("mapper/{}", mapped.trim()),
-        Err(_) => below,
-    }
-}
-
-/// Percent-escapes what cannot stand in a file name; no two names collide.
-fn escape(name: &str) -> String {
-    name.bytes()
-        .map(|b| match b {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'-' | b'+' => {
-                char::from(b).to_string()
-            }
-            _ => format!("%{b:02x}"),
-        })
-        .collect()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn file(size: u64, inode: u64, mtime: i64, ctime: i64) -> OriginIdentity {
-        let at = |seconds| Timestamp {
-            seconds,
-            nanoseconds: 0,
-        };
-        OriginIdentity {
-            path: "/disk.img".into(),
-            size,
-            kind: OriginKind::File {
-                inode,
-                mtime: at(mtime),
-                ctime: at(ctime),
-            },
-        }
-    }
-
-    #[test]
-    fn every_kind_of_change_is_named() {
-        let was = file(4096, 7, 100, 100);
-        assert!(was.changes(&was, true).is_empty());
-        for (now, word) in [
-            (file(8192, 7, 100, 100), "size was 4096 bytes and is 8192"),
-            (file(4096, 8, 100, 100), "inode 7 then, 8 now"),
-            (file(4096, 7, 160, 160), "written 60 s after"),
-            (file(4096, 7, 100, 160), "owner, mode, name"),
-        ] {
-            let changes = was.changes(&now, true);
-            assert_eq!(changes.len(), 1);
-            assert!(changes.concat().contains(word), "{changes:?}");
-        }
-    }
-
-    #[test]
-    fn after_a_kill_times_do_not_count_but_the_file_does() {
-        let was = file(4096, 7, 100, 100);
-        assert!(was.changes(&file(4096, 7, 160, 160), false).is_empty());
-        assert_eq!(was.changes(&file(4096, 8, 160, 160), false).len(), 1);
-    }
-
-    #[test]
-    fn writing_the_origin_changes_its_identity() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("disk.img");
-        fs::write(&path, [0; 4096]).unwrap();
-        let was = OriginIdentity::read(&path, 4096).unwrap();
-        assert!(
-            was.changes(&OriginIdentity::read(&path, 4096).unwrap(), true)
-                .is_empty()
-        );
-        std::thread::sleep(std::time::Duration::from_millis(20));
-        fs::write(&path, [1; 4096]).unwrap();
-        assert_eq!(
-            was.changes(&OriginIdentity::read(&path, 4096).unwrap(), true)
-                .len(),
-            1
-        );
-    }
-
-    #[test]
-    fn every_name_of_a_file_leads_to_the_same_state() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("disk.img");
-        fs::write(&path, [0; 512]).unwrap();
-        let link = directory.path().join("link");
-        std::os::unix::fs::symlink(&path, &link).unwrap();
-        let state = default_state_path(&link).unwrap();
-        assert_eq!(state, default_state_path(&path).unwrap());
-        assert!(state.to_string_lossy().ends_with("disk.img.snapback"));
-    }
-
-    #[test]
-    fn device_names_do_not_depend_on_the_boot_and_do_not_collide() {
-        let class = tempfile::tempdir().unwrap();
-        fs::create_dir_all(class.path().join("dm-3/dm")).unwrap();
-        fs::write(class.path().join("dm-3/dm/name"), "vg-lv\n").unwrap();
-        assert_eq!(
-            device_name(Path::new("/dev/dm-3"), class.path()),
-            "mapper/vg-lv"
-        );
-        assert_eq!(device_name(Path::new("/dev/sdb"), class.path()), "sdb");
-        assert_ne!(escape("a/b"), escape("a%2fb"));
-        assert_eq!(escape("mapper/vg-lv"), "mapper%2fvg-lv");
-    }
-}
+#[path = "identity_tests.rs"]
+mod tests;

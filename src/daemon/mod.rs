@@ -1,8 +1,8 @@
 //! The daemon: one volume and its views, served until told to stop.
 //!
 //! ```text
-//!  options ─► plan ─► check ─► serve ─► run        state, replace: the state file
-//!                                │                 identity: is the origin what it was?
+//!  options ─► plan ─► check ─► serve ─► run        state, state_home, state_place, replace: the state file
+//!                                │                 standing, identity, cow_identity, marks, lost: is it what it was?
 //!                                ▼                 cow: from a path to a store
 //!                             volume ─► snapshots, grow, merging, notices, telling, status, views
 //! ```
@@ -10,9 +10,14 @@
 mod check;
 mod cow;
 mod cow_error;
+mod cow_identity;
+mod device_names;
 mod grow;
 mod identity;
 mod inherited;
+mod lost;
+mod marking;
+mod marks;
 mod merging;
 mod notices;
 mod offline_merge;
@@ -23,18 +28,22 @@ mod run;
 mod serve;
 mod signals;
 mod snapshots;
+mod standing;
 pub mod state;
+mod state_home;
+mod state_place;
 mod status;
 mod telling;
 mod turns;
 mod views;
 mod volume;
 
-pub use identity::{OriginIdentity, OriginKind, default_state_path};
+pub use identity::{OriginIdentity, StorageIdentity, StorageKind};
 pub use offline_merge::{MergeReport, merge_offline, recorded_length};
 pub use options::{Endpoint, ServeOptions};
 pub use replace::FileError;
 pub use serve::serve;
+pub use state_place::default_state_path;
 
 pub use crate::io::IoEngine;
 

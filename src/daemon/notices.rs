@@ -238,13 +238,14 @@ impl LiveVolume {
     /// or is closed → 3 the COW is closed and the user may remove it.
     fn end_merge(&self, id: SnapshotId) {
         // The lock is not held between tries, so that control requests go on.
-        let (_turn, merging) = loop {
+        let (_turn, merging, record) = loop {
             let turn = lock(&self.ops);
             let Some(merging) = lock(&self.tables).merging.clone().filter(|m| m.id == id) else {
                 return;
             };
+            let record = lock(&self.state).state().snapshot(&merging.name).cloned();
             match lock(&self.state).update(|s| forget_merged(s, &merging.name, merging.follow)) {
-                Ok(()) => break (turn, merging),
+                Ok(()) => break (turn, merging, record),
                 Err(error) => tracing::error!(snapshot = %merging.name, %error,
                     "the merge has ended, and the state file could not be written; it is tried again every second"),
             }
@@ -271,6 +272,7 @@ impl LiveVolume {
                 view.stop();
             }
             drop(self.devices.remove(merged.device));
+            record.iter().for_each(super::marking::release_cow);
             tracing::info!(snapshot = %merging.name, chunks = merging.chunks, cow = %merged.spec.cow,
                 "merged: the origin is complete, the COW is not needed any more and can be removed");
         }

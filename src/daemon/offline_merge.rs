@@ -8,12 +8,13 @@ use std::time::Duration;
 use super::DaemonError;
 use super::check::{Sockets, check_without_guests};
 use super::cow::storage_of;
-use super::identity::default_state_path;
+use super::marks;
 use super::options::ServeOptions;
 use super::run::{finish, stop};
 use super::serve::{build, open_up};
 use super::signals::Signals;
 use super::state::{OpenedState, SnapshotRecord, VolumeState};
+use super::state_place::default_state_path;
 use super::volume::{LiveVolume, lock};
 use crate::control::api::{SnapshotSpec, StoreType};
 use crate::io::{BlockFile, IoEngine, Lock, OpenOptions};
@@ -76,6 +77,7 @@ pub fn merge_offline(
             if !remembered && state.state().is_blank() {
                 // It was only needed in case this merge had been cut short.
                 state.path().map(std::fs::remove_file);
+                marks::clear(origin);
             }
         }
         Ok(Err(error)) => return Err(DaemonError::NotDurable(error)),

@@ -3,9 +3,10 @@
 
 use std::path::Path;
 
-use super::identity::OriginIdentity;
+use super::identity::{OriginIdentity, Relation};
 use super::options::{Endpoint, ServeOptions};
-use super::state::{MergeRecord, SnapshotRecord, VolumeState};
+use super::standing::{Standing, Whereabouts, mark_speaks_against};
+use super::state::{MarkedAs, MergeRecord, SnapshotRecord, VolumeState};
 use crate::control::api::{SnapshotSpec, StoreType, check_name};
 use crate::units::SECTOR_SIZE;
 
@@ -38,6 +39,8 @@ pub struct Plan {
     pub forget: Vec<SnapshotRecord>,
     /// What the user should hear.
     pub remarks: Vec<String>,
+    /// Sockets that are not served because they are those of this copy's original.
+    pub foreign: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -49,13 +52,38 @@ pub enum PlanError {
         if *grown {
             "it was only enlarged and nothing else wrote it, with --accept-changes: each snapshot keeps its length"
         } else {
-            "you know that the content is the same (a copy, a touch), with --accept-changes"
+            "you know that it has the content that it had when the daemon ended (a copy, a touch), with --accept-changes"
         }
     )]
     OriginChanged {
         origin: String,
-        /// It is longer than it was.
+        changes: Vec<String>,
+        /// It is the same one, and longer than it was.
         grown: bool,
+        snapshots: Vec<String>,
+    },
+    #[error(
+        "origin {origin} {why}. The snapshots {} are right only with the disk and the state file of one time. Bring disk, \
+         COWs and state file {place} of one time back; or start snapback serve with --forget NAME for each of them; or, if \
+         you know that they are of one time, with --accept-changes", snapshots.join(", ")
+    )]
+    OtherTime {
+        origin: String,
+        place: String,
+        /// In words that follow "origin".
+        why: String,
+        snapshots: Vec<String>,
+    },
+    #[error(
+        "origin {origin} is a copy of the disk in {original}, and nothing tells whether disk, COWs and state file were \
+         copied at one moment: {}. If no daemon served the original while they were copied (or the copy is of one \
+         moment, such as a snapshot of their file system), start snapback serve with --accept-changes: the copy becomes \
+         a volume of its own. Else its snapshots {} cannot be trusted: give each up with --forget NAME", changes.join("; "),
+        snapshots.join(", ")
+    )]
+    CopyUnproven {
+        origin: String,
+        original: String,
         changes: Vec<String>,
         snapshots: Vec<String>,
     },
@@ -109,7 +137,8 @@ pub enum PlanError {
     )]
     RollbackReadOnly(String),
     #[error(
-        "nothing to serve: give --socket-path or --fd for the origin, or a snapshot with socket=, or --control"
+        "nothing to serve: give --socket-path or --fd for the origin, or a snapshot with socket=, or --control (an origin's \
+         sockets are remembered from its first snapshot on)"
     )]
     Nothing,
     #[error(
@@ -120,6 +149,11 @@ pub enum PlanError {
         first: String,
         second: String,
     },
+    #[error(
+        "nothing to serve: give --socket-path or --fd for the origin, or --control. (This is a copy; its original's \
+         sockets {} are outside the copied folder, so they are the original's)", .0.join(", ")
+    )]
+    NothingOfItsOwn(Vec<String>),
     #[error("cannot make {path} absolute: {reason}")]
     Path { path: String, reason: String },
 }
@@ -129,8 +163,10 @@ pub fn plan(
     options: &ServeOptions,
     recorded: Option<VolumeState>,
     now: &OriginIdentity,
+    standing: &Standing,
 ) -> Result<Plan, PlanError> {
     let mut remarks = Vec::new();
+    let known = recorded.is_some();
     let mut state = recorded.unwrap_or_else(|| VolumeState::new(now.clone()));
     let forget = forget(options, &mut state, &mut remarks)?;
     let length = |origin: &OriginIdentity| origin.size / SECTOR_SIZE * SECTOR_SIZE;
@@ -139,7 +175,10 @@ pub fn plan(
         record.length.get_or_insert(recorded_length);
     }
     check_lengths(&state, now)?;
-    check_origin(options, &state, now, &mut remarks)?;
+    if known {
+        check_origin(options, &state, now, standing, &mut remarks)?;
+    }
+    let foreign = take_over(&mut state, standing, &mut remarks);
     state.origin = now.clone();
     state.running = true;
 
@@ -172,6 +211,8 @@ pub fn plan(
                 spec: spec.clone(),
                 valid: true,
                 length: Some(length(now)),
+                id: None,
+                store: None,
             });
             let scratch = spec.store_type == StoreType::N
                 && scratch.iter().any(|cow| same_path(cow, &spec.cow));
@@ -206,7 +247,60 @@ pub fn plan(
         snapshots,
         forget,
         remarks,
+        foreign,
     })
+}
+
+/// Makes a copy a volume of its own, and a disk that was served without a state
+/// file go on as the volume that its mark names. Returns the sockets that a copy
+/// leaves to its original.
+fn take_over(
+    state: &mut VolumeState,
+    standing: &Standing,
+    remarks: &mut Vec<String>,
+) -> Vec<String> {
+    if state.volume.is_none() {
+        state.marked = standing.mark.as_ref().map(|mark| MarkedAs {
+            volume: mark.volume.clone(),
+            generation: mark.generation,
+        });
+    }
+    let Whereabouts::Copy { of } = &standing.whereabouts else {
+        return Vec::new();
+    };
+    // The copied files are marked as the original's were.
+    if let Some(volume) = state.volume.take()
+        && state.marked.is_none()
+    {
+        let generation = state.generation;
+        state.marked = Some(MarkedAs { volume, generation });
+    }
+    state.generation = 0;
+    remarks.push(format!(
+        "this is a copy of the volume in {}: from now on it is a volume of its own, with the files beside it",
+        of.display()
+    ));
+    let mut foreign = Vec::new();
+    let mut leave = |path: &str| {
+        let is_foreign = standing.is_foreign(path);
+        if is_foreign {
+            foreign.push(path.to_owned());
+        }
+        is_foreign
+    };
+    state.socket.take_if(|path| leave(path));
+    state.control.take_if(|path| leave(path));
+    state.followed_sockets.retain(|path| !leave(path));
+    for record in &mut state.snapshots {
+        record.spec.socket.take_if(|path| leave(path));
+    }
+    if !foreign.is_empty() {
+        remarks.push(format!(
+            "not served, because they are sockets of the original: {}",
+            foreign.join(", ")
+        ));
+    }
+    foreign
 }
 
 /// Takes what `--forget` names out of the state.
@@ -257,15 +351,52 @@ fn check_origin(
     options: &ServeOptions,
     state: &VolumeState,
     now: &OriginIdentity,
+    standing: &Standing,
     remarks: &mut Vec<String>,
 ) -> Result<(), PlanError> {
-    let changes = state.origin.changes(now, !state.running);
     let at_stake: Vec<String> = state
         .snapshots
         .iter()
         .filter(|s| s.valid && s.spec.store_type != StoreType::N)
         .map(|s| s.spec.name.clone())
         .collect();
+    let against = standing
+        .mark
+        .as_ref()
+        .and_then(|mark| mark_speaks_against(state, mark));
+    let is_marked = standing.mark.is_some() && against.is_none();
+    let mut changes = Vec::new();
+    let mut grown = false;
+    match state.origin.relation(now, !state.running) {
+        Relation::Same => {}
+        Relation::Touched => tracing::debug!("the origin's name, owner or mode was changed"),
+        // Files that were made together may have the same times.
+        Relation::Copied if !is_marked && !same_path(&state.origin.path, &now.path) => {
+            changes.push(format!(
+                "it is another file than {}, which the state file is about",
+                state.origin.path
+            ));
+        }
+        // Of a copy something else is said.
+        Relation::Copied if standing.is_copy() => {}
+        Relation::Copied => remarks.push(
+            "the origin is another file than it was, with the same size and time of its last write: taken for the same, \
+             moved or restored"
+                .into(),
+        ),
+        Relation::Written(why) => {
+            grown = now.size > state.origin.size;
+            changes.push(why);
+        }
+        Relation::Other(why) => changes.push(why),
+    }
+    if let Some(why) = &against {
+        changes.push(format!("it {why}"));
+    }
+    // Nothing of it has changed; but it is not known to be of one moment.
+    if changes.is_empty() && standing.is_copy() && state.running {
+        changes.push("a daemon was serving the original".into());
+    }
     if changes.is_empty() || at_stake.is_empty() {
         return Ok(());
     }
@@ -276,11 +407,26 @@ fn check_origin(
         ));
         return Ok(());
     }
-    Err(PlanError::OriginChanged {
-        origin: now.path.clone(),
-        grown: now.size > state.origin.size,
-        changes,
-        snapshots: at_stake,
+    let origin = now.path.clone();
+    Err(match (&standing.whereabouts, against) {
+        (Whereabouts::Copy { of }, _) => PlanError::CopyUnproven {
+            origin,
+            original: of.display().to_string(),
+            changes,
+            snapshots: at_stake,
+        },
+        (_, Some(why)) => PlanError::OtherTime {
+            origin,
+            place: standing.place(),
+            why,
+            snapshots: at_stake,
+        },
+        (_, None) => PlanError::OriginChanged {
+            origin,
+            changes,
+            grown,
+            snapshots: at_stake,
+        },
     })
 }
 
@@ -449,16 +595,17 @@ fn sockets(options: &ServeOptions, state: &mut VolumeState) -> Result<(), PlanEr
 }
 
 /// Refuses a plan at whose sockets nobody could ask for anything.
-pub fn check_served(options: &ServeOptions, state: &VolumeState) -> Result<(), PlanError> {
+pub fn check_served(options: &ServeOptions, plan: &Plan) -> Result<(), PlanError> {
+    let state = &plan.state;
     let served = options.endpoint.is_some()
         || state.socket.is_some()
         || state.control.is_some()
         || !state.followed_sockets.is_empty()
         || state.snapshots.iter().any(|s| s.spec.socket.is_some());
-    if served {
-        Ok(())
-    } else {
-        Err(PlanError::Nothing)
+    match served {
+        true => Ok(()),
+        false if plan.foreign.is_empty() => Err(PlanError::Nothing),
+        false => Err(PlanError::NothingOfItsOwn(plan.foreign.clone())),
     }
 }
 
@@ -495,7 +642,7 @@ pub fn absolute(path: &Path) -> Result<String, PlanError> {
 }
 
 /// Two names of one file, or the same name of a missing one.
-fn same_path(a: &str, b: &str) -> bool {
+pub fn same_path(a: &str, b: &str) -> bool {
     let real = |p: &str| std::fs::canonicalize(p).ok();
     a == b || real(a).is_some_and(|a| Some(a) == real(b))
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::*;
-use crate::daemon::identity::{OriginKind, Timestamp};
+use crate::daemon::identity::{FileFacts, StorageKind, Timestamp};
 use crate::daemon::state::{RollbackRecord, WritePolicy};
 use crate::io::IoEngine;
 
@@ -15,12 +15,23 @@ fn origin(written_at: i64) -> OriginIdentity {
     OriginIdentity {
         path: "/disk.img".into(),
         size: 1 << 20,
-        kind: OriginKind::File {
+        kind: StorageKind::File(FileFacts {
             inode: 1,
             mtime: time,
             ctime: time,
-        },
+            birth: None,
+            file_system: None,
+        }),
     }
+}
+
+/// In its place, as most starts are.
+fn plan(
+    options: &ServeOptions,
+    recorded: Option<VolumeState>,
+    now: &OriginIdentity,
+) -> Result<Plan, PlanError> {
+    super::plan(options, recorded, now, &Standing::default())
 }
 
 fn spec(name: &str) -> SnapshotSpec {
@@ -63,6 +74,8 @@ fn stopped() -> VolumeState {
             spec: spec(n),
             valid: true,
             length: Some(1 << 20),
+            id: None,
+            store: None,
         })
         .into();
     state
@@ -98,6 +111,8 @@ fn discard_options_are_kept_until_they_are_given_anew() {
             spec: known.clone(),
             valid: true,
             length: None,
+            id: None,
+            store: None,
         }];
         let mut asked = options();
         asked.snapshots = vec![SnapshotSpec {
@@ -435,6 +450,8 @@ fn transient_snapshots_end_with_their_daemon() {
         },
         valid: true,
         length: Some(1 << 20),
+        id: None,
+        store: None,
     });
     let gone = plan(&options(), Some(state.clone()), &origin(100)).unwrap();
     assert_eq!(gone.snapshots.len(), 2);
@@ -457,7 +474,7 @@ fn a_start_that_nobody_could_reach_is_refused() {
     };
     let planned = plan(&unreachable, None, &origin(1)).unwrap();
     assert_eq!(
-        check_served(&unreachable, &planned.state),
+        check_served(&unreachable, &planned),
         Err(PlanError::Nothing)
     );
 }

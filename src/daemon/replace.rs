@@ -28,6 +28,11 @@ pub enum FileError {
     InUse { path: PathBuf },
     #[error("{path} is {size} bytes long, more than a state file can be")]
     TooLarge { path: PathBuf, size: u64 },
+    #[error(
+        "{path} was moved or replaced while it was in use, so nothing can be recorded: bring it, or the folder that it \
+         was in, back to where it was, or stop the daemon that uses it"
+    )]
+    Moved { path: PathBuf },
     #[error("cannot {what} {path}: {source}")]
     Io {
         what: &'static str,
@@ -43,6 +48,20 @@ pub struct LockedFile {
     /// The lock is on the open file; `None` while there is no file.
     held: Option<File>,
     content: Vec<u8>,
+    /// Device and inode of the folder, once the file is in it.
+    folder: Option<(u64, u64)>,
+}
+
+/// Device and inode of what is at a path.
+fn number(path: &Path) -> Option<(u64, u64)> {
+    fs::metadata(path).ok().map(|m| (m.dev(), m.ino()))
+}
+
+fn folder_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
+        _ => PathBuf::from("."),
+    }
 }
 
 fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileError {
@@ -87,6 +106,7 @@ impl LockedFile {
                         path: path.to_path_buf(),
                         held: None,
                         content: Vec::new(),
+                        folder: None,
                     });
                 }
                 Err(error) => return Err(io_error("open", path)(error)),
@@ -111,6 +131,7 @@ impl LockedFile {
                 path: path.to_path_buf(),
                 held: Some(file),
                 content,
+                folder: number(&folder_of(path)),
             });
         }
     }
@@ -139,10 +160,8 @@ impl LockedFile {
         content: Vec<u8>,
         before: &mut dyn FnMut(Step) -> io::Result<()>,
     ) -> Result<(), FileError> {
-        let directory = match self.path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
-            _ => PathBuf::from("."),
-        };
+        let directory = folder_of(&self.path);
+        self.check_place(&directory)?;
         let file = self.write_beside(&content, before)?;
         let beside = self.beside();
         before(Step::Rename)
@@ -151,12 +170,30 @@ impl LockedFile {
                 let _ = fs::remove_file(&beside);
             })
             .map_err(io_error("replace", &self.path))?;
+        self.folder = number(&directory);
         let replaced = self.held.replace(file).is_some();
         let old = std::mem::replace(&mut self.content, content);
         let synced = before(Step::SyncDirectory).and_then(|()| File::open(&directory)?.sync_all());
         if let Err(source) = synced {
             self.put_back(replaced.then_some(old));
             return Err(io_error("make durable", &self.path)(source));
+        }
+        Ok(())
+    }
+
+    /// Refuses to write where the file is not any more: in another folder with the
+    /// name of the one that was moved, or over another's file. One that was just
+    /// deleted is made again.
+    fn check_place(&self, directory: &Path) -> Result<(), FileError> {
+        let moved = self.folder.is_some() && self.folder != number(directory);
+        let held = self.held.as_ref().and_then(|file| file.metadata().ok());
+        let there = number(&self.path);
+        let replaced =
+            held.is_some_and(|held| there.is_some_and(|n| n != (held.dev(), held.ino())));
+        if moved || replaced {
+            return Err(FileError::Moved {
+                path: self.path.clone(),
+            });
         }
         Ok(())
     }
@@ -350,6 +387,37 @@ mod tests {
         first.replace(b"first".to_vec()).unwrap();
         second.replace(b"second".to_vec()).unwrap_err();
         assert_eq!(fs::read(&path).unwrap(), b"first");
+    }
+
+    #[test]
+    fn a_moved_file_is_not_made_anew_and_a_deleted_one_is() {
+        let (directory, _) = scratch();
+        let folder = directory.path().join("vm");
+        fs::create_dir(&folder).unwrap();
+        let path = folder.join("state");
+        let mut file = LockedFile::open(&path).unwrap();
+        file.replace(b"old".to_vec()).unwrap();
+        fs::remove_file(&path).unwrap();
+        file.replace(b"again".to_vec()).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"again");
+        let moved = directory.path().join("moved");
+        fs::rename(&folder, &moved).unwrap();
+        let mut fails = || match file.replace(b"new".to_vec()) {
+            Err(FileError::Moved { .. }) => {}
+            other => panic!("{other:?}"),
+        };
+        fails();
+        fs::create_dir(&folder).unwrap();
+        fails();
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+        fs::remove_dir(&folder).unwrap();
+        fs::rename(&moved, &folder).unwrap();
+        fs::rename(&path, folder.join("x")).unwrap();
+        fs::write(&path, b"another's").unwrap();
+        fails();
+        assert_eq!(fs::read(&path).unwrap(), b"another's");
+        fs::rename(folder.join("x"), &path).unwrap();
+        file.replace(b"new".to_vec()).unwrap();
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 
 use super::DaemonError;
 use super::cow;
-use super::identity::OriginIdentity;
+use super::identity::StorageIdentity;
 use super::notices::{Notices, RETRY};
 use super::signals::Signals;
 use super::volume::{LiveVolume, lock};
@@ -17,6 +17,7 @@ use crate::control::api::StoreType;
 use crate::control::events::Happening;
 use crate::engine::{ControlError, ControlRequest};
 use crate::executor::WakeFd;
+use crate::io::DeviceId;
 
 /// How [`run`] ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,18 +179,49 @@ pub fn finish(volume: &LiveVolume) -> Result<(), DaemonError> {
             }
         }
     }
-    let path = std::path::Path::new(&volume.facts.path);
-    let size = volume
-        .facts
-        .origin
-        .sectors
-        .saturating_mul(crate::units::SECTOR_SIZE);
-    let origin = OriginIdentity::read(path, size)
+    let origin = open_identity(volume, volume.facts.origin_device)
         .map_err(|e| DaemonError::system("identify the origin", e))?;
+    let stores: Vec<(String, StorageIdentity)> = {
+        let tables = lock(&volume.tables);
+        let snapshots = tables.snapshots.iter();
+        snapshots
+            .filter_map(|s| Some((s.spec.name.clone(), open_identity(volume, s.device).ok()?)))
+            .collect()
+    };
+    warn_of_replaced(volume);
     lock(&volume.state).update(|s| {
-        s.origin = origin;
+        s.origin.size = origin.size;
+        s.origin.kind = origin.kind;
+        for (name, store) in stores {
+            if let Some(record) = s.snapshot_mut(&name) {
+                record.store = Some(store);
+            }
+        }
         s.running = false;
     })?;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Of what is open, not of what is at its path by now: that may be another file.
+fn open_identity(volume: &LiveVolume, device: DeviceId) -> std::io::Result<StorageIdentity> {
+    let file = volume.devices.get(device);
+    let file = file.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotFound))?;
+    StorageIdentity::of_open(&file)
+}
+
+/// The next start will refuse them; whoever replaced them may still know why.
+fn warn_of_replaced(volume: &LiveVolume) {
+    let replaced = |path: &str, identity| {
+        cow::storage_of(std::path::Path::new(path)).is_none_or(|there| there != identity)
+    };
+    if replaced(&volume.facts.path, volume.facts.origin.identity) {
+        tracing::warn!(origin = %volume.facts.path, "the origin was moved, deleted or replaced while it was served");
+    }
+    for snapshot in &lock(&volume.tables).snapshots {
+        if replaced(&snapshot.spec.cow, snapshot.identity) {
+            tracing::warn!(snapshot = %snapshot.spec.name, cow = %snapshot.spec.cow,
+                "the COW was moved, deleted or replaced while it was served");
+        }
+    }
 }

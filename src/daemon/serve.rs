@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use super::DaemonError;
 use super::check::{Checked, Sockets, check};
 use super::cow::{InspectedCow, PreparedCow};
+use super::marking;
 use super::notices::Notices;
 use super::options::{Endpoint, ServeOptions};
 use super::run::{Ended, finish, run};
@@ -102,6 +103,7 @@ pub(super) fn build(
             record.spec.chunk_size = Some(cow.chunk_size.bytes());
             record.spec.size = Some(cow.size);
             record.valid &= cow.store.valid;
+            record.store = cow.file_identity();
         }
         prepared.push(PreparedSnapshot {
             name,
@@ -117,7 +119,10 @@ pub(super) fn build(
         .unwrap_or_else(|| default_serial(&volume_state));
     let rate = volume_state.merge.as_ref().map_or(0, |m| m.rate);
     let path = volume_state.origin.path.clone();
-    let state = state.begin(volume_state)?;
+    marking::identify(&mut volume_state)
+        .map_err(|e| DaemonError::system("get random numbers", e))?;
+    let mut state = state.begin(volume_state)?;
+    marking::mark_all(&mut state, &options.origin, options.read_only);
 
     let engine = Engine::new(OriginParams {
         device: origin_device,
@@ -165,6 +170,7 @@ pub(super) fn build(
     let facts = VolumeFacts {
         path,
         origin,
+        origin_device,
         device_string,
         read_only,
         merge_writes,

@@ -4,9 +4,12 @@ use std::path::Path;
 
 use super::cow::{self, InspectedCow, Purpose};
 use super::cow_error::CowError;
+use super::cow_identity::belongs_elsewhere;
+use super::plan::same_path;
 use super::state::SnapshotRecord;
 use super::views::{self, View, ViewDescription};
 use super::volume::{LiveVolume, Snapshot, conflict, lock, not_recorded};
+use super::{marking, marks};
 use crate::control::api::{ApiError, ErrorKind, SnapshotSpec, StoreType, check_name};
 use crate::control::events::Happening;
 use crate::engine::{ControlRequest, ViewId};
@@ -50,10 +53,15 @@ impl LiveVolume {
             spec: spec.clone(),
             valid: true,
             length: Some(sectors * SECTOR_SIZE),
+            id: marks::new_id().ok(),
+            store: prepared.file_identity(),
         };
+        marking::mark_new_cow(&lock(&self.state), &record);
         lock(&self.state)
             .update(|s| s.snapshots.push(record))
             .map_err(|e| not_recorded(&e))?;
+        let origin = Path::new(&self.facts.path);
+        marking::mark_origin(&mut lock(&self.state), origin, self.facts.read_only);
         let id = lock(&self.tables).next_id();
         // In the tables first: a notice about it may come at once.
         lock(&self.tables).snapshots.push(Snapshot {
@@ -100,7 +108,7 @@ impl LiveVolume {
     ) -> Result<InspectedCow, ApiError> {
         self.check_new(spec)?;
         let used = lock(&self.tables).storage();
-        cow::inspect(
+        let inspected = cow::inspect(
             spec,
             Purpose::New,
             &self.facts.origin,
@@ -108,7 +116,31 @@ impl LiveVolume {
             &self.devices,
             disk,
         )
-        .map_err(|e| refused(&spec.name, &e))
+        .map_err(|e| refused(&spec.name, &e))?;
+        self.check_unclaimed(spec)?;
+        Ok(inspected)
+    }
+
+    /// Refuses a COW path that belongs to another snapshot, although there is
+    /// nothing at it, or nothing that tells by itself.
+    fn check_unclaimed(&self, spec: &SnapshotSpec) -> Result<(), ApiError> {
+        let SnapshotSpec { name, cow, .. } = spec;
+        let state = lock(&self.state);
+        // The file of that one was deleted; it goes on with it until the end.
+        let has = |theirs: &str| theirs == cow || same_path(theirs, cow);
+        let mut records = state.state().snapshots.iter();
+        if let Some(of) = records.find(|s| s.spec.name != *name && has(&s.spec.cow)) {
+            return Err(conflict(format!(
+                "snapshot {name}: {cow} is the COW of snapshot {}: give another COW, or remove that snapshot first",
+                of.spec.name
+            )));
+        }
+        match belongs_elsewhere(Path::new(cow), state.state().volume.as_deref()) {
+            Some(why) => Err(conflict(format!(
+                "snapshot {name}: COW {cow} {why}: give the snapshot a file or device of its own"
+            ))),
+            None => Ok(()),
+        }
     }
 
     /// Serves a snapshot's own view at a bound socket.
@@ -235,7 +267,9 @@ impl LiveVolume {
             })?;
         lock(&self.tables).snapshots.retain(|s| s.id != id);
         self.close_store(device, store_type);
+        let record = lock(&self.state).state().snapshot(name).cloned();
         self.unrecord(name);
+        record.iter().for_each(marking::release_cow);
         tracing::info!(snapshot = %name, "snapshot removed");
         self.events.tell(Some(name), Happening::SnapshotRemoved);
         Ok(())

@@ -8,19 +8,37 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::identity::OriginIdentity;
+use super::identity::{OriginIdentity, StorageIdentity};
 use super::replace::{FileError, LockedFile};
+use super::state_home::Home;
+use super::state_place::SUFFIX;
 use crate::control::api::SnapshotSpec;
 use crate::engine::MergeWrites;
 
-/// Version that this program writes; it reads no other.
-const VERSION: u32 = 1;
+/// Version that this program writes. It reads [`OLDEST`] and what came between.
+const VERSION: u32 = 2;
+/// Keeps all paths from the root, and no identities but the origin's.
+const OLDEST: u32 = 1;
 
 /// The whole content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VolumeState {
     version: u32,
+    /// What no other volume has, not even a copy of this one, once it was served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<String>,
+    /// Counts the starts of daemons.
+    #[serde(default)]
+    pub generation: u64,
+    /// What the marks on the origin and the COWs were known to say when this was
+    /// written; they may say what this file says, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub marked: Option<MarkedAs>,
+    /// The folder in which this file was written. Paths below it are kept relative
+    /// to it; in memory all paths are absolute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub home: Option<String>,
     /// A daemon is (or was, until it was killed) serving the volume.
     pub running: bool,
     /// As of the last clean stop, or of the start if there was none since.
@@ -42,6 +60,14 @@ pub struct VolumeState {
     pub rollback_at_reset: Option<RollbackRecord>,
 }
 
+/// The part of a [`Mark`](super::marks::Mark) that is compared.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MarkedAs {
+    pub volume: String,
+    pub generation: u64,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SnapshotRecord {
@@ -52,6 +78,13 @@ pub struct SnapshotRecord {
     /// it; then it is as long as the origin that they know.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub length: Option<u64>,
+    /// What no other snapshot has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// Its COW, as of the same moment as the origin's identity, or of its creation
+    /// if that was later. Older files lack it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<StorageIdentity>,
 }
 
 /// A merge under way: the origin's content is incomplete without the store.
@@ -109,6 +142,10 @@ impl VolumeState {
     pub fn new(origin: OriginIdentity) -> Self {
         Self {
             version: VERSION,
+            volume: None,
+            generation: 0,
+            marked: None,
+            home: None,
             running: false,
             origin,
             socket: None,
@@ -161,15 +198,45 @@ impl VolumeState {
         // The version first: a newer file has fields that are unknown here.
         let Versioned { version } =
             serde_json::from_slice(content).map_err(|e| damaged(e.to_string()))?;
-        if version != VERSION {
+        if !(OLDEST..=VERSION).contains(&version) {
             return Err(StateError::Version {
                 path: path.to_path_buf(),
                 version,
             });
         }
-        let state: Self = serde_json::from_slice(content).map_err(|e| damaged(e.to_string()))?;
+        let mut state: Self =
+            serde_json::from_slice(content).map_err(|e| damaged(e.to_string()))?;
         state.check().map_err(damaged)?;
+        state.settle_in(path);
         Ok(state)
+    }
+
+    /// Makes all paths absolute, as they are meant for the state file at `path`.
+    fn settle_in(&mut self, path: &Path) {
+        let home = Home::of(path);
+        if self.version > OLDEST {
+            home.find_all(self);
+        } else if let Some(former) = self.former_home(path) {
+            // It was moved or copied together with what is beside it.
+            if former != home.path() {
+                home.take_over(&former, self);
+            }
+            self.home = Some(former.to_string_lossy().into_owned());
+        }
+        self.version = VERSION;
+    }
+
+    /// Of a file of the oldest version: the folder of the origin, if the file was
+    /// in its usual place.
+    fn former_home(&self, path: &Path) -> Option<PathBuf> {
+        let origin = Path::new(&self.origin.path);
+        let mut usual = origin.file_name()?.to_owned();
+        usual.push(SUFFIX);
+        if path.file_name()? != usual {
+            return None;
+        }
+        let former = origin.parent()?;
+        Some(std::fs::canonicalize(former).unwrap_or_else(|_| former.to_path_buf()))
     }
 
     fn check(&self) -> Result<(), String> {
@@ -205,7 +272,7 @@ pub enum StateError {
     )]
     InUse { path: PathBuf },
     #[error(
-        "state file {path} has version {version}, this snapback knows only {VERSION}: use the snapback that wrote it. \
+        "state file {path} has version {version}, this snapback knows {OLDEST} to {VERSION}: use the snapback that wrote it. \
          To go on without it, move it away; its snapshots must then not be trusted any more"
     )]
     Version { path: PathBuf, version: u32 },
@@ -254,6 +321,11 @@ impl OpenedState {
         Ok(Self { file, recorded })
     }
 
+    /// Where it is or would be; `None`: nothing will be remembered.
+    pub fn path(&self) -> Option<&Path> {
+        self.file.as_ref().map(LockedFile::path)
+    }
+
     /// Records `state` as the one that takes effect now.
     pub fn begin(self, state: VolumeState) -> Result<StateFile, StateError> {
         let mut file = StateFile {
@@ -272,6 +344,11 @@ impl StateFile {
 
     pub fn path(&self) -> Option<&Path> {
         self.file.as_ref().map(LockedFile::path)
+    }
+
+    /// The file exists: there was something to remember.
+    pub fn is_written(&self) -> bool {
+        self.file.as_ref().is_some_and(|f| f.content().is_some())
     }
 
     /// Changes the state; the change is durable when this returns, or has not
@@ -296,6 +373,8 @@ impl StateFile {
         }
         if let Some(directory) = file.path().parent()
             && !directory.as_os_str().is_empty()
+            // Later it is there, or was moved together with the file.
+            && file.content().is_none()
         {
             std::fs::create_dir_all(directory).map_err(|source| FileError::Io {
                 what: "create",
@@ -303,7 +382,11 @@ impl StateFile {
                 source,
             })?;
         }
-        let mut content = serde_json::to_vec_pretty(state).map_err(|e| StateError::Damaged {
+        let home = Home::of(file.path());
+        let mut kept = state.clone();
+        home.keep_all(&mut kept);
+        kept.home = Some(home.path().to_string_lossy().into_owned());
+        let mut content = serde_json::to_vec_pretty(&kept).map_err(|e| StateError::Damaged {
             path: file.path().to_path_buf(),
             reason: e.to_string(),
         })?;
@@ -313,172 +396,5 @@ impl StateFile {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::daemon::identity::OriginKind;
-
-    fn blank() -> VolumeState {
-        VolumeState::new(OriginIdentity {
-            path: "/disk.img".into(),
-            size: 1 << 20,
-            kind: OriginKind::Device { hardware: None },
-        })
-    }
-
-    fn record(name: &str) -> SnapshotRecord {
-        let spec = serde_json::from_str(&format!(
-            r#"{{"name":"{name}","cow":"/{name}.cow","chunk_size":4096}}"#
-        ));
-        SnapshotRecord {
-            spec: spec.unwrap(),
-            valid: true,
-            length: Some(1 << 20),
-        }
-    }
-
-    fn full() -> VolumeState {
-        let mut state = blank();
-        state.running = true;
-        state.socket = Some("/a.sock".into());
-        let mut second = record("s2");
-        second.spec.discard_zeroes_cow = Some(true);
-        second.spec.discard_passdown_origin = Some(false);
-        state.snapshots = vec![record("s1"), second];
-        state.merge = Some(MergeRecord {
-            snapshot: "s1".into(),
-            follow: true,
-            writes: WritePolicy::Redirect,
-            paused: true,
-            rate: 1 << 20,
-        });
-        state.rollback_at_reset = Some(RollbackRecord {
-            snapshot: "s2".into(),
-            rate: 0,
-            keep: None,
-        });
-        state
-    }
-
-    fn reopen(path: &Path) -> Result<Option<VolumeState>, StateError> {
-        Ok(OpenedState::open(Some(path))?.recorded)
-    }
-
-    #[test]
-    fn everything_survives_the_process() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("deep/state.json");
-        let file = OpenedState::open(Some(&path))
-            .unwrap()
-            .begin(full())
-            .unwrap();
-        drop(file);
-        assert_eq!(reopen(&path).unwrap(), Some(full()));
-    }
-
-    /// Fields that came later are left out where they say nothing.
-    #[test]
-    fn a_file_of_an_older_version_is_understood() {
-        let mut older = full();
-        for record in &mut older.snapshots {
-            record.length = None;
-        }
-        let written = serde_json::to_string(&older).unwrap();
-        for later in ["length", "read_only"] {
-            assert!(!written.contains(later), "{written}");
-        }
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("state");
-        std::fs::write(&path, written).unwrap();
-        assert_eq!(VolumeState::peek(&path), Some(older.clone()));
-        assert_eq!(reopen(&path).unwrap(), Some(older));
-    }
-
-    #[test]
-    fn an_origin_without_snapshots_gets_no_file_until_it_has_one() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("state");
-        let mut file = OpenedState::open(Some(&path))
-            .unwrap()
-            .begin(blank())
-            .unwrap();
-        assert!(!path.exists());
-        file.update(|s| s.snapshots.push(record("s1"))).unwrap();
-        assert!(path.exists());
-        file.update(|s| s.drop_snapshot("s1")).unwrap();
-        drop(file);
-        assert!(reopen(&path).unwrap().unwrap().snapshots.is_empty());
-    }
-
-    #[test]
-    fn a_change_that_cannot_be_recorded_has_not_happened() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("state");
-        let mut file = OpenedState::open(Some(&path))
-            .unwrap()
-            .begin(full())
-            .unwrap();
-        // A directory in the new file's place fails its creation, even for root.
-        std::fs::create_dir(directory.path().join("state.new")).unwrap();
-        file.update(|s| s.drop_snapshot("s1")).unwrap_err();
-        assert_eq!(file.state(), &full());
-        drop(file);
-        assert_eq!(reopen(&path).unwrap(), Some(full()));
-    }
-
-    #[test]
-    fn two_daemons_cannot_have_one_state_file() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("state");
-        let _file = OpenedState::open(Some(&path))
-            .unwrap()
-            .begin(full())
-            .unwrap();
-        assert!(matches!(reopen(&path), Err(StateError::InUse { .. })));
-    }
-
-    #[test]
-    fn what_is_not_understood_is_refused_with_the_way_out() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("state");
-        let mut newer = serde_json::to_value(full()).unwrap();
-        newer["version"] = 2.into();
-        newer["later"] = "field".into();
-        let mut unknown = serde_json::to_value(full()).unwrap();
-        unknown["later"] = "field".into();
-        let mut twice = serde_json::to_value(full()).unwrap();
-        twice["snapshots"][1] = twice["snapshots"][0].clone();
-        let mut dangling = serde_json::to_value(full()).unwrap();
-        dangling["merge"]["snapshot"] = "gone".into();
-        for (content, word) in [
-            (newer.to_string(), "version 2"),
-            (unknown.to_string(), "later"),
-            (twice.to_string(), "twice"),
-            (dangling.to_string(), "gone"),
-            (String::new(), "damaged"),
-            ("{\"version\":1".into(), "damaged"),
-            (
-                serde_json::to_string(&full()).unwrap()[..200].into(),
-                "damaged",
-            ),
-        ] {
-            std::fs::write(&path, &content).unwrap();
-            let error = reopen(&path).unwrap_err().to_string();
-            assert!(
-                error.contains(word) && error.contains("move it away"),
-                "{error}"
-            );
-            assert_eq!(std::fs::read_to_string(&path).unwrap(), content);
-        }
-    }
-
-    #[test]
-    fn dropping_a_snapshot_drops_what_was_to_become_of_it() {
-        let mut state = full();
-        state.drop_snapshot("s1");
-        assert_eq!(state.merge, None);
-        assert!(state.rollback_at_reset.is_some());
-        state.drop_snapshot("s2");
-        assert_eq!(state.rollback_at_reset, None);
-        state.check().unwrap();
-    }
-}
+#[path = "state_tests.rs"]
+mod tests;

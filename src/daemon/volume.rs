@@ -32,6 +32,7 @@ pub struct VolumeFacts {
     /// As shown in the status.
     pub path: String,
     pub origin: OriginFacts,
+    pub origin_device: DeviceId,
     /// `major:minor`, `0:0` for a file.
     pub device_string: String,
     pub read_only: bool,

@@ -101,7 +101,16 @@ fn a_known_cow_that_is_missing_or_is_not_the_store() {
     let held = hold(world.path("s.cow"), libc::F_WRLCK, 0, 0);
     world.start_refused(&[], &refusal("in use by"));
     drop(held);
-    world.serve("disk.img", &[]);
+    // Its times are not those of then, so that only the operator knows.
+    world.start_refused(
+        &[],
+        &[
+            "snapshot s is known",
+            "not as it was left",
+            "--accept-changes",
+        ],
+    );
+    world.serve("disk.img", &["--accept-changes"]);
     assert!(world.done(&["status", "s"]).contains("active"));
     world.stop();
     fs::remove_file(world.path("s.cow")).unwrap();
@@ -194,6 +203,10 @@ fn a_state_file_that_cannot_be_believed() {
             "disk.img.snapback/none/deeper",
             "--socket-path",
             "disk.img",
+            "--forget",
+            "s",
+            "--forget",
+            "t",
         ],
         &["disk.img", "not a socket"],
     );

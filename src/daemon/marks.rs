@@ -1,0 +1,117 @@
+//! What a file itself says of the volume that it belongs to: an extended
+//! attribute on disks and COWs. `cp -a` and the like keep it and plain copies do
+//! not, so it never proves that a file is the original; but it tells a swapped or
+//! outdated file, and a disk whose state file is lost. File systems without
+//! attributes do without; devices have none. The bytes of a COW stay Linux's.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use rustix::fs::{XattrFlags, getxattr, removexattr, setxattr};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+const ATTRIBUTE: &str = "user.snapback";
+/// More than any mark; what is longer is not one.
+const SIZE_MAX: usize = 8192;
+
+/// The mark of one file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// Identity of the volume.
+    pub volume: String,
+    /// Of the volume's state when the mark was made.
+    pub generation: u64,
+    /// Its state file, absolute; `None` if it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
+    /// The snapshot whose COW this is; `None`: this is the disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<MarkedSnapshot>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MarkedSnapshot {
+    pub id: String,
+    pub name: String,
+}
+
+/// The mark of the file at `path`. One that cannot be read or understood is none.
+pub fn read(path: &Path) -> Option<Mark> {
+    let mut bytes = vec![0; SIZE_MAX];
+    let len = getxattr(path, ATTRIBUTE, &mut bytes[..]).ok()?;
+    serde_json::from_slice(bytes.get(..len)?).ok()
+}
+
+/// Marks the file at `path`, durably; false if its file system or our rights do
+/// not let us, which is no harm.
+pub fn write(path: &Path, mark: &Mark) -> bool {
+    let written = || -> io::Result<()> {
+        if !std::fs::metadata(path)?.is_file() {
+            return Err(Errno::NOTSUP.into());
+        }
+        let text = serde_json::to_vec(mark)?;
+        setxattr(path, ATTRIBUTE, &text, XattrFlags::empty())?;
+        File::open(path)?.sync_all()
+    };
+    match written() {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::debug!(path = %path.display(), %error, "the file cannot be marked");
+            false
+        }
+    }
+}
+
+/// Takes the mark away, as far as that is possible.
+pub fn clear(path: &Path) {
+    let _ = removexattr(path, ATTRIBUTE);
+}
+
+/// A number that no other volume or snapshot has.
+pub fn new_id() -> io::Result<String> {
+    let mut bytes = [0_u8; 16];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_stays_with_its_file_and_its_absence_is_no_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("disk.img");
+        let mark = Mark {
+            volume: new_id().unwrap(),
+            generation: 3,
+            state: Some("/vm/disk.img.snapback".into()),
+            snapshot: None,
+        };
+        assert_eq!(read(&path), None);
+        assert!(!write(&path, &mark), "there is no file");
+        std::fs::write(&path, b"x").unwrap();
+        assert_eq!(read(&path), None);
+        if !write(&path, &mark) {
+            println!("skipped: no attributes in this file system");
+            return;
+        }
+        assert_eq!(read(&path), Some(mark));
+        setxattr(&path, ATTRIBUTE, b"{", XattrFlags::empty()).unwrap();
+        assert_eq!(read(&path), None);
+        clear(&path);
+        assert_eq!(read(&path), None);
+        assert_ne!(new_id().unwrap(), new_id().unwrap());
+        assert!(!write(
+            Path::new("/proc/self/status"),
+            &Mark {
+                volume: String::new(),
+                generation: 0,
+                state: None,
+                snapshot: None,
+            }
+        ));
+    }
+}
