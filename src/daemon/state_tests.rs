@@ -52,7 +52,7 @@ fn full() -> VolumeState {
 
 fn reopen(path: &Path) -> Result<Option<VolumeState>, StateError> {
     let mut state = OpenedState::open(Some(path))?.recorded;
-    for state in &mut state {
+    if let Some(state) = &mut state {
         assert!(state.home.take().is_some());
     }
     Ok(state)

@@ -5,7 +5,8 @@
     unsafe_code,
     clippy::unwrap_used,
     clippy::indexing_slicing,
-    clippy::cast_possible_truncation
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap
 )] // Tests; unsafe only for the memory of a guest.
 
 mod cows;
