@@ -16,6 +16,8 @@ needed=(
     zstd:zstd
     cc:gcc
     curl:curl
+    rsync:rsync
+    losetup:mount
 )
 
 PATH=$PATH:/usr/sbin:/sbin

@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use serde::Serialize;
 
 use super::{CliError, Outcome, output};
 use crate::control::render;
+use crate::daemon;
 use crate::offline::{self, Check as Found, DamageKind, Verdict};
 use crate::size;
 
@@ -20,13 +22,13 @@ EXAMPLE
   snapback check before.cow --origin disk.img --json
 
 EXIT STATUS
-  0 if the store is good (or nothing was made there yet), 1 if it is damaged, invalid, or holds
-  stale bytes that Linux might take for entries.")]
+  0 if the store is good (or nothing was made there yet), 1 if it is damaged, invalid, holds
+  stale bytes that Linux might take for entries, or is in doubt as a snapshot of the disk.")]
 pub struct Check {
     /// The COW file or device; nobody may be using it.
     cow: PathBuf,
 
-    /// Also check that the store fits this disk.
+    /// Also check that the store fits this disk, and that both are as the last daemon left them.
     #[arg(long, value_name = "FILE")]
     origin: Option<PathBuf>,
 
@@ -35,15 +37,33 @@ pub struct Check {
     json: bool,
 }
 
+/// Also what the volume remembers of the two, if anything speaks against them.
+#[derive(Serialize)]
+struct WithDoubts<'a> {
+    #[serde(flatten)]
+    found: &'a Found,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    doubts: &'a [String],
+}
+
 impl Check {
     pub fn run(self) -> Result<Outcome, CliError> {
         let found = offline::check(&self.cow, self.origin.as_deref())?;
+        let origin = self.origin.as_deref();
+        let doubts = origin.map_or_else(Vec::new, |origin| daemon::doubts(origin, &self.cow, None));
         if self.json {
-            output::json(&found)?;
+            output::json(&WithDoubts {
+                found: &found,
+                doubts: &doubts,
+            })?;
         } else {
-            output::text(&human(&found))?;
+            let rows = doubts
+                .iter()
+                .map(|text| format!("{:<8}  {text}\n", "doubt"));
+            output::text(&format!("{}{}", human(&found), rows.collect::<String>()))?;
         }
         Ok(match found.verdict {
+            _ if !doubts.is_empty() => Outcome::No,
             Verdict::Good | Verdict::New => Outcome::Done,
             Verdict::Stale | Verdict::Invalid | Verdict::Damaged => Outcome::No,
         })

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::output::{Rows, Stream};
 use super::progress::Progress;
-use super::{CliError, Outcome};
+use super::{CliError, Outcome, doubts};
 use crate::daemon;
 use crate::offline::{self, Change, DiffSummary};
 use crate::size;
@@ -33,6 +33,10 @@ pub struct Diff {
     #[arg(long, value_name = "COW")]
     cow: PathBuf,
 
+    /// Go on although disk or COW are not as the last daemon left them.
+    #[arg(long)]
+    accept_changes: bool,
+
     /// Read no data: print all that the store keeps, in chunks, also where it is the same.
     #[arg(long)]
     entries_only: bool,
@@ -44,6 +48,7 @@ pub struct Diff {
 
 impl Diff {
     pub fn run(self) -> Result<Outcome, CliError> {
+        doubts::refuse(&self.origin, &self.cow, self.accept_changes)?;
         let length = daemon::recorded_length(&self.origin, &self.cow);
         let files = offline::Diff::open(&self.origin, &self.cow, length)?;
         let mut out = Stream::new();

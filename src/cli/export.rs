@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::progress::Progress;
-use super::{CliError, Outcome, output};
+use super::{CliError, Outcome, doubts, output};
 use crate::daemon;
 use crate::offline::{self, ExportOptions};
 use crate::size;
@@ -27,6 +27,10 @@ pub struct Export {
     #[arg(long, value_name = "COW")]
     cow: PathBuf,
 
+    /// Go on although disk or COW are not as the last daemon left them.
+    #[arg(long)]
+    accept_changes: bool,
+
     /// Only these bytes of the snapshot.
     #[arg(long, value_name = "OFFSET:LENGTH", value_parser = range)]
     range: Option<(u64, u64)>,
@@ -37,6 +41,7 @@ pub struct Export {
 
 impl Export {
     pub fn run(self) -> Result<Outcome, CliError> {
+        doubts::refuse(&self.origin, &self.cow, self.accept_changes)?;
         let options = ExportOptions {
             length: daemon::recorded_length(&self.origin, &self.cow),
             origin: self.origin,

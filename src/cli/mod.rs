@@ -7,6 +7,7 @@
 mod check;
 mod connect;
 mod diff;
+mod doubts;
 mod dump;
 mod events;
 mod export;

@@ -3,9 +3,11 @@
 
 use std::path::Path;
 
-use super::identity::{OriginIdentity, Relation};
+use super::identity::OriginIdentity;
 use super::options::{Endpoint, ServeOptions};
-use super::standing::{Standing, Whereabouts, mark_speaks_against};
+use super::origin_check::{check_lengths, check_origin};
+pub use super::plan_error::PlanError;
+use super::standing::{Standing, Whereabouts};
 use super::state::{MarkedAs, MergeRecord, SnapshotRecord, VolumeState};
 use crate::control::api::{SnapshotSpec, StoreType, check_name};
 use crate::units::SECTOR_SIZE;
@@ -41,121 +43,6 @@ pub struct Plan {
     pub remarks: Vec<String>,
     /// Sockets that are not served because they are those of this copy's original.
     pub foreign: Vec<String>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PlanError {
-    #[error(
-        "origin {origin} was changed while no daemon served it: {}. The snapshots {} hold only what was saved before \
-         that. Put the origin back as it was, or start snapback serve with --forget NAME for each of them, or, if {}",
-        changes.join("; "), snapshots.join(", "),
-        if *grown {
-            "it was only enlarged and nothing else wrote it, with --accept-changes: each snapshot keeps its length"
-        } else {
-            "you know that it has the content that it had when the daemon ended (a copy, a touch), with --accept-changes"
-        }
-    )]
-    OriginChanged {
-        origin: String,
-        changes: Vec<String>,
-        /// It is the same one, and longer than it was.
-        grown: bool,
-        snapshots: Vec<String>,
-    },
-    #[error(
-        "origin {origin} {why}. The snapshots {} are right only with the disk and the state file of one time. Bring disk, \
-         COWs and state file {place} of one time back; or start snapback serve with --forget NAME for each of them; or, if \
-         you know that they are of one time, with --accept-changes", snapshots.join(", ")
-    )]
-    OtherTime {
-        origin: String,
-        place: String,
-        /// In words that follow "origin".
-        why: String,
-        snapshots: Vec<String>,
-    },
-    #[error(
-        "origin {origin} is a copy of the disk in {original}, and nothing tells whether disk, COWs and state file were \
-         copied at one moment: {}. If no daemon served the original while they were copied (or the copy is of one \
-         moment, such as a snapshot of their file system), start snapback serve with --accept-changes: the copy becomes \
-         a volume of its own. Else its snapshots {} cannot be trusted: give each up with --forget NAME", changes.join("; "),
-        snapshots.join(", ")
-    )]
-    CopyUnproven {
-        origin: String,
-        original: String,
-        changes: Vec<String>,
-        snapshots: Vec<String>,
-    },
-    #[error(
-        "origin {origin} has {size} bytes, and snapshot {name} is {length} bytes long: what it shows behind the origin's \
-         end is lost. Put the origin back as it was, or give the snapshot up with snapback serve --forget {name}"
-    )]
-    OriginShrank {
-        origin: String,
-        size: u64,
-        name: String,
-        length: u64,
-    },
-    #[error(
-        "snapshot {name}: {what} is {recorded} in the state file and {asked} in --snapshot: leave the option out, or remove the snapshot first"
-    )]
-    Contradiction {
-        name: String,
-        what: &'static str,
-        recorded: String,
-        asked: String,
-    },
-    #[error("snapshot {0} is given twice: choose another name for one of them")]
-    Twice(String),
-    #[error("{0}")]
-    Name(String),
-    #[error("--{option} {name}: no such snapshot; known are: {known}")]
-    Unknown {
-        option: &'static str,
-        name: String,
-        known: String,
-    },
-    #[error(
-        "--merge {asked}: a merge of {running} is under way and must end first; leave --merge out to go on with it"
-    )]
-    OtherMerge { asked: String, running: String },
-    #[error(
-        "--merge {asked}: a rollback to {pending} waits for the guest's reset; leave --merge out, or forget {pending}"
-    )]
-    OtherRollback { asked: String, pending: String },
-    #[error("--merge {0}: a transient store cannot be merged; give it type=P to merge it one day")]
-    Transient(String),
-    #[error(
-        "--merge {0}: the snapshot is invalid, so there is nothing right to merge; remove it with --forget {0}"
-    )]
-    Invalid(String),
-    #[error("a merge of {0} writes the origin: leave --read-only out")]
-    MergeReadOnly(String),
-    #[error(
-        "a rollback to {0} waits for the guest's reset and will write the origin: leave --read-only out"
-    )]
-    RollbackReadOnly(String),
-    #[error(
-        "nothing to serve: give --socket-path or --fd for the origin, or a snapshot with socket=, or --control (an origin's \
-         sockets are remembered from its first snapshot on)"
-    )]
-    Nothing,
-    #[error(
-        "socket {path} would serve both {first} and {second}: choose another path for one of them"
-    )]
-    SocketTwice {
-        path: String,
-        first: String,
-        second: String,
-    },
-    #[error(
-        "nothing to serve: give --socket-path or --fd for the origin, or --control. (This is a copy; its original's \
-         sockets {} are outside the copied folder, so they are the original's)", .0.join(", ")
-    )]
-    NothingOfItsOwn(Vec<String>),
-    #[error("cannot make {path} absolute: {reason}")]
-    Path { path: String, reason: String },
 }
 
 /// Brings `recorded` and `options` together for the origin that is there now.
@@ -324,110 +211,6 @@ fn forget(
         forgotten.push(record);
     }
     Ok(forgotten)
-}
-
-/// What a snapshot shares with the origin must be there.
-fn check_lengths(state: &VolumeState, now: &OriginIdentity) -> Result<(), PlanError> {
-    let at_stake = state
-        .snapshots
-        .iter()
-        .filter(|s| s.valid && s.spec.store_type != StoreType::N);
-    for record in at_stake {
-        if let Some(length) = record.length.filter(|length| *length > now.size) {
-            return Err(PlanError::OriginShrank {
-                origin: now.path.clone(),
-                size: now.size,
-                name: record.spec.name.clone(),
-                length,
-            });
-        }
-    }
-    Ok(())
-}
-
-/// An origin that was written without its snapshots makes them wrong, and
-/// nothing but its identity tells.
-fn check_origin(
-    options: &ServeOptions,
-    state: &VolumeState,
-    now: &OriginIdentity,
-    standing: &Standing,
-    remarks: &mut Vec<String>,
-) -> Result<(), PlanError> {
-    let at_stake: Vec<String> = state
-        .snapshots
-        .iter()
-        .filter(|s| s.valid && s.spec.store_type != StoreType::N)
-        .map(|s| s.spec.name.clone())
-        .collect();
-    let against = standing
-        .mark
-        .as_ref()
-        .and_then(|mark| mark_speaks_against(state, mark));
-    let is_marked = standing.mark.is_some() && against.is_none();
-    let mut changes = Vec::new();
-    let mut grown = false;
-    match state.origin.relation(now, !state.running) {
-        Relation::Same => {}
-        Relation::Touched => tracing::debug!("the origin's name, owner or mode was changed"),
-        // Files that were made together may have the same times.
-        Relation::Copied if !is_marked && !same_path(&state.origin.path, &now.path) => {
-            changes.push(format!(
-                "it is another file than {}, which the state file is about",
-                state.origin.path
-            ));
-        }
-        // Of a copy something else is said.
-        Relation::Copied if standing.is_copy() => {}
-        Relation::Copied => remarks.push(
-            "the origin is another file than it was, with the same size and time of its last write: taken for the same, \
-             moved or restored"
-                .into(),
-        ),
-        Relation::Written(why) => {
-            grown = now.size > state.origin.size;
-            changes.push(why);
-        }
-        Relation::Other(why) => changes.push(why),
-    }
-    if let Some(why) = &against {
-        changes.push(format!("it {why}"));
-    }
-    // Nothing of it has changed; but it is not known to be of one moment.
-    if changes.is_empty() && standing.is_copy() && state.running {
-        changes.push("a daemon was serving the original".into());
-    }
-    if changes.is_empty() || at_stake.is_empty() {
-        return Ok(());
-    }
-    if options.accept_changes {
-        remarks.push(format!(
-            "the origin was changed while no daemon served it, accepted: {}",
-            changes.join("; ")
-        ));
-        return Ok(());
-    }
-    let origin = now.path.clone();
-    Err(match (&standing.whereabouts, against) {
-        (Whereabouts::Copy { of }, _) => PlanError::CopyUnproven {
-            origin,
-            original: of.display().to_string(),
-            changes,
-            snapshots: at_stake,
-        },
-        (_, Some(why)) => PlanError::OtherTime {
-            origin,
-            place: standing.place(),
-            why,
-            snapshots: at_stake,
-        },
-        (_, None) => PlanError::OriginChanged {
-            origin,
-            changes,
-            grown,
-            snapshots: at_stake,
-        },
-    })
 }
 
 /// The options' snapshots with absolute paths and good, unique names.

@@ -219,3 +219,57 @@ fn a_cow_of_another_volume_is_not_taken() {
         .unwrap();
     other.start(&["--snapshot", &format!("name=x,cow={cow}")]);
 }
+
+/// What needs no daemon honours the same: disk and COW are not looked at as if they
+/// were of one time, unless the operator knows.
+#[test]
+fn without_a_daemon_doubts_are_told_too() {
+    let field = Field::new();
+    let mut vm = field.vm("vm");
+    let shown = vm.with_two_snapshots();
+    let files = ["--origin", "disk.img", "--cow", "s1.cow"];
+    let export = |out| [&["export"], &files[..], &[out]].concat();
+    let diff = [&["diff"], &files[..]].concat();
+    let merge = [&["merge"], &files[..]].concat();
+    let check = ["check", "s1.cow", "--origin", "disk.img"];
+    vm.verb(&export("right.img"));
+    assert_eq!(vm.bytes("right.img"), shown[0]);
+    vm.verb(&diff);
+    vm.verb(&check);
+    let swap = || {
+        fs::rename(vm.path("s1.cow"), vm.path("x")).unwrap();
+        fs::rename(vm.path("s2.cow"), vm.path("s1.cow")).unwrap();
+        fs::rename(vm.path("x"), vm.path("s2.cow")).unwrap();
+    };
+    let disk = vm.bytes("disk.img");
+    let write = || {
+        let mut bytes = disk.clone();
+        bytes[200 * CHUNK] ^= 1;
+        later();
+        fs::write(vm.path("disk.img"), bytes).unwrap();
+    };
+    for (change, word) in [
+        (&swap as &dyn Fn(), "is the COW of snapshot s2"),
+        (&write, "was written"),
+    ] {
+        change();
+        for verb in [&export("wrong.img"), &diff, &merge] {
+            let (status, said) = vm.say(verb);
+            assert_eq!(status, 2, "{verb:?}: {said}");
+            assert!(said.contains(word), "{verb:?}: {said}");
+        }
+        let (status, said) = vm.say(&check);
+        assert_eq!(status, 1, "{said}");
+        assert!(said.contains("doubt") && said.contains(word), "{said}");
+        let (status, said) = vm.say(&[&check[..], &["--json"]].concat());
+        assert!(status == 1 && said.contains(word), "{said}");
+        assert!(!vm.path("wrong.img").exists());
+        if word == "is the COW of snapshot s2" {
+            swap();
+        }
+    }
+    // The content is what it was, and the operator knows.
+    fs::write(vm.path("disk.img"), &disk).unwrap();
+    vm.verb(&[&export("known.img")[..], &["--accept-changes"]].concat());
+    assert_eq!(vm.bytes("known.img"), shown[0]);
+}
