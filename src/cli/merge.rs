@@ -66,7 +66,8 @@ pub struct Merge {
     cow: Option<PathBuf>,
 
     /// Offline: the volume's state file, if it is not in its usual place.
-    #[arg(long, value_name = "FILE", requires = "origin")]
+    #[arg(long, value_name = "FILE", requires = "origin",
+        conflicts_with_all = ["name", "pause", "resume", "rate", "wait"])]
     state: Option<PathBuf>,
 
     #[command(flatten)]

@@ -32,6 +32,7 @@ use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
 use crate::control::ClientError;
+use crate::control::render::printable;
 use crate::daemon::DaemonError;
 use crate::offline::OfflineError;
 
@@ -136,8 +137,11 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     {
         return finish(output::line(CAPABILITIES).map(|()| Outcome::Done));
     }
-    let cli = match Cli::try_parse_from(arguments) {
+    let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
+        Err(error) if error.kind() == ErrorKind::InvalidUtf8 => {
+            return finish(Err(CliError::Usage(not_text(&arguments))));
+        }
         Err(error) => return refuse(&error),
     };
     let default_level = if matches!(cli.verb, Verb::Serve(_)) {
@@ -179,6 +183,16 @@ fn with_verb(mut arguments: Vec<OsString>) -> Vec<OsString> {
     arguments
 }
 
+/// The parser does not say which argument it could not read.
+fn not_text(arguments: &[OsString]) -> String {
+    let raw = arguments.iter().filter(|a| a.to_str().is_none());
+    let raw: Vec<String> = raw.map(|a| format!("`{}`", a.display())).collect();
+    format!(
+        "argument {} is not UTF-8, which only the path of a file may be: write it in UTF-8",
+        raw.join(", ")
+    )
+}
+
 /// Ends with a usage error, or with the help or version that was asked for.
 fn refuse(error: &clap::Error) -> ExitCode {
     match error.kind() {
@@ -201,7 +215,8 @@ fn finish(result: Result<Outcome, CliError>) -> ExitCode {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::No) => ExitCode::from(1),
         Err(error) => {
-            eprintln!("snapback: {error}");
+            // Paths and names in it must not act on the terminal.
+            eprintln!("snapback: {}", printable(&error.to_string()));
             ExitCode::from(2)
         }
     }

@@ -80,7 +80,8 @@ pub fn merge_offline(
                 marks::clear(origin);
             }
         }
-        Ok(Err(error)) => return Err(DaemonError::NotDurable(error)),
+        // If the merge has failed, it has said why.
+        Ok(Err(error)) => return merged.and(Err(DaemonError::NotDurable(error))),
         Err(_) => return Err(DaemonError::Killed),
     }
     merged

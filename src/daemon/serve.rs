@@ -308,7 +308,7 @@ fn load(
                 store: Box::new(store),
             },
         )
-        .map_err(|e| DaemonError::Refused(format!("snapshot {name} cannot be loaded: {e}")))
+        .map_err(|e| DaemonError::Refused(format!("snapshot {name} cannot be loaded: {e}; when the cause is removed, the same command goes on")))
 }
 
 fn cannot_merge(name: &str, error: &ControlError) -> DaemonError {

@@ -6,6 +6,7 @@
 
 mod events;
 mod notes;
+mod usage;
 
 use std::path::{Path, PathBuf};
 use std::process::Output;
@@ -183,6 +184,8 @@ fn wrong_usage_is_exit_2_and_a_message() {
         (&["merge", "--pause", "--resume"], "--resume"),
         (&["merge", "--origin", "d"], "--cow"),
         (&["merge", "a", "--origin", "d", "--cow", "c"], "--origin"),
+        (&["merge", "a", "--state", "s"], "--state"),
+        (&["merge", "--rate", "1M", "--state", "s"], "--state"),
         (&["merge", "--rate", "fast"], "fast"),
         (&["status", "--json", "--dm"], "--dm"),
         (&["status"], "SNAPBACK_CONTROL"),

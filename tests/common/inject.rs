@@ -3,8 +3,8 @@
 //! The kernel hands `preadv`, `pwritev2` and `fdatasync` of the daemon to this
 //! process (a seccomp filter with a listener), which lets them pass or answers
 //! them with an error. So it is the real program that meets the fault, on files
-//! that are whole again afterwards. The daemon has to use these calls: start it
-//! with `--io-engine threads`.
+//! that are whole again afterwards. There is no io_uring for it, so that it has to
+//! use these calls.
 #![allow(unsafe_code)]
 
 use std::fs;
@@ -63,11 +63,13 @@ fn install() -> std::io::Result<()> {
     let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
     let mut program = [
         step(load, 0, 0, 0), // the system call's number
-        step(equal, 3, 0, libc::SYS_preadv as u32),
-        step(equal, 2, 0, libc::SYS_pwritev2 as u32),
-        step(equal, 1, 0, libc::SYS_fdatasync as u32),
+        step(equal, 4, 0, libc::SYS_preadv as u32),
+        step(equal, 3, 0, libc::SYS_pwritev2 as u32),
+        step(equal, 2, 0, libc::SYS_fdatasync as u32),
+        step(equal, 2, 0, libc::SYS_io_uring_setup as u32),
         step(end, 0, 0, libc::SECCOMP_RET_ALLOW),
         step(end, 0, 0, libc::SECCOMP_RET_USER_NOTIF),
+        step(end, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32),
     ];
     let program = libc::sock_fprog {
         len: program.len() as u16,
@@ -93,11 +95,11 @@ fn install() -> std::io::Result<()> {
 }
 
 impl Injector {
-    /// Answers for a daemon that was started [`filtered`].
-    pub fn attach(daemon: &Child) -> Self {
+    /// Answers for a daemon that was started [`filtered`], with `rules` from its first call on.
+    pub fn attach(daemon: &Child, rules: &[Rule]) -> Self {
         let pidfd = pidfd_open(Pid::from_child(daemon), PidfdFlags::empty()).unwrap();
         let listener = pidfd_getfd(pidfd, LISTENER, PidfdGetfdFlags::empty()).unwrap();
-        let (rules, hits) = (Arc::default(), Arc::default());
+        let (rules, hits) = (Arc::new(Mutex::new(rules.to_vec())), Arc::default());
         let stop = Arc::new(AtomicBool::new(false));
         let thread = {
             let (rules, hits, stop) = (Arc::clone(&rules), Arc::clone(&hits), Arc::clone(&stop));

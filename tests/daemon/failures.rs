@@ -30,12 +30,9 @@ impl Failing {
     fn start(mut world: World) -> Self {
         let log = fs::File::create(world.path("log")).unwrap();
         let mut command = world.command(&["--socket-path", "a.sock", "--control", "c.sock"]);
-        command
-            .args(["--io-engine", "threads"])
-            .stdout(Stdio::null())
-            .stderr(log);
+        command.stdout(Stdio::null()).stderr(log);
         let daemon = filtered(&mut command).spawn().unwrap();
-        let faults = Injector::attach(&daemon);
+        let faults = Injector::attach(&daemon, &[]);
         world.daemon = Some(daemon);
         world.until("the daemon answers", |w| w.client().status().is_ok());
         Self { world, faults }
@@ -257,6 +254,61 @@ fn a_merge_whose_guest_could_not_flush_the_cow_goes_on_as_told() {
         words: "flushing the COW ",
         retry: "restart",
     });
+}
+
+/// `merge` without a daemon advises the same command, whatever failed.
+#[test]
+fn a_merge_without_a_daemon_that_failed_goes_on_with_the_same_command() {
+    for (fault, words) in [
+        (
+            rule(Call::Read, "/s.cow", DATA, libc::EIO),
+            "reading the COW ",
+        ),
+        (
+            rule(Call::Write, "/disk.img", ANYWHERE, libc::ENOSPC),
+            "writing the origin ",
+        ),
+        (
+            rule(Call::Flush, "/disk.img", ANYWHERE, libc::EIO),
+            "flushing the origin ",
+        ),
+        (
+            rule(Call::Write, "/s.cow", AREA, libc::EIO),
+            "writing the metadata of the COW ",
+        ),
+    ] {
+        let mut world = World::new();
+        let first = world.origin();
+        world.start(&["--socket-path", "a.sock"]);
+        world.client().add_snapshot(&world.snapshot("s")).unwrap();
+        let mut guest = Guest::connect(&world.path("a.sock"));
+        wreck(&mut guest, 1);
+        drop(guest);
+        world.terminate();
+        let merge = || {
+            let mut command = Command::new(assert_cmd::cargo::cargo_bin!("snapback"));
+            command
+                .current_dir(world.folder.path())
+                .args(["merge", "--origin", "disk.img", "--cow", "s.cow"])
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped());
+            command
+        };
+        let merging = filtered(&mut merge()).spawn().unwrap();
+        let faults = Injector::attach(&merging, std::slice::from_ref(&fault));
+        let failed = merging.wait_with_output().unwrap();
+        drop(faults);
+        let said = text(&failed.stderr);
+        assert_eq!(failed.status.code(), Some(2), "{words}: {said}");
+        let advice = "the same command goes on";
+        for part in [words, fault.file, advice] {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+        let again = merge().output().unwrap();
+        assert!(again.status.success(), "{}", text(&again.stderr));
+        assert_same(&world.origin(), &first, words);
+        assert_eq!(world.state()["merge"], Value::Null);
+    }
 }
 
 #[test]
