@@ -139,7 +139,7 @@ impl Serve {
             }
             if self.forget.contains(&spec.name) {
                 return Err(format!(
-                    "snapshot `{}` is both in --snapshot and in --forget: drop one",
+                    "snapshot `{}` is both in --snapshot and in --forget: leave one of them out",
                     spec.name
                 ));
             }
@@ -150,11 +150,14 @@ impl Serve {
             .filter(|name| self.forget.contains(name))
         {
             return Err(format!(
-                "snapshot `{name}` is both in --merge and in --forget: drop one"
+                "snapshot `{name}` is both in --merge and in --forget: leave one of them out"
             ));
         }
         if self.merge.is_some() && self.read_only {
-            return Err("--merge writes the disk and --read-only forbids it: drop one".to_owned());
+            return Err(
+                "--merge writes the disk and --read-only forbids it: leave one of them out"
+                    .to_owned(),
+            );
         }
         let socket = self
             .socket_path

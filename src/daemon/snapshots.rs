@@ -12,7 +12,7 @@ use super::volume::{LiveVolume, Snapshot, conflict, lock, not_recorded};
 use super::{marking, marks};
 use crate::control::api::{ApiError, ErrorKind, SnapshotSpec, StoreType, check_name};
 use crate::control::events::Happening;
-use crate::engine::{ControlRequest, ViewId};
+use crate::engine::{ControlError, ControlRequest, ViewId};
 use crate::executor::Executor;
 use crate::io::{DeviceId, Disk, IoEngine, open_disk};
 use crate::units::SECTOR_SIZE;
@@ -81,9 +81,16 @@ impl LiveVolume {
         if let Err(error) = self.drive(ops, request) {
             lock(&self.tables).snapshots.retain(|s| s.id != id);
             self.unrecord(&name);
+            let advice = match error {
+                // It latches, so that another try would not help.
+                ControlError::Io(failure) if failure.is_origin_flush() => {
+                    "; start the daemon again, then take the snapshot"
+                }
+                _ => "",
+            };
             return Err(ApiError::new(
                 ErrorKind::Io,
-                format!("snapshot {name} was not taken: {error}"),
+                format!("snapshot {name} was not taken: {error}{advice}"),
             ));
         }
         prepared.open.keep();

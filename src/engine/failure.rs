@@ -40,6 +40,13 @@ impl Failure {
         }
     }
 
+    pub const fn is_origin_flush(&self) -> bool {
+        matches!(
+            (self.device, self.operation),
+            (FailedDevice::Origin, Operation::Flush)
+        )
+    }
+
     /// The system's words for the error.
     pub fn error(&self) -> std::io::Error {
         std::io::Error::from_raw_os_error(self.errno.0)

@@ -331,12 +331,27 @@ fn a_flush_of_the_origin_that_failed_is_told_once_with_the_way_out() {
             "{shown}"
         );
     }
+    // A snapshot could not be right either, and says what to do.
+    let snapshot = ["snapshot", "s", "--cow", "s.cow", "--size", "32M"];
+    let refused = failing.verb(&snapshot);
+    assert_eq!(refused.status.code(), Some(2));
+    let refused = text(&refused.stderr);
+    for part in ["flushing the origin ", "start the daemon again"] {
+        assert!(refused.contains(part), "{part}: {refused}");
+    }
     drop(guest);
     failing.world.kill();
     failing.world.start(&["--socket-path", "a.sock"]);
+    let before = failing.world.origin();
+    let taken = failing.verb(&snapshot);
+    assert!(taken.status.success(), "{}", text(&taken.stderr));
     let mut guest = Guest::connect(&failing.world.path("a.sock"));
     assert_eq!(guest.write(8, &[9; 4096]), 0);
     assert_eq!(guest.flush(), 0);
+    drop(guest);
+    failing.world.rollback("s", RollbackWhen::Now);
+    failing.world.merged();
+    assert_same(&failing.world.origin(), &before, "the snapshot taken then");
 }
 
 /// Each device that can cost a snapshot its life is told by its name; the others

@@ -7,6 +7,7 @@
     clippy::cast_possible_truncation
 )] // Tests; unsafe only for F_OFD_SETLK, in `world`.
 
+mod advice;
 mod memory;
 mod offline;
 mod online;

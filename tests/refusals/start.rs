@@ -368,11 +368,11 @@ fn merges_and_names_that_make_no_sense() {
     );
     world.start_refused(
         &start(&["--merge", "s", "--read-only"]),
-        &["--merge", "--read-only", "drop one"],
+        &["--merge", "--read-only", "leave one of them out"],
     );
     world.start_refused(
         &start(&["--forget", "s"]),
-        &["`s`", "--snapshot", "--forget", "drop one"],
+        &["`s`", "--snapshot", "--forget", "leave one of them out"],
     );
     world.start_refused(
         &[
