@@ -6,12 +6,12 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::DaemonError;
-use super::identity::StorageIdentity;
+use super::identity::{StorageIdentity, StorageKind};
 use super::marks::{self, Mark};
 use super::options::ServeOptions;
 use super::standing::{Standing, mark_speaks_against};
 use super::state::{SnapshotRecord, VolumeState};
-use super::state_place::state_files_near;
+use super::state_place::{nameless_like, state_files_near};
 use crate::control::api::{SnapshotSpec, StoreType};
 use crate::store::RawHeader;
 
@@ -45,6 +45,18 @@ pub fn check(
     forget_or_refuse(stores, options, &mut found, |stores| {
         refusal(origin, place, stores)
     })?;
+    if let StorageKind::Device(names) = &now.kind {
+        let like = nameless_like(names)
+            .filter(|(_, state)| state.origin.size == now.size && !at_stake(state).is_empty());
+        found.remarks.extend(like.map(|(place, state)| {
+            format!(
+                "{} is about a device of this size without a lasting name, and knows its snapshots {}: if that is this \
+                 one, stop, and pass --state with it; they are wrong from the first write on",
+                place.display(),
+                at_stake(&state).join(", ")
+            )
+        }));
+    }
     suspects.retain(|path| !is_known_elsewhere(path));
     if !suspects.is_empty() {
         let suspects: Vec<String> = suspects.iter().map(|p| p.display().to_string()).collect();

@@ -13,6 +13,8 @@ use super::state::VolumeState;
 const DEVICE_STATE_DIRECTORY: &str = "/var/lib/snapback";
 /// What is added to the name of a file.
 pub const SUFFIX: &str = ".snapback";
+/// Names of mapped devices begin so below `/dev`.
+const MAPPED: &str = "mapper/";
 /// Longest file name that is made of a device's name; file systems allow 255 bytes.
 const NAME_MAX: usize = 200;
 
@@ -51,10 +53,6 @@ fn device_state(
     kernel_name: &str,
 ) -> io::Result<PathBuf> {
     let place = |name: &str| directory.join(format!("{}.json", file_name(name)));
-    let own = names.hardware.as_deref().map(place);
-    if let Some(own) = own.as_ref().filter(|own| own.exists()) {
-        return Ok(own.clone());
-    }
     let about = state_files(directory, "json")
         .filter(|(_, state)| match &state.origin.kind {
             StorageKind::Device(recorded) => recorded.is(names).unwrap_or_else(|| {
@@ -76,18 +74,33 @@ fn device_state(
             )));
         }
     }
-    // Where older versions kept it. It is this device's unless it says otherwise;
-    // one that says nothing is looked at, and the start decides.
-    let older = place(kernel_name);
-    let others = match VolumeState::peek(&older).map(|state| state.origin.kind) {
+    // It is this device's unless it says otherwise; one that says nothing is looked
+    // at, and the start decides.
+    let is_others = |path: &Path| match VolumeState::peek(path).map(|state| state.origin.kind) {
         Some(StorageKind::Device(recorded)) => recorded.is(names) == Some(false),
         _ => false,
     };
-    match own {
-        _ if older.exists() && !others => Ok(older),
-        Some(own) => Ok(own),
-        None => Ok(older),
-    }
+    let strongest = place(names.hardware.as_deref().unwrap_or(kernel_name));
+    // Where older versions kept it; a mapped name is the operator's, and lasts.
+    let older = place(kernel_name);
+    let own = match kernel_name.starts_with(MAPPED) {
+        true => &older,
+        false => &strongest,
+    };
+    let here = [own, &older]
+        .into_iter()
+        .find(|path| path.exists() && !is_others(path));
+    let free = [own, &strongest].into_iter().find(|path| !path.exists());
+    Ok(here.or(free).unwrap_or(own).clone())
+}
+
+/// State files of devices without a lasting name, of which nobody can tell whether
+/// they are about this one.
+pub fn nameless_like(names: &DeviceNames) -> impl Iterator<Item = (PathBuf, VolumeState)> + use<> {
+    let names = names.clone();
+    state_files(Path::new(DEVICE_STATE_DIRECTORY), "json").filter(move |(_, state)| {
+        matches!(&state.origin.kind, StorageKind::Device(recorded) if recorded.is(&names).is_none())
+    })
 }
 
 /// The state files of this kind in a folder that can be understood.
@@ -121,7 +134,7 @@ fn kernel_name(real: &Path, class: &Path) -> String {
         .to_string_lossy()
         .into_owned();
     match fs::read_to_string(class.join(&below).join("dm/name")) {
-        Ok(mapped) => format!("mapper/{}", mapped.trim()),
+        Ok(mapped) => format!("{MAPPED}{}", mapped.trim()),
         Err(_) => below,
     }
 }
@@ -218,6 +231,28 @@ mod tests {
         for words in ["sdb.json", "x.json", "--state FILE"] {
             assert!(error.contains(words), "{error}");
         }
+    }
+
+    /// Two volume groups may have one name; the UUID is the device's.
+    #[test]
+    fn a_mapped_device_is_filed_under_its_mapped_name_unless_another_has_it() {
+        let system = System::new();
+        let directory = system.path("states");
+        let find = |minor| {
+            let names = system.names("dm-3", minor);
+            device_state(&directory, &names, "/dev/vg/lv", "mapper/vg-lv").unwrap()
+        };
+        system.device("dm-3", 16, &[("dm/uuid", "LVM-1"), ("dm/name", "vg-lv")]);
+        let usual = directory.join("mapper%2fvg-lv.json");
+        assert_eq!(find(16), usual);
+        remember(&usual, system.names("dm-3", 16));
+        assert_eq!(find(16), usual);
+        system.device("dm-3", 32, &[("dm/uuid", "LVM-2"), ("dm/name", "vg-lv")]);
+        assert_eq!(find(32), directory.join("dm%2fuuid%20LVM-2.json"));
+        // Renamed.
+        let names = system.names("dm-3", 16);
+        let found = device_state(&directory, &names, "/dev/vg/new", "mapper/vg-new");
+        assert_eq!(found.unwrap(), usual);
     }
 
     /// The start then has to decide whether it is the same disk.
