@@ -70,7 +70,7 @@ fn a_damaged_store_that_is_accepted_here_reads_the_same_in_linux() {
         let out = bench.path(&format!("view{}.img", views.len()));
         let options = ExportOptions {
             origin: origin.clone(),
-            length: None,
+            known: None,
             cow,
             out: out.clone(),
             range: None,

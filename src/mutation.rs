@@ -82,6 +82,10 @@ pub(crate) enum Mutation {
     DiscardNotRegistered,
     PassdownSparesNobody,
     PassdownNotDrained,
+    // Found by `engine/tests/faults.rs` and `engine/tests/cut.rs`.
+    HeaderLeftValid,
+    CutRegrown,
+    CutUnnoticed,
     // Races: the simulator has one thread and cannot see them.
     RegistrationUnfenced,
     ChangeUnfenced,

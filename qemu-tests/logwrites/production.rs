@@ -145,7 +145,7 @@ impl<'a> Production<'a> {
             "cut.cow",
             image.bytes(store.first..store.first + store.sectors),
         );
-        let report = check(&cow, Some(&origin)).map_err(|e| e.to_string())?;
+        let report = check(&cow, Some(&origin), None).map_err(|e| e.to_string())?;
         if report.verdict != Verdict::Good {
             return Err(format!("check: {report:?}"));
         }

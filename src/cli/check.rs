@@ -32,6 +32,11 @@ pub struct Check {
     #[arg(long, value_name = "FILE")]
     origin: Option<PathBuf>,
 
+    /// State file that may know the store [default: the one of the disk, those beside the COW,
+    /// those of devices].
+    #[arg(long, value_name = "FILE")]
+    state: Option<PathBuf>,
+
     /// Print JSON, a stable interface.
     #[arg(long)]
     json: bool,
@@ -48,9 +53,11 @@ struct WithDoubts<'a> {
 
 impl Check {
     pub fn run(self) -> Result<Outcome, CliError> {
-        let found = offline::check(&self.cow, self.origin.as_deref())?;
-        let origin = self.origin.as_deref();
-        let doubts = origin.map_or_else(Vec::new, |origin| daemon::doubts(origin, &self.cow, None));
+        let (origin, state) = (self.origin.as_deref(), self.state.as_deref());
+        let known = daemon::recorded(&self.cow, origin, state)?;
+        let found = offline::check(&self.cow, origin, known.as_ref())?;
+        let doubts =
+            origin.map_or_else(Vec::new, |origin| daemon::doubts(origin, &self.cow, state));
         if self.json {
             output::json(&WithDoubts {
                 found: &found,
@@ -82,6 +89,8 @@ fn human(found: &Found) -> String {
         ),
         ("verdict", verdict_word(found.verdict).to_owned()),
     ];
+    rows.extend(found.recorded.iter().map(|why| ("why", why.clone())));
+    rows.extend(found.warning.iter().map(|text| ("warning", text.clone())));
     if matches!(
         found.verdict,
         Verdict::Good | Verdict::Stale | Verdict::Damaged

@@ -37,6 +37,11 @@ pub struct Diff {
     #[arg(long)]
     accept_changes: bool,
 
+    /// State file that may know the store [default: the one of the disk, those beside the COW,
+    /// those of devices].
+    #[arg(long, value_name = "FILE")]
+    state: Option<PathBuf>,
+
     /// Read no data: print all that the store keeps, in chunks, also where it is the same.
     #[arg(long)]
     entries_only: bool,
@@ -48,9 +53,14 @@ pub struct Diff {
 
 impl Diff {
     pub fn run(self) -> Result<Outcome, CliError> {
-        doubts::refuse(&self.origin, &self.cow, self.accept_changes)?;
-        let length = daemon::recorded_length(&self.origin, &self.cow);
-        let files = offline::Diff::open(&self.origin, &self.cow, length)?;
+        doubts::refuse(
+            &self.origin,
+            &self.cow,
+            self.state.as_deref(),
+            self.accept_changes,
+        )?;
+        let known = daemon::recorded(&self.cow, Some(&self.origin), self.state.as_deref())?;
+        let files = offline::Diff::open(&self.origin, &self.cow, known.as_ref())?;
         let mut out = Stream::new();
         if self.json {
             out.text("[")?;

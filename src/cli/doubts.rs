@@ -6,8 +6,13 @@ use super::CliError;
 use crate::daemon;
 
 /// Refuses what is not a snapshot and its disk as they were left.
-pub fn refuse(origin: &Path, cow: &Path, accept_changes: bool) -> Result<(), CliError> {
-    let doubts = daemon::doubts(origin, cow, None);
+pub fn refuse(
+    origin: &Path,
+    cow: &Path,
+    state: Option<&Path>,
+    accept_changes: bool,
+) -> Result<(), CliError> {
+    let doubts = daemon::doubts(origin, cow, state);
     if doubts.is_empty() || accept_changes {
         return Ok(());
     }

@@ -31,6 +31,11 @@ pub struct Export {
     #[arg(long)]
     accept_changes: bool,
 
+    /// State file that may know the store [default: the one of the disk, those beside the COW,
+    /// those of devices].
+    #[arg(long, value_name = "FILE")]
+    state: Option<PathBuf>,
+
     /// Only these bytes of the snapshot.
     #[arg(long, value_name = "OFFSET:LENGTH", value_parser = range)]
     range: Option<(u64, u64)>,
@@ -41,9 +46,14 @@ pub struct Export {
 
 impl Export {
     pub fn run(self) -> Result<Outcome, CliError> {
-        doubts::refuse(&self.origin, &self.cow, self.accept_changes)?;
+        doubts::refuse(
+            &self.origin,
+            &self.cow,
+            self.state.as_deref(),
+            self.accept_changes,
+        )?;
         let options = ExportOptions {
-            length: daemon::recorded_length(&self.origin, &self.cow),
+            known: daemon::recorded(&self.cow, Some(&self.origin), self.state.as_deref())?,
             origin: self.origin,
             cow: self.cow,
             out: self.out,

@@ -94,6 +94,11 @@ pub struct Serve {
     /// Give up this snapshot of the state file; it is marked invalid.
     #[arg(long, value_name = "NAME", value_parser = values::name)]
     forget: Vec<String>,
+
+    /// With --forget: also if its COW cannot be marked invalid. Nothing keeps the
+    /// COW from being taken for a good snapshot then.
+    #[arg(long, requires = "forget")]
+    force: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -183,6 +188,7 @@ impl Serve {
             },
             accept_changes: self.accept_changes,
             forget: self.forget,
+            force: self.force,
         })
     }
 }

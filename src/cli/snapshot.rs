@@ -69,6 +69,11 @@ pub struct Remove {
     #[arg(value_parser = values::name)]
     name: String,
 
+    /// Also if the COW cannot be marked invalid. Nothing keeps it from being taken for a good
+    /// snapshot then: never use it again.
+    #[arg(long)]
+    force: bool,
+
     #[command(flatten)]
     control: Control,
 }
@@ -94,7 +99,12 @@ impl Snapshot {
 
 impl Remove {
     pub fn run(self) -> Result<Outcome, CliError> {
-        self.control.client()?.remove_snapshot(&self.name)?;
+        let client = self.control.client()?;
+        if self.force {
+            client.force_remove_snapshot(&self.name)?;
+        } else {
+            client.remove_snapshot(&self.name)?;
+        }
         output::line(&format!("snapshot {} removed", self.name))?;
         Ok(Outcome::Done)
     }

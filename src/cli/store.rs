@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::{CliError, Outcome, output};
 use crate::control::render;
+use crate::daemon;
 use crate::offline::{self, CreateOptions, Info as Found, StoreState};
 use crate::size;
 use crate::units::{ChunkSize, SECTOR_SIZE};
@@ -58,6 +59,11 @@ pub struct Info {
     /// The COW file or device; nobody may be using it.
     cow: PathBuf,
 
+    /// State file that may know the store [default: the one of the disk, those beside the COW,
+    /// those of devices].
+    #[arg(long, value_name = "FILE")]
+    state: Option<PathBuf>,
+
     /// Print JSON, a stable interface.
     #[arg(long)]
     json: bool,
@@ -91,7 +97,8 @@ impl Create {
 
 impl Info {
     pub fn run(self) -> Result<Outcome, CliError> {
-        let found = offline::info(&self.cow)?;
+        let known = daemon::recorded(&self.cow, None, self.state.as_deref())?;
+        let found = offline::info(&self.cow, known.as_ref())?;
         if self.json {
             output::json(&found)?;
         } else {
@@ -207,7 +214,7 @@ mod tests {
             },
         )
         .unwrap();
-        let text = human(&offline::info(&cow).unwrap());
+        let text = human(&offline::info(&cow, None).unwrap());
         assert_eq!(
             text,
             format!(

@@ -344,7 +344,8 @@ impl ApiError {
 pub trait Volume: Send + Sync {
     fn status(&self) -> VolumeStatus;
     fn add_snapshot(&self, spec: SnapshotSpec) -> Result<(), ApiError>;
-    fn remove_snapshot(&self, name: &str) -> Result<(), ApiError>;
+    /// `force`: also if its store cannot be marked invalid.
+    fn remove_snapshot(&self, name: &str, force: bool) -> Result<(), ApiError>;
     /// Enlarges the snapshot's COW to `bytes`, or takes note that its device was.
     fn grow_snapshot(&self, name: &str, bytes: u64) -> Result<(), ApiError>;
     fn rollback(&self, request: RollbackRequest) -> Result<RollbackReply, ApiError>;

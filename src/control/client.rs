@@ -101,12 +101,14 @@ impl Client {
     }
 
     pub fn remove_snapshot(&self, name: &str) -> Result<(), ClientError> {
-        self.call(
-            Method::DELETE,
-            &format!("/v1/snapshots/{name}"),
-            String::new(),
-        )
-        .map(drop)
+        let path = format!("/v1/snapshots/{name}");
+        self.call(Method::DELETE, &path, String::new()).map(drop)
+    }
+
+    /// As [`Self::remove_snapshot`], also if the store cannot be marked invalid.
+    pub fn force_remove_snapshot(&self, name: &str) -> Result<(), ClientError> {
+        let path = format!("/v1/snapshots/{name}?force=true");
+        self.call(Method::DELETE, &path, String::new()).map(drop)
     }
 
     /// `bytes` is the new size of the COW.

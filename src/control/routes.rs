@@ -116,11 +116,11 @@ where
 {
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
+    let query = request.uri().query().unwrap_or_default().to_owned();
     let result = if Target::find(&path) == Some(Target::Events) && method == Method::GET {
-        let query = request.uri().query().unwrap_or_default();
-        events(volume, followers, connection, query)
+        events(volume, followers, connection, &query)
     } else {
-        dispatch(&**volume, &method, &path, request.into_body()).await
+        dispatch(&**volume, &method, &path, &query, request.into_body()).await
     };
     match &result {
         Ok(_) => tracing::debug!(%method, path, "control request"),
@@ -135,6 +135,7 @@ async fn dispatch<B>(
     volume: &dyn Volume,
     method: &Method,
     path: &str,
+    query: &str,
     body: B,
 ) -> Result<Reply, Refusal>
 where
@@ -159,7 +160,7 @@ where
         Target::Snapshot(name) => {
             check_name(name).map_err(|message| ApiError::new(ErrorKind::BadRequest, message))?;
             if method == Method::DELETE {
-                volume.remove_snapshot(name)?;
+                volume.remove_snapshot(name, is_forced(query)?)?;
             } else {
                 volume.add_snapshot(named(read_json(body).await?, name)?)?;
             }
@@ -237,6 +238,18 @@ impl<'a> EventQuery<'a> {
             }
         }
         Ok(wanted)
+    }
+}
+
+/// The only query of a removal.
+fn is_forced(query: &str) -> Result<bool, ApiError> {
+    match query {
+        "" | "force=false" => Ok(false),
+        "force=true" => Ok(true),
+        _ => Err(ApiError::new(
+            ErrorKind::BadRequest,
+            format!("{}: give force=true, or leave it out", query.escape_debug()),
+        )),
     }
 }
 

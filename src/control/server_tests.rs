@@ -61,8 +61,9 @@ impl Volume for FakeVolume {
             spec.name, spec.cow, spec.store_type
         ))
     }
-    fn remove_snapshot(&self, name: &str) -> Result<(), ApiError> {
-        self.note(format!("remove {name}"))
+    fn remove_snapshot(&self, name: &str, force: bool) -> Result<(), ApiError> {
+        let how = if force { " by force" } else { "" };
+        self.note(format!("remove {name}{how}"))
     }
     fn grow_snapshot(&self, name: &str, bytes: u64) -> Result<(), ApiError> {
         self.note(format!("grow {name} {bytes}"))
@@ -162,6 +163,7 @@ fn every_call_reaches_the_volume_as_it_was_meant() {
     client.add_snapshot(&spec("s1")).unwrap();
     client.grow_snapshot("s1", 1 << 30).unwrap();
     client.remove_snapshot("s1").unwrap();
+    client.force_remove_snapshot("s1").unwrap();
     client
         .merge(&MergeRequest {
             snapshot: "s2".to_owned(),
@@ -189,6 +191,7 @@ fn every_call_reaches_the_volume_as_it_was_meant() {
             "add s1 /vm/a.cow PO",
             "grow s1 1073741824",
             "remove s1",
+            "remove s1 by force",
             "merge s2 true",
             "pause",
             "resume",

@@ -5,14 +5,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::cow::{self, InspectedCow, OriginFacts, Purpose};
+use super::cow_error::CowError;
 use super::cow_identity::{Verdict, belongs_elsewhere, judge};
+use super::cow_mark::{self, ToMark};
 use super::identity::OriginIdentity;
 use super::options::{Endpoint, ServeOptions};
 use super::plan::{Plan, PlannedSnapshot, Source, check_served, plan};
 use super::standing::Standing;
 use super::state::{OpenedState, SnapshotRecord, VolumeState};
 use super::state_place::default_state_path;
-use super::{DaemonError, inherited, lost, views};
+use super::{DaemonError, golden, inherited, lost, views};
 use crate::control::ControlSocket;
 use crate::control::api::SnapshotSpec;
 use crate::io::{BlockFile, DeviceId, Devices, Disk, Identity, IoEngine, OpenOptions, open_disk};
@@ -30,8 +32,8 @@ pub struct Checked {
     /// For the work at the start; belongs to this thread.
     pub disk: Box<dyn Disk + Send>,
     pub snapshots: Vec<(PlannedSnapshot, InspectedCow)>,
-    /// With their stores, as far as those can still be reached.
-    pub forget: Vec<(SnapshotRecord, Option<InspectedCow>)>,
+    /// With what is left of their stores.
+    pub forget: Vec<(SnapshotRecord, ToMark)>,
     pub sockets: Sockets,
 }
 
@@ -99,14 +101,35 @@ pub fn check_without_guests(options: &ServeOptions) -> Result<Checked, DaemonErr
 
     let mut used: Vec<(String, Identity)> = Vec::new();
     let mut snapshots = Vec::new();
-    let mut remarks = Vec::new();
+    let (mut absent, mut remarks) = (Vec::new(), Vec::new());
     for planned in &plan.snapshots {
+        let (name, cow) = (&planned.spec.name, &planned.spec.cow);
+        let known_invalid = planned.source == Source::Recorded && !planned.valid;
+        if known_invalid && let Some(why) = foreign(name, memory, &standing) {
+            absent.push((name.clone(), format!("COW {cow} {why}")));
+            continue;
+        }
         let verdict = verdict(planned, memory, &standing)?;
-        let inspected = inspect(planned, &origin, &used, &devices, &mut *disk)?;
+        let inspected = match inspect(planned, &origin, &used, &devices, &mut *disk) {
+            // There is nothing left that could be taken for a snapshot.
+            Err(error) if known_invalid && error.is_absence() => {
+                absent.push((name.clone(), error.to_string()));
+                continue;
+            }
+            Err(error) => return Err(refusal(planned, &error)),
+            Ok(inspected) => inspected,
+        };
         refuse_if_elsewhere(planned, memory)?;
         if inspected.is_valid() {
             let remark = believe(&planned.spec, verdict, options.accept_changes)?;
             remarks.extend(remark);
+        }
+        if state.path().is_none() && inspected.holds_entries() {
+            let change = golden::change(Path::new(cow), &identity);
+            remarks.extend(accept_image(&options, planned, change)?);
+        }
+        if let Some(warning) = &inspected.warning {
+            remarks.push(format!("snapshot {name}: COW {cow}: {warning}"));
         }
         used.extend(
             cow::storage_of(Path::new(&planned.spec.cow)).map(|i| (planned.spec.name.clone(), i)),
@@ -128,24 +151,26 @@ pub fn check_without_guests(options: &ServeOptions) -> Result<Checked, DaemonErr
     }
     check_absent_twice(&plan.snapshots)?;
     plan.remarks.extend(remarks);
+    for (name, why) in absent {
+        plan.remarks.push(format!(
+            "snapshot {name} was invalid, and is forgotten now: {why}"
+        ));
+        plan.snapshots.retain(|s| s.spec.name != name);
+        plan.state.drop_snapshot(&name);
+    }
     let forget = plan.forget.iter().map(|record| {
+        let name = &record.spec.name;
         // What is at its path may be another snapshot's, whose business it is.
-        let verdict = memory.map(|memory| judge(record, memory, &standing));
-        if let Some(Verdict::Foreign(_) | Verdict::Originals) = verdict {
-            return (record.clone(), None);
-        }
-        // One that is lost or broken is forgotten all the same.
-        let found = cow::inspect(
-            &record.spec,
-            Purpose::Known,
-            &origin,
-            &used,
-            &devices,
-            &mut *disk,
-        );
-        (record.clone(), found.ok())
+        let left = match foreign(name, memory, &standing) {
+            Some(why) => ToMark::Absent(format!("its COW {why}")),
+            None => match cow_mark::open(Path::new(&record.spec.cow), &origin, &used) {
+                Err(error) if options.force => ToMark::Absent(error.to_string()),
+                left => left.map_err(|error| cannot_forget(name, &error))?,
+            },
+        };
+        Ok((record.clone(), left))
     });
-    let forget = forget.collect();
+    let forget = forget.collect::<Result<_, DaemonError>>()?;
     Ok(Checked {
         plan,
         state,
@@ -222,6 +247,16 @@ fn verdict(
     }
 }
 
+/// Why what is at the COW path of a snapshot is for certain not its own.
+fn foreign(name: &str, memory: Option<&VolumeState>, standing: &Standing) -> Option<String> {
+    let record = memory.and_then(|memory| memory.snapshot(name))?;
+    match judge(record, memory?, standing) {
+        Verdict::Foreign(why) => Some(why),
+        Verdict::Originals => Some("is what the original of this copy uses".to_owned()),
+        _ => None,
+    }
+}
+
 /// A COW that is new to this volume may be a living one of another.
 fn refuse_if_elsewhere(
     planned: &PlannedSnapshot,
@@ -265,22 +300,60 @@ fn inspect(
     used: &[(String, Identity)],
     devices: &Arc<Devices>,
     disk: &mut dyn Disk,
-) -> Result<InspectedCow, DaemonError> {
-    let name = &planned.spec.name;
+) -> Result<InspectedCow, CowError> {
     let purpose = match planned.source {
+        Source::Recorded if !planned.valid => Purpose::KnownInvalid,
         Source::Recorded => Purpose::Known,
         Source::Options if planned.scratch => Purpose::Scratch,
         Source::Options => Purpose::AtStart,
     };
-    cow::inspect(&planned.spec, purpose, origin, used, devices, disk).map_err(|error| {
-        DaemonError::Refused(match planned.source {
-            Source::Options => format!("snapshot {name}: {error}"),
-            Source::Recorded => format!(
-                "snapshot {name} is known to this volume, but: {error}. Without it the origin must not be served, or the \
-                 snapshot would be wrong for good. Bring the COW back, or give the snapshot up with snapback serve --forget {name}"
-            ),
-        })
+    cow::inspect(&planned.spec, purpose, origin, used, devices, disk)
+}
+
+/// A fork of an image that nobody remembers but the fork itself.
+fn accept_image(
+    options: &ServeOptions,
+    planned: &PlannedSnapshot,
+    change: Option<String>,
+) -> Result<Option<String>, DaemonError> {
+    let Some(change) = change else {
+        return Ok(None);
+    };
+    let (name, origin) = (&planned.spec.name, options.origin.display());
+    if options.accept_changes {
+        return Ok(Some(format!(
+            "snapshot {name}: the origin {origin} was changed since it was last used, accepted: {change}"
+        )));
+    }
+    Err(DaemonError::Refused(format!(
+        "snapshot {name}: the origin {origin} is not what it was when this snapshot was last used: {change}. What the \
+         snapshot shares with it would be wrong. Put the origin back as it was (with its times: cp -p), or make the \
+         snapshot anew on another COW; --accept-changes serves it if the content is known to be the same"
+    )))
+}
+
+fn refusal(planned: &PlannedSnapshot, error: &CowError) -> DaemonError {
+    let name = &planned.spec.name;
+    DaemonError::Refused(match planned.source {
+        Source::Options => format!("snapshot {name}: {error}"),
+        Source::Recorded if !planned.valid => format!(
+            "snapshot {name} is invalid, and its COW cannot be marked so: {error}. Mend that, or drop the snapshot with \
+             snapback serve --forget {name} --force and never use its COW again"
+        ),
+        Source::Recorded => format!(
+            "snapshot {name} is known to this volume, but: {error}. Without it the origin must not be served, or the \
+             snapshot would be wrong for good. Bring the COW back, or give the snapshot up with snapback serve --forget {name}"
+        ),
     })
+}
+
+/// A record may go only when its store cannot be taken for good any more.
+pub(super) fn cannot_forget(name: &str, error: &CowError) -> DaemonError {
+    DaemonError::Refused(format!(
+        "snapshot {name} cannot be forgotten: {error}. Without its record the store would pass for a good snapshot, \
+         which it is not once the origin is written. Mend that, or remove the COW; to drop the record all the same add \
+         --force, and never use the COW again"
+    ))
 }
 
 /// Two COWs that are to be made at one path: neither is there to be compared.

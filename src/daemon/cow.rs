@@ -7,11 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::cow_error::CowError;
+use super::cow_mark;
+use super::cow_size::{check_size, chunk_size, unit};
 use super::identity::StorageIdentity;
 use crate::control::api::{SnapshotSpec, StoreType};
 use crate::engine::{Discards, SnapshotStore};
-use crate::io::{BlockFile, DeviceId, Devices, Disk, Identity, OpenOptions, sync};
-use crate::store::{self, Header, Layout, LoadParams, Loaded, Metadata, StoreError, ValidStore};
+use crate::io::{BlockFile, DeviceId, Devices, Disk, Identity, OpenError, OpenOptions, sync};
+use crate::store::{self, Holes, Layout, LoadParams, Loaded, Metadata, StoreError, ValidStore};
 use crate::units::{ChunkSize, SECTOR_SIZE};
 
 /// Chunk size of a new store in bytes, unless told otherwise.
@@ -25,6 +27,9 @@ const HEAD: usize = 4096;
 pub enum Purpose {
     /// The store that the state file knows.
     Known,
+    /// The same, of a snapshot that the state file says to be invalid: nobody
+    /// cares what else is in it.
+    KnownInvalid,
     /// Asked for at the start: an existing store is loaded.
     AtStart,
     /// A new snapshot of a served origin: an existing store is not one.
@@ -63,6 +68,12 @@ impl OpenCow {
             created,
             kept: false,
         }
+    }
+
+    /// What of the store reads as zeroes, in words.
+    fn holes(&self, store: &ValidStore) -> Option<String> {
+        let (layout, entries) = (store.metadata().layout(), store.metadata().entries());
+        Holes::find(self.file.as_ref()?, layout, entries).warning()
     }
 
     /// The engine has it now.
@@ -107,6 +118,8 @@ pub struct InspectedCow {
     chunk_size: ChunkSize,
     discards: Discards,
     found: Found,
+    /// What looks suspicious, and is no reason to refuse.
+    pub warning: Option<String>,
 }
 
 /// A store for the engine, and what to say about it.
@@ -190,12 +203,13 @@ pub fn inspect(
             chunk_size,
             discards,
             found,
+            warning: None,
         })
     };
     if identity.is_none() {
         let size = match (spec.size, purpose) {
             (Some(size), Purpose::AtStart | Purpose::New | Purpose::Scratch) => size,
-            (_, Purpose::Known) => return Err(CowError::Gone(path)),
+            (_, Purpose::Known | Purpose::KnownInvalid) => return Err(CowError::Gone(path)),
             (None, _) => return Err(CowError::Missing(path)),
         };
         let directory = path.parent().unwrap_or(Path::new("/"));
@@ -209,12 +223,33 @@ pub fn inspect(
         return inspected(chunk_size, Found::Absent { size });
     }
 
+    if purpose == Purpose::KnownInvalid {
+        let file = BlockFile::open(&path, cow_mark::TO_MARK).map_err(CowError::Open)?;
+        let block = u64::from(file.block_size().max(origin.block_size));
+        let header = cow_mark::read(&file).ok().map(|raw| raw.check(block));
+        let chunk_size = match header {
+            Some(Ok(Some(header))) => header.chunk_size,
+            _ => chunk_size,
+        };
+        let open = OpenCow::new(devices, file, false);
+        return inspected(chunk_size, Found::Invalid(open, chunk_size));
+    }
     let options = OpenOptions {
         // What was allocated for the store stays the store's.
         keep_space: true,
+        guard_size: true,
         ..OpenOptions::default()
     };
-    let file = BlockFile::open(&path, options).map_err(CowError::Open)?;
+    let file = BlockFile::open(&path, options).map_err(|error| match error {
+        // The advice to round it up is for disks.
+        OpenError::TooSmall { size: has, .. } | OpenError::OddSize { size: has, .. }
+            if purpose == Purpose::Known =>
+        {
+            let path = path.clone();
+            CowError::OddSize { path, has }
+        }
+        error => CowError::Open(error),
+    })?;
     let (cow_sectors, cow_block) = (file.sectors(), file.block_size());
     if cow_block > origin.block_size {
         return Err(CowError::LargerBlocks {
@@ -279,19 +314,27 @@ pub fn inspect(
                 return Err(CowError::HoldsStore(path));
             }
             // What is kept is whole, but the next copy-out would find no room.
-            (Loaded::Valid(_), Purpose::Known)
+            (Loaded::Valid(store), Purpose::Known)
                 if spec.size.is_some_and(|had| had > cow_sectors * SECTOR_SIZE) =>
             {
-                return Err(CowError::Shrunk {
-                    path,
-                    has: cow_sectors * SECTOR_SIZE,
-                    had: spec.size.unwrap_or(0),
+                let (has, had) = (cow_sectors * SECTOR_SIZE, spec.size.unwrap_or(0));
+                return Err(match open.holes(&store) {
+                    None => CowError::Shrunk { path, has, had },
+                    // Then it was even shorter for a while.
+                    Some(holes) => CowError::ShrunkWithHoles {
+                        path,
+                        has,
+                        had,
+                        holes,
+                    },
                 });
             }
             (Loaded::Valid(store), _) => {
                 let found = store.metadata().layout().chunk_size;
                 differs(found)?;
-                return inspected(found, Found::Valid(open, store));
+                let warning = open.holes(&store);
+                let found = inspected(found, Found::Valid(open, store))?;
+                return Ok(InspectedCow { warning, ..found });
             }
         }
     }
@@ -305,23 +348,11 @@ impl InspectedCow {
         !matches!(self.found, Found::Invalid(..))
     }
 
-    /// Makes the store unusable, durably.
-    pub fn invalidate(&self, disk: &mut dyn Disk) -> Result<(), StoreError> {
+    /// There is something in it that depends on the origin's content.
+    pub fn holds_entries(&self) -> bool {
         match &self.found {
-            Found::Valid(open, store) => {
-                let block = open.file.as_ref().map_or(512, |f| f.block_size());
-                let chunk_size = store.metadata().layout().chunk_size;
-                write_head(
-                    disk,
-                    open.id,
-                    &Header {
-                        valid: false,
-                        chunk_size,
-                    }
-                    .encode(unit(block)),
-                )
-            }
-            _ => Ok(()),
+            Found::Valid(_, store) => !store.metadata().entries().is_empty(),
+            _ => false,
         }
     }
 
@@ -344,6 +375,7 @@ impl InspectedCow {
                 let size = size / SECTOR_SIZE * SECTOR_SIZE;
                 let options = OpenOptions {
                     keep_space: true,
+                    guard_size: true,
                     create: Some(size),
                     ..OpenOptions::default()
                 };
@@ -356,6 +388,7 @@ impl InspectedCow {
             Found::Invalid(open, chunk_size) => (Found::Invalid(open, chunk_size), chunk_size),
             found => (found, self.chunk_size),
         };
+        let mut marked = false;
         let (open, metadata, valid) = match found {
             Found::Absent { .. } => return Err(CowError::Missing(path)),
             Found::Blank(open) => {
@@ -372,7 +405,7 @@ impl InspectedCow {
                 (open, metadata, true)
             }
             Found::Invalid(open, chunk_size) => {
-                store::settle_invalid(disk, open.id).map_err(failed)?;
+                marked = mark(&open, disk)?;
                 let (cow_sectors, block) = open
                     .file
                     .as_ref()
@@ -385,6 +418,9 @@ impl InspectedCow {
             }
             Found::Valid(open, store) => {
                 let metadata = store.settle(disk, open.id).map_err(failed)?;
+                if let Some(file) = &open.file {
+                    file.hold(metadata.held_bytes());
+                }
                 (open, metadata, true)
             }
         };
@@ -397,6 +433,7 @@ impl InspectedCow {
             sectors,
             keep_on_overflow: self.store_type == StoreType::PO,
             valid,
+            marked,
             // Acknowledged writes must survive the death of this process.
             defer_commits: false,
             discards: self.discards,
@@ -410,6 +447,29 @@ impl InspectedCow {
             open,
         })
     }
+}
+
+/// Makes the header agree with the record that the snapshot is invalid; whether
+/// it does then. If it cannot be written the record has to last.
+fn mark(open: &OpenCow, disk: &mut dyn Disk) -> Result<bool, CowError> {
+    let Some(file) = &open.file else {
+        return Ok(false);
+    };
+    if file.is_direct() {
+        // Read as invalid, and maybe not durably so.
+        return store::settle_invalid(disk, open.id)
+            .map(|()| true)
+            .map_err(|source| CowError::Store {
+                path: file.path().to_owned(),
+                source,
+            });
+    }
+    let marked = cow_mark::mark(file);
+    if let Err(error) = &marked {
+        tracing::warn!(cow = %file.path().display(), %error,
+            "the snapshot is invalid, which only the state file says; do not use the COW without it");
+    }
+    Ok(marked.is_ok())
 }
 
 /// Clears what would make [`inspect`] take a transient store's leftovers for
@@ -434,54 +494,4 @@ fn write_head(disk: &mut dyn Disk, device: DeviceId, bytes: &[u8]) -> Result<(),
     sync::write_all(disk, device, 0, buffer, true)
         .map(drop)
         .map_err(failed)
-}
-
-fn chunk_size(bytes: u64) -> Result<ChunkSize, CowError> {
-    let sectors = bytes
-        .is_multiple_of(SECTOR_SIZE)
-        .then_some(bytes / SECTOR_SIZE);
-    sectors
-        .and_then(ChunkSize::new)
-        .ok_or(CowError::ChunkSize(bytes))
-}
-
-/// Bytes that the device writes atomically.
-fn unit(block_size: u32) -> usize {
-    usize::try_from(block_size).map_or(HEAD, |block| block.clamp(512, HEAD))
-}
-
-/// What `store::create` would refuse, before a file is made for it.
-fn check_size(
-    spec: &SnapshotSpec,
-    chunk_size: ChunkSize,
-    cow_sectors: u64,
-    origin: &OriginFacts,
-    path: &Path,
-) -> Result<(), CowError> {
-    let failed = |source| CowError::Store {
-        path: path.to_path_buf(),
-        source,
-    };
-    let block_bytes = u64::from(origin.block_size);
-    if chunk_size.bytes() < block_bytes {
-        return Err(failed(StoreError::ChunkBelowBlock {
-            chunk_bytes: chunk_size.bytes(),
-            block_bytes,
-        }));
-    }
-    // Header, metadata and one chunk of data; a transient store has only data.
-    let chunks = if spec.store_type == StoreType::N {
-        1
-    } else {
-        3
-    };
-    let needs = chunk_size.sectors().saturating_mul(chunks);
-    if cow_sectors < needs {
-        return Err(failed(StoreError::TooSmall {
-            chunk_sectors: chunk_size.sectors(),
-            needs,
-            has: cow_sectors,
-        }));
-    }
-    Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::io::OpenError;
+use crate::io::{Errno, OpenError};
 use crate::store::StoreError;
 
 /// See the messages.
@@ -44,9 +44,24 @@ pub enum CowError {
     #[error("COW {} does not hold the store any more: its header is gone", .0.display())]
     StoreGone(PathBuf),
     #[error(
-        "COW {} has {has} bytes and had {had}: something cut it off; enlarge it to {had} bytes again", path.display()
+        "COW {} has {has} bytes and had {had}: something cut it off, behind all that it keeps; enlarge it to {had} bytes \
+         again (truncate -s {had})", path.display()
     )]
     Shrunk { path: PathBuf, has: u64, had: u64 },
+    #[error(
+        "COW {} has {has} bytes and had {had}: something cut it off, and {holes}", path.display()
+    )]
+    ShrunkWithHoles {
+        path: PathBuf,
+        has: u64,
+        had: u64,
+        holes: String,
+    },
+    #[error(
+        "COW {} has {has} bytes, which is no size of a store: something cut it off. Making it longer does not bring back \
+         what is lost", path.display()
+    )]
+    OddSize { path: PathBuf, has: u64 },
     #[error(
         "COW {} has blocks of {cow} bytes and the origin of {origin}: guests could not be served from it; put the \
          COW into a file", path.display()
@@ -62,6 +77,8 @@ pub enum CowError {
     PassdownAlone,
     #[error("discard-passdown-origin would change the origin, which is read-only: leave it out")]
     PassdownReadOnly,
+    #[error("the header of COW {} cannot be marked invalid: {errno}", path.display())]
+    NotMarked { path: PathBuf, errno: Errno },
     #[error("COW {0}")]
     Open(OpenError),
     #[error("COW {}: {source}", path.display())]
@@ -69,6 +86,14 @@ pub enum CowError {
 }
 
 impl CowError {
+    /// The snapshot's own store is not there any more.
+    pub fn is_absence(&self) -> bool {
+        matches!(
+            self,
+            Self::Gone(_) | Self::IsOrigin(_) | Self::Used { .. } | Self::StoreGone(_)
+        )
+    }
+
     /// The device failed, nothing that was asked is wrong.
     pub fn is_io(&self) -> bool {
         matches!(

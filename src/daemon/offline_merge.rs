@@ -10,10 +10,11 @@ use super::check::{Sockets, check_without_guests};
 use super::cow::storage_of;
 use super::marks;
 use super::options::ServeOptions;
+use super::recorded::{record_of, recorded};
 use super::run::{finish, stop};
 use super::serve::{build, open_up};
 use super::signals::Signals;
-use super::state::{OpenedState, SnapshotRecord, VolumeState};
+use super::state::OpenedState;
 use super::state_place::default_state_path;
 use super::volume::{LiveVolume, lock};
 use crate::control::api::{SnapshotSpec, StoreType};
@@ -107,7 +108,10 @@ fn options(
             cow.display()
         )));
     }
-    let found = offline::info(cow).map_err(|e| refused(e.to_string()))?;
+    if let Some(why) = recorded(cow, Some(origin), state.as_deref())?.and_then(|k| k.forbids()) {
+        return Err(refused(format!("{}: {why}", cow.display())));
+    }
+    let found = offline::info(cow, None).map_err(|e| refused(e.to_string()))?;
     let problem = match found.state {
         StoreState::Valid => None,
         StoreState::Invalid => {
@@ -182,22 +186,9 @@ fn options(
         io_engine: IoEngine::Auto,
         accept_changes: false,
         forget: Vec::new(),
+        force: false,
     };
     Ok((options, remembered))
-}
-
-/// What the volume knows of the snapshot whose store is in `cow`.
-fn record_of<'a>(state: &'a VolumeState, cow: &Path) -> Option<&'a SnapshotRecord> {
-    let ours = storage_of(cow)?;
-    let mut records = state.snapshots.iter();
-    records.find(|s| storage_of(Path::new(&s.spec.cow)) == Some(ours))
-}
-
-/// Bytes that the snapshot in `cow` shows, if the state file in its usual place
-/// knows it: the origin may have grown since.
-pub fn recorded_length(origin: &Path, cow: &Path) -> Option<u64> {
-    let state = VolumeState::peek(&default_state_path(origin).ok()?)?;
-    Some(record_of(&state, cow)?.length.unwrap_or(state.origin.size))
 }
 
 fn until_merged(

@@ -48,4 +48,6 @@ pub struct ServeOptions {
     pub accept_changes: bool,
     /// Snapshots of the state file to invalidate and drop.
     pub forget: Vec<String>,
+    /// Also those whose stores cannot be marked invalid.
+    pub force: bool,
 }

@@ -63,6 +63,7 @@ fn options() -> ServeOptions {
         io_engine: IoEngine::Auto,
         accept_changes: false,
         forget: Vec::new(),
+        force: false,
     }
 }
 

@@ -5,23 +5,25 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use super::DaemonError;
-use super::check::{Checked, Sockets, check};
-use super::cow::{InspectedCow, PreparedCow};
+use super::check::{Checked, Sockets, cannot_forget, check};
+use super::cow::PreparedCow;
+use super::cow_mark::{self, ToMark};
+use super::golden;
 use super::marking;
 use super::notices::Notices;
 use super::options::{Endpoint, ServeOptions};
 use super::run::{Ended, finish, run};
+use super::serials;
 use super::signals::Signals;
 use super::state::{SnapshotRecord, VolumeState};
 use super::turns::Turns;
 use super::views::{View, ViewDescription, ViewSettings};
 use super::volume::{LiveVolume, Snapshot, Tables, VolumeFacts, lock};
 use crate::control::ControlServer;
-use crate::control::api::StoreType;
 use crate::control::events::{EventLog, Happening};
 use crate::engine::{ControlError, ControlRequest, Engine, OriginParams, PortRole, ViewId};
 use crate::executor::Executor;
-use crate::io::{Disk, IoEngine, open_disk};
+use crate::io::{IoEngine, open_disk};
 use crate::merger::{Merger, MergerSettings};
 use crate::units::SECTOR_SIZE;
 use crate::virtio_blk::MAX_DISCARD_SECTORS;
@@ -89,6 +91,7 @@ pub(super) fn build(
         ..
     } = checked;
     let mut volume_state = plan.state;
+    give_up(forget, options.force)?;
     let mut prepared = Vec::new();
     for (planned, inspected) in snapshots {
         let name = planned.spec.name;
@@ -99,6 +102,9 @@ pub(super) fn build(
         let cow = inspected
             .prepare(sectors, &devices, &mut *disk)
             .map_err(|e| DaemonError::Refused(format!("snapshot {name}: {e}")))?;
+        if state.path().is_none() {
+            golden::note(&planned.spec.cow, &volume_state.origin);
+        }
         if let Some(record) = volume_state.snapshot_mut(&name) {
             record.spec.chunk_size = Some(cow.chunk_size.bytes());
             record.spec.size = Some(cow.size);
@@ -111,12 +117,11 @@ pub(super) fn build(
             cow,
         });
     }
-    give_up(forget, &mut *disk);
     drop(disk);
     let serial = volume_state
         .serial
         .clone()
-        .unwrap_or_else(|| default_serial(&volume_state));
+        .unwrap_or_else(|| serials::of_path(&volume_state.origin.path));
     let rate = volume_state.merge.as_ref().map_or(0, |m| m.rate);
     let path = volume_state.origin.path.clone();
     marking::identify(&mut volume_state)
@@ -318,38 +323,26 @@ fn cannot_merge(name: &str, error: &ControlError) -> DaemonError {
     ))
 }
 
-/// Marks the stores of forgotten snapshots, as far as they can be reached, so
-/// that nobody takes them for snapshots of this origin again.
-fn give_up(forget: Vec<(SnapshotRecord, Option<InspectedCow>)>, disk: &mut dyn Disk) {
-    for (record, found) in forget {
-        let name = &record.spec.name;
-        let marked = match found {
-            Some(_) if record.spec.store_type == StoreType::N => Ok(()),
-            Some(inspected) => inspected.invalidate(disk).map_err(|e| e.to_string()),
-            None => Err("it cannot be opened".to_owned()),
+/// Marks the stores of forgotten snapshots, before the records go, so that
+/// nobody takes them for snapshots of this origin again.
+fn give_up(forget: Vec<(SnapshotRecord, ToMark)>, force: bool) -> Result<(), DaemonError> {
+    for (record, left) in forget {
+        let (name, cow) = (&record.spec.name, &record.spec.cow);
+        let unmarked = match left {
+            ToMark::Absent(why) => Some(why),
+            ToMark::Open(file) => match cow_mark::mark(&file) {
+                Ok(()) => None,
+                Err(error) if force => Some(error.to_string()),
+                Err(error) => return Err(cannot_forget(name, &error)),
+            },
         };
-        match marked {
-            Ok(()) => {
-                tracing::warn!(snapshot = %name, cow = %record.spec.cow, "forgotten; its COW can be removed")
-            }
-            Err(error) => tracing::warn!(snapshot = %name, cow = %record.spec.cow, %error,
-                "forgotten; its COW could not be marked invalid: do not use it any more"),
+        match unmarked {
+            None => tracing::warn!(snapshot = %name, %cow, "forgotten; its COW can be removed"),
+            Some(why) => tracing::warn!(snapshot = %name, %cow, %why,
+                "forgotten; no store was marked invalid: if it turns up again, do not use it"),
         }
     }
-}
-
-/// What GET_ID says if nothing was asked for: it must not change from start to
-/// start, and tell two disks of one guest apart.
-fn default_serial(state: &VolumeState) -> String {
-    // FNV-1a over the path: short, stable, and no promise to anybody.
-    let hash = state
-        .origin
-        .path
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
-    format!("sb{:010x}", hash & 0xff_ffff_ffff)
+    Ok(())
 }
 
 /// Tells whoever started us that front ends can connect. Nobody reading is no error.

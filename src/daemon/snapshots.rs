@@ -5,6 +5,7 @@ use std::path::Path;
 use super::cow::{self, InspectedCow, Purpose};
 use super::cow_error::CowError;
 use super::cow_identity::belongs_elsewhere;
+use super::golden;
 use super::plan::same_path;
 use super::state::SnapshotRecord;
 use super::views::{self, View, ViewDescription};
@@ -49,6 +50,12 @@ impl LiveVolume {
         spec.chunk_size = Some(prepared.chunk_size.bytes());
         spec.size = Some(prepared.size);
 
+        {
+            let state = lock(&self.state);
+            if state.path().is_none() {
+                golden::note(&spec.cow, &state.state().origin);
+            }
+        }
         let record = SnapshotRecord {
             spec: spec.clone(),
             valid: true,
@@ -218,8 +225,10 @@ impl LiveVolume {
     ///
     /// Order: 1 recorded as invalid, so that a crash from here on never leaves a
     /// store that is taken for good → 2 its view is closed → 3 the engine marks
-    /// its header invalid and lets go of it → 4 dropped from the state file.
-    pub(super) fn delete_snapshot(&self, name: &str) -> Result<(), ApiError> {
+    /// its header invalid and lets go of it → 4 dropped from the state file. If 3
+    /// fails the record stays, invalid, unless `force`: without it the store
+    /// would be taken for good.
+    pub(super) fn delete_snapshot(&self, name: &str, force: bool) -> Result<(), ApiError> {
         let mut ops = lock(&self.ops);
         let (id, device, store_type) = {
             let tables = lock(&self.tables);
@@ -265,13 +274,24 @@ impl LiveVolume {
         if let Some(view) = view {
             view.stop();
         }
-        self.drive(&mut ops, ControlRequest::RemoveSnapshot { snapshot: id })
-            .map_err(|e| {
-                ApiError::new(
-                    ErrorKind::Io,
-                    format!("snapshot {name} could not be removed: {e}"),
-                )
-            })?;
+        let request = ControlRequest::RemoveSnapshot {
+            snapshot: id,
+            force,
+        };
+        self.drive(&mut ops, request).map_err(|error| {
+            let advice = match error {
+                ControlError::NotMarked(_) => {
+                    ". It is invalid from now on and stays listed, for without its record the store would pass for a good \
+                     snapshot. Mend that and remove it again; --force drops the record all the same: then never use the \
+                     COW again"
+                }
+                _ => "",
+            };
+            ApiError::new(
+                ErrorKind::Io,
+                format!("snapshot {name} could not be removed: {error}{advice}"),
+            )
+        })?;
         lock(&self.tables).snapshots.retain(|s| s.id != id);
         self.close_store(device, store_type);
         let record = lock(&self.state).state().snapshot(name).cloned();

@@ -179,11 +179,20 @@ impl VolumeState {
         self.snapshots.is_empty() && self.merge.is_none() && self.followed_sockets.is_empty()
     }
 
-    /// Reads the file at `path` without its lock, for who only wants to know; it
-    /// is replaced as a whole. `None` if there is none that can be understood.
+    /// As [`Self::read`], `None` if there is no file that can be understood.
     pub fn peek(path: &Path) -> Option<Self> {
-        let content = super::replace::read_small(path).ok()?;
-        Self::decode(path, &content).ok()
+        Self::read(path).ok()
+    }
+
+    /// Reads the file at `path` without its lock, for who only wants to know; it
+    /// is replaced as a whole.
+    pub fn read(path: &Path) -> Result<Self, StateError> {
+        let content = super::replace::read_small(path).map_err(|source| FileError::Io {
+            what: "read",
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::decode(path, &content)
     }
 
     fn decode(path: &Path, content: &[u8]) -> Result<Self, StateError> {

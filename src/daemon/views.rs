@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
+use super::serials;
 use super::volume::LiveVolume;
 use crate::control::events::Happening;
 use crate::engine::{Engine, PortRole, ViewId, Wake};
@@ -22,7 +23,7 @@ pub struct ViewSettings {
     pub io_engine: IoEngine,
     pub num_queues: u16,
     pub block_size: u32,
-    /// Of the origin view; snapshot views add their name.
+    /// Of the origin view; see [`serials`] for the others'.
     pub serial: String,
 }
 
@@ -64,10 +65,7 @@ impl View {
         path: Option<String>,
     ) -> io::Result<Self> {
         let settings = volume.view_settings();
-        let serial = match description.snapshot {
-            Some(name) => format!("{}-{name}", settings.serial),
-            None => settings.serial.clone(),
-        };
+        let serial = serials::serial(&settings.serial, description.snapshot);
         let config = ViewConfig {
             name: description.snapshot.unwrap_or("origin").to_owned(),
             device: BlkDevice {

@@ -232,8 +232,8 @@ impl Volume for LiveVolume {
         self.turns.settle_after(self.create_snapshot(spec))
     }
 
-    fn remove_snapshot(&self, name: &str) -> Result<(), ApiError> {
-        self.turns.settle_after(self.delete_snapshot(name))
+    fn remove_snapshot(&self, name: &str, force: bool) -> Result<(), ApiError> {
+        self.turns.settle_after(self.delete_snapshot(name, force))
     }
 
     fn grow_snapshot(&self, name: &str, bytes: u64) -> Result<(), ApiError> {

@@ -170,15 +170,19 @@ pub struct MergeStop {
     pub resumable: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidReason {
     /// No space in the store for a copy-out or a write.
+    #[error("it is full")]
     Full,
     /// Reading the origin or writing the store failed.
+    #[error("{0}")]
     Io(Failure),
     /// The store was invalid when loaded.
+    #[error("it was invalid before")]
     Loaded,
     /// It was removed.
+    #[error("it was removed")]
     Removed,
 }
 
@@ -192,8 +196,11 @@ pub struct SnapshotStore {
     pub sectors: u64,
     /// PO: an overflow by a snapshot write leaves the snapshot readable.
     pub keep_on_overflow: bool,
-    /// False when the header says so; such a snapshot answers EIO.
+    /// False once it missed a chunk; such a snapshot answers EIO.
     pub valid: bool,
+    /// The header says invalid, durably. It may lag behind `valid`, if it could
+    /// not be written and somebody else keeps the record.
+    pub marked: bool,
     /// An exception of a guest's own write may become durable at the guest's
     /// next flush. Otherwise the write is acknowledged only when it is durable,
     /// so that the death of the process cannot lose it.
@@ -229,9 +236,12 @@ pub enum ControlRequest {
         snapshot: SnapshotId,
         store: Box<SnapshotStore>,
     },
-    /// Ends when nothing uses the store any more; its view answers EIO from then on.
+    /// Ends when nothing uses the store any more; its view answers EIO from then
+    /// on. If the header cannot be marked invalid the snapshot stays, invalid
+    /// ([`ControlError::NotMarked`]), unless `force`.
     RemoveSnapshot {
         snapshot: SnapshotId,
+        force: bool,
     },
     /// The snapshot's store moves to the merge view, which replaces the origin
     /// view. With `follow` the snapshot's view shows the merge view too,
@@ -274,6 +284,8 @@ pub enum ControlError {
     NoMerge,
     #[error("another control operation is under way")]
     Busy,
+    #[error("the header of its store cannot be marked invalid: {0}")]
+    NotMarked(Failure),
     #[error("{0}")]
     Io(Failure),
 }

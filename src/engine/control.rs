@@ -93,11 +93,11 @@ impl Core {
             ControlRequest::AddSnapshot { snapshot, store } => {
                 self.add_snapshot(port, id, snapshot, store)
             }
-            ControlRequest::RemoveSnapshot { snapshot } => {
+            ControlRequest::RemoveSnapshot { snapshot, force } => {
                 if self.gate.is_some() {
                     Err(ControlError::Busy)
                 } else {
-                    self.remove_snapshot(port, id, snapshot)
+                    self.remove_snapshot(port, id, snapshot, force)
                 }
             }
             ControlRequest::Handover {
@@ -156,7 +156,7 @@ impl Core {
         }
     }
 
-    fn control_done(&mut self, port: usize, id: u64, result: Result<(), ControlError>) {
+    pub(super) fn control_done(&mut self, port: usize, id: u64, result: Result<(), ControlError>) {
         self.emit(port, Command::ControlDone { id, result });
     }
 
@@ -231,6 +231,7 @@ impl Core {
                 on_invalid: Vec::new(),
                 ios: 0,
                 usage_told: 0,
+                marked: store.marked,
                 removal: None,
             },
         );
@@ -526,14 +527,7 @@ impl Core {
             Drain::MergeWrites { .. } => self.batch_drained(),
             Drain::Gate => self.open_gate(),
             Drain::MergeEnd => self.merge_ended(),
-            Drain::Removal { snapshot } => {
-                if let Some(snap) = self.snaps.remove(&snapshot)
-                    && let Some((port, id)) = snap.removal
-                {
-                    self.publish_views();
-                    self.control_done(port, id, Ok(()));
-                }
-            }
+            Drain::Removal { snapshot } => self.removed(snapshot),
         }
     }
 }

@@ -88,8 +88,20 @@ pub(super) struct Snap {
     pub ios: usize,
     /// The step of its use that was told last, in percent; 0: none.
     pub usage_told: u64,
-    /// Port and id of the control request that removes it.
-    pub removal: Option<(usize, u64)>,
+    /// The header says invalid, durably.
+    pub marked: bool,
+    pub removal: Option<Removal>,
+}
+
+/// The control request that removes a snapshot.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Removal {
+    pub port: usize,
+    pub id: u64,
+    /// Also if the header goes on saying valid.
+    pub force: bool,
+    /// Why the header could not be written.
+    pub failed: Option<Failure>,
 }
 
 impl Snap {

@@ -47,9 +47,9 @@ impl Failure {
         )
     }
 
-    /// The system's words for the error.
-    pub fn error(&self) -> std::io::Error {
-        std::io::Error::from_raw_os_error(self.errno.0)
+    /// The words for the error.
+    pub fn error(&self) -> String {
+        self.errno.to_string()
     }
 
     /// The failure in words; `device` says which origin or COW it was.

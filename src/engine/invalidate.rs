@@ -9,10 +9,11 @@ use crate::sync::atomic::Ordering;
 
 use super::api::*;
 use super::control::Drain;
-use super::core::{Core, Op, StoreState, Waiter, When};
-use super::failure::Failure;
-use crate::io::{Buffer, OwnedBuffer};
+use super::core::{Core, Op, Removal, StoreState, Waiter, When};
+use super::failure::{FailedDevice, Failure};
+use crate::io::{Buffer, DeviceId, Errno, OwnedBuffer};
 use crate::mutation::{self, Mutation};
+use crate::store::MetaWrite;
 
 impl Core {
     pub fn invalidate(&mut self, id: SnapshotId, reason: InvalidReason) {
@@ -65,24 +66,7 @@ impl Core {
         }
         self.publish_views();
         match header {
-            Some(write) => {
-                let mut buffer = OwnedBuffer::zeroed(write.data.len());
-                buffer.as_mut_slice().copy_from_slice(&write.data);
-                let tag = self.tag(Op::Header { snapshot: id });
-                let (port, buffer) = (self.caller, Buffer::Owned(buffer));
-                let offset = write.offset;
-                self.emit(
-                    port,
-                    Command::Write {
-                        tag,
-                        device,
-                        offset,
-                        buffer,
-                        durable: !mutation::is(Mutation::InvalidationVolatile),
-                        patch: None,
-                    },
-                );
-            }
+            Some(write) => self.write_header(id, device, write),
             None => self.add_drain(Drain::InvalidReads {
                 snapshot: id,
                 tell: true,
@@ -90,30 +74,50 @@ impl Core {
         }
     }
 
+    fn write_header(&mut self, id: SnapshotId, device: DeviceId, write: MetaWrite) {
+        let mut buffer = OwnedBuffer::zeroed(write.data.len());
+        buffer.as_mut_slice().copy_from_slice(&write.data);
+        let tag = self.tag(Op::Header { snapshot: id });
+        let (port, buffer) = (self.caller, Buffer::Owned(buffer));
+        self.emit(
+            port,
+            Command::Write {
+                tag,
+                device,
+                offset: write.offset,
+                buffer,
+                durable: !mutation::is(Mutation::InvalidationVolatile),
+                patch: None,
+            },
+        );
+    }
+
     pub fn header_written(&mut self, id: SnapshotId, result: Result<(), Failure>) {
-        if result.is_ok() || mutation::is(Mutation::FailedInvalidationIgnored) {
-            return self.add_drain(Drain::InvalidReads {
-                snapshot: id,
-                tell: true,
-            });
-        }
-        let Some(snap) = self.snaps.get(&id) else {
+        let ok = result.is_ok() || mutation::is(Mutation::FailedInvalidationIgnored);
+        let Some(snap) = self.snaps.get_mut(&id) else {
             return;
         };
-        if snap.removal.is_some() {
+        snap.marked = ok;
+        let removed = snap.removal.is_some();
+        if let (Some(removal), Err(failure)) = (&mut snap.removal, result) {
+            removal.failed = Some(failure);
+        }
+        let StoreState::Invalidating(reason) = snap.state else {
+            return; // marked late, for a removal
+        };
+        if ok || removed {
+            // Whoever removes it has recorded that it is invalid.
             return self.add_drain(Drain::InvalidReads {
                 snapshot: id,
-                tell: false,
+                tell: ok,
             });
         }
-        if let StoreState::Invalidating(reason) = snap.state {
-            // Origin writes wait until somebody has recorded it elsewhere.
-            self.notify(Notice::Invalid {
-                snapshot: id,
-                reason,
-                durable: false,
-            });
-        }
+        // Origin writes wait until somebody has recorded it elsewhere.
+        self.notify(Notice::Invalid {
+            snapshot: id,
+            reason,
+            durable: false,
+        });
     }
 
     /// The invalidation is durable: nobody waits for this snapshot any more.
@@ -140,12 +144,15 @@ impl Core {
     }
 
     /// Ends when nothing uses the store any more. The header says invalid from
-    /// then on: without copy-outs the store would soon be silently wrong.
+    /// then on: without copy-outs the store would soon be silently wrong. The
+    /// caller has recorded that the snapshot is invalid, so that nothing waits
+    /// for a header that cannot be written; the record must outlive it.
     pub fn remove_snapshot(
         &mut self,
         port: usize,
         id: u64,
         snapshot: SnapshotId,
+        force: bool,
     ) -> Result<(), ControlError> {
         if self.merge.as_ref().is_some_and(|m| m.snapshot == snapshot) {
             return Err(ControlError::MergeRunning);
@@ -157,10 +164,42 @@ impl Core {
         if snap.removal.is_some() {
             return Err(ControlError::Busy);
         }
-        snap.removal = Some((port, id));
+        snap.removal = Some(Removal {
+            port,
+            id,
+            force,
+            failed: None,
+        });
+        if !snap.is_usable()
+            && !snap.marked
+            && !mutation::is(Mutation::HeaderLeftValid)
+            && let Some(write) = snap.metadata.invalidate_write()
+        {
+            let device = snap.shared.device;
+            self.write_header(snapshot, device, write);
+        }
         self.invalidate(snapshot, InvalidReason::Removed);
         self.publish_views();
         self.add_drain(Drain::Removal { snapshot });
         Ok(())
+    }
+
+    /// Nothing uses the store any more.
+    pub fn removed(&mut self, id: SnapshotId) {
+        let Some(snap) = self.snaps.get_mut(&id) else {
+            return;
+        };
+        let Some(removal) = snap.removal.take() else {
+            return;
+        };
+        let unmarked = !snap.marked && !snap.metadata.is_transient();
+        if unmarked && !removal.force && !mutation::is(Mutation::HeaderLeftValid) {
+            let unknown = Failure::flush(FailedDevice::Cow, Errno::EIO);
+            let result = Err(ControlError::NotMarked(removal.failed.unwrap_or(unknown)));
+            return self.control_done(removal.port, removal.id, result);
+        }
+        self.snaps.remove(&id);
+        self.publish_views();
+        self.control_done(removal.port, removal.id, Ok(()));
     }
 }

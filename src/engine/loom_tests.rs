@@ -333,6 +333,7 @@ fn add(metadata: store::Metadata) -> ControlRequest {
         sectors: CHUNKS as u64,
         keep_on_overflow: false,
         valid: true,
+        marked: false,
         defer_commits: false,
         discards: Discards::default(),
     };

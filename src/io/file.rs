@@ -39,6 +39,12 @@ pub struct OpenOptions {
     pub sparse: bool,
     /// Space that the file has is never given back by zeroing.
     pub keep_space: bool,
+    /// Others may cut the file: nothing makes it longer then but [`BlockFile::grow`],
+    /// and flushes fail.
+    pub guard_size: bool,
+    /// Also a file whose size no store or disk can have; what is left of a sector
+    /// at its end counts for nothing.
+    pub any_size: bool,
 }
 
 impl Default for OpenOptions {
@@ -50,6 +56,8 @@ impl Default for OpenOptions {
             create: None,
             sparse: false,
             keep_space: false,
+            guard_size: false,
+            any_size: false,
         }
     }
 }
@@ -84,6 +92,9 @@ pub struct BlockFile {
     direct: bool,
     read_only: bool,
     keep_space: bool,
+    /// The end of what was written or has to be there, in bytes, if the size is
+    /// guarded.
+    held: Option<AtomicU64>,
     abilities: Abilities,
 }
 
@@ -126,6 +137,9 @@ impl BlockFile {
             .map_err(|e| open_failed(path, &options, e))?;
         let opened = Self::check(File::from(fd), path, options)?;
         let size = opened.size();
+        if options.any_size {
+            return Ok(opened);
+        }
         if size < SECTOR_SIZE {
             return Err(OpenError::TooSmall {
                 path: path.to_owned(),
@@ -181,6 +195,8 @@ impl BlockFile {
             direct: false,
             read_only: options.read_only,
             keep_space: options.keep_space,
+            // Nobody cuts a device while it is open.
+            held: (options.guard_size && !is_device).then(AtomicU64::default),
             abilities: Abilities::default(),
         };
         this.refresh_size()?;
@@ -257,6 +273,10 @@ impl BlockFile {
     /// and for a device checks that it has been enlarged. Returns the new size.
     pub fn grow(&self, size: u64) -> Result<u64, OpenError> {
         let path = self.path.clone();
+        if let Err(errno) = self.check_flush() {
+            // The lost part would come back as zeroes.
+            return Err(OpenError::Cut { path, errno });
+        }
         let now = self.refresh_size()?;
         if !size.is_multiple_of(SECTOR_SIZE) {
             return Err(OpenError::OddSize { path, size });
@@ -374,6 +394,11 @@ impl BlockFile {
     /// Whether zeroing must leave it the space that it has.
     pub const fn keeps_space(&self) -> bool {
         self.keep_space
+    }
+
+    /// See [`Self::hold`]; `None`: the size is not guarded.
+    pub(super) const fn held(&self) -> Option<&AtomicU64> {
+        self.held.as_ref()
     }
 
     /// What of zeroing is known not to work here.

@@ -14,8 +14,10 @@
 mod buffer;
 #[cfg(test)]
 mod conformance;
+mod cut;
 mod devices;
 mod file;
+mod head;
 mod lock;
 mod notify;
 mod open_disk;
@@ -102,7 +104,19 @@ pub struct Done {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Errno(pub i32);
 
+impl std::fmt::Display for Errno {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if *self == Self::CUT {
+            return f.write_str("the file was cut: it is shorter than what it held");
+        }
+        std::io::Error::from_raw_os_error(self.0).fmt(f)
+    }
+}
+
 impl Errno {
+    /// No number of the kernel's: a file became shorter than what was written to
+    /// it, or than it was when it was opened.
+    pub const CUT: Self = Self(10_001);
     pub const EIO: Self = Self(5);
     pub const EINVAL: Self = Self(22);
     pub const ENOSPC: Self = Self(28);

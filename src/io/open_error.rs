@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::Errno;
+
 /// See the messages. `errno`s are as the kernel gave them.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -31,6 +33,8 @@ pub enum OpenError {
     TooLarge { path: PathBuf, size: u64 },
     #[error("{}: cannot shrink from {from} to {to} bytes; give a size that is not smaller", path.display())]
     Shrink { path: PathBuf, from: u64, to: u64 },
+    #[error("{}: {errno}, and growing it does not bring that back; bring the file back from a copy, or give its snapshot up", path.display())]
+    Cut { path: PathBuf, errno: Errno },
     #[error("{}: snapback cannot change the size of a device; resize the device first, then give its new size (it has {size} bytes)", path.display())]
     FixedSize { path: PathBuf, size: u64 },
     #[error("{}: cannot {action}: {}", path.display(), io::Error::from_raw_os_error(*errno))]

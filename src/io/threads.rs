@@ -93,6 +93,7 @@ impl Shared {
                         other => break other.map_err(|e| Errno(e.raw_os_error())),
                     }
                 };
+                let result = result.and_then(|()| file.check_flush());
                 Done {
                     tag,
                     result,
@@ -108,9 +109,11 @@ impl Shared {
                     let called = match zero.prepare(&file) {
                         Some(Call::Write(transfer)) => call(&file, transfer),
                         Some(Call::Allocate(how)) => {
-                            rustix::fs::fallocate(&*file, how.flags(), offset, len)
-                                .map(|()| 0)
-                                .map_err(|e| Errno(e.raw_os_error()))
+                            file.check_write(offset.saturating_add(len)).and_then(|()| {
+                                rustix::fs::fallocate(&*file, how.flags(), offset, len)
+                                    .map(|()| 0)
+                                    .map_err(|e| Errno(e.raw_os_error()))
+                            })
                         }
                         None => Ok(0),
                     };
@@ -208,6 +211,9 @@ fn call(file: &BlockFile, transfer: &Transfer) -> Result<usize, Errno> {
     let iovecs = transfer.iovecs();
     let count = i32::try_from(iovecs.len()).map_err(|_| Errno::EINVAL)?;
     let offset = i64::try_from(transfer.position()).map_err(|_| Errno::EINVAL)?;
+    if transfer.direction() != Direction::Read {
+        file.check_write(transfer.end())?;
+    }
     let moved = match transfer.direction() {
         Direction::Read => {
             // SAFETY: the iovecs name memory that `transfer` owns or keeps mapped,

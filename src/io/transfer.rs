@@ -134,6 +134,12 @@ impl Transfer {
             .saturating_add(u64::try_from(self.done).unwrap_or(u64::MAX))
     }
 
+    /// Where it ends in the file.
+    pub(super) fn end(&self) -> u64 {
+        let len = u64::try_from(self.buffer.len()).unwrap_or(u64::MAX);
+        self.offset.saturating_add(len)
+    }
+
     /// Memory of the prepared part. Its pointers are good until `advance`.
     pub(super) fn iovecs(&self) -> &[libc::iovec] {
         &self.iovecs.0

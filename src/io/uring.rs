@@ -18,7 +18,7 @@ use super::devices::{DeviceTable, Devices, Place};
 use super::notify::Notify;
 use super::transfer::{Direction, Iovecs, Next, Transfer};
 use super::zeroing::{Allocate, Call, ZeroWork};
-use super::{Disk, Done, Errno, Op, OpKind, Tag};
+use super::{BlockFile, Disk, Done, Errno, Op, OpKind, Tag};
 
 /// Bytes that one call of `reap` hands to the kernel before it returns: what is in
 /// the page cache is copied at once, and the caller has a stop to look for.
@@ -29,6 +29,21 @@ enum Work {
     Transfer(Transfer),
     Flush,
     Zero(Box<ZeroWork>),
+}
+
+impl Work {
+    /// Whether it may go to the kernel now.
+    fn check(&self, file: &BlockFile) -> Result<(), Errno> {
+        let end = match self {
+            Self::Transfer(transfer) if transfer.direction() != Direction::Read => transfer.end(),
+            Self::Zero(zero) => {
+                let (offset, len) = zero.range();
+                offset.saturating_add(len)
+            }
+            Self::Transfer(_) | Self::Flush => return Ok(()),
+        };
+        file.check_write(end)
+    }
 }
 
 /// An accepted operation. Lives at its index until its completion is taken, so
@@ -127,6 +142,11 @@ impl UringDisk {
                 break;
             };
             let fd = types::Fd(file.as_fd().as_raw_fd());
+            if let Err(errno) = entry.work.check(file) {
+                self.ready.pop_front();
+                self.finish(index, Err(errno), done);
+                continue;
+            }
             let sqe = match &mut entry.work {
                 Work::Transfer(transfer) => {
                     transfer.prepare(file);
@@ -214,6 +234,7 @@ impl UringDisk {
             (Work::Flush, _) if matches!(result, Err(Errno(libc::EINTR | libc::EAGAIN))) => {
                 Next::Again
             }
+            (Work::Flush, Some(file)) => Next::Finished(result.and_then(|_| file.check_flush())),
             (_, _) => Next::Finished(result.map(drop)),
         };
         match next {
@@ -463,7 +484,7 @@ impl Drop for UringDisk {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::{BlockFile, Buffer, OpenOptions, OwnedBuffer};
+    use crate::io::{Buffer, OpenOptions, OwnedBuffer};
 
     #[test]
     fn memory_follows_what_is_in_flight_not_what_was_submitted() {

@@ -58,6 +58,7 @@ impl World {
             sectors: CHUNKS * CHUNK / 512,
             keep_on_overflow: false,
             valid: true,
+            marked: false,
             defer_commits: false,
             discards: crate::engine::Discards::default(),
         };

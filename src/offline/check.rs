@@ -7,9 +7,9 @@ use serde::Serialize;
 use super::info::{HeaderFields, read_header};
 use super::repair::{Loss, Repair};
 use super::view::{check_two, params};
-use super::{OfflineError, Opened};
+use super::{Known, OfflineError, Opened};
 use crate::io::{BlockFile, OpenError, OpenOptions};
-use crate::store::{self, Entry, StoreError, Survey};
+use crate::store::{self, Entry, Holes, StoreError, Survey};
 use crate::units::SECTOR_SIZE;
 
 /// Examples told of each kind of damage.
@@ -76,6 +76,13 @@ pub struct Check {
     pub damage: Vec<Damage>,
     /// Bytes after the log's end that are not clear.
     pub stale_bytes: u64,
+    /// Entries whose copy lies in a hole of the file and reads as zeroes: zeroed
+    /// chunks and sparse copies do, and files that were cut and made longer again.
+    pub entries_in_holes: u64,
+    /// What the holes mean; `null` if there are none that matter.
+    pub warning: Option<String>,
+    /// Why the verdict is `invalid` although the header is not: a state file.
+    pub recorded: Option<String>,
     /// Entries that repeat another, as a removal that was cut short leaves
     /// them: harmless, also for Linux.
     pub repeated_entries: u64,
@@ -87,17 +94,22 @@ pub struct Check {
 
 /// Looks at all of the store at `cow`, and with `origin` whether it fits that.
 /// Nobody may be writing them. Takes the memory of the entries that are there
-/// and a little more.
+/// and a little more. `known`: what is recorded of it elsewhere.
 ///
 /// # Errors
 /// A file is in use, or cannot be opened or read. Damage is no error.
-pub fn check(cow: &Path, origin: Option<&Path>) -> Result<Check, OfflineError> {
+pub fn check(
+    cow: &Path,
+    origin: Option<&Path>,
+    known: Option<&Known>,
+) -> Result<Check, OfflineError> {
     let origin = origin
         .map(|path| BlockFile::open(path, OpenOptions::read_only()))
         .transpose()?;
     let file = match BlockFile::open(cow, OpenOptions::read_only()) {
         Err(error @ (OpenError::TooSmall { size, .. } | OpenError::OddSize { size, .. })) => {
-            return Ok(odd_size(cow, size, &error, origin.as_ref()));
+            let recorded = known.and_then(Known::forbids);
+            return Ok(odd_size(cow, size, &error, origin.as_ref(), recorded));
         }
         file => file?,
     };
@@ -122,7 +134,15 @@ pub fn check(cow: &Path, origin: Option<&Path>) -> Result<Check, OfflineError> {
         },
     )
     .map_err(OfflineError::store(cow))?;
-    let (verdict, stale_bytes) = found.judge(survey, &entries);
+    let holes = match (&survey, opened.file()) {
+        (Survey::Log { layout, .. }, Some(file)) => Holes::find(&file, *layout, &entries),
+        _ => Holes::default(),
+    };
+    let (mut verdict, stale_bytes) = found.judge(survey, &entries);
+    let recorded = known.and_then(Known::forbids);
+    if recorded.is_some() {
+        verdict = Verdict::Invalid;
+    }
     let loss = found.loss.count();
     Ok(Check {
         cow: cow.display().to_string(),
@@ -140,12 +160,21 @@ pub fn check(cow: &Path, origin: Option<&Path>) -> Result<Check, OfflineError> {
         damage: found.damage,
         stale_bytes,
         repeated_entries: found.repeated,
+        entries_in_holes: holes.entries,
+        warning: holes.warning().filter(|_| verdict != Verdict::Invalid),
+        recorded,
         origin_size: origin.map(|origin| origin.size()),
     })
 }
 
 /// What the open itself has against the file.
-fn odd_size(cow: &Path, size: u64, error: &OpenError, origin: Option<&BlockFile>) -> Check {
+fn odd_size(
+    cow: &Path,
+    size: u64,
+    error: &OpenError,
+    origin: Option<&BlockFile>,
+    recorded: Option<String>,
+) -> Check {
     let mut found = Found::default();
     found.note(DamageKind::FileSize, || {
         let whole = size.next_multiple_of(SECTOR_SIZE);
@@ -155,16 +184,23 @@ fn odd_size(cow: &Path, size: u64, error: &OpenError, origin: Option<&BlockFile>
             None => format!("the file has {size} bytes, not {whole}"),
         }
     });
+    let verdict = match recorded {
+        Some(_) => Verdict::Invalid,
+        None => Verdict::Damaged,
+    };
     Check {
         cow: cow.display().to_string(),
         size,
-        verdict: Verdict::Damaged,
+        verdict,
         header: None,
         entries: 0,
-        repair: Repair::new(Verdict::Damaged, &found.damage, 0, 0, 0),
+        repair: Repair::new(verdict, &found.damage, 0, 0, 0),
         damage: found.damage,
         stale_bytes: 0,
         repeated_entries: 0,
+        entries_in_holes: 0,
+        warning: None,
+        recorded,
         origin_size: origin.map(BlockFile::size),
     }
 }

@@ -87,6 +87,7 @@ fn fill(cow: &Path, file: BlockFile, options: &CreateOptions) -> Result<Created,
         device,
         sectors,
         unit,
+        ..
     } = &mut opened;
     store::create(disk, *device, options.chunk_size, *sectors, *unit)
         .map_err(OfflineError::store(cow))?;

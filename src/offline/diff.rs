@@ -5,10 +5,10 @@ use std::path::Path;
 use serde::Serialize;
 use smallvec::SmallVec;
 
-use super::OfflineError;
 use super::export::is_zero;
 use super::read_ahead::{PIECE, Piece, Stopped, read_ahead};
 use super::view::SnapshotView;
+use super::{Known, OfflineError};
 use crate::io::ThreadDisk;
 
 /// Data is compared in blocks of this many bytes, or of a chunk if that is smaller.
@@ -49,13 +49,13 @@ pub struct Diff {
 }
 
 impl Diff {
-    /// Opens both for reading. Nobody may be writing them. `length`: bytes that the
-    /// snapshot shows; `None`: as many as the origin has.
+    /// Opens both for reading. Nobody may be writing them. `known`: what is recorded
+    /// of the store, such as that the snapshot is shorter than the origin is now.
     ///
     /// # Errors
-    /// A file is in use or cannot be opened, or the store has no view of this origin.
-    pub fn open(origin: &Path, cow: &Path, length: Option<u64>) -> Result<Self, OfflineError> {
-        let (disk, view) = SnapshotView::open(origin, cow, length)?;
+    /// As for [`super::export`].
+    pub fn open(origin: &Path, cow: &Path, known: Option<&Known>) -> Result<Self, OfflineError> {
+        let (disk, view) = SnapshotView::open(origin, cow, known)?;
         Ok(Self { disk, view })
     }
 

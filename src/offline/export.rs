@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use smallvec::SmallVec;
 
-use super::OfflineError;
 use super::read_ahead::{PIECE, Piece, Stopped, read_ahead};
 use super::view::{Extent, SnapshotView};
+use super::{Known, OfflineError};
 
 /// What is zero in whole blocks of this many bytes becomes a hole.
 const BLOCK: usize = 4096;
@@ -25,8 +25,8 @@ pub struct ExportOptions {
     pub cow: PathBuf,
     /// Must not exist.
     pub out: PathBuf,
-    /// Bytes that the snapshot shows; `None`: as many as the origin has.
-    pub length: Option<u64>,
+    /// What is recorded of the store.
+    pub known: Option<Known>,
     /// Offset and length in bytes, on the devices' blocks; `None` is all.
     pub range: Option<(u64, u64)>,
 }
@@ -51,7 +51,8 @@ pub fn export(
     options: &ExportOptions,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<Exported, OfflineError> {
-    let (mut disk, view) = SnapshotView::open(&options.origin, &options.cow, options.length)?;
+    let (mut disk, view) =
+        SnapshotView::open(&options.origin, &options.cow, options.known.as_ref())?;
     let range = check_range(&view, options.range)?;
     let out = Out::create(&options.out, range.end - range.start)?;
     let (size, start) = (range.end - range.start, range.start);

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::{OfflineError, Opened};
+use super::{Known, OfflineError, Opened};
 use crate::io::{BlockFile, OpenOptions, sync};
 use crate::store::{self, LoadParams, Loaded, StoreError, ValidStore};
 use crate::units::SECTOR_SIZE;
@@ -64,12 +64,13 @@ pub struct Info {
     pub problem: Option<String>,
 }
 
-/// Reads the store at `cow`. Nobody may be writing it.
+/// Reads the store at `cow`. Nobody may be writing it. `known`: what is recorded
+/// of it elsewhere.
 ///
 /// # Errors
 /// The file cannot be opened or read. A file that holds no good store is no
 /// error, but an [`Info`] that says so.
-pub fn info(cow: &Path) -> Result<Info, OfflineError> {
+pub fn info(cow: &Path, known: Option<&Known>) -> Result<Info, OfflineError> {
     let file = BlockFile::open(cow, OpenOptions::read_only())?;
     let size = file.size();
     let mut opened = Opened::new(cow, file)?;
@@ -80,7 +81,10 @@ pub fn info(cow: &Path) -> Result<Info, OfflineError> {
         unit: opened.unit,
         block_bytes: opened.unit as u64,
     };
-    let (state, contents, problem) = match store::load(&mut opened.disk, opened.device, &params) {
+    let forbidden = known.and_then(Known::forbids);
+    let loaded = store::load(&mut opened.disk, opened.device, &params);
+    let (state, contents, problem) = match loaded {
+        Ok(Loaded::Valid(_)) if forbidden.is_some() => (StoreState::Invalid, None, forbidden),
         Ok(Loaded::New) => (StoreState::New, None, None),
         Ok(Loaded::Invalid { .. }) => (StoreState::Invalid, None, Some(INVALID.to_owned())),
         Ok(Loaded::Valid(store)) => (StoreState::Valid, Some(contents(&store)), None),
@@ -157,7 +161,7 @@ mod tests {
     #[test]
     fn a_valid_store_is_counted_as_dmsetup_counts() {
         let (_dir, cow, bytes) = write_store(&[(7, 2), (0, 3), (9, 4)]);
-        let info = info(&cow).unwrap();
+        let info = info(&cow, None).unwrap();
         assert_eq!((info.state, info.problem), (StoreState::Valid, None));
         assert_eq!(
             info.header,
@@ -185,14 +189,14 @@ mod tests {
     #[test]
     fn what_is_wrong_is_told_and_is_no_error() {
         let (_dir, cow, _) = write_store(&[(7, 2), (7, 3)]);
-        let twice = info(&cow).unwrap();
+        let twice = info(&cow, None).unwrap();
         assert_eq!(twice.state, StoreState::Corrupt);
         assert!(twice.problem.unwrap().contains("origin chunk 7"));
 
         let (_dir, cow, mut bytes) = write_store(&[]);
         bytes[4] = 0;
         std::fs::write(&cow, &bytes).unwrap();
-        let invalid = info(&cow).unwrap();
+        let invalid = info(&cow, None).unwrap();
         assert_eq!(
             (invalid.state, invalid.header.valid),
             (StoreState::Invalid, 0)
@@ -200,18 +204,18 @@ mod tests {
 
         bytes[..4].copy_from_slice(b"QFI\xfb");
         std::fs::write(&cow, &bytes).unwrap();
-        assert_eq!(info(&cow).unwrap().state, StoreState::Corrupt);
+        assert_eq!(info(&cow, None).unwrap().state, StoreState::Corrupt);
 
         bytes[..4].fill(0);
         std::fs::write(&cow, &bytes).unwrap();
-        let new = info(&cow).unwrap();
+        let new = info(&cow, None).unwrap();
         assert_eq!((new.state, new.problem), (StoreState::New, None));
     }
 
     #[test]
     fn remains_of_an_interrupted_removal_are_counted_not_condemned() {
         let (_dir, cow, _) = write_store(&[(7, 2), (9, 3), (7, 2)]);
-        let info = info(&cow).unwrap();
+        let info = info(&cow, None).unwrap();
         assert_eq!(info.state, StoreState::Valid);
         let contents = info.contents.unwrap();
         assert_eq!((contents.exceptions, contents.repeated_entries), (2, 1));
@@ -224,7 +228,11 @@ mod tests {
         for chunk in [0u32, 3, 8, 1 << 21, 1 << 31, u32::MAX] {
             bytes[12..16].copy_from_slice(&chunk.to_le_bytes());
             std::fs::write(&cow, &bytes).unwrap();
-            assert_eq!(info(&cow).unwrap().state, StoreState::Corrupt, "{chunk}");
+            assert_eq!(
+                info(&cow, None).unwrap().state,
+                StoreState::Corrupt,
+                "{chunk}"
+            );
         }
     }
 }

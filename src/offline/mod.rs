@@ -24,6 +24,42 @@ pub use repair::Repair;
 use crate::io::{BlockFile, DeviceId, Devices, Errno, OpenError, ThreadDisk};
 use crate::store::StoreError;
 
+/// What somebody has recorded of a store beside the store itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    pub state_file: PathBuf,
+    pub snapshot: String,
+    /// Bytes that the snapshot shows.
+    pub length: u64,
+    pub fate: Fate,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// The store is what its header says.
+    Kept,
+    /// The snapshot is invalid, whatever the header says.
+    Invalid,
+    /// What its daemon knew ended with it; no header is to be believed.
+    Transient,
+}
+
+impl Known {
+    /// Why the store must not be used, if it must not.
+    pub(crate) fn forbids(&self) -> Option<String> {
+        let (name, file) = (&self.snapshot, self.state_file.display());
+        match self.fate {
+            Fate::Kept => None,
+            Fate::Invalid => Some(format!(
+                "snapshot {name} is invalid by {file}, whatever the header says: it misses chunks that nobody kept"
+            )),
+            Fate::Transient => Some(format!(
+                "snapshot {name} is transient by {file}: what it was ended with its daemon"
+            )),
+        }
+    }
+}
+
 /// Why an offline verb failed. Messages name the file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -55,6 +91,8 @@ pub enum OfflineError {
         .0.display()
     )]
     Invalid(PathBuf),
+    #[error("{}: {why}", cow.display())]
+    Forbidden { cow: PathBuf, why: String },
     #[error("{}: no store was made here yet; is it the right file?", .0.display())]
     New(PathBuf),
     #[error(
@@ -126,9 +164,14 @@ struct Opened {
     sectors: u64,
     /// Bytes that the device writes atomically.
     unit: usize,
+    devices: Arc<Devices>,
 }
 
 impl Opened {
+    fn file(&self) -> Option<Arc<BlockFile>> {
+        self.devices.get(self.device)
+    }
+
     fn new(path: &Path, file: BlockFile) -> Result<Self, OfflineError> {
         let (sectors, block_size) = (file.sectors(), file.block_size());
         let devices = Devices::new();
@@ -140,6 +183,7 @@ impl Opened {
             device,
             sectors,
             unit: usize::try_from(block_size).unwrap_or(4096).max(512),
+            devices,
         })
     }
 }

@@ -63,7 +63,9 @@ impl Repair {
                                  the store, or make a new one there with create --force"
                 .to_owned(),
             Verdict::Damaged if has(DamageKind::FileSize) => {
-                "restore the file to its full size, with its content, and check again".to_owned()
+                "bring the file back from a copy that is whole, and check again: making it longer \
+                 does not bring back what was cut off"
+                    .to_owned()
             }
             Verdict::Damaged if has(DamageKind::Header) => {
                 "restore the first 16 bytes from a backup, and check again: without a header \
@@ -82,7 +84,9 @@ impl Repair {
                     );
                 }
                 if has(DamageKind::BeyondStore) || has(DamageKind::MissingArea) {
-                    text.push_str("; if the file was cut, restore it to its full size instead");
+                    text.push_str(
+                        "; if the file was cut, bring it back from a copy that is whole instead",
+                    );
                 }
                 if has(DamageKind::BeyondOrigin) {
                     text.push_str("; is it the right origin, and at its full size?");

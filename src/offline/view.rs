@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::OfflineError;
+use super::{Known, OfflineError};
 use crate::io::{BlockFile, DeviceId, Devices, OpenOptions, ThreadDisk};
 use crate::store::{self, Entry, Layout, LoadParams, Loaded};
 use crate::units::SECTOR_SIZE;
@@ -42,18 +42,22 @@ struct Map {
 }
 
 impl SnapshotView {
-    /// With the disk to read them through. `length`: bytes that the snapshot
-    /// shows, if it is known to be shorter than the origin is now.
+    /// With the disk to read them through. `known`: what is recorded of it, such
+    /// as that it is shorter than the origin is now.
     pub fn open(
         origin_path: &Path,
         cow_path: &Path,
-        length: Option<u64>,
+        known: Option<&Known>,
     ) -> Result<(ThreadDisk, Self), OfflineError> {
         let origin_file = BlockFile::open(origin_path, OpenOptions::read_only())?;
         let cow_file = BlockFile::open(cow_path, OpenOptions::read_only())?;
         check_two(&origin_file, &cow_file)?;
         let params = params(&cow_file, Some(&origin_file));
-        let size = length.unwrap_or(origin_file.size());
+        if let Some(why) = known.and_then(Known::forbids) {
+            let cow = cow_path.to_owned();
+            return Err(OfflineError::Forbidden { cow, why });
+        }
+        let size = known.map_or(origin_file.size(), |known| known.length);
         if size > origin_file.size() {
             return Err(OfflineError::OriginShort {
                 origin: origin_path.to_owned(),

@@ -73,6 +73,7 @@ impl Volume {
             sectors: SECTORS as u64,
             keep_on_overflow: false,
             valid: true,
+            marked: false,
             defer_commits: pick(2) == 0,
             discards: Discards::default(),
         };
@@ -229,7 +230,10 @@ fn removal() {
     });
     let snapshot = ONE;
     volume
-        .control(ControlRequest::RemoveSnapshot { snapshot })
+        .control(ControlRequest::RemoveSnapshot {
+            snapshot,
+            force: false,
+        })
         .unwrap();
     origin.join().unwrap();
     going.join().unwrap();

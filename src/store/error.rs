@@ -47,8 +47,9 @@ pub enum StoreError {
     Version { version: u32 },
 
     #[error(
-        "COW too small or truncated: {what} needs {needs} sectors, the device has {has}; restore \
-         it to its full size, or use another COW store if it never was larger"
+        "COW too small or truncated: {what} needs {needs} sectors, the device has {has}; bring it \
+         back from a copy that is whole (making it longer does not bring back what was cut off), or \
+         use another COW store if it never was larger"
     )]
     Truncated { what: String, needs: u64, has: u64 },
 

@@ -1,5 +1,7 @@
 //! The header chunk: 16 bytes, little-endian, the rest zero.
 
+use std::ops::Range;
+
 use super::StoreError;
 use crate::units::ChunkSize;
 
@@ -9,6 +11,9 @@ pub const MAGIC: u32 = u32::from_le_bytes(*b"SnAp");
 pub const VERSION: u32 = 1;
 /// Meaningful bytes of the header chunk.
 pub const HEADER_BYTES: usize = 16;
+
+/// Where the word is, in bytes, that is not zero while the store is valid.
+pub const VALID_WORD: Range<usize> = 4..8;
 
 /// A header as it was read. Nothing in it may be believed before [`Self::check`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +44,11 @@ impl RawHeader {
             version: word(2),
             chunk_size: word(3),
         }
+    }
+
+    /// Whether somebody could take it for the header of a good store.
+    pub fn says_valid(self) -> bool {
+        self.magic == MAGIC && self.valid != 0
     }
 
     /// Believes the header, or says why not. `None`: magic 0, a new store,

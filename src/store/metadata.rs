@@ -144,6 +144,17 @@ impl Metadata {
         &self.entries
     }
 
+    /// Bytes of the COW device that the log and what it names take up.
+    pub fn held_bytes(&self) -> u64 {
+        let highest = self.entries.iter().map(|e| e.new).max();
+        let area = self.unit.map(|_| {
+            let area = self.layout.area_of(self.entries.len());
+            self.layout.area_chunk(area)
+        });
+        let chunks = highest.max(area).map_or(0, |chunk| chunk.saturating_add(1));
+        self.layout.chunk_offset(chunks)
+    }
+
     /// Gives out the next data chunk. The last slot of an area is given out only
     /// if the next area fits on the device as well: the store could not be
     /// loaded otherwise.

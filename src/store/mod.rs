@@ -10,6 +10,7 @@ mod disk;
 mod entry;
 mod error;
 mod header;
+mod holes;
 mod layout;
 mod load;
 mod metadata;
@@ -27,7 +28,8 @@ pub use create::create;
 pub(crate) use create::create_as;
 pub use entry::Entry;
 pub use error::StoreError;
-pub use header::{Header, RawHeader};
+pub use header::{HEADER_BYTES, Header, RawHeader, VALID_WORD};
+pub use holes::Holes;
 pub use layout::Layout;
 #[cfg(test)]
 pub(crate) use load::load_as;

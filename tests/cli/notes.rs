@@ -125,7 +125,7 @@ impl Volume for Notes {
     fn add_snapshot(&self, spec: SnapshotSpec) -> Result<(), ApiError> {
         self.note("add", serde_json::to_string(&spec).unwrap())
     }
-    fn remove_snapshot(&self, name: &str) -> Result<(), ApiError> {
+    fn remove_snapshot(&self, name: &str, _force: bool) -> Result<(), ApiError> {
         self.note("remove", name)
     }
     fn grow_snapshot(&self, name: &str, bytes: u64) -> Result<(), ApiError> {

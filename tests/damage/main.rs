@@ -279,14 +279,14 @@ fn one(seed: u64, dir: &Path, seen: &mut Seen) {
     }
 
     let start = Instant::now();
-    let (found, growth) = memory::peak(|| offline::check(&cow, Some(&origin)).unwrap());
+    let (found, growth) = memory::peak(|| offline::check(&cow, Some(&origin), None).unwrap());
     seen.slowest = seen.slowest.max(start.elapsed());
     seen.growth = seen.growth.max(growth);
     // The memory that a Vec of the entries takes, with its reserve.
     let table = 2 * 16 * found.entries as usize;
     assert!(growth < GROWTH + table, "grew by {growth} bytes: {found:?}");
     assert_consistent(&found);
-    let alone = offline::check(&cow, None).unwrap();
+    let alone = offline::check(&cow, None, None).unwrap();
     assert!(
         alone.verdict == found.verdict || found.verdict == Verdict::Damaged,
         "worse without the origin: {alone:?} {found:?}"
@@ -319,7 +319,7 @@ fn one(seed: u64, dir: &Path, seen: &mut Seen) {
     seen.views += 1;
     seen.entries += found.entries;
     let options = ExportOptions {
-        length: None,
+        known: None,
         origin: origin.clone(),
         cow: cow.clone(),
         out: out.clone(),

@@ -115,6 +115,7 @@ pub fn restart(devices: SimDevices, origin: DeviceId, cows: &[(SnapshotId, Devic
             sectors: w.devices.sectors(origin),
             keep_on_overflow: false,
             valid: true,
+            marked: false,
             defer_commits: false,
             discards: Discards::default(),
         });

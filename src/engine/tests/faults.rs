@@ -403,3 +403,60 @@ fn a_lost_snapshot_is_told_with_the_device_that_failed() {
         }
     }
 }
+
+/// Removes a snapshot whose header cannot be written, until it can or by force.
+fn remove_without_a_header(invalid_before: bool, force: bool) -> Result<(), String> {
+    let mut w = World::new(7, 64);
+    let origin = w.add_actor(PortRole::View(ViewId::ORIGIN));
+    let s = w.add_snapshot(1, 8, 400, "P", false);
+    let is_valid = |w: &World| {
+        let image = w.devices.crash(crate::io::sim::Keep::Nothing);
+        World::offline_view(&image, w.origin, w.cows[&s]).is_some()
+    };
+    w.devices
+        .fail(Fault::new(FaultOn::Write, Errno::EIO).device(w.cows[&s]));
+    if invalid_before {
+        let request = Request {
+            slot: 1,
+            kind: RequestKind::Write { durable: false },
+            sector: 0,
+            sectors: 1,
+        };
+        w.submit(origin, request, pattern(900).to_vec());
+        w.settle();
+        w.control_wait(ControlRequest::InvalidRecorded { snapshot: s })
+            .unwrap();
+        w.settle();
+    }
+    let remove = |force| ControlRequest::RemoveSnapshot { snapshot: s, force };
+    for _ in 0..2 {
+        match w.control_wait(remove(false)) {
+            Err(ControlError::NotMarked(f)) if f.errno == Errno::EIO => {}
+            other => return Err(format!("{other:?} with a header that says valid")),
+        }
+        let status = w.engine.status();
+        assert_eq!(status.snapshots[0].state, SnapshotState::Invalid);
+        assert!(is_valid(&w), "nothing was written");
+    }
+    // The origin does not wait for it.
+    assert_eq!(w.write(origin, 8, 8, 901), Status::Ok);
+    if !force {
+        w.devices.clear_faults();
+    }
+    w.control_wait(remove(force)).unwrap();
+    assert!(w.engine.status().snapshots.is_empty());
+    assert_eq!(is_valid(&w), force);
+    Ok(())
+}
+
+#[test]
+fn a_removal_without_a_header_keeps_the_snapshot_until_one_is_written_or_it_is_forced() {
+    for invalid_before in [true, false] {
+        for force in [true, false] {
+            remove_without_a_header(invalid_before, force).unwrap();
+        }
+    }
+    let bug = Some(crate::mutation::Mutation::HeaderLeftValid);
+    let found = crate::mutation::with(bug, || remove_without_a_header(true, false));
+    found.unwrap_err();
+}

@@ -6,6 +6,7 @@
 )]
 
 mod bench;
+mod cut;
 mod discards;
 mod faults;
 mod leaving;

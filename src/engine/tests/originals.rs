@@ -194,8 +194,11 @@ fn a_snapshot_added_under_io_loses_no_chunk_and_is_a_cut() {
         );
         // And one goes while a write needs it.
         start_write(&mut w, origin, 3, (0, 64), 902);
-        w.control_wait(ControlRequest::RemoveSnapshot { snapshot: s })
-            .unwrap();
+        w.control_wait(ControlRequest::RemoveSnapshot {
+            snapshot: s,
+            force: false,
+        })
+        .unwrap();
         w.settle();
         assert_done(&mut w, origin, [3]);
         assert_eq!(origin_now(&w), [902; 64]);
@@ -212,8 +215,11 @@ fn a_queue_of_one_request_never_blocks_snapshots_coming_and_going() {
         w.settle();
         assert_done(&mut w, origin, [1]);
         start_write(&mut w, origin, 1, (round, 8), 950 + round);
-        w.control_wait(ControlRequest::RemoveSnapshot { snapshot: s })
-            .unwrap();
+        w.control_wait(ControlRequest::RemoveSnapshot {
+            snapshot: s,
+            force: false,
+        })
+        .unwrap();
         w.settle();
         assert_done(&mut w, origin, [1]);
     }
@@ -240,6 +246,7 @@ fn dropping_a_large_snapshot_stalls_nobody() {
         sectors: EXCEPTIONS,
         keep_on_overflow: false,
         valid: true,
+        marked: false,
         defer_commits: false,
         discards: Discards::default(),
     });
@@ -247,7 +254,13 @@ fn dropping_a_large_snapshot_stalls_nobody() {
     w.control_wait(ControlRequest::AddSnapshot { snapshot, store })
         .unwrap();
     submitted(&w);
-    w.control(1, ControlRequest::RemoveSnapshot { snapshot });
+    w.control(
+        1,
+        ControlRequest::RemoveSnapshot {
+            snapshot,
+            force: false,
+        },
+    );
     assert_eq!(w.write(origin, 7, 1, 900), Status::Ok);
     w.settle();
     assert_eq!(w.actors[CONTROL].control_done, [(1, Ok(()))]);

@@ -329,7 +329,10 @@ fn refusals_leave_everything_as_it_was() {
     };
     assert_eq!(w.control_wait(add), Err(ControlError::MergeRunning));
     assert_eq!(
-        w.control_wait(ControlRequest::RemoveSnapshot { snapshot: s }),
+        w.control_wait(ControlRequest::RemoveSnapshot {
+            snapshot: s,
+            force: false
+        }),
         Err(ControlError::MergeRunning)
     );
     assert_eq!(w.read(origin, 0, 2).unwrap(), [0, 1]);
@@ -341,8 +344,11 @@ fn a_removed_snapshot_says_so_in_its_header() {
     let s = w.add_snapshot(1, 8, 400, "P", false);
     let view = w.add_actor(PortRole::View(s));
     w.write(origin, 0, 8, 900);
-    w.control_wait(ControlRequest::RemoveSnapshot { snapshot: s })
-        .unwrap();
+    w.control_wait(ControlRequest::RemoveSnapshot {
+        snapshot: s,
+        force: false,
+    })
+    .unwrap();
     assert_eq!(w.read(view, 0, 1), Err(Status::IoError));
     assert!(w.engine.status().snapshots.is_empty());
     assert!(World::offline_view(&w.devices, w.origin, w.cows[&s]).is_none());

@@ -132,6 +132,7 @@ fn entries_behind_the_end_are_loaded_and_neither_shown_nor_merged() {
         sectors: LENGTH,
         keep_on_overflow: false,
         valid: true,
+        marked: false,
         defer_commits: false,
         discards: Discards::default(),
     };

@@ -141,6 +141,7 @@ impl World {
             sectors: self.devices.sectors(self.origin),
             keep_on_overflow: kind == "PO",
             valid: true,
+            marked: false,
             defer_commits: defer,
             discards: Discards::default(),
         }

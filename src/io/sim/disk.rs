@@ -119,7 +119,7 @@ fn bytes(n: usize) -> u64 {
 
 /// What a real disk would refuse before it starts.
 fn refusal(
-    medium: Option<&Medium>,
+    medium: Option<&mut Medium>,
     kind: LoggedKind,
     offset: u64,
     buffer: Option<&Buffer>,
@@ -134,10 +134,11 @@ fn refusal(
     {
         return Err(Errno::EINVAL);
     }
-    match offset.checked_add(len) {
-        Some(end) if end <= bytes(medium.len()) => Ok(()),
-        _ if kind == LoggedKind::Read => Err(Errno::EIO),
-        _ => Err(Errno::ENOSPC),
+    match (kind, offset.checked_add(len)) {
+        (LoggedKind::Read, Some(end)) if end <= bytes(medium.len()) => Ok(()),
+        (LoggedKind::Read, _) => Err(Errno::EIO),
+        (_, Some(end)) => medium.check_write(end),
+        (_, None) => Err(Errno::ENOSPC),
     }
 }
 
@@ -156,8 +157,13 @@ impl World {
                 (LoggedKind::Zero(how), offset, Some(Buffer::Zeroes { len }))
             }
         };
+        let refusal = refusal(
+            self.devices.get_mut(&op.device),
+            kind,
+            offset,
+            buffer.as_ref(),
+        );
         let medium = self.devices.get(&op.device);
-        let refusal = refusal(medium, kind, offset, buffer.as_ref());
         let mut first_unit = 0;
         let mut landed = Vec::new();
         if let (
@@ -269,7 +275,10 @@ impl World {
                 (LoggedKind::Write { .. } | LoggedKind::Zero(_), Err(_)) => {
                     op.land(number, medium, |_| self.rng.one_in(2))
                 }
-                (LoggedKind::Flush, Ok(())) => medium.flush(op.submitted),
+                (LoggedKind::Flush, Ok(())) => {
+                    medium.flush(op.submitted);
+                    result = medium.check_flush();
+                }
                 (LoggedKind::Flush, Err(_)) => medium.fail_flush(op.submitted, &mut self.rng),
             }
         }

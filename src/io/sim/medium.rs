@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 
 use super::rng::Rng;
+use crate::io::{Errno, cut};
 
 /// The version has completed but its completion was not reaped yet.
 const NOT_REAPED: u64 = u64::MAX;
@@ -31,6 +32,9 @@ pub(super) struct Medium {
     durable: Vec<u8>,
     pending: BTreeMap<u64, Vec<Version>>,
     pub(super) removed: bool,
+    /// The end of what was written, in bytes, and whether the file was cut since.
+    held: usize,
+    cut: bool,
 }
 
 fn index(n: u64) -> usize {
@@ -56,6 +60,8 @@ impl Medium {
             current: image,
             pending: BTreeMap::new(),
             removed: false,
+            held: 0,
+            cut: false,
         }
     }
 
@@ -73,6 +79,34 @@ impl Medium {
 
     pub(super) fn durable(&self) -> &[u8] {
         &self.durable
+    }
+
+    /// Somebody cuts the file that this is.
+    pub(super) fn cut(&mut self, len: usize) {
+        self.cut = true;
+        self.resize(len.min(self.len()));
+    }
+
+    /// What `bytes` behind the end are to a write: behind a file that was cut, or
+    /// behind a device.
+    pub(super) fn check_write(&mut self, end: u64) -> Result<(), Errno> {
+        let size = u64::try_from(self.len()).unwrap_or(u64::MAX);
+        let fits = cut::check_write(size, end);
+        if fits.is_ok() {
+            if end > size && self.cut {
+                self.resize(index(end)); // zeroes come back
+            }
+            self.held = self.held.max(index(end).min(self.len()));
+        }
+        match fits {
+            Err(_) if !self.cut => Err(Errno::ENOSPC),
+            fits => fits,
+        }
+    }
+
+    pub(super) fn check_flush(&self) -> Result<(), Errno> {
+        let bytes = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        cut::check_flush(bytes(self.len()), bytes(self.held))
     }
 
     pub(super) fn resize(&mut self, len: usize) {

@@ -176,6 +176,15 @@ impl SimDevices {
         }
     }
 
+    /// Somebody cuts the file that this device is. What is under way behind the new
+    /// end gets nowhere; see [`super::cut`] for what comes later.
+    pub fn cut(&self, id: DeviceId, sectors: u64) {
+        let len = usize::try_from(sectors.saturating_mul(SECTOR_SIZE)).unwrap_or(usize::MAX);
+        if let Some(medium) = self.world().devices.get_mut(&id) {
+            medium.cut(len);
+        }
+    }
+
     /// One thread's access. It completes what it has in flight when dropped.
     pub fn disk(&self) -> SimDisk {
         let mut world = self.world();

@@ -212,14 +212,16 @@ impl Sim {
                 self.add_view(id, content);
             }
             Control::Remove(id) => {
-                result.map_err(|e| format!("{id:?} cannot be removed: {e}"))?;
-                if self
-                    .record
-                    .snapshots
-                    .get(&id)
-                    .is_some_and(|r| r.kind != "N" && r.valid)
-                    && !faulty
+                match result {
+                    // The record stays, and says that it is invalid.
+                    Err(ControlError::NotMarked(_)) if faulty => return Ok(()),
+                    result => result.map_err(|e| format!("{id:?} cannot be removed: {e}"))?,
+                }
+                if let Some(recorded) = self.record.snapshots.get_mut(&id)
+                    && recorded.kind != "N"
                 {
+                    // Nobody has a record any more: the header alone must say it.
+                    recorded.valid = true;
                     self.given_up.insert(id);
                     self.check()?;
                 }

@@ -62,6 +62,7 @@ impl Sim {
                         sectors: recorded.sectors,
                         keep_on_overflow: recorded.kind == "PO",
                         valid: true,
+                        marked: false,
                         defer_commits: recorded.defer,
                         discards: recorded.discards,
                     });

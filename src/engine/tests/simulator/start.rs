@@ -295,8 +295,13 @@ impl Sim {
                     recorded.valid = false;
                 }
                 self.control = Some(Control::Remove(id));
-                self.w
-                    .control(1, ControlRequest::RemoveSnapshot { snapshot: id });
+                self.w.control(
+                    1,
+                    ControlRequest::RemoveSnapshot {
+                        snapshot: id,
+                        force: false,
+                    },
+                );
             }
             Action::Handover { id, writes, follow } => {
                 return self.start_handover(ViewId(*id), *writes, *follow);
@@ -451,6 +456,7 @@ impl Sim {
             sectors: sectors as u64,
             keep_on_overflow: spec.kind == "PO",
             valid: true,
+            marked: false,
             defer_commits: spec.defer,
             discards: spec.discards,
         };

@@ -1,0 +1,62 @@
+//! Files that somebody cuts while we use them: one rule for real and simulated
+//! disks.
+//!
+//! A write behind the end would make the file longer, and what was cut would read
+//! as zeroes: so nothing that would make it longer is carried out. And a flush
+//! promises that everything written is there: so it fails if the file ends before.
+
+use std::sync::atomic::Ordering;
+
+use super::{BlockFile, Errno};
+use crate::mutation::{self, Mutation};
+
+/// Whether a file of `size` bytes may be written up to `end`.
+pub(super) fn check_write(size: u64, end: u64) -> Result<(), Errno> {
+    if end <= size || mutation::is(Mutation::CutRegrown) {
+        Ok(())
+    } else {
+        Err(Errno::CUT)
+    }
+}
+
+/// Whether a file of `size` bytes still has everything up to `held`.
+pub(super) fn check_flush(size: u64, held: u64) -> Result<(), Errno> {
+    if held <= size || mutation::is(Mutation::CutUnnoticed) {
+        Ok(())
+    } else {
+        Err(Errno::CUT)
+    }
+}
+
+impl BlockFile {
+    /// Everything up to byte `end` has to be there from now on.
+    pub fn hold(&self, end: u64) {
+        if let Some(held) = self.held()
+            && held.load(Ordering::Relaxed) < end
+        {
+            held.fetch_max(end, Ordering::AcqRel);
+        }
+    }
+
+    /// Called before everything that could make the file longer.
+    pub(super) fn check_write(&self, end: u64) -> Result<(), Errno> {
+        if self.held().is_some() {
+            check_write(self.length()?, end)?;
+            self.hold(end);
+        }
+        Ok(())
+    }
+
+    /// Called after a flush.
+    pub(super) fn check_flush(&self) -> Result<(), Errno> {
+        match self.held() {
+            Some(held) => check_flush(self.length()?, held.load(Ordering::Acquire)),
+            None => Ok(()),
+        }
+    }
+
+    /// The size that the file has now.
+    fn length(&self) -> Result<u64, Errno> {
+        rustix::fs::seek(self, rustix::fs::SeekFrom::End(0)).map_err(|e| Errno(e.raw_os_error()))
+    }
+}

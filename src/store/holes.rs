@@ -1,0 +1,88 @@
+//! What of a store lies in holes of its file, and so reads as zeroes.
+//!
+//! A file that was cut and made longer again looks so; a chunk that was zeroed,
+//! space that was allocated and never written, and a sparse copy do, too. So this
+//! is a reason to ask, never one to refuse.
+
+use std::ops::Range;
+
+use super::entry::Entry;
+use super::layout::Layout;
+use crate::io::BlockFile;
+
+/// What was found in holes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Holes {
+    /// Entries whose copy is in a hole, or a part of it.
+    pub entries: u64,
+    /// The area in which the log ends is in a hole: there may have been entries.
+    pub log_end: bool,
+}
+
+impl Holes {
+    /// Looks at the copies of `entries`, and at the end of the log; reads no data.
+    pub fn find(file: &BlockFile, layout: Layout, entries: &[Entry]) -> Self {
+        let mut data = DataMap { file, known: 0..0 };
+        let chunk_bytes = layout.chunk_size.bytes();
+        // The origin may end inside its last chunk, and nobody writes behind it.
+        let last = entries.iter().map(|e| e.old).max();
+        let is_cut = |data: &mut DataMap<'_>, entry: &Entry| {
+            let start = layout.chunk_offset(entry.new);
+            let end = start.saturating_add(if last == Some(entry.old) {
+                1
+            } else {
+                chunk_bytes
+            });
+            !data.covers(start..end)
+        };
+        let count = entries.iter().filter(|e| is_cut(&mut data, e)).count();
+        let area = layout.area_chunk(layout.area_of(entries.len()));
+        let start = layout.chunk_offset(area);
+        Self {
+            entries: u64::try_from(count).unwrap_or(u64::MAX),
+            log_end: data.is_hole(start..start.saturating_add(chunk_bytes)),
+        }
+    }
+
+    /// The warning, if there is a reason for one.
+    pub fn warning(self) -> Option<String> {
+        let what = match (self.entries, self.log_end) {
+            (0, false) => return None,
+            (0, true) => "the end of the log lies in a hole of the file".to_owned(),
+            (1, _) => "the copy of 1 entry lies in a hole of the file".to_owned(),
+            (count, _) => format!("the copies of {count} entries lie in holes of the file"),
+        };
+        Some(format!(
+            "{what} and read as zeroes. Zeroed chunks and sparse copies look like that; but if the file was cut off and \
+             made longer again, the snapshot is wrong there: bring the file back from a copy that is whole, or give the \
+             snapshot up"
+        ))
+    }
+}
+
+/// Where the file holds data, remembered for the next question: copies mostly
+/// lie in the order of the log.
+struct DataMap<'a> {
+    file: &'a BlockFile,
+    known: Range<u64>,
+}
+
+impl DataMap<'_> {
+    /// No byte of it is in a hole.
+    fn covers(&mut self, bytes: Range<u64>) -> bool {
+        if !self.known.contains(&bytes.start) {
+            self.known = match self.file.next_data(bytes.start) {
+                Some(data) if data.start <= bytes.start => data,
+                _ => return false,
+            };
+        }
+        bytes.end <= self.known.end
+    }
+
+    /// All of it is in a hole.
+    fn is_hole(&self, bytes: Range<u64>) -> bool {
+        self.file
+            .next_data(bytes.start)
+            .is_none_or(|data| data.start >= bytes.end)
+    }
+}
