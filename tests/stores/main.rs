@@ -6,7 +6,8 @@
     dead_code,
     clippy::unwrap_used,
     clippy::indexing_slicing,
-    clippy::cast_possible_truncation
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap
 )] // Tests; unsafe only in the helpers. Not all of their functions are used here.
 
 #[path = "../common/guest.rs"]
