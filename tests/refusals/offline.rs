@@ -58,7 +58,10 @@ fn a_merge_of_a_store_that_cannot_be_trusted() {
         (|b| b[4] = 0, ["s.cow", "invalid"]),
         (|b| b[8] = 2, ["format version 2", "another COW"]),
         (|b| b[12] = 6, ["chunk size is 6 sectors", "another COW"]),
-        (|b| b.truncate(4 * 4096), ["truncated", "full size"]),
+        (
+            |b| b.truncate(4 * 4096),
+            ["truncated", "a copy that is whole"],
+        ),
         (|b| b[4104] = 1, ["corrupt entry 0", "use another"]),
     ] {
         let mut bytes = store(8);

@@ -193,7 +193,11 @@ const DAMAGES: [Damage; 6] = [
     (
         "truncated",
         |b| b.truncate(4 * 4096),
-        &["too small or truncated", "the device has 32", "full size"],
+        &[
+            "too small or truncated",
+            "the device has 32",
+            "a copy that is whole",
+        ],
     ),
     (
         "entry",

@@ -221,7 +221,7 @@ fn a_cow_made_longer_again_is_told_with_the_entries_in_its_holes() {
         let whole = world.read("s.cow").len() as u64;
         set_len(&world, "s.cow", end as u64);
         set_len(&world, "s.cow", whole);
-        let found = world.done(&["check", "s.cow", "--origin", "disk.img"]);
+        let found = world.done(&["check", "s.cow"]);
         assert!(
             found.contains("warning") && found.contains(words),
             "{end}: {found}"
@@ -234,6 +234,6 @@ fn a_cow_made_longer_again_is_told_with_the_entries_in_its_holes() {
     }
     // No word of one that is as it was.
     let (world, _) = stopped();
-    let found = world.done(&["check", "s.cow", "--origin", "disk.img"]);
+    let found = world.done(&["check", "s.cow"]);
     assert!(!found.contains("warning"), "{found}");
 }
