@@ -77,8 +77,8 @@ pub enum CowError {
     PassdownAlone,
     #[error("discard-passdown-origin would change the origin, which is read-only: leave it out")]
     PassdownReadOnly,
-    #[error("the header of COW {} cannot be marked invalid: {errno}", path.display())]
-    NotMarked { path: PathBuf, errno: Errno },
+    #[error("the header of COW {} cannot be marked invalid: {why}", path.display())]
+    NotMarked { path: PathBuf, why: Errno },
     #[error("COW {0}")]
     Open(OpenError),
     #[error("COW {}: {source}", path.display())]

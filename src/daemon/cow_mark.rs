@@ -58,9 +58,9 @@ pub fn open(
 /// # Errors
 /// The header says valid, or cannot be read, and cannot be written.
 pub fn mark(file: &BlockFile) -> Result<(), CowError> {
-    let failed = |errno| CowError::NotMarked {
+    let failed = |why| CowError::NotMarked {
         path: PathBuf::from(file.path()),
-        errno,
+        why,
     };
     let (bytes, there) = file.read_head::<HEADER_BYTES>().map_err(failed)?;
     let zeroes = match RawHeader::decode(bytes).says_valid() {

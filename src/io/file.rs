@@ -273,9 +273,9 @@ impl BlockFile {
     /// and for a device checks that it has been enlarged. Returns the new size.
     pub fn grow(&self, size: u64) -> Result<u64, OpenError> {
         let path = self.path.clone();
-        if let Err(errno) = self.check_flush() {
+        if let Err(why) = self.check_flush() {
             // The lost part would come back as zeroes.
-            return Err(OpenError::Cut { path, errno });
+            return Err(OpenError::Cut { path, why });
         }
         let now = self.refresh_size()?;
         if !size.is_multiple_of(SECTOR_SIZE) {

@@ -33,8 +33,8 @@ pub enum OpenError {
     TooLarge { path: PathBuf, size: u64 },
     #[error("{}: cannot shrink from {from} to {to} bytes; give a size that is not smaller", path.display())]
     Shrink { path: PathBuf, from: u64, to: u64 },
-    #[error("{}: {errno}, and growing it does not bring that back; bring the file back from a copy, or give its snapshot up", path.display())]
-    Cut { path: PathBuf, errno: Errno },
+    #[error("{}: {why}, and growing it does not bring that back; bring the file back from a copy, or give its snapshot up", path.display())]
+    Cut { path: PathBuf, why: Errno },
     #[error("{}: snapback cannot change the size of a device; resize the device first, then give its new size (it has {size} bytes)", path.display())]
     FixedSize { path: PathBuf, size: u64 },
     #[error("{}: cannot {action}: {}", path.display(), io::Error::from_raw_os_error(*errno))]

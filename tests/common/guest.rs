@@ -199,7 +199,11 @@ impl Guest {
                 tv_sec: left.as_secs() as i64,
                 tv_nsec: i64::from(left.subsec_nanos()),
             };
-            poll(&mut fds, Some(&timeout)).unwrap();
+            match poll(&mut fds, Some(&timeout)) {
+                // A wait that was interrupted is one that ended early.
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => panic!("{error}"),
+            }
             let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
             for (event, _) in events.iter().zip(ready).filter(|(_, ready)| *ready) {
                 event.read().unwrap();
