@@ -31,7 +31,7 @@ fn two_snapshots_stay_exact_while_a_third_is_merged_and_all_are_in_use() {
     writer.hammer_on(300);
     reader.start_hammer("/dev/vdb", SEED, 4096, 2048);
 
-    daemon.run(&["merge", "s3", "--rate", "1M"]);
+    daemon.run(&["merge", "s3", "--now", "--rate", "1M"]);
     reader.sums("/dev/vda").assert_same(
         &before,
         "snapshot s1 during the merge of s3 with the first origin",

@@ -84,7 +84,7 @@ impl Here {
         if let Some(snap) = half {
             self.detach(snap);
             let daemon = self.daemon();
-            daemon.run(&["merge", &name(snap), "--rate", SLOW]);
+            daemon.run(&["merge", &name(snap), "--now", "--rate", SLOW]);
             let deadline = Instant::now() + Duration::from_secs(10);
             while let Some(merge) = daemon.status().merge {
                 interrupted = merge.chunks_done > 0 && merge.chunks_left > 0;
@@ -188,7 +188,8 @@ impl Here {
                     self.view(format!("in mid-merge: view {view}"), Some(*view));
                 }
                 self.detach(snap);
-                self.daemon().run(&["merge", &name(snap), "--wait"]);
+                self.daemon()
+                    .run(&["merge", &name(snap), "--now", "--wait"]);
             }
         }
         let deadline = Instant::now() + Duration::from_secs(60);
@@ -269,7 +270,8 @@ impl Here {
             }
             Op::Merge(snap, bytes) => {
                 self.detach(*snap);
-                self.daemon().run(&["merge", &name(*snap), "--wait"]);
+                self.daemon()
+                    .run(&["merge", &name(*snap), "--now", "--wait"]);
                 self.alive.retain(|other| other != snap);
                 self.store(format!("{what}: the merged store {snap}"), *snap, *bytes);
             }

@@ -18,7 +18,7 @@ use crate::size;
 #[command(group = ArgGroup::new("what").required(true).multiple(true)
     .args(["name", "pause", "resume", "rate", "wait", "origin"]))]
 #[command(override_usage = "\
-snapback merge <NAME> [--follow] [--rate <SIZE>] [--wait] --control <SOCK>
+snapback merge <NAME> [--follow] [--now] [--rate <SIZE>] [--wait] --control <SOCK>
        snapback merge --pause | --resume | --rate <SIZE> | --wait --control <SOCK>
        snapback merge --origin <FILE> --cow <COW> [--state <FILE>]")]
 #[command(after_help = "\
@@ -39,6 +39,10 @@ pub struct Merge {
     /// The snapshot's own view goes on with the merged disk, unnoticed by its guest.
     #[arg(long, requires = "name")]
     follow: bool,
+
+    /// Also although a guest is attached to the disk, which is refused otherwise.
+    #[arg(long, requires = "name", conflicts_with_all = ["pause", "resume", "origin", "cow"])]
+    now: bool,
 
     /// Limit the merge to this many bytes per second; 0 is no limit.
     #[arg(long, value_name = "SIZE", value_parser = values::rate, conflicts_with_all = ["origin", "cow"])]
@@ -90,6 +94,7 @@ impl Merge {
             let request = MergeRequest {
                 snapshot: name.clone(),
                 follow: self.follow,
+                now: self.now,
                 rate: self.rate,
             };
             client.merge(&request)?;

@@ -1,20 +1,26 @@
 //! `snapback rollback`
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::connect::Control;
 use super::{CliError, Outcome, output, values, wait};
-use crate::control::api::{RollbackReply, RollbackRequest, RollbackWhen, SnapshotSpec, StoreType};
+use crate::control::api::{
+    ResetKind, RollbackOutcome, RollbackRequest, RollbackWhen, SnapshotSpec, StoreType,
+};
+use crate::control::render;
 use crate::size;
 
 /// Give the disk the content of a snapshot again.
 ///
-/// The old content is there at once; copying it back runs behind it. With a guest attached
-/// it happens at the guest's next reset, else now.
+/// The old content is there at once; copying it back runs behind it. No guest may have the disk
+/// in memory then. The sure way is --qmp: the guest is stopped, its disk rolled back, and the guest
+/// reset, in one step. Without it a guest that is attached has to be reset, and the rollback waits
+/// for that. With no guest attached it happens now.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 EXAMPLE
-  snapback rollback before          then reset the guest
+  snapback rollback before --qmp qmp.sock         all in one: stop, roll back, reset, go on
+  snapback rollback before                        then reset the guest
   snapback rollback before --keep broken --cow broken.cow --size 4G
   snapback rollback before --now --rate 200M --wait
   snapback rollback --cancel        if the guest was not reset yet")]
@@ -24,12 +30,21 @@ pub struct Rollback {
     name: Option<String>,
 
     /// Call a rollback off that waits for the guest's reset.
-    #[arg(long, conflicts_with_all = ["name", "at_reset", "now", "keep", "rate", "wait"])]
+    #[arg(long, conflicts_with_all = ["name", "qmp", "at_reset", "now", "keep", "rate", "wait"])]
     cancel: bool,
 
+    /// Have the QEMU with this monitor socket stop the guest, roll back, and have the guest reset
+    /// and run again. `serve --qmp` makes this what happens anyway while a guest is attached.
+    ///
+    /// With --at-reset the guest is left alone, and the monitor only tells of its reset. QEMU talks to
+    /// one client at a time: give snapback a monitor of its own, -qmp unix:SOCK,server=on,wait=off.
+    #[arg(long, value_name = "SOCK", value_parser = values::path, conflicts_with = "now")]
+    qmp: Option<String>,
+
     /// At the guest's next reset, even if no guest is attached now.
-    #[arg(long, conflicts_with = "now")]
-    at_reset: bool,
+    #[arg(long, value_name = "WHAT", value_enum, num_args = 0..=1, require_equals = true,
+        default_missing_value = "machine", conflicts_with = "now")]
+    at_reset: Option<ResetName>,
 
     /// Now, even if a guest is attached and running.
     #[arg(long)]
@@ -63,6 +78,17 @@ pub struct Rollback {
     control: Control,
 }
 
+/// What counts as the guest's reset.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ResetName {
+    /// The reset or the start of a machine: its firmware is seen, a new guest, or QEMU's monitor
+    /// tells of it.
+    Machine,
+    /// Any driver that starts: also after suspend and resume, unbind and bind, kexec, and a
+    /// program that looks at the disk. For machines that reset without firmware.
+    Any,
+}
+
 impl Rollback {
     pub fn run(self) -> Result<Outcome, CliError> {
         let client = self.control.client()?;
@@ -82,25 +108,40 @@ impl Rollback {
             discard_passdown_origin: None,
             read_only: None,
         });
-        let when = match (self.at_reset, self.now) {
-            (true, _) => RollbackWhen::AtReset,
-            (_, true) => RollbackWhen::Now,
+        let when = match (self.at_reset, self.now, &self.qmp) {
+            (Some(_), ..) => RollbackWhen::AtReset,
+            (_, true, _) => RollbackWhen::Now,
+            (.., Some(_)) => RollbackWhen::Vmm,
             _ => RollbackWhen::Auto,
         };
         let earlier = wait::Earlier::look(&client, self.wait)?;
         let request = RollbackRequest {
             snapshot: name.clone(),
             when,
+            reset: match self.at_reset {
+                Some(ResetName::Any) => ResetKind::Any,
+                Some(ResetName::Machine) | None => ResetKind::Machine,
+            },
+            qmp: self.qmp,
             keep,
             rate: self.rate,
         };
         let reply = client.rollback(&request)?;
-        output::line(&match reply {
-            RollbackReply::Started => format!("rolled back to {name}; the merge is running"),
-            RollbackReply::AtNextReset => {
+        output::line(&match reply.outcome {
+            RollbackOutcome::Started => format!("rolled back to {name}; the merge is running"),
+            RollbackOutcome::AtNextReset => {
                 format!("the guest's next reset rolls back to {name}")
             }
+            RollbackOutcome::GuestReset => {
+                format!("rolled back to {name}; the guest was reset and runs, the merge is running")
+            }
+            RollbackOutcome::GuestResetPaused => format!(
+                "rolled back to {name}; the guest was reset and is paused as it was before, the merge is running"
+            ),
         })?;
+        for note in &reply.notes {
+            output::line(&format!("note: {}", render::printable(note)))?;
+        }
         if self.wait {
             wait::until_merged(&client, &name, &earlier)?;
         }

@@ -77,6 +77,15 @@ pub struct Serve {
     #[arg(long, value_name = "SOCK", value_parser = values::path)]
     control: Option<String>,
 
+    /// Monitor socket (QMP) of the QEMU that serves the disk's guest: `snapback rollback` then stops
+    /// and resets that guest itself. Remembered.
+    #[arg(long, value_name = "SOCK", value_parser = values::path)]
+    qmp: Option<String>,
+
+    /// Forget the monitor socket that --qmp named.
+    #[arg(long, conflicts_with = "qmp")]
+    no_qmp: bool,
+
     /// State file [default: FILE.snapback beside a file, below /var/lib/snapback for a device].
     #[arg(long, value_name = "FILE", value_parser = values::path)]
     state: Option<String>,
@@ -180,6 +189,10 @@ impl Serve {
                 MergeWritesName::Redirect => MergeWrites::Redirect,
             }),
             control: self.control.map(PathBuf::from),
+            qmp: match self.no_qmp {
+                true => Some(PathBuf::new()),
+                false => self.qmp.map(PathBuf::from),
+            },
             state: self.state.map(PathBuf::from),
             io_engine: match self.io_engine {
                 IoEngineName::Auto => IoEngine::Auto,

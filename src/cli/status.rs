@@ -84,10 +84,8 @@ impl Status {
                     output::line(&format!("\n{}", render::merge_line(merge)))?;
                 }
                 if status.rollback_at_reset.as_deref() == Some(&snapshot.name) {
-                    output::line(&format!(
-                        "\nrollback to {}: at the guest's next reset",
-                        snapshot.name
-                    ))?;
+                    let lines = render::rollback_lines(status);
+                    output::line(&format!("\n{}", lines.join("\n")))?;
                 }
             }
         }

@@ -164,6 +164,7 @@ mod tests {
             snapshots: state.map(snapshot).into_iter().collect(),
             merge: None,
             rollback_at_reset: None,
+            rollback: None,
             last_merge: None,
         }
     }

@@ -69,20 +69,66 @@ impl SnapshotSpec {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(rename_all = "kebab-case")]
 pub enum RollbackWhen {
-    /// At the guest's next device reset if a front end is attached, else now.
+    /// With a front end attached: through its VMM if the daemon knows its monitor,
+    /// else at the machine's next reset. With none attached: now.
     #[default]
     Auto,
     AtReset,
     Now,
+    /// The VMM stops the guest, the disk is rolled back, the VMM resets the guest
+    /// and lets it run.
+    Vmm,
+}
+
+/// What a rollback waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum ResetKind {
+    /// A machine that is reset or new, as far as that can be seen.
+    #[default]
+    Machine,
+    /// Any driver that begins with the disk, also one that was only restarted.
+    Any,
+}
+
+impl ResetKind {
+    pub const fn is_machine(&self) -> bool {
+        matches!(self, Self::Machine)
+    }
+}
+
+/// Who began to use a disk, as far as can be seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Seen {
+    /// The firmware of a machine that was reset or is new.
+    Firmware,
+    /// The system of a machine whose firmware was there before.
+    Boot,
+    /// The driver of a system that had used the disk before.
+    DriverRestart,
+    /// The system of a new guest that boots without firmware.
+    NewGuest,
+    /// Such a system, or that of an old guest whose front end came back.
+    Unclear,
+    /// A program without a guest.
+    Program,
 }
 
 /// `POST /v1/rollback`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RollbackRequest {
     pub snapshot: String,
     #[serde(default)]
     pub when: RollbackWhen,
+    /// What it waits for, if it waits.
+    #[serde(default, skip_serializing_if = "ResetKind::is_machine")]
+    pub reset: ResetKind,
+    /// Absolute path of QEMU's monitor socket (QMP); `None`: the daemon's own, if
+    /// it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qmp: Option<String>,
     /// Take this snapshot of the present state first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep: Option<SnapshotSpec>,
@@ -91,25 +137,55 @@ pub struct RollbackRequest {
     pub rate: Option<u64>,
 }
 
-/// Whether the handover has happened or waits for the guest's reset. On the
-/// wire `{"outcome":"started"}`, an object so that it can grow.
+/// What has become of a rollback that was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RollbackReply {
+    pub outcome: RollbackOutcome,
+    /// What the operator should know beside, a sentence or two each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "outcome", rename_all = "kebab-case")]
-pub enum RollbackReply {
+#[serde(rename_all = "kebab-case")]
+pub enum RollbackOutcome {
+    /// The disk is rolled back.
     Started,
+    /// It waits for the guest's reset.
     AtNextReset,
+    /// The disk is rolled back, and the VMM has reset the guest, which runs.
+    GuestReset,
+    /// The same, but the guest was paused before and still is.
+    GuestResetPaused,
+}
+
+impl From<RollbackOutcome> for RollbackReply {
+    fn from(outcome: RollbackOutcome) -> Self {
+        Self {
+            outcome,
+            notes: Vec::new(),
+        }
+    }
 }
 
 /// `POST /v1/merge`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MergeRequest {
     pub snapshot: String,
     /// The snapshot's own view becomes a merge view too.
     #[serde(default)]
     pub follow: bool,
+    /// Also although a guest is attached to the origin.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub now: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<u64>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
+const fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 /// `PUT /v1/snapshots/NAME/size`
@@ -149,10 +225,33 @@ pub struct VolumeStatus {
     pub merge: Option<MergeStatus>,
     /// The snapshot that a deferred rollback waits to hand over.
     pub rollback_at_reset: Option<String>,
+    /// More of it; `null` if none waits.
+    #[serde(default)]
+    pub rollback: Option<PendingRollback>,
     /// How the last merge of this process ended; `null` before the first end.
     /// Lets a waiting client tell a merge that it missed from one that never ran.
     #[serde(default)]
     pub last_merge: Option<MergeOutcome>,
+}
+
+/// A rollback that waits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingRollback {
+    pub snapshot: String,
+    /// What it waits for.
+    pub reset: ResetKind,
+    /// The snapshot that will be taken before it.
+    #[serde(default)]
+    pub keep: Option<String>,
+    /// The monitor that is asked for resets.
+    #[serde(default)]
+    pub qmp: Option<String>,
+    /// Who was seen last that it did not happen for.
+    #[serde(default)]
+    pub seen: Option<Seen>,
+    /// What that means and what to do, or why it failed.
+    #[serde(default)]
+    pub note: Option<String>,
 }
 
 /// The end of a merge.

@@ -12,7 +12,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::api::Retry;
+use super::api::{Retry, Seen};
 use super::utc;
 
 /// Events kept; older ones are forgotten.
@@ -104,6 +104,12 @@ pub enum Happening {
     RollbackFailed {
         error: String,
     },
+    /// A guest may stand still that was stopped for a rollback; `note` says how its
+    /// disk is and what to do.
+    GuestHeld {
+        qmp: String,
+        note: String,
+    },
     /// The merge view has replaced the origin view, or does so again when the
     /// daemon started.
     Handover {
@@ -137,9 +143,21 @@ pub enum Happening {
     FrontEndLeft {
         socket: Option<String>,
     },
-    /// A guest was reset, or a new one begins.
+    /// A machine was reset, or a new one begins.
     GuestReset {
         socket: Option<String>,
+        seen: Seen,
+    },
+    /// A driver begins with the disk, which is no reset.
+    DriverStarted {
+        socket: Option<String>,
+        seen: Seen,
+    },
+    /// A driver begins, and the rollback that waits did not happen.
+    RollbackWaits {
+        seen: Seen,
+        /// What was seen and what to do.
+        reason: String,
     },
     /// The last event of a daemon that stops in order.
     Stopping,
@@ -154,7 +172,11 @@ impl Happening {
     const fn is_the_guests(&self) -> bool {
         matches!(
             self,
-            Self::FrontEndConnected { .. } | Self::FrontEndLeft { .. } | Self::GuestReset { .. }
+            Self::FrontEndConnected { .. }
+                | Self::FrontEndLeft { .. }
+                | Self::GuestReset { .. }
+                | Self::DriverStarted { .. }
+                | Self::RollbackWaits { .. }
         )
     }
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::control::api::Seen;
 
 fn numbers(page: &EventPage) -> Vec<u64> {
     page.events.iter().map(|e| e.seq).collect()
@@ -12,7 +13,13 @@ fn overflows(log: &EventLog, count: usize) {
 
 fn resets(log: &EventLog, count: usize) {
     for _ in 0..count {
-        log.tell(None, Happening::GuestReset { socket: None });
+        log.tell(
+            None,
+            Happening::GuestReset {
+                socket: None,
+                seen: Seen::Firmware,
+            },
+        );
     }
 }
 

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::api::Seen;
 use super::events::{Event, FailedDevice, FailedIo, Happening, InvalidCause};
 use super::render::printable;
 use crate::size;
@@ -68,6 +69,7 @@ fn happening(what: &Happening) -> String {
                 printable(error)
             )
         }
+        Happening::GuestHeld { note, .. } => printable(note),
         Happening::Handover {
             chunks, at_start, ..
         } => {
@@ -88,7 +90,27 @@ fn happening(what: &Happening) -> String {
         }
         Happening::FrontEndConnected { socket } => at("front end connected", socket),
         Happening::FrontEndLeft { socket } => at("front end left", socket),
-        Happening::GuestReset { socket } => at("guest reset or started", socket),
+        Happening::GuestReset { socket, seen } => {
+            let what = match seen {
+                Seen::Firmware => "machine reset or started: its firmware begins",
+                _ => "guest started",
+            };
+            at(what, socket)
+        }
+        Happening::DriverStarted { socket, seen } => {
+            let what = match seen {
+                Seen::Firmware => "firmware's driver started",
+                Seen::Boot => "the machine's system starts",
+                Seen::DriverRestart => "the guest's driver was restarted",
+                Seen::NewGuest => "a system's driver started",
+                Seen::Unclear => "a guest's driver started, of a new guest or an old one",
+                Seen::Program => "a program looks at the disk",
+            };
+            at(what, socket)
+        }
+        Happening::RollbackWaits { reason, .. } => {
+            format!("the rollback still waits: {}", printable(reason))
+        }
         Happening::Stopping => "the daemon stops".to_owned(),
         Happening::Lost { count } => {
             format!("{count} events are missing: only the newest are kept")

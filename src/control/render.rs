@@ -7,6 +7,27 @@ use super::api::{MergeStatus, SnapshotStatus, State, ViewKind, ViewStatus, Volum
 use crate::size;
 use crate::units::SECTOR_SIZE;
 
+/// The rollback that waits, if one does, and what was seen meanwhile.
+pub fn rollback_lines(status: &VolumeStatus) -> Vec<String> {
+    let Some(name) = &status.rollback_at_reset else {
+        return Vec::new();
+    };
+    let pending = status.rollback.as_ref();
+    let any = pending.is_some_and(|p| !p.reset.is_machine());
+    let or_else = if any {
+        ", or when any driver starts"
+    } else {
+        ""
+    };
+    let name = printable(name);
+    let mut lines = vec![format!(
+        "rollback to {name}: at the guest's next reset{or_else}"
+    )];
+    let note = pending.and_then(|p| p.note.as_ref());
+    lines.extend(note.map(|note| format!("  it still waits: {}", printable(note))));
+    lines
+}
+
 /// For people: the origin, its views, its snapshots, and what is going on.
 pub fn human(status: &VolumeStatus) -> String {
     let origin = &status.origin;
@@ -33,12 +54,7 @@ pub fn human(status: &VolumeStatus) -> String {
     }
     let mut news = Vec::new();
     news.extend(status.merge.as_ref().map(merge_line));
-    news.extend(
-        status
-            .rollback_at_reset
-            .as_ref()
-            .map(|name| format!("rollback to {}: at the guest's next reset", printable(name))),
-    );
+    news.extend(rollback_lines(status));
     if status.merge.is_none()
         && let Some(outcome) = &status.last_merge
     {

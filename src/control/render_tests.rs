@@ -42,6 +42,7 @@ fn volume(snapshots: Vec<SnapshotStatus>) -> VolumeStatus {
         snapshots,
         merge: None,
         rollback_at_reset: None,
+        rollback: None,
         last_merge: None,
     }
 }

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::control::api::{
-    ApiError, ErrorKind, MergeRequest, OriginStatus, RollbackReply, RollbackRequest, RollbackWhen,
-    SnapshotSpec, StoreType, VolumeStatus,
+    ApiError, ErrorKind, MergeRequest, OriginStatus, RollbackOutcome, RollbackReply,
+    RollbackRequest, RollbackWhen, SnapshotSpec, StoreType, VolumeStatus,
 };
 use crate::control::events::EventLog;
 use crate::control::{Client, ClientError};
@@ -52,6 +52,7 @@ impl Volume for FakeVolume {
             snapshots: Vec::new(),
             merge: None,
             rollback_at_reset: None,
+            rollback: None,
             last_merge: None,
         }
     }
@@ -73,7 +74,7 @@ impl Volume for FakeVolume {
             "rollback {} {:?} {:?}",
             request.snapshot, request.when, request.rate
         ))?;
-        Ok(RollbackReply::AtNextReset)
+        Ok(RollbackOutcome::AtNextReset.into())
     }
     fn cancel_rollback(&self) -> Result<(), ApiError> {
         self.note("cancel rollback".to_owned())
@@ -169,6 +170,7 @@ fn every_call_reaches_the_volume_as_it_was_meant() {
             snapshot: "s2".to_owned(),
             follow: true,
             rate: None,
+            ..Default::default()
         })
         .unwrap();
     client.pause_merge().unwrap();
@@ -179,10 +181,11 @@ fn every_call_reaches_the_volume_as_it_was_meant() {
         when: RollbackWhen::AtReset,
         keep: Some(spec("s3")),
         rate: Some(5),
+        ..Default::default()
     };
     assert_eq!(
         client.rollback(&rollback).unwrap(),
-        RollbackReply::AtNextReset
+        RollbackOutcome::AtNextReset.into()
     );
     client.cancel_rollback().unwrap();
     assert_eq!(

@@ -55,6 +55,8 @@ pub struct OpenCow {
     id: DeviceId,
     file: Option<Arc<BlockFile>>,
     created: bool,
+    /// It held an empty store with such chunks when it was opened.
+    held: Option<ChunkSize>,
     kept: bool,
 }
 
@@ -66,6 +68,7 @@ impl OpenCow {
             id,
             file: devices.get(id),
             created,
+            held: None,
             kept: false,
         }
     }
@@ -74,6 +77,21 @@ impl OpenCow {
     fn holes(&self, store: &ValidStore) -> Option<String> {
         let (layout, entries) = (store.metadata().layout(), store.metadata().entries());
         Holes::find(self.file.as_ref()?, layout, entries).warning()
+    }
+
+    /// Makes it what it was when it was opened, for a snapshot that did not come to
+    /// be: blank, or an empty store. One that was made goes away by itself.
+    pub fn put_back(&self, disk: &mut dyn Disk) -> Result<(), StoreError> {
+        let Some(file) = self.file.as_ref().filter(|_| !self.created) else {
+            return Ok(());
+        };
+        match self.held {
+            Some(chunk_size) => {
+                let (sectors, unit) = (file.sectors(), unit(file.block_size()));
+                store::create(disk, self.id, chunk_size, sectors, unit).map(drop)
+            }
+            None => clear_head(disk, self.id, file.size()),
+        }
     }
 
     /// The engine has it now.
@@ -416,11 +434,12 @@ impl InspectedCow {
                     false,
                 )
             }
-            Found::Valid(open, store) => {
+            Found::Valid(mut open, store) => {
                 let metadata = store.settle(disk, open.id).map_err(failed)?;
                 if let Some(file) = &open.file {
                     file.hold(metadata.held_bytes());
                 }
+                open.held = Some(chunk_size);
                 (open, metadata, true)
             }
         };

@@ -1,145 +1,86 @@
-//! Handing a snapshot over to the merge view: rollback, live commit, and what
-//! can be told to a merge under way.
+//! Handing a snapshot over to the merge view, and what can be told to a merge
+//! under way.
 
-use std::sync::atomic::Ordering;
-
-use super::state::{MergeRecord, RollbackRecord, WritePolicy};
+use super::notices::RETRY;
+use super::snapshots::NewSnapshot;
+use super::state::{MergeRecord, RollbackRecord, VolumeState, WritePolicy};
 use super::volume::{LiveVolume, Merging, conflict, lock, not_recorded};
-use crate::control::api::{
-    ApiError, ErrorKind, MergeRequest, Retry, RollbackReply, RollbackRequest, RollbackWhen,
-    SnapshotSpec, StoreType,
-};
-use crate::control::events::Happening;
+use crate::control::api::{ApiError, ErrorKind, MergeRequest, Retry, StoreType};
 use crate::engine::{ControlError, ControlRequest, SnapshotState};
 use crate::executor::Executor;
 
+/// How a snapshot is handed over.
+#[derive(Default)]
+pub(super) struct Handover {
+    pub follow: bool,
+    /// Of the merge, in bytes per second, 0: no limit.
+    pub rate: u64,
+    /// To be taken right before.
+    pub keep: Option<NewSnapshot>,
+}
+
+/// A handover that was recorded and did not happen.
+#[derive(Clone, Debug)]
+pub(super) struct Undo {
+    snapshot: String,
+    kept: Option<String>,
+    /// The rollback that waits again.
+    again: Option<RollbackRecord>,
+}
+
+impl Undo {
+    pub fn apply(&self, state: &mut VolumeState) {
+        state.merge.take_if(|m| m.snapshot == self.snapshot);
+        if let Some(kept) = &self.kept {
+            state.drop_snapshot(kept);
+        }
+        if state.snapshot(&self.snapshot).is_some() {
+            state.rollback_at_reset.clone_from(&self.again);
+        }
+    }
+}
+
 impl LiveVolume {
-    pub(super) fn roll_back(&self, request: RollbackRequest) -> Result<RollbackReply, ApiError> {
-        let mut ops = lock(&self.ops);
-        let name = &request.snapshot;
-        self.check_mergeable(name)?;
-        let rate = request.rate.unwrap_or(0);
-        if request.keep.as_ref().is_some_and(|k| k.name == *name) {
-            return Err(ApiError::new(
-                ErrorKind::BadRequest,
-                format!("--keep {name} is the snapshot to roll back to: choose another name"),
-            ));
-        }
-        let wait = match request.when {
-            RollbackWhen::Now => false,
-            RollbackWhen::AtReset => true,
-            RollbackWhen::Auto => lock(&self.tables).origin_attached(),
-        };
-        if wait {
-            if let Some(keep) = &request.keep {
-                // Taken at the reset; what speaks against it is said now.
-                self.check_snapshot(keep, &mut *self.one_thread_disk()?)?;
-            }
-            let record = RollbackRecord {
-                snapshot: name.clone(),
-                rate,
-                keep: request.keep,
-            };
-            let mut replaced = None;
-            lock(&self.state)
-                .update(|s| replaced = s.rollback_at_reset.replace(record))
-                .map_err(|e| not_recorded(&e))?;
-            self.refresh_pending();
-            if let Some(other) = replaced.filter(|r| r.snapshot != *name) {
-                self.tell_cancelled(&other.snapshot, "replaced");
-            }
-            self.events.tell(Some(name), Happening::RollbackPending);
-            tracing::info!(snapshot = %name, "rollback at the guest's next reset");
-            return Ok(RollbackReply::AtNextReset);
-        }
-        if let Some(keep) = request.keep {
-            self.create_snapshot_in_turn(&mut ops, keep)?;
-        }
-        self.hand_over(&mut ops, name, false, rate)?;
-        Ok(RollbackReply::Started)
-    }
-
-    /// Calls the rollback off that waits for the guest's reset. Whoever was
-    /// quicker, this or the reset, has its way.
-    pub(super) fn call_rollback_off(&self) -> Result<(), ApiError> {
-        let _turn = lock(&self.ops);
-        let Some(pending) = lock(&self.state).state().rollback_at_reset.clone() else {
-            let merging = lock(&self.state).state().merge.clone();
-            return Err(conflict(match merging {
-                Some(merge) => format!(
-                    "no rollback waits for a reset; that to {} has been carried out, or is a merge, and cannot be called off",
-                    merge.snapshot
-                ),
-                None => {
-                    "no rollback waits for a reset; snapback status shows one that does".to_owned()
-                }
-            }));
-        };
-        lock(&self.state)
-            .update(|s| s.rollback_at_reset = None)
-            .map_err(|e| not_recorded(&e))?;
-        self.refresh_pending();
-        tracing::info!(snapshot = %pending.snapshot, "the rollback is called off");
-        self.tell_cancelled(&pending.snapshot, "asked");
-        Ok(())
-    }
-
     pub(super) fn merge_now(&self, request: &MergeRequest) -> Result<(), ApiError> {
         let mut ops = lock(&self.ops);
         self.check_mergeable(&request.snapshot)?;
-        self.hand_over(
-            &mut ops,
-            &request.snapshot,
-            request.follow,
-            request.rate.unwrap_or(0),
-        )
-    }
-
-    /// Carries out the rollback that waited for this. The guest's rings start
-    /// only when it returns, so the guest boots what the snapshot holds.
-    pub(super) fn roll_back_at_reset(&self) {
-        let mut ops = lock(&self.ops);
-        // Between the look without a lock and here it may have been carried out.
-        let Some(pending) = lock(&self.state).state().rollback_at_reset.clone() else {
-            return;
+        if !request.now {
+            self.check_unused(request)?;
+        }
+        let handover = Handover {
+            follow: request.follow,
+            rate: request.rate.unwrap_or(0),
+            keep: None,
         };
-        let name = &pending.snapshot;
-        let result = self
-            .check_mergeable(name)
-            .and_then(|()| self.keep_before_rollback(&mut ops, pending.keep))
-            .and_then(|()| self.hand_over(&mut ops, name, false, pending.rate));
-        match result {
-            Ok(()) => {
-                tracing::info!(snapshot = %name, "the guest was reset and finds the snapshot's content")
-            }
-            Err(error) => {
-                tracing::error!(snapshot = %name, %error, "the guest was reset, but the rollback failed");
-                let error = error.to_string();
-                self.events
-                    .tell(Some(name), Happening::RollbackFailed { error });
-            }
-        }
+        self.hand_over(&mut ops, &request.snapshot, handover)
     }
 
-    /// Takes the snapshot that makes the rollback reversible; without it there is
-    /// no rollback. One that a crash left from an earlier try will do.
-    fn keep_before_rollback(
-        &self,
-        ops: &mut Executor,
-        keep: Option<SnapshotSpec>,
-    ) -> Result<(), ApiError> {
-        let Some(keep) = keep else { return Ok(()) };
-        let taken = lock(&self.tables)
-            .snapshot(&keep.name)
-            .is_some_and(|s| s.spec.cow == keep.cow);
-        if !taken {
-            self.create_snapshot_in_turn(ops, keep)?;
-        }
-        Ok(())
+    /// A guest that is attached to the origin would find another disk there from
+    /// one read to the next.
+    fn check_unused(&self, request: &MergeRequest) -> Result<(), ApiError> {
+        let name = &request.snapshot;
+        let tables = lock(&self.tables);
+        let Some(view) = tables.origin_views.iter().find(|v| v.is_attached()) else {
+            return Ok(());
+        };
+        let at = view.socket.as_deref().unwrap_or("the given descriptor");
+        Err(conflict(if request.follow {
+            format!(
+                "a guest is attached to the disk at {at}: the merge of {name} would change the disk while it runs, and the \
+                 snapshot's guest would be a second one on the same disk. Shut the guest at {at} down first, or insist with \
+                 snapback merge {name} --follow --now"
+            )
+        } else {
+            format!(
+                "a guest is attached to the disk at {at}, and the merge of {name} would change the disk while it runs. Use \
+                 snapback rollback {name}, which does the same when the guest is reset, or insist with snapback merge {name} \
+                 --now"
+            )
+        }))
     }
 
     /// What speaks against merging a snapshot, checked before anything is done.
-    fn check_mergeable(&self, name: &str) -> Result<(), ApiError> {
+    pub(super) fn check_mergeable(&self, name: &str) -> Result<(), ApiError> {
         if self.facts.read_only {
             return Err(conflict(format!(
                 "snapshot {name} cannot be merged: the origin is served read-only; serve it without --read-only"
@@ -182,57 +123,128 @@ impl LiveVolume {
         }
     }
 
-    /// Hands `name` over.
+    /// Hands a snapshot over.
     ///
-    /// Order: 1 the merge is in the state file, durable → 2 the engine hands over
-    /// → 3 known to the status. If 2 fails, 1 is taken back.
-    fn hand_over(
+    /// Order: 1 the merge is in the state file, durable, together with the snapshot
+    /// that is to be kept → 2 that one's cut → 3 the engine hands over → 4 known to
+    /// the status. If 2 or 3 fails, all of it is taken back.
+    pub(super) fn hand_over(
         &self,
         ops: &mut Executor,
         name: &str,
-        follow: bool,
-        rate: u64,
+        handover: Handover,
     ) -> Result<(), ApiError> {
-        let writes = self.facts.merge_writes;
+        let Handover {
+            follow,
+            rate,
+            keep: mut kept,
+        } = handover;
         let record = MergeRecord {
             snapshot: name.to_owned(),
             follow,
-            writes: WritePolicy::from(writes),
+            writes: WritePolicy::from(self.facts.merge_writes),
             paused: false,
             rate,
         };
         let before = lock(&self.state).state().rollback_at_reset.clone();
-        lock(&self.state)
-            .update(|s| {
-                s.merge = Some(record.clone());
-                s.rollback_at_reset = None;
-            })
-            .map_err(|e| not_recorded(&e))?;
-        let handed = self.start_merge(ops, &record);
-        if let Err(error) = &handed {
-            // Kept pending only if another try at the next reset can help.
-            let again = before
-                .clone()
-                .filter(|_| matches!(error, ControlError::Busy | ControlError::Io(_)));
-            let undone = lock(&self.state).update(|s| {
-                s.merge = None;
-                s.rollback_at_reset = again;
-            });
-            if let Err(error) = undone {
-                tracing::error!(snapshot = %name, %error,
-                    "the state file still says that this snapshot is being merged; the next start will do so");
+        let recorded = lock(&self.state).update(|s| {
+            s.snapshots
+                .extend(kept.as_ref().map(|new| new.record.clone()));
+            s.merge = Some(record.clone());
+            s.rollback_at_reset = None;
+        });
+        if let Err(error) = recorded {
+            if let Some(new) = &kept {
+                self.put_back(new);
+            }
+            return Err(not_recorded(&error));
+        }
+        if kept.is_some() {
+            self.mark_origin();
+        }
+        let cut = kept.as_mut().map_or(Ok(()), |new| self.cut(ops, new));
+        let (handed, again) = match cut {
+            Ok(()) => {
+                #[cfg(not(test))]
+                let started = self.start_merge(ops, &record);
+                #[cfg(test)]
+                let started = match self
+                    .fail_handover
+                    .swap(false, std::sync::atomic::Ordering::AcqRel)
+                {
+                    true => Err(ControlError::Busy),
+                    false => self.start_merge(ops, &record),
+                };
+                // Kept pending only if another try at the next reset can help.
+                let again = matches!(started, Err(ControlError::Busy | ControlError::Io(_)));
+                (started.map_err(|e| mapped(name, &e)), again)
+            }
+            Err(error) => (Err(error), true),
+        };
+        if handed.is_err() {
+            let undo = Undo {
+                snapshot: name.to_owned(),
+                kept: kept.as_ref().map(|new| new.record.spec.name.clone()),
+                again: before.clone().filter(|_| again),
+            };
+            self.take_back(undo);
+            if let Some(new) = &kept {
+                self.uncut(ops, new);
             }
         }
         self.refresh_pending();
-        let still = lock(&self.state).state().rollback_at_reset.is_some();
-        if let Some(other) = before.filter(|_| !still) {
+        if let Some(other) = before {
             match &handed {
                 Ok(()) if other.snapshot == name => {}
                 Ok(()) => self.tell_cancelled(&other.snapshot, "replaced"),
+                Err(_) if again => {}
                 Err(_) => self.tell_cancelled(&other.snapshot, "failed"),
             }
         }
-        handed.map_err(|e| mapped(name, &e))
+        handed?;
+        kept.map_or(Ok(()), |new| self.settle_snapshot(new))
+    }
+
+    /// Takes a handover back that did not happen; again and again until that is
+    /// recorded: a start before it would hand over.
+    fn take_back(&self, undo: Undo) {
+        let Err(error) = lock(&self.state).update(|s| undo.apply(s)) else {
+            return;
+        };
+        tracing::error!(snapshot = %undo.snapshot, %error,
+            "the state file still says that this snapshot is being merged, which it is not; it is tried again");
+        lock(&self.tables).undo = Some(undo);
+        let this = self.this.clone();
+        let spawned = std::thread::Builder::new()
+            .name("undo".into())
+            .spawn(move || {
+                loop {
+                    std::thread::sleep(RETRY);
+                    let Some(volume) = this.upgrade().filter(|v| !v.is_stopping()) else {
+                        return;
+                    };
+                    if volume.is_taken_back() {
+                        return;
+                    }
+                }
+            });
+        if let Err(error) = spawned {
+            tracing::error!(%error, "it is taken back when the daemon stops");
+        }
+    }
+
+    /// Tries to record what [`Self::take_back`] could not.
+    pub(super) fn is_taken_back(&self) -> bool {
+        let _turn = lock(&self.ops);
+        let Some(undo) = lock(&self.tables).undo.clone() else {
+            return true;
+        };
+        let recorded = lock(&self.state).update(|s| undo.apply(s)).is_ok();
+        if recorded {
+            lock(&self.tables).undo = None;
+            self.refresh_pending();
+        }
+        recorded
     }
 
     /// The engine's part of a handover, new or taken up again.
@@ -351,12 +363,6 @@ impl LiveVolume {
         if let Some(merger) = &*lock(&self.merger) {
             merger.set_rate(rate);
         }
-    }
-
-    /// Keeps the flag that resets look at in step with the state.
-    pub(super) fn refresh_pending(&self) {
-        let pending = lock(&self.state).state().rollback_at_reset.is_some();
-        self.rollback_pending.store(pending, Ordering::Release);
     }
 }
 

@@ -5,6 +5,7 @@
 //!                                │                 standing, identity, cow_identity, marks, lost: is it what it was?
 //!                                ▼                 cow: from a path to a store
 //!                             volume ─► snapshots, grow, merging, notices, telling, status, views
+//!                                └────► rollback ─► resets, watch, vmm ─► qmp
 //! ```
 
 mod check;
@@ -29,8 +30,11 @@ mod options;
 mod origin_check;
 mod plan;
 mod plan_error;
+mod qmp;
 mod recorded;
 mod replace;
+mod resets;
+mod rollback;
 mod run;
 mod serials;
 mod serve;
@@ -44,7 +48,9 @@ mod status;
 mod telling;
 mod turns;
 mod views;
+mod vmm;
 mod volume;
+mod watch;
 
 pub use identity::{OriginIdentity, StorageIdentity, StorageKind};
 pub use offline_identity::doubts;

@@ -182,6 +182,7 @@ fn options(
         merge: (!under_way).then_some(name),
         merge_writes: None,
         control: None,
+        qmp: None,
         state,
         io_engine: IoEngine::Auto,
         accept_changes: false,

@@ -41,6 +41,9 @@ pub struct ServeOptions {
     pub merge_writes: Option<MergeWrites>,
     /// Control socket; `None`: no control interface.
     pub control: Option<PathBuf>,
+    /// Monitor socket (QMP) of the origin's guest; `None`: as recorded, or none; an
+    /// empty one: none any more.
+    pub qmp: Option<PathBuf>,
     /// State file; `None`: the default place for this origin.
     pub state: Option<PathBuf>,
     pub io_engine: IoEngine,

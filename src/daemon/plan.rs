@@ -67,6 +67,8 @@ pub fn plan(
     }
     let foreign = take_over(&mut state, standing, &mut remarks);
     state.origin = now.clone();
+    // Of a daemon that was killed nobody knows.
+    state.guest_attached |= state.running;
     state.running = true;
 
     let asked = asked_snapshots(options)?;
@@ -341,6 +343,13 @@ fn sockets(options: &ServeOptions, state: &mut VolumeState) -> Result<(), PlanEr
     }
     if let Some(control) = &options.control {
         state.control = Some(absolute(control)?);
+    }
+    if let Some(qmp) = &options.qmp {
+        // An empty one takes the recorded one back.
+        state.qmp = match qmp.as_os_str().is_empty() {
+            true => None,
+            false => Some(absolute(qmp)?),
+        };
     }
     if let Some(serial) = &options.serial {
         state.serial = Some(serial.clone());

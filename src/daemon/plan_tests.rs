@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::*;
+use crate::control::api::ResetKind;
 use crate::daemon::identity::{FileFacts, StorageKind, Timestamp};
 use crate::daemon::state::{RollbackRecord, WritePolicy};
 use crate::io::IoEngine;
@@ -59,6 +60,7 @@ fn options() -> ServeOptions {
         merge: None,
         merge_writes: None,
         control: None,
+        qmp: None,
         state: None,
         io_engine: IoEngine::Auto,
         accept_changes: false,
@@ -153,6 +155,8 @@ fn the_state_file_alone_brings_everything_back() {
         [("s1", Source::Recorded), ("s2", Source::Recorded)]
     );
     state.origin = origin(999);
+    // The last daemon was killed: nobody knows whether a guest was attached.
+    state.guest_attached = true;
     assert_eq!(plan.state, state);
 }
 
@@ -412,6 +416,8 @@ fn a_pending_rollback_stays_pending_or_becomes_the_merge_asked_for() {
     state.rollback_at_reset = Some(RollbackRecord {
         snapshot: "s1".into(),
         rate: 5,
+        reset: ResetKind::Machine,
+        qmp: None,
         keep: None,
     });
     let waits = plan(&options(), Some(state.clone()), &origin(100)).unwrap();

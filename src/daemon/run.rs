@@ -111,6 +111,9 @@ pub(super) fn stop(
     let deadline = Instant::now() + PATIENCE;
     {
         let tables = lock(&volume.tables);
+        // Who is attached now comes back to the next daemon.
+        let attached = tables.origin_attached();
+        volume.may_come_back.fetch_or(attached, Ordering::AcqRel);
         let own = tables.snapshots.iter().filter_map(|s| s.view.as_ref());
         for view in tables.origin_views.iter().chain(own) {
             view.request_stop();
@@ -189,7 +192,11 @@ pub fn finish(volume: &LiveVolume) -> Result<(), DaemonError> {
             .collect()
     };
     warn_of_replaced(volume);
+    let undo = lock(&volume.tables).undo.take();
     lock(&volume.state).update(|s| {
+        if let Some(undo) = &undo {
+            undo.apply(s);
+        }
         s.origin.size = origin.size;
         s.origin.kind = origin.kind;
         for (name, store) in stores {
@@ -197,6 +204,7 @@ pub fn finish(volume: &LiveVolume) -> Result<(), DaemonError> {
                 record.store = Some(store);
             }
         }
+        s.guest_attached = volume.may_come_back.load(Ordering::Acquire);
         s.running = false;
     })?;
     tracing::info!("stopped");

@@ -124,6 +124,7 @@ pub(super) fn build(
         .unwrap_or_else(|| serials::of_path(&volume_state.origin.path));
     let rate = volume_state.merge.as_ref().map_or(0, |m| m.rate);
     let path = volume_state.origin.path.clone();
+    let may_come_back = volume_state.guest_attached && volume_state.serves_origin();
     marking::identify(&mut volume_state)
         .map_err(|e| DaemonError::system("get random numbers", e))?;
     let mut state = state.begin(volume_state)?;
@@ -192,10 +193,14 @@ pub(super) fn build(
         tables: Mutex::new(Tables::default()),
         merger: Mutex::new(Some(merger)),
         rollback_pending: AtomicBool::new(false),
-        stopping: AtomicBool::new(false),
+        may_come_back: AtomicBool::new(may_come_back),
+        stopping: Arc::default(),
         tidying: Mutex::new(Vec::new()),
         events: EventLog::default(),
         turns,
+        watch: Mutex::new(None),
+        #[cfg(test)]
+        fail_handover: AtomicBool::new(false),
     });
     let version = env!("CARGO_PKG_VERSION").to_owned();
     volume.events.tell(None, Happening::Started { version });
@@ -227,6 +232,7 @@ pub(super) fn open_up(
     volume.refresh_pending();
     notices.turn(volume);
     notices.started();
+    volume.say_stopped_guest();
 
     let failed = |e| DaemonError::system("start a view", e);
     let description = ViewDescription {

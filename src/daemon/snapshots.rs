@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::cow::{self, InspectedCow, Purpose};
+use super::cow::{self, InspectedCow, OpenCow, Purpose};
 use super::cow_error::CowError;
 use super::cow_identity::belongs_elsewhere;
 use super::golden;
@@ -13,11 +13,26 @@ use super::volume::{LiveVolume, Snapshot, conflict, lock, not_recorded};
 use super::{marking, marks};
 use crate::control::api::{ApiError, ErrorKind, SnapshotSpec, StoreType, check_name};
 use crate::control::events::Happening;
-use crate::engine::{ControlError, ControlRequest, ViewId};
+use crate::engine::{ControlError, ControlRequest, SnapshotStore, ViewId};
 use crate::executor::Executor;
-use crate::io::{DeviceId, Disk, IoEngine, open_disk};
-use crate::units::SECTOR_SIZE;
+use crate::io::{DeviceId, Disk, Identity, IoEngine, open_disk};
+use crate::units::{ChunkSize, SECTOR_SIZE};
+use crate::vhost::ViewSocket;
 use crate::virtio_blk::MAX_WRITE_ZEROES_SECTORS;
+
+/// A snapshot about to be taken: its COW is made, its socket bound.
+pub(super) struct NewSnapshot {
+    pub record: SnapshotRecord,
+    id: ViewId,
+    device: DeviceId,
+    identity: Identity,
+    device_string: String,
+    chunk_size: ChunkSize,
+    /// Until the engine has it.
+    store: Option<SnapshotStore>,
+    cow: OpenCow,
+    socket: Option<ViewSocket>,
+}
 
 impl LiveVolume {
     /// Takes a snapshot.
@@ -26,14 +41,26 @@ impl LiveVolume {
     /// made, durable → 3 state file → 4 the cut in the engine → 5 the view is
     /// served. What was made is undone if a later step fails.
     pub(super) fn create_snapshot(&self, spec: SnapshotSpec) -> Result<(), ApiError> {
-        self.create_snapshot_in_turn(&mut lock(&self.ops), spec)
+        let mut ops = lock(&self.ops);
+        self.check_not_promised(&spec)?;
+        let mut new = self.make_snapshot(spec)?;
+        let record = new.record.clone();
+        let recorded = lock(&self.state).update(|s| s.snapshots.push(record));
+        if let Err(error) = recorded {
+            self.put_back(&new);
+            return Err(not_recorded(&error));
+        }
+        self.mark_origin();
+        if let Err(error) = self.cut(&mut ops, &mut new) {
+            self.unrecord(&new.record.spec.name);
+            return Err(error);
+        }
+        self.settle_snapshot(new)
     }
 
-    pub(super) fn create_snapshot_in_turn(
-        &self,
-        ops: &mut Executor,
-        mut spec: SnapshotSpec,
-    ) -> Result<(), ApiError> {
+    /// 1 and 2: a snapshot that is ready to be taken. What was made goes away again
+    /// if it is dropped.
+    pub(super) fn make_snapshot(&self, mut spec: SnapshotSpec) -> Result<NewSnapshot, ApiError> {
         let name = spec.name.clone();
         let mut disk = self.one_thread_disk()?;
         let inspected = self.check_snapshot(&spec, &mut *disk)?;
@@ -57,37 +84,56 @@ impl LiveVolume {
             }
         }
         let record = SnapshotRecord {
-            spec: spec.clone(),
+            spec,
             valid: true,
             length: Some(sectors * SECTOR_SIZE),
             id: marks::new_id().ok(),
             store: prepared.file_identity(),
         };
         marking::mark_new_cow(&lock(&self.state), &record);
-        lock(&self.state)
-            .update(|s| s.snapshots.push(record))
-            .map_err(|e| not_recorded(&e))?;
-        let origin = Path::new(&self.facts.path);
-        marking::mark_origin(&mut lock(&self.state), origin, self.facts.read_only);
-        let id = lock(&self.tables).next_id();
-        // In the tables first: a notice about it may come at once.
-        lock(&self.tables).snapshots.push(Snapshot {
-            id,
-            spec: spec.clone(),
+        Ok(NewSnapshot {
+            id: lock(&self.tables).next_id(),
+            record,
             device: prepared.store.device,
             identity: prepared.identity,
             device_string: prepared.device_string,
-            sectors,
             chunk_size: prepared.chunk_size,
+            store: Some(prepared.store),
+            cow: prepared.open,
+            socket,
+        })
+    }
+
+    /// The state file, which a first snapshot has made, is the disk's.
+    pub(super) fn mark_origin(&self) {
+        let origin = Path::new(&self.facts.path);
+        marking::mark_origin(&mut lock(&self.state), origin, self.facts.read_only);
+    }
+
+    /// 4: the cut. It is recorded already.
+    pub(super) fn cut(&self, ops: &mut Executor, new: &mut NewSnapshot) -> Result<(), ApiError> {
+        let id = new.id;
+        let Some(store) = new.store.take() else {
+            return Ok(());
+        };
+        // In the tables first: a notice about it may come at once.
+        lock(&self.tables).snapshots.push(Snapshot {
+            id,
+            spec: new.record.spec.clone(),
+            device: new.device,
+            identity: new.identity,
+            device_string: new.device_string.clone(),
+            sectors: store.sectors,
+            chunk_size: new.chunk_size,
             view: None,
         });
         let request = ControlRequest::AddSnapshot {
             snapshot: id,
-            store: Box::new(prepared.store),
+            store: Box::new(store),
         };
-        if let Err(error) = self.drive(ops, request) {
+        self.drive(ops, request).map_err(|error| {
             lock(&self.tables).snapshots.retain(|s| s.id != id);
-            self.unrecord(&name);
+            let name = &new.record.spec.name;
             let advice = match error {
                 // It latches, so that another try would not help.
                 ControlError::Io(failure) if failure.is_origin_flush() => {
@@ -95,12 +141,54 @@ impl LiveVolume {
                 }
                 _ => "",
             };
-            return Err(ApiError::new(
+            ApiError::new(
                 ErrorKind::Io,
                 format!("snapshot {name} was not taken: {error}{advice}"),
-            ));
+            )
+        })
+    }
+
+    /// Takes a snapshot back right after its cut, of which nobody was told. Its COW
+    /// is as it was found. It must be out of the state file, or recorded as invalid.
+    pub(super) fn uncut(&self, ops: &mut Executor, new: &NewSnapshot) {
+        let name = &new.record.spec.name;
+        let request = ControlRequest::RemoveSnapshot {
+            snapshot: new.id,
+            // Its store is made what it was right after this.
+            force: true,
+        };
+        if let Err(error) = self.drive(ops, request) {
+            tracing::warn!(snapshot = %name, %error, "the snapshot that was to be kept could not be removed");
+            return;
         }
-        prepared.open.keep();
+        lock(&self.tables).snapshots.retain(|s| s.id != new.id);
+        self.put_back(new);
+        self.events.tell(Some(name), Happening::SnapshotRemoved);
+    }
+
+    /// Makes the COW of a snapshot that was not taken what it was.
+    pub(super) fn put_back(&self, new: &NewSnapshot) {
+        marking::release_cow(&new.record);
+        let restored = self
+            .one_thread_disk()
+            .map_err(|e| e.to_string())
+            .and_then(|mut disk| new.cow.put_back(&mut *disk).map_err(|e| e.to_string()));
+        if let Err(error) = restored {
+            tracing::warn!(cow = %new.record.spec.cow, %error, "clear or remove it before it is used again");
+        }
+    }
+
+    /// 5: a snapshot that was taken stays, and its view is served.
+    pub(super) fn settle_snapshot(&self, new: NewSnapshot) -> Result<(), ApiError> {
+        let NewSnapshot {
+            id,
+            record: SnapshotRecord { spec, .. },
+            cow,
+            socket,
+            ..
+        } = new;
+        cow.keep();
+        let name = spec.name;
         tracing::info!(snapshot = %name, cow = %spec.cow, "snapshot taken");
         if let Some(socket) = socket {
             self.serve_snapshot(&name, id, socket, spec.socket)
@@ -162,7 +250,7 @@ impl LiveVolume {
         &self,
         name: &str,
         id: ViewId,
-        socket: crate::vhost::ViewSocket,
+        socket: ViewSocket,
         path: Option<String>,
     ) -> std::io::Result<()> {
         let Some((sectors, read_only, discards)) = lock(&self.tables).snapshot(name).map(|s| {
@@ -189,6 +277,23 @@ impl LiveVolume {
             snapshot.view = Some(view);
         }
         Ok(())
+    }
+
+    /// A rollback that waits has promised to take a snapshot: one that is made by
+    /// hand must not be in its place then.
+    fn check_not_promised(&self, spec: &SnapshotSpec) -> Result<(), ApiError> {
+        let state = lock(&self.state);
+        let Some(pending) = &state.state().rollback_at_reset else {
+            return Ok(());
+        };
+        match &pending.keep {
+            Some(keep) if keep.name == spec.name || keep.cow == spec.cow => Err(conflict(format!(
+                "the rollback to {} that waits takes the snapshot {} with the COW {} at the guest's reset: choose another \
+                     name and COW, or call the rollback off with snapback rollback --cancel",
+                pending.snapshot, keep.name, keep.cow
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// What can be said about a new snapshot without looking at its COW.

@@ -12,7 +12,7 @@ use super::identity::{OriginIdentity, StorageIdentity};
 use super::replace::{FileError, LockedFile};
 use super::state_home::Home;
 use super::state_place::SUFFIX;
-use crate::control::api::SnapshotSpec;
+use crate::control::api::{ResetKind, SnapshotSpec};
 use crate::engine::MergeWrites;
 
 /// Version that this program writes. It reads [`OLDEST`] and what came between.
@@ -41,6 +41,10 @@ pub struct VolumeState {
     pub home: Option<String>,
     /// A daemon is (or was, until it was killed) serving the volume.
     pub running: bool,
+    /// A guest may have been attached to the origin when the last daemon ended, and
+    /// none has come since: it may come back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub guest_attached: bool,
     /// As of the last clean stop, or of the start if there was none since.
     pub origin: OriginIdentity,
     /// Socket of the origin view.
@@ -52,6 +56,12 @@ pub struct VolumeState {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub read_only_sockets: Vec<String>,
     pub control: Option<String>,
+    /// The monitor socket (QMP) of the QEMU that serves the origin's guest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qmp: Option<String>,
+    /// A guest that was stopped for a rollback and does not run again yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped_guest: Option<StoppedGuest>,
     /// What GET_ID answers, if it was given.
     pub serial: Option<String>,
     /// In the order of their creation.
@@ -106,9 +116,24 @@ pub struct RollbackRecord {
     pub snapshot: String,
     /// Of the merge that follows, in bytes per second, 0: no limit.
     pub rate: u64,
-    /// A snapshot to be taken at that reset, of what the guest has come to.
+    /// What counts as that reset.
+    #[serde(default, skip_serializing_if = "ResetKind::is_machine")]
+    pub reset: ResetKind,
+    /// The monitor that tells of resets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qmp: Option<String>,
+    /// A snapshot to be taken at that reset, of what the guest has come to. It is
+    /// recorded together with the handover: while this is here, it is not taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep: Option<SnapshotSpec>,
+}
+
+/// A guest that its VMM was told to stop, so that its disk could be rolled back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StoppedGuest {
+    pub qmp: String,
+    pub snapshot: String,
 }
 
 /// [`MergeWrites`] as it is spelled in the file.
@@ -147,11 +172,14 @@ impl VolumeState {
             marked: None,
             home: None,
             running: false,
+            guest_attached: false,
             origin,
             socket: None,
             followed_sockets: Vec::new(),
             read_only_sockets: Vec::new(),
             control: None,
+            qmp: None,
+            stopped_guest: None,
             serial: None,
             snapshots: Vec::new(),
             merge: None,
@@ -172,6 +200,11 @@ impl VolumeState {
         self.snapshots.retain(|s| s.spec.name != name);
         self.merge.take_if(|m| m.snapshot == name);
         self.rollback_at_reset.take_if(|r| r.snapshot == name);
+    }
+
+    /// A guest can reach the origin.
+    pub fn serves_origin(&self) -> bool {
+        self.socket.is_some() || !self.followed_sockets.is_empty()
     }
 
     /// Nothing in it that a later start could miss.
@@ -310,6 +343,9 @@ pub struct StateFile {
     /// `None`: this volume is not remembered (read-only origin, no `--state`).
     file: Option<LockedFile>,
     state: VolumeState,
+    /// Which of the next writes fail.
+    #[cfg(test)]
+    pub failures: std::collections::VecDeque<bool>,
 }
 
 /// A state file that was read (if it exists) and locked; nothing is written.
@@ -340,6 +376,8 @@ impl OpenedState {
         let mut file = StateFile {
             file: self.file,
             state,
+            #[cfg(test)]
+            failures: Default::default(),
         };
         file.write(&file.state.clone())?;
         Ok(file)
@@ -373,6 +411,14 @@ impl StateFile {
     }
 
     fn write(&mut self, state: &VolumeState) -> Result<(), StateError> {
+        #[cfg(test)]
+        if self.failures.pop_front() == Some(true) {
+            return Err(StateError::File(FileError::Io {
+                what: "write",
+                path: PathBuf::from("state"),
+                source: std::io::Error::other("injected"),
+            }));
+        }
         let Some(file) = &mut self.file else {
             return Ok(());
         };

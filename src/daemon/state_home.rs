@@ -85,6 +85,13 @@ fn map_paths(state: &mut VolumeState, change: impl Fn(&str) -> String) {
     for record in &mut state.snapshots {
         spec(&mut record.spec);
     }
+    state.qmp = state.qmp.as_deref().map(&change);
+    if let Some(stopped) = &mut state.stopped_guest {
+        stopped.qmp = change(&stopped.qmp);
+    }
+    if let Some(rollback) = &mut state.rollback_at_reset {
+        rollback.qmp = rollback.qmp.as_deref().map(&change);
+    }
     if let Some(keep) = state
         .rollback_at_reset
         .as_mut()

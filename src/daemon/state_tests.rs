@@ -45,6 +45,8 @@ fn full() -> VolumeState {
     state.rollback_at_reset = Some(RollbackRecord {
         snapshot: "s2".into(),
         rate: 0,
+        reset: ResetKind::Machine,
+        qmp: None,
         keep: None,
     });
     state

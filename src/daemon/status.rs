@@ -18,6 +18,7 @@ impl LiveVolume {
                 state.rollback_at_reset.as_ref().map(|r| r.snapshot.clone()),
             )
         };
+        let rollback = self.pending_rollback();
         let bytes_per_second = lock(&self.merger)
             .as_ref()
             .map_or(0, Merger::bytes_per_second);
@@ -119,6 +120,7 @@ impl LiveVolume {
             snapshots: snapshots.collect(),
             merge,
             rollback_at_reset,
+            rollback,
             last_merge: tables.last_merge.clone(),
         }
     }

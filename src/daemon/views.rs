@@ -2,16 +2,20 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
+use super::resets::seen;
 use super::serials;
 use super::volume::LiveVolume;
+use crate::control::api::Seen;
 use crate::control::events::Happening;
 use crate::engine::{Engine, PortRole, ViewId, Wake};
 use crate::io::{Devices, Disk, IoEngine, open_disk};
-use crate::vhost::{Backend, Requests, SocketError, ViewConfig, ViewHooks, ViewServer, ViewSocket};
+use crate::vhost::{
+    Backend, Requests, SocketError, Start, ViewConfig, ViewHooks, ViewServer, ViewSocket,
+};
 use crate::virtio_blk::BlkDevice;
 
 /// Operations that one queue's disk has under way at once.
@@ -42,6 +46,10 @@ struct Presence {
     attached: AtomicBool,
     /// Resets of this view's guest count for a deferred rollback.
     is_origin: AtomicBool,
+    /// The guest's firmware, or its boot loader by means of that, uses the disk.
+    in_firmware: AtomicBool,
+    /// Rings that run.
+    rings: AtomicUsize,
 }
 
 /// What a view is to show.
@@ -106,6 +114,16 @@ impl View {
     /// A front end is connected.
     pub fn is_attached(&self) -> bool {
         self.presence.attached.load(Ordering::Acquire)
+    }
+
+    /// The guest is in its firmware or boot loader.
+    pub fn is_in_firmware(&self) -> bool {
+        self.is_attached() && self.presence.in_firmware.load(Ordering::Acquire)
+    }
+
+    /// Rings run.
+    pub fn runs(&self) -> bool {
+        self.presence.rings.load(Ordering::Acquire) > 0
     }
 
     /// From now on this view shows what the origin view shows.
@@ -179,6 +197,7 @@ impl Hooks {
 
 impl ViewHooks for Hooks {
     fn attached(&self) {
+        self.presence.in_firmware.store(false, Ordering::Release);
         self.presence.attached.store(true, Ordering::Release);
         self.tell(|socket| Happening::FrontEndConnected { socket });
     }
@@ -188,14 +207,31 @@ impl ViewHooks for Hooks {
         self.tell(|socket| Happening::FrontEndLeft { socket });
     }
 
-    fn device_reset(&self) {
-        self.tell(|socket| Happening::GuestReset { socket });
+    fn rings_start(&self, start: Start) {
+        if let Some(seen) = seen(start) {
+            let in_firmware = seen == Seen::Firmware;
+            self.presence
+                .in_firmware
+                .store(in_firmware, Ordering::Release);
+            self.tell(|socket| match seen {
+                Seen::Firmware | Seen::NewGuest => Happening::GuestReset { socket, seen },
+                _ => Happening::DriverStarted { socket, seen },
+            });
+        }
         // A snapshot's own guest does not reset the origin; it must not even
         // wait for the volume, whose lock is held while this view is stopped.
         if self.presence.is_origin.load(Ordering::Acquire)
             && let Some(volume) = self.volume.upgrade()
         {
-            volume.guest_was_reset();
+            volume.rings_start(start);
         }
+    }
+
+    fn ring_started(&self) {
+        self.presence.rings.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn ring_stopped(&self) {
+        self.presence.rings.fetch_sub(1, Ordering::AcqRel);
     }
 }

@@ -12,9 +12,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 
 use super::cow::OriginFacts;
+use super::merging::Undo;
+use super::resets::Waited;
 use super::state::{StateError, StateFile};
 use super::turns::Turns;
 use super::views::{View, ViewSettings};
+use super::watch::Watch;
 use crate::control::api::{
     ApiError, ErrorKind, MergeOutcome, MergeRequest, RollbackReply, RollbackRequest, SnapshotSpec,
     Volume, VolumeStatus,
@@ -57,13 +60,21 @@ pub struct LiveVolume {
     pub(super) merger: Mutex<Option<Merger>>,
     /// Cheap to ask at every reset; the truth is in the state.
     pub(super) rollback_pending: AtomicBool,
+    /// The guest of the last daemon may come back: none has started rings yet.
+    pub(super) may_come_back: AtomicBool,
     /// Told to stop.
-    pub(super) stopping: AtomicBool,
+    pub(super) stopping: Arc<AtomicBool>,
     /// Threads that tidy up after a merge.
     pub(super) tidying: Mutex<Vec<JoinHandle<()>>>,
     /// Takes a lock of its own, under which nothing is done: any other may be held.
     pub(super) events: EventLog,
     pub(super) turns: Turns,
+    /// QEMU's monitor, while a rollback waits that it tells the reset of. No other
+    /// lock is taken under it.
+    pub(super) watch: Mutex<Option<Watch>>,
+    /// The next handover fails in the engine.
+    #[cfg(test)]
+    pub(super) fail_handover: AtomicBool,
 }
 
 /// What is alive, by name.
@@ -75,6 +86,10 @@ pub struct Tables {
     pub origin_views: Vec<View>,
     pub merging: Option<Merging>,
     pub last_merge: Option<MergeOutcome>,
+    /// Why the rollback that waits did not happen when a driver began.
+    pub(super) waited: Option<Waited>,
+    /// A handover that did not happen and is still recorded.
+    pub(super) undo: Option<Undo>,
     /// Number of the newest snapshot; the origin is 0.
     pub last_id: u32,
 }
@@ -132,6 +147,18 @@ impl Tables {
     /// A front end is connected to a view of the origin.
     pub fn origin_attached(&self) -> bool {
         self.origin_views.iter().any(View::is_attached)
+    }
+
+    /// A guest of the origin is in its firmware or boot loader.
+    pub fn in_firmware(&self) -> bool {
+        self.origin_views.iter().any(View::is_in_firmware)
+    }
+
+    /// Where a guest of the origin has rings that run.
+    pub fn running_at(&self) -> Option<String> {
+        let running = self.origin_views.iter().find(|v| v.runs())?;
+        let at = running.socket.as_deref();
+        Some(at.unwrap_or("the given descriptor").to_owned())
     }
 }
 
@@ -210,14 +237,6 @@ impl LiveVolume {
             format!("known are: {}", known.join(", "))
         };
         ApiError::new(ErrorKind::NotFound, format!("no snapshot {name}; {known}"))
-    }
-
-    /// A front end's guest was reset, or a new guest begins; everything of that
-    /// view is drained. A rollback that waited for this happens now.
-    pub fn guest_was_reset(&self) {
-        if self.rollback_pending.load(Ordering::Acquire) {
-            self.roll_back_at_reset();
-        }
     }
 }
 

@@ -25,7 +25,7 @@ use crate::io::{Buffer, Disk, Done, Errno, Op, Tag};
 use crate::mutation::Mutation;
 use crate::sync;
 use crate::vhost::parts::{Handler, Signal, View};
-use crate::vhost::{Backend, Requests, ViewConfig, ViewHooks};
+use crate::vhost::{Backend, Requests, Start, ViewConfig, ViewHooks};
 use crate::virtio_blk::{BlkDevice, ConfigSpace};
 
 const SIZE: u16 = 32;
@@ -114,7 +114,7 @@ struct NoHooks;
 impl ViewHooks for NoHooks {
     fn attached(&self) {}
     fn detached(&self) {}
-    fn device_reset(&self) {}
+    fn rings_start(&self, _start: Start) {}
 }
 
 fn event() -> File {
@@ -244,6 +244,7 @@ fn handler(volume: &Volume, memory: &File) -> Handler {
         }),
         hooks: Arc::new(NoHooks),
         leave: Arc::new(Signal::new().unwrap()),
+        last_left: false,
     });
     handler.set_features(1 << VIRTIO_F_VERSION_1).unwrap();
     let region = VhostUserMemoryRegion {

@@ -25,7 +25,7 @@ use super::inflight::InflightRegion;
 use super::memory::{MAX_REGIONS, MemoryTable};
 use super::notify::{Notifier, Signal, check_eventfd};
 use super::queue::{QueueState, RingAddresses};
-use super::reset::{ResetDetector, Start};
+use super::reset::{Driver, ResetDetector};
 use super::worker::{self, QueueWorker};
 use super::{Backend, MAX_QUEUE_SIZE, ViewConfig, ViewHooks};
 use crate::virtio_blk::ConfigSpace;
@@ -43,6 +43,8 @@ pub struct View {
     pub hooks: Arc<dyn ViewHooks>,
     /// Set when the view ends.
     pub leave: Arc<Signal>,
+    /// The last front end is known to have left by itself.
+    pub last_left: bool,
 }
 
 pub struct Handler {
@@ -63,6 +65,7 @@ pub struct Handler {
 impl Handler {
     pub fn new(view: View) -> Self {
         let count = usize::from(view.config.max_queues);
+        let detector = ResetDetector::new(count, view.last_left);
         Self {
             view,
             inflight: None,
@@ -72,7 +75,7 @@ impl Handler {
             features: 0,
             protocol_features: 0,
             write_through: Arc::new(AtomicBool::new(true)),
-            detector: ResetDetector::new(count),
+            detector,
         }
     }
 
@@ -140,6 +143,7 @@ impl Handler {
             Err(e) => warn!("view {} queue {index}: {e}", self.view.config.name),
         }
         self.detector.stopped(index, queue.base);
+        self.view.hooks.ring_stopped();
     }
 
     /// Starts the queue's worker if it should run and does not.
@@ -150,9 +154,7 @@ impl Handler {
         if !queue.should_run() || queue.worker.is_some() {
             return Ok(());
         }
-        if self.queues.iter().all(|q| q.worker.is_none()) {
-            self.first_ring_starts();
-        }
+        self.ring_starts(index);
         self.spawn(index).map_err(|e| {
             warn!(
                 "view {} queue {index} cannot start: {e}",
@@ -162,18 +164,34 @@ impl Handler {
         })
     }
 
-    /// 1. All rings are stopped and drained, 2. the daemon hears of a reset,
-    ///    3. rings of the new driver start.
-    fn first_ring_starts(&mut self) {
-        let set_up = self
-            .queues
-            .iter()
-            .enumerate()
-            .filter(|(_, queue)| queue.is_set_up());
-        let rings: Vec<_> = set_up.map(|(index, queue)| (index, queue.base)).collect();
-        if self.detector.starting(rings, self.features) == Start::Reset {
-            debug!("view {}: device reset", self.view.config.name);
-            self.view.hooks.device_reset();
+    /// 1. All rings are stopped and drained, 2. the daemon hears of a driver that
+    ///    begins, 3. its rings start. Where only a later ring shows that a driver
+    ///    begins, those before it are stopped again for 2.
+    fn ring_starts(&mut self, index: usize) {
+        let base = self.queues.get(index).map_or(0, |queue| queue.base);
+        let some_run = self.queues.iter().any(|q| q.worker.is_some());
+        let start = if some_run {
+            self.detector.another_starts(index, base)
+        } else {
+            let set_up = self.queues.iter().enumerate();
+            let set_up = set_up.filter(|(_, queue)| queue.is_set_up());
+            let rings: Vec<_> = set_up.map(|(index, queue)| (index, queue.base)).collect();
+            let driver = Driver {
+                features: self.features,
+                is_program: self.memory.is_the_front_ends_own(),
+            };
+            Some(self.detector.starting(rings, driver))
+        };
+        let Some(start) = start else { return };
+        let (name, features) = (&self.view.config.name, self.features);
+        debug!("view {name}: rings start with features {features:#x}: {start:?}");
+        let running: Vec<usize> = (0..self.queues.len())
+            .filter(|i| self.queues.get(*i).is_some_and(|q| q.worker.is_some()))
+            .collect();
+        self.pause();
+        self.view.hooks.rings_start(start);
+        for index in running {
+            self.go_on(index);
         }
     }
 
@@ -203,6 +221,7 @@ impl Handler {
                 .and_then(|region| region.queue(index)),
             leave: Arc::clone(&self.view.leave),
         })?);
+        self.view.hooks.ring_started();
         Ok(())
     }
 
@@ -221,15 +240,18 @@ impl Handler {
     /// next change.
     fn resume(&mut self) {
         for index in 0..self.queues.len() {
-            if !self.queues.get(index).is_some_and(QueueState::should_run) {
-                continue;
+            if self.queues.get(index).is_some_and(QueueState::should_run) {
+                self.go_on(index);
             }
-            if let Err(e) = self.spawn(index) {
-                warn!(
-                    "view {} queue {index} cannot go on: {e}",
-                    self.view.config.name
-                );
-            }
+        }
+    }
+
+    fn go_on(&mut self, index: usize) {
+        if let Err(e) = self.spawn(index) {
+            warn!(
+                "view {} queue {index} cannot go on: {e}",
+                self.view.config.name
+            );
         }
     }
 

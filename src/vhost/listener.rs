@@ -215,11 +215,12 @@ impl ViewServer {
             backend,
             hooks,
             leave: Arc::clone(&shared.stop),
+            last_left: false,
         };
         let thread = std::thread::Builder::new()
             .name(format!("view {}", view.config.name))
             .spawn(move || {
-                theirs.run(socket, &view);
+                theirs.run(socket, view);
                 drop(alive);
             })?;
         Ok(Self {
@@ -272,16 +273,18 @@ impl Drop for ViewServer {
 }
 
 impl Shared {
-    fn run(&self, socket: ViewSocket, view: &View) {
+    fn run(&self, socket: ViewSocket, mut view: View) {
         match socket.0 {
             Socket::Connected(stream) => {
-                self.serve(stream, view);
+                self.serve(stream, &view);
             }
             Socket::Listening { listener, file } => {
-                while let Some(stream) = self.accept(&listener, view) {
-                    if self.serve(stream, view) == Ending::Stopped {
+                while let Some(stream) = self.accept(&listener, &view) {
+                    let ending = self.serve(stream, &view);
+                    if ending == Ending::Stopped {
                         break;
                     }
+                    view.last_left = ending == Ending::Left;
                 }
                 drop(file);
             }

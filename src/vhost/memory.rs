@@ -138,6 +138,12 @@ impl MemoryTable {
         })
     }
 
+    /// All of it lies where the front end's process has it: a program that drives
+    /// the disk itself names its own addresses, while a guest's memory begins low.
+    pub fn is_the_front_ends_own(&self) -> bool {
+        !self.places.is_empty() && self.places.iter().all(|p| p.guest == p.user)
+    }
+
     fn replace(&mut self, map: GuestMap, places: Vec<Place>) {
         self.map = Arc::new(map);
         self.places = places;

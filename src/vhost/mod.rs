@@ -40,6 +40,7 @@ use std::sync::Arc;
 
 pub use listener::{SocketError, ViewServer, ViewSocket};
 pub use requests::Requests;
+pub use reset::Start;
 
 use crate::engine::Wake;
 use crate::io::Disk;
@@ -80,7 +81,13 @@ pub trait ViewHooks: Send + Sync {
     /// The front end has gone and all it had asked for is done.
     fn detached(&self);
 
-    /// The guest's device was reset, or a new guest begins. Nothing of the view
-    /// is in flight, and no ring starts before this returns. Once per reset.
-    fn device_reset(&self);
+    /// The rings start, and what that means. Nothing of the view is in flight, and
+    /// no ring starts before this returns.
+    fn rings_start(&self, start: Start);
+
+    /// A ring runs from now on.
+    fn ring_started(&self) {}
+
+    /// A ring has stopped, and all that it had asked for is done.
+    fn ring_stopped(&self) {}
 }

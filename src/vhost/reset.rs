@@ -1,50 +1,108 @@
-//! Telling a device reset from a pause, by where the rings start again.
+//! What it means that the rings start: does a driver go on, or does one begin,
+//! and is that the machine's reset?
 //!
-//! A front end does not say why it stops the rings. A paused guest's rings start
-//! again where they stopped; after a reset the new driver's rings start at 0. A
-//! new connection whose rings start at 0 is a new guest; one whose rings start
-//! elsewhere carries an old guest on (the daemon was restarted, or the guest
-//! migrated here).
+//! A front end does not say why it stops and starts the rings. Where they start
+//! again tells whether the driver goes on or a driver begins. Of one that begins
+//! its features tell more: firmware asks for few of them, so a machine that boots
+//! shows a start with those before the one of its system. A system's driver that
+//! begins without that was restarted (suspend and resume, unbind and bind, kexec,
+//! a disk that was reset because it answered late): the guest's memory still
+//! knows the disk. RESET_DEVICE adds nothing to this: a driver's restart resets
+//! the device, too.
 
 use vhost::vhost_user::message::VhostUserVirtioFeatures;
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_GEOMETRY, VIRTIO_BLK_F_RO,
+    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY,
+};
+use virtio_bindings::virtio_config::{
+    VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_ANY_LAYOUT, VIRTIO_F_NOTIFY_ON_EMPTY, VIRTIO_F_VERSION_1,
+};
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 /// Feature bits that the transport sets and clears while one driver runs.
 const NOT_THE_DRIVERS: u64 =
     VhostUserVirtioFeatures::LOG_ALL.bits() | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 
+/// What a firmware's driver may ask for: SeaBIOS and OVMF read one ring in a
+/// simple way. Every system's driver asks for something beside these.
+const FIRMWARES: u64 = 1 << VIRTIO_F_VERSION_1
+    | 1 << VIRTIO_F_ACCESS_PLATFORM
+    | 1 << VIRTIO_F_ANY_LAYOUT
+    | 1 << VIRTIO_F_NOTIFY_ON_EMPTY
+    | 1 << VIRTIO_BLK_F_SIZE_MAX
+    | 1 << VIRTIO_BLK_F_SEG_MAX
+    | 1 << VIRTIO_BLK_F_GEOMETRY
+    | 1 << VIRTIO_BLK_F_RO
+    | 1 << VIRTIO_BLK_F_BLK_SIZE
+    | 1 << VIRTIO_BLK_F_FLUSH
+    | 1 << VIRTIO_BLK_F_TOPOLOGY;
+
+/// What makes rings fast.
+const FAST_RINGS: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX;
+
 /// What the rings' start means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
+    /// The driver goes on: a pause, or a front end that reconnects.
     Resume,
-    /// A new driver or a new guest.
-    Reset,
+    /// A firmware's driver begins: the machine was reset, or is a new one.
+    Firmware,
+    /// The machine that the firmware began to boot goes on booting.
+    Boot,
+    /// A system's driver begins again, without the firmware's before it.
+    DriverRestart,
+    /// A system's driver begins on a new connection, the last front end having
+    /// left: a machine that boots without firmware, or a disk that was plugged in.
+    NewGuest,
+    /// The same, but how the last connection ended is not known: its guest may
+    /// have come back, with a driver that was restarted meanwhile.
+    Unclear,
+    /// The front end drives the disk itself and has no guest: QEMU's tools do so.
+    Program,
 }
 
-/// Follows one connection. Give it every stop of a ring; ask it when the first
-/// ring starts while none runs.
+/// Who starts the rings.
+#[derive(Clone, Copy, Debug)]
+pub struct Driver {
+    pub features: u64,
+    /// The memory that it hands over is its own process's.
+    pub is_program: bool,
+}
+
+/// Follows one connection. Give it every stop of a ring, ask it at every start.
 #[derive(Debug)]
 pub struct ResetDetector {
-    /// No ring of this connection has started yet.
-    fresh: bool,
-    /// The front end said so.
+    /// Until a ring starts: whether the last front end is known to have left.
+    fresh: Option<bool>,
+    /// The front end asked for a reset of the device.
     told: bool,
-    /// Where each ring stopped, if it ran since the last reset.
+    /// Where each ring stopped, if it ran since the last driver began.
     positions: Vec<Option<u16>>,
-    /// The driver's features while the rings ran.
-    features: u64,
+    /// While the rings run or since they stopped.
+    driver: Driver,
+    in_firmware: bool,
+    /// Rings run that started as if nothing had been done before.
+    resumed: bool,
 }
 
 impl ResetDetector {
-    pub fn new(rings: usize) -> Self {
+    /// `last_left`: the last front end is known to have gone by itself.
+    pub fn new(rings: usize, last_left: bool) -> Self {
         Self {
-            fresh: true,
+            fresh: Some(last_left),
             told: false,
             positions: vec![None; rings],
-            features: 0,
+            driver: Driver {
+                features: 0,
+                is_program: false,
+            },
+            in_firmware: false,
+            resumed: false,
         }
     }
 
-    /// The front end asked for a reset outright.
+    /// The front end asked for a reset of the device.
     pub const fn told(&mut self) {
         self.told = true;
     }
@@ -57,155 +115,101 @@ impl ResetDetector {
     }
 
     /// The first ring starts; `rings` are all that are set up, with the
-    /// available index they start at, under a driver with these `features`.
+    /// available index they start at.
     pub fn starting(
         &mut self,
         rings: impl IntoIterator<Item = (usize, u16)>,
-        features: u64,
+        driver: Driver,
     ) -> Start {
-        let features = features & !NOT_THE_DRIVERS;
+        let driver = Driver {
+            features: driver.features & !NOT_THE_DRIVERS,
+            ..driver
+        };
         let mut all_at_zero = true;
-        let mut one_moved_to_zero = false;
         let mut one_stopped_elsewhere = false;
+        let mut one_moved_to_zero = false;
         for (ring, base) in rings {
             all_at_zero &= base == 0;
-            let position = self.positions.get(ring).copied().flatten();
-            let moved = position.is_some_and(|p| p != 0);
-            one_stopped_elsewhere |= moved;
-            one_moved_to_zero |= moved && base == 0;
+            one_stopped_elsewhere |= self.stopped_elsewhere(ring);
+            one_moved_to_zero |= self.stopped_elsewhere(ring) && base == 0;
         }
-        let other_driver = self.features != features;
-        let reset = if self.told {
+        let begins = if self.told {
             true
-        } else if self.fresh {
+        } else if self.fresh.is_some() {
             all_at_zero
         } else if one_stopped_elsewhere {
             one_moved_to_zero
         } else {
             // All stopped at 0 and start there: nothing was ever done, or just
             // 65,536 requests. Only another driver tells.
-            all_at_zero && other_driver
+            all_at_zero && self.driver.features != driver.features
         };
-        self.fresh = false;
-        self.told = false;
-        self.features = features;
-        if !reset {
-            return Start::Resume;
-        }
-        // Rings that the new driver does not use keep no old position.
-        self.positions.fill(None);
-        Start::Reset
+        let start = if begins {
+            self.begins(driver)
+        } else {
+            Start::Resume
+        };
+        self.note(start, driver);
+        start
     }
+
+    /// Another ring starts while some run; `Some` if only this one shows that
+    /// they belong to a driver that begins.
+    pub fn another_starts(&mut self, ring: usize, base: u16) -> Option<Start> {
+        let begins = self.resumed && base == 0 && self.stopped_elsewhere(ring);
+        begins.then(|| {
+            let driver = self.driver;
+            let start = self.begins(driver);
+            self.note(start, driver);
+            start
+        })
+    }
+
+    fn stopped_elsewhere(&self, ring: usize) -> bool {
+        self.positions
+            .get(ring)
+            .copied()
+            .flatten()
+            .is_some_and(|position| position != 0)
+    }
+
+    /// What a driver is that begins.
+    fn begins(&self, driver: Driver) -> Start {
+        let same = driver.features == self.driver.features;
+        match self.fresh {
+            _ if driver.is_program => Start::Program,
+            Some(_) if is_firmware(driver.features, None) => Start::Firmware,
+            Some(true) => Start::NewGuest,
+            Some(false) => Start::Unclear,
+            // In the boot loader: a reset, or a firmware that opens its disks anew.
+            None if self.in_firmware && same => Start::Firmware,
+            None if self.in_firmware => Start::Boot,
+            None if same => Start::DriverRestart,
+            None if is_firmware(driver.features, Some(self.driver.features)) => Start::Firmware,
+            None => Start::DriverRestart,
+        }
+    }
+
+    fn note(&mut self, start: Start, driver: Driver) {
+        self.resumed = start == Start::Resume;
+        if !self.resumed {
+            self.in_firmware = start == Start::Firmware;
+            // Rings that the new driver does not use keep no old position.
+            self.positions.fill(None);
+        }
+        self.fresh = None;
+        self.told = false;
+        self.driver = driver;
+    }
+}
+
+/// Whether a firmware's driver asked for these features, `last` being those of
+/// the driver before it.
+fn is_firmware(features: u64, last: Option<u64>) -> bool {
+    let fewer = |last: u64| last & FAST_RINGS != 0 && features & (FAST_RINGS | !last) == 0;
+    features & !FIRMWARES == 0 || last.is_some_and(fewer)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const DRIVER: u64 = 0x1_3000_0244;
-    const FIRMWARE: u64 = 0x1_0000_0000;
-
-    /// A connection whose rings ran and stopped at these positions.
-    fn stopped_at(positions: &[u16]) -> ResetDetector {
-        let mut detector = ResetDetector::new(positions.len());
-        detector.starting(positions.iter().map(|_| 0).enumerate(), DRIVER);
-        for (ring, position) in positions.iter().enumerate() {
-            detector.stopped(ring, *position);
-        }
-        detector
-    }
-
-    fn starts(detector: &mut ResetDetector, bases: &[u16], features: u64) -> Start {
-        detector.starting(bases.iter().copied().enumerate(), features)
-    }
-
-    #[test]
-    fn a_new_connection_at_zero_is_a_new_guest() {
-        let mut detector = ResetDetector::new(2);
-        assert_eq!(starts(&mut detector, &[0, 0], FIRMWARE), Start::Reset);
-    }
-
-    #[test]
-    fn a_new_connection_elsewhere_carries_the_old_guest_on() {
-        for bases in [[551, 0], [0, 1], [3, 4]] {
-            let mut detector = ResetDetector::new(2);
-            assert_eq!(starts(&mut detector, &bases, DRIVER), Start::Resume);
-        }
-    }
-
-    #[test]
-    fn a_pause_is_not_a_reset() {
-        assert_eq!(
-            starts(&mut stopped_at(&[551]), &[551], DRIVER),
-            Start::Resume
-        );
-        assert_eq!(
-            starts(&mut stopped_at(&[551, 0]), &[551, 0], DRIVER),
-            Start::Resume
-        );
-        let mut again = stopped_at(&[551]);
-        for _ in 0..3 {
-            assert_eq!(starts(&mut again, &[551], DRIVER), Start::Resume);
-            again.stopped(0, 551);
-        }
-    }
-
-    #[test]
-    fn the_transports_own_feature_bits_tell_nothing() {
-        let log = DRIVER | VhostUserVirtioFeatures::LOG_ALL.bits();
-        assert_eq!(starts(&mut stopped_at(&[0]), &[0], log), Start::Resume);
-    }
-
-    #[test]
-    fn system_reset_and_the_firmwares_handover_are_one_reset_each() {
-        // As traced: the guest stopped at 851, the firmware's driver did one
-        // request, the operating system's driver takes over.
-        let mut detector = stopped_at(&[851]);
-        assert_eq!(starts(&mut detector, &[0], FIRMWARE), Start::Reset);
-        detector.stopped(0, 1);
-        assert_eq!(starts(&mut detector, &[0], DRIVER), Start::Reset);
-        detector.stopped(0, 7);
-        assert_eq!(starts(&mut detector, &[7], DRIVER), Start::Resume);
-    }
-
-    #[test]
-    fn one_ring_of_many_is_enough() {
-        assert_eq!(
-            starts(&mut stopped_at(&[0, 9, 0]), &[0, 0, 0], DRIVER),
-            Start::Reset
-        );
-    }
-
-    #[test]
-    fn rings_that_the_new_driver_leaves_alone_tell_nothing_later() {
-        let mut detector = stopped_at(&[5, 6]);
-        assert_eq!(detector.starting([(0, 0)], FIRMWARE), Start::Reset);
-        detector.stopped(0, 3);
-        // A pause of the firmware, with ring 1 set up but never used by it.
-        assert_eq!(starts(&mut detector, &[3, 0], FIRMWARE), Start::Resume);
-    }
-
-    #[test]
-    fn at_zero_before_and_after_only_another_driver_is_a_reset() {
-        assert_eq!(starts(&mut stopped_at(&[0]), &[0], DRIVER), Start::Resume);
-        assert_eq!(starts(&mut stopped_at(&[0]), &[0], FIRMWARE), Start::Reset);
-    }
-
-    #[test]
-    fn rings_moved_to_another_base_than_zero_are_no_reset() {
-        // A guest loaded from a saved state on the same connection.
-        assert_eq!(
-            starts(&mut stopped_at(&[551]), &[300], DRIVER),
-            Start::Resume
-        );
-    }
-
-    #[test]
-    fn a_reset_that_was_told_counts_once() {
-        let mut detector = stopped_at(&[551]);
-        detector.told();
-        assert_eq!(starts(&mut detector, &[551], DRIVER), Start::Reset);
-        detector.stopped(0, 600);
-        assert_eq!(starts(&mut detector, &[600], DRIVER), Start::Resume);
-    }
-}
+#[path = "reset_tests.rs"]
+mod tests;

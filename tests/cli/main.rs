@@ -169,6 +169,10 @@ fn wrong_usage_is_exit_2_and_a_message() {
         (&["snapshot", "a"], "--cow"),
         (&["snapshot", "a", "--cow", "c", "--type", "X"], "`X`"),
         (&["rollback", "a", "--now", "--at-reset"], "--at-reset"),
+        (&["rollback", "a", "--now", "--qmp", "q"], "--qmp"),
+        (&["rollback", "a", "--at-reset=never"], "never"),
+        (&["rollback", "--cancel", "--qmp", "q"], "--cancel"),
+        (&["merge", "--now", "--pause"], "--pause"),
         (&["rollback", "a", "--keep", "b"], "--cow"),
         (&["rollback", "a", "--cow", "c"], "--keep"),
         (&["rollback"], "NAME"),
@@ -344,6 +348,10 @@ fn verbs_reach_the_volume_with_absolute_paths() {
     daemon.done(&[
         "rollback", "good", "--now", "--keep", "k", "--cow", "/k.cow", "--size", "1G",
     ]);
+    daemon.done(&["rollback", "good", "--qmp", "/q"]);
+    daemon.done(&["rollback", "good", "--at-reset", "--qmp", "/q"]);
+    daemon.done(&["rollback", "good", "--at-reset=any"]);
+    daemon.done(&["merge", "good", "--now"]);
     daemon.done(&["rollback", "--cancel"]);
     assert_eq!(
         daemon.calls(),
@@ -358,6 +366,10 @@ fn verbs_reach_the_volume_with_absolute_paths() {
             "resume ()",
             "rate 0",
             r#"rollback "{\"snapshot\":\"good\",\"when\":\"now\",\"keep\":{\"name\":\"k\",\"cow\":\"/k.cow\",\"type\":\"P\",\"size\":1073741824}}""#,
+            r#"rollback "{\"snapshot\":\"good\",\"when\":\"vmm\",\"qmp\":\"/q\"}""#,
+            r#"rollback "{\"snapshot\":\"good\",\"when\":\"at-reset\",\"qmp\":\"/q\"}""#,
+            r#"rollback "{\"snapshot\":\"good\",\"when\":\"at-reset\",\"reset\":\"any\"}""#,
+            r#"merge "{\"snapshot\":\"good\",\"follow\":false,\"now\":true}""#,
             "cancel rollback ()",
         ]
     );
@@ -392,6 +404,7 @@ fn a_refusal_of_the_daemon_is_printed_word_for_word() {
 fn wait_ends_with_the_merge_and_is_quiet_in_a_pipe() {
     let waiting = VolumeStatus {
         rollback_at_reset: Some("good".to_owned()),
+        rollback: None,
         ..idle()
     };
     let daemon = Daemon::start(vec![idle(), waiting, merging(None), merged()]);

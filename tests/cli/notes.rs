@@ -3,8 +3,9 @@
 use std::sync::Mutex;
 
 use snapback::control::api::{
-    ApiError, ErrorKind, MergeOutcome, MergeRequest, MergeStatus, OriginStatus, RollbackReply,
-    RollbackRequest, SnapshotSpec, SnapshotStatus, State, StoreType, Volume, VolumeStatus,
+    ApiError, ErrorKind, MergeOutcome, MergeRequest, MergeStatus, OriginStatus, RollbackOutcome,
+    RollbackReply, RollbackRequest, SnapshotSpec, SnapshotStatus, State, StoreType, Volume,
+    VolumeStatus,
 };
 use snapback::control::events::EventLog;
 
@@ -49,6 +50,7 @@ pub fn idle() -> VolumeStatus {
         ],
         merge: None,
         rollback_at_reset: None,
+        rollback: None,
         last_merge: None,
     }
 }
@@ -133,7 +135,7 @@ impl Volume for Notes {
     }
     fn rollback(&self, request: RollbackRequest) -> Result<RollbackReply, ApiError> {
         self.note("rollback", serde_json::to_string(&request).unwrap())?;
-        Ok(RollbackReply::AtNextReset)
+        Ok(RollbackOutcome::AtNextReset.into())
     }
     fn cancel_rollback(&self) -> Result<(), ApiError> {
         self.note("cancel rollback", ())

@@ -16,11 +16,12 @@ fn a_rollback_called_off_never_happens_not_even_after_a_restart() {
         when: RollbackWhen::Auto,
         keep: Some(world.snapshot("undo")),
         rate: None,
+        ..Default::default()
     };
     for restart in [false, true] {
         assert_eq!(
-            world.client().rollback(&request).unwrap(),
-            RollbackReply::AtNextReset
+            world.client().rollback(&request).unwrap().outcome,
+            RollbackOutcome::AtNextReset
         );
         assert_eq!(world.state()["rollback_at_reset"]["snapshot"], "before");
         world.client().cancel_rollback().unwrap();
@@ -33,6 +34,7 @@ fn a_rollback_called_off_never_happens_not_even_after_a_restart() {
             world.terminate();
             world.start(&[]);
         }
+        world.boot();
         guest = Guest::connect(&world.path("a.sock"));
         assert_same(&guest.read_all(BYTES), &wrecked, "not rolled back");
         assert!(world.client().status().unwrap().merge.is_none());
@@ -41,7 +43,7 @@ fn a_rollback_called_off_never_happens_not_even_after_a_restart() {
     // The snapshot is there as before.
     assert_eq!(
         world.rollback("before", RollbackWhen::Now),
-        RollbackReply::Started
+        RollbackOutcome::Started
     );
     world.merged();
 }
@@ -60,6 +62,7 @@ fn only_a_rollback_that_waits_can_be_called_off() {
         when: RollbackWhen::Now,
         keep: None,
         rate: Some(4096),
+        ..Default::default()
     };
     world.client().rollback(&request).unwrap();
     let error = refused(&world);

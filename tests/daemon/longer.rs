@@ -130,6 +130,7 @@ fn what_followed_its_merge_shows_the_snapshots_part_and_later_all() {
         snapshot: "s1".into(),
         follow: true,
         rate: None,
+        now: true,
     };
     world.client().merge(&request).unwrap();
     world.merged();

@@ -15,7 +15,14 @@ mod guest;
 #[path = "../common/inject.rs"]
 mod inject;
 mod longer;
+mod machine;
+mod monitor;
+#[allow(dead_code)]
+#[path = "../view/raw.rs"]
+mod raw;
 mod read_only;
+mod resets;
+mod vmm;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -25,7 +32,7 @@ use std::time::{Duration, Instant};
 
 use snapback::control::Client;
 use snapback::control::api::{
-    MergeRequest, RollbackReply, RollbackRequest, RollbackWhen, SnapshotSpec, State, StoreType,
+    MergeRequest, RollbackOutcome, RollbackRequest, RollbackWhen, SnapshotSpec, State, StoreType,
 };
 
 use guest::Guest;
@@ -142,14 +149,43 @@ impl World {
         }
     }
 
-    fn rollback(&self, name: &str, when: RollbackWhen) -> RollbackReply {
+    fn rollback(&self, name: &str, when: RollbackWhen) -> RollbackOutcome {
         let request = RollbackRequest {
             snapshot: name.into(),
             when,
             keep: None,
             rate: None,
+            ..Default::default()
         };
-        self.client().rollback(&request).unwrap()
+        self.client().rollback(&request).unwrap().outcome
+    }
+
+    /// The disk is not the first one any more; the snapshot `before` is.
+    fn spoilt(&mut self, arguments: &[&str]) -> Vec<u8> {
+        self.start(&[&["--socket-path", "a.sock"], arguments].concat());
+        let before = self.origin()[..512].to_vec();
+        self.client()
+            .add_snapshot(&self.snapshot("before"))
+            .unwrap();
+        let mut guest = Guest::connect(&self.path("a.sock"));
+        assert_eq!(guest.write(0, &[0xee; 4096]), 0);
+        drop(guest);
+        self.until("the guest has left", |w| !w.attached());
+        before
+    }
+
+    /// A machine starts on the disk, and is switched off again.
+    fn boot(&self) {
+        drop(machine::Machine::power_on(
+            &self.path("a.sock"),
+            machine::FIRMWARE,
+        ));
+        self.until("the machine has left", |w| !w.attached());
+    }
+
+    fn attached(&self) -> bool {
+        let views = self.client().status().unwrap().views;
+        views.iter().any(|v| v.attached)
     }
 
     fn merged(&self) {
@@ -165,6 +201,14 @@ impl Drop for World {
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+}
+
+fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < Duration::from_secs(20), "{what}");
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -245,7 +289,7 @@ fn a_rollback_waits_for_the_guests_reset_and_the_next_guest_finds_the_old_disk()
     let wrecked = guest.read_all(BYTES);
     assert_eq!(
         world.rollback("before", RollbackWhen::Auto),
-        RollbackReply::AtNextReset
+        RollbackOutcome::AtNextReset
     );
     assert_eq!(
         world
@@ -266,6 +310,7 @@ fn a_rollback_waits_for_the_guests_reset_and_the_next_guest_finds_the_old_disk()
     drop(guest);
     world.terminate();
     world.start(&[]);
+    world.boot();
     let mut guest = Guest::connect(&world.path("a.sock"));
     assert_same(&guest.read_all(BYTES), &before, "after the reset");
     world.merged();
@@ -295,17 +340,19 @@ fn a_deferred_rollback_keeps_what_the_guest_wrote_until_its_reset() {
         when: RollbackWhen::AtReset,
         keep: Some(world.snapshot("before")),
         rate: None,
+        ..Default::default()
     };
     assert!(world.client().rollback(&request).is_err(), "itself");
     request.keep = Some(world.snapshot("undo"));
     assert_eq!(
-        world.client().rollback(&request).unwrap(),
-        RollbackReply::AtNextReset
+        world.client().rollback(&request).unwrap().outcome,
+        RollbackOutcome::AtNextReset
     );
     assert!(!world.path("undo.cow").exists(), "taken before the reset");
     wreck(&mut guest, 2);
     let wrecked = guest.read_all(BYTES);
     drop(guest);
+    world.boot();
     let mut guest = Guest::connect(&world.path("a.sock"));
     assert_same(&guest.read_all(BYTES), &before, "after the reset");
     assert_same(
@@ -342,10 +389,11 @@ fn a_rollback_with_no_guest_happens_now_and_can_itself_be_rolled_back() {
         when: RollbackWhen::Auto,
         keep: Some(world.snapshot("undo")),
         rate: None,
+        ..Default::default()
     };
     assert_eq!(
-        world.client().rollback(&request).unwrap(),
-        RollbackReply::Started
+        world.client().rollback(&request).unwrap().outcome,
+        RollbackOutcome::Started
     );
     world.merged();
     assert_same(
@@ -381,6 +429,7 @@ fn a_merge_goes_on_after_a_stop_and_after_a_kill_as_paused_as_it_was() {
         when: RollbackWhen::Now,
         keep: None,
         rate: Some(64 << 10),
+        ..Default::default()
     };
     world.client().rollback(&request).unwrap();
     world.client().pause_merge().unwrap();
@@ -439,6 +488,7 @@ fn a_live_commit_is_not_noticed_and_its_socket_lasts() {
         snapshot: "work".into(),
         follow: true,
         rate: None,
+        now: true,
     };
     world.client().merge(&request).unwrap();
     assert_same(&guest.read_all(BYTES), &work, "during the merge");

@@ -87,6 +87,7 @@ fn a_read_only_socket_that_followed_its_merge_stays_read_only() {
         snapshot: "s1".into(),
         follow: true,
         rate: None,
+        now: true,
     };
     world.client().merge(&request).unwrap();
     reads_only(&mut guest, &before, "during the merge");

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use snapback::engine::{Command, Patch, Request, RequestKind, Status, Wake};
 use snapback::io::sim::{Fill, SimDevices, SimDisk};
 use snapback::io::{Buffer, DeviceId, Disk, Done, Errno, Op, OwnedBuffer, Tag, Zeroing};
-use snapback::vhost::{Backend, Requests, ViewHooks};
+use snapback::vhost::{Backend, Requests, Start, ViewHooks};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// One device for all queues of a view.
@@ -294,7 +294,15 @@ impl ViewHooks for Diary {
     fn detached(&self) {
         self.note("detached");
     }
-    fn device_reset(&self) {
-        self.note("reset");
+    fn rings_start(&self, start: Start) {
+        self.note(match start {
+            Start::Resume => "resume",
+            Start::Firmware => "firmware",
+            Start::Boot => "boot",
+            Start::DriverRestart => "driver restart",
+            Start::NewGuest => "new guest",
+            Start::Unclear => "unclear",
+            Start::Program => "program",
+        });
     }
 }

@@ -240,7 +240,7 @@ fn the_memory_table_changes_under_load() {
     }
     assert_eq!(
         served.diary.read(),
-        ["attached", "reset"],
+        ["attached", "firmware"],
         "the guest did not notice"
     );
 }
@@ -445,7 +445,7 @@ fn a_pause_is_resumed_and_a_reset_is_told_with_everything_drained() {
     raw.set_up_again(&ring, 1);
     raw.enable(&ring, true);
     raw.run(&mut ring, &[0]);
-    assert_eq!(served.diary.read(), ["attached", "reset"]);
+    assert_eq!(served.diary.read(), ["attached", "firmware", "resume"]);
     // Reset: two rings, of which the new driver starts one after the other.
     raw.enable(&ring, false);
     assert_eq!(raw.frontend.get_vring_base(0).unwrap(), 2);
@@ -456,7 +456,36 @@ fn a_pause_is_resumed_and_a_reset_is_told_with_everything_drained() {
         raw.run(ring, &[0]);
     }
     let lines = served.diary.lines.lock().unwrap().clone();
-    assert_eq!(lines, [("attached", 0), ("reset", 0), ("reset", 0)]);
+    let firmware = ("firmware", 0);
+    assert_eq!(lines, [("attached", 0), firmware, ("resume", 0), firmware]);
+}
+
+/// A front end that sets up and enables one ring after the other, of which the
+/// first had been idle: only the second shows that a driver begins.
+#[test]
+fn a_driver_that_begins_is_noticed_when_a_later_ring_shows_it() {
+    let served = serve();
+    let mut raw = Raw::connect(&served.path, PLAIN | INDIRECT);
+    let idle = raw.start(0);
+    let mut busy = raw.start(1);
+    raw.request(&busy, 0, OUT, 0, 512);
+    raw.run(&mut busy, &[0]);
+    for (ring, position) in [(&idle, 0), (&busy, 1)] {
+        raw.enable(ring, false);
+        assert_eq!(raw.frontend.get_vring_base(ring.index).unwrap(), position);
+    }
+    let mut first = raw.start(0);
+    raw.request(&first, 0, OUT, 0, 512);
+    raw.run(&mut first, &[0]);
+    let mut second = raw.start(1);
+    // Both serve the new driver, the first from where it was.
+    for ring in [&mut first, &mut second] {
+        raw.request(ring, 0, OUT, 0, 512);
+        raw.run(ring, &[0]);
+    }
+    let lines = served.diary.lines.lock().unwrap().clone();
+    let expected = ["attached", "unclear", "resume", "driver restart"];
+    assert_eq!(lines, expected.map(|line| (line, 0)));
 }
 
 #[test]

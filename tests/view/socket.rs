@@ -59,7 +59,7 @@ fn stopping_is_quick_with_an_idle_front_end() {
     });
     quick("stopping with an idle front end", || served.server.stop());
     assert_eq!(served.volume.ports.load(Ordering::SeqCst), 0);
-    assert_eq!(served.diary.read(), ["attached", "reset", "detached"]);
+    assert_eq!(served.diary.read(), ["attached", "firmware", "detached"]);
 }
 
 #[test]

@@ -188,6 +188,7 @@ fn killed_in_the_middle_of_a_merge(policy: &str) {
         when: RollbackWhen::Now,
         keep: None,
         rate: Some(2 << 20),
+        ..Default::default()
     };
     volume.client().rollback(&request).unwrap();
     origin.shadow = volume.first_content();

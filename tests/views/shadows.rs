@@ -110,6 +110,7 @@ impl MergeSide {
                 snapshot: "m".into(),
                 follow: true,
                 rate: Some(1),
+                now: true,
             };
             volume.client().merge(&request).unwrap();
             let first = merge_reins.done();

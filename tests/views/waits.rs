@@ -151,6 +151,7 @@ fn merge_of_one_gib(policy: &str) {
         when: RollbackWhen::Now,
         keep: None,
         rate: None,
+        ..Default::default()
     };
     let (mut during, mut first_read) = (Duration::ZERO, Duration::ZERO);
     let (writes, reads) = std::thread::scope(|scope| {

@@ -1,0 +1,83 @@
+use std::sync::mpsc::{Sender, channel};
+use std::time::Instant;
+
+use serde_json::json;
+
+use super::super::qmp::tests::{Monitor, calm};
+use super::*;
+
+/// A monitor that says what it is sent, and leaves when nothing more can come.
+fn talking(monitor: &Monitor) -> Sender<&'static str> {
+    let (say, said) = channel::<&str>();
+    monitor.serve(move |client| {
+        client.greet();
+        while let Ok(event) = said.recv() {
+            client.say(&json!({ "event": event }).to_string());
+        }
+    });
+    say
+}
+
+fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < Duration::from_secs(20), "{what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn a_reset_is_told_once_and_its_absence_too() {
+    let monitor = Monitor::new();
+    let say = talking(&monitor);
+    let watch = Watch::start(
+        &monitor.path(),
+        Some(Qmp::connect(&monitor.path(), &calm()).unwrap()),
+        &calm(),
+    )
+    .unwrap();
+    assert_eq!(watch.told(), Told::NoReset);
+    say.send("STOP").unwrap();
+    say.send("RESET").unwrap();
+    until("the reset is told", || watch.told() == Told::Reset);
+    assert_eq!(watch.told(), Told::NoReset);
+    // What came right before a monitor left is heard, and then nothing is known.
+    say.send("RESET").unwrap();
+    drop(say);
+    drop(monitor);
+    let mut heard = Vec::new();
+    until("the end", || {
+        heard.push(watch.told());
+        heard.last() == Some(&Told::Unknown)
+    });
+    assert!(heard.contains(&Told::Reset), "{heard:?}");
+    assert_eq!(watch.told(), Told::Unknown, "as long as it is away");
+}
+
+#[test]
+fn a_monitor_that_comes_later_is_listened_to_from_then_on() {
+    let monitor = Monitor::new();
+    let watch = Watch::start(&monitor.path(), None, &calm()).unwrap();
+    assert_eq!(watch.told(), Told::Unknown);
+    let say = talking(&monitor);
+    // Unknown once more: there was a gap since it was last asked.
+    until("it is heard all the time", || watch.told() == Told::NoReset);
+    say.send("RESET").unwrap();
+    until("the reset is told", || watch.told() == Told::Reset);
+}
+
+#[test]
+fn a_watch_that_ends_leaves_the_monitor_to_others() {
+    let monitor = Monitor::new();
+    let _say = talking(&monitor);
+    let watch = Watch::start(
+        &monitor.path(),
+        Some(Qmp::connect(&monitor.path(), &calm()).unwrap()),
+        &calm(),
+    )
+    .unwrap();
+    let thread = monitor.serve(|client| client.greet());
+    drop(watch);
+    Qmp::connect(&monitor.path(), &calm()).unwrap();
+    thread.join().unwrap();
+}
