@@ -156,16 +156,19 @@ impl Executor {
     }
 
     /// Carries out one control request to its end, passing everything else on.
+    ///
+    /// The caller may not come back for long, so nothing may be left here that
+    /// others wait for. The engine sees to it (`engine/carrier.rs`).
     pub fn drive(
         &mut self,
         request: ControlRequest,
         reports: &mut Vec<Report>,
     ) -> Result<(), ControlError> {
         let ours = self.start(request);
+        let mut end = None;
         loop {
             let mut news = Vec::new();
             self.turn(&mut news);
-            let mut end = None;
             for report in news {
                 match report {
                     Report::ControlDone { id, result } if id == ours => end = Some(result),
@@ -173,9 +176,11 @@ impl Executor {
                 }
             }
             match end {
-                Some(result) => return result,
-                None => self.wait(None),
+                Some(result) if self.is_idle() => return result,
+                Some(_) => debug_assert!(false, "I/O was left on a control port"),
+                None => {}
             }
+            self.wait(None);
         }
     }
 

@@ -82,6 +82,7 @@ pub(crate) enum Mutation {
     DiscardNotRegistered,
     PassdownSparesNobody,
     PassdownNotDrained,
+    IoToWhoeverCalls,
     // Found by `engine/tests/faults.rs` and `engine/tests/cut.rs`.
     HeaderLeftValid,
     CutRegrown,
@@ -258,5 +259,6 @@ mod chosen {
         Mutation::DiscardNotRegistered,
         Mutation::PassdownSparesNobody,
         Mutation::PassdownNotDrained,
+        Mutation::IoToWhoeverCalls,
     ];
 }

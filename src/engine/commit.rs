@@ -169,6 +169,7 @@ impl Core {
         if nothing_to_write {
             self.committed(id); // a transient store
         } else {
+            self.acting = self.commit_port(id);
             self.commit_step(id);
         }
     }
@@ -177,7 +178,7 @@ impl Core {
     /// zeroes durable → 3 entry writes in order, each durable before the next →
     /// 4 in memory.
     fn commit_step(&mut self, id: SnapshotId) {
-        let port = self.caller;
+        let port = self.acting;
         let Some(snap) = self.snaps.get_mut(&id) else {
             return;
         };

@@ -15,7 +15,7 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub(super) struct Gate {
     kind: GateKind,
-    port: usize,
+    pub port: usize,
     id: u64,
     /// Requests that came meanwhile.
     pub queue: Vec<RequestId>,
@@ -74,7 +74,7 @@ pub(super) enum Drain {
 /// A clean stop: entries first, then every device flushed.
 #[derive(Debug)]
 pub(super) struct Syncing {
-    port: usize,
+    pub port: usize,
     id: u64,
     flushing: bool,
     left: usize,
@@ -372,7 +372,10 @@ impl Core {
         let Some(syncing) = &mut self.syncing else {
             return;
         };
-        if syncing.flushing || !committed {
+        if syncing.flushing {
+            return self.end_sync();
+        }
+        if !committed {
             return;
         }
         syncing.flushing = true;
@@ -405,7 +408,6 @@ impl Core {
         let counts = snapshot.is_none() || snapshot == merging;
         let lost = self.flush_lost(snapshot).filter(|_| counts);
         let result = result.and(lost.map_or(Ok(()), Err));
-        let origin_lost = self.flush_lost(None);
         let Some(syncing) = &mut self.syncing else {
             return;
         };
@@ -413,10 +415,16 @@ impl Core {
             syncing.failed = Some(failure);
         }
         syncing.left = syncing.left.saturating_sub(1);
-        if syncing.left == 0
+    }
+
+    /// Ends when all is flushed. A store that a flush has cost is invalid in its
+    /// header by then, or somebody was told that it could not be.
+    fn end_sync(&mut self) {
+        let giving_up = (self.snaps.values()).any(|s| s.is_invalidating() && s.ios > 0);
+        if (self.syncing.as_ref()).is_some_and(|s| s.left == 0 && !giving_up)
             && let Some(syncing) = self.syncing.take()
         {
-            let failed = syncing.failed.or(origin_lost);
+            let failed = syncing.failed.or(self.flush_lost(None));
             let result = failed.map_or(Ok(()), |e| Err(ControlError::Io(e)));
             self.control_done(syncing.port, syncing.id, result);
         }

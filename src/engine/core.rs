@@ -191,7 +191,9 @@ pub(super) struct Core {
     pub shared: Arc<Shared>,
     pub config: Arc<Config>,
     ports: Slab<Arc<PortShared>>,
-    pub caller: usize,
+    /// The port in whose name the critical section is at work: that of the event,
+    /// or of the request whose turn it is.
+    pub acting: usize,
     out: Vec<(usize, Command)>,
     pub work: VecDeque<Work>,
     pub snaps: BTreeMap<SnapshotId, Snap>,
@@ -220,7 +222,7 @@ impl Core {
             shared,
             config: Arc::new(Config::new(0, BTreeMap::new())),
             ports: Slab::new(),
-            caller: usize::MAX,
+            acting: usize::MAX,
             out: Vec::new(),
             work: VecDeque::new(),
             snaps: BTreeMap::new(),
@@ -268,7 +270,7 @@ impl Core {
     }
 
     pub fn begin(&mut self, caller: usize) {
-        self.caller = caller;
+        self.acting = caller;
     }
 
     pub fn commands(&mut self) -> std::vec::IntoIter<(usize, Command)> {
@@ -496,16 +498,28 @@ impl Core {
 
     /// Works off everything that an event set off.
     pub fn run(&mut self) {
+        let caller = self.acting;
         loop {
             while let Some(work) = self.work.pop_front() {
+                self.acting = caller;
                 match work {
-                    Work::Request(id) => self.request_ready(id),
-                    Work::Part(id, chunk) => self.part_ready(id, chunk),
-                    Work::Batch => self.batch_ready(),
+                    Work::Request(id) => {
+                        self.act_for(id);
+                        self.request_ready(id)
+                    }
+                    Work::Part(id, chunk) => {
+                        self.act_for(id);
+                        self.part_ready(id, chunk)
+                    }
+                    Work::Batch => {
+                        self.acting = self.batch_port().unwrap_or(self.acting);
+                        self.batch_ready()
+                    }
                     Work::Commit(id) => self.maybe_commit(id),
                     Work::CopyRoom => self.copy_room(),
                 }
             }
+            self.acting = caller;
             if self.drains.is_empty() || !self.finish_drains() {
                 if self.syncing.is_some() {
                     self.advance_sync();

@@ -2,6 +2,7 @@
 
 use super::api::*;
 use super::core::{Core, StoreState};
+use crate::sync::atomic::Ordering;
 
 impl Core {
     pub fn status(&self) -> EngineStatus {
@@ -41,6 +42,14 @@ impl Core {
 
     /// Walks the invariants that hold between events.
     pub fn check(&self) -> Result<(), String> {
+        for (index, port) in self.ports() {
+            let ios = port.ios.load(Ordering::Acquire);
+            if port.role == PortRole::Control && ios > 0 && !self.is_driven(index) {
+                return Err(format!(
+                    "{ios} I/O on a control port that nobody looks after"
+                ));
+            }
+        }
         for (id, snap) in &self.snaps {
             if !snap.is_usable() {
                 continue;

@@ -78,7 +78,7 @@ impl Core {
         let mut buffer = OwnedBuffer::zeroed(write.data.len());
         buffer.as_mut_slice().copy_from_slice(&write.data);
         let tag = self.tag(Op::Header { snapshot: id });
-        let (port, buffer) = (self.caller, Buffer::Owned(buffer));
+        let (port, buffer) = (self.header_port(id), Buffer::Owned(buffer));
         self.emit(
             port,
             Command::Write {

@@ -48,7 +48,7 @@ struct Run {
 
 #[derive(Debug)]
 pub(super) struct Batch {
-    port: usize,
+    pub port: usize,
     /// By slot of the log.
     entries: BTreeMap<usize, Entry>,
     runs: Vec<Run>,

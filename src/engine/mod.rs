@@ -7,6 +7,7 @@
 
 mod api;
 mod buffers;
+mod carrier;
 mod commit;
 mod control;
 mod copyout;

@@ -16,6 +16,7 @@ use crate::io::{DeviceId, Disk};
 use crate::merger::{Merger, MergerSettings};
 use crate::mutation::Mutation;
 use crate::store;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::units::ChunkSize;
 
 const SECTORS: usize = 8;
@@ -63,7 +64,10 @@ impl Volume {
     }
 
     pub fn snapshot(&mut self, snapshot: ViewId, chunk: u64) {
-        let cow_sectors = 40 * chunk;
+        self.snapshot_of(snapshot, chunk, 40 * chunk);
+    }
+
+    fn snapshot_of(&mut self, snapshot: ViewId, chunk: u64, cow_sectors: u64) {
         let device = self.devices.add(cow_sectors, Fill::Noise);
         let disk = &mut self.devices.disk();
         let chunk = ChunkSize::new(chunk).unwrap();
@@ -109,6 +113,25 @@ impl Volume {
             batch_bytes: 512,
         };
         Kept::new(Merger::start(&self.engine, open, settings).unwrap())
+    }
+
+    /// What answers the engine's notices until it is told to end.
+    fn main_thread(&mut self) -> impl FnOnce() + use<> {
+        let mut notices = Kept(self.notices.0.take());
+        let waker = notices.get().waker();
+        let ended = Arc::new(AtomicBool::new(false));
+        let told = ended.clone();
+        let thread = thread::spawn(move || {
+            while !told.load(Ordering::Acquire) {
+                notices.get().turn(&mut Vec::new());
+                notices.get().wait(None);
+            }
+        });
+        move || {
+            ended.store(true, Ordering::Release);
+            waker.wake();
+            thread.join().unwrap();
+        }
     }
 
     fn wait_for_the_end_of_the_merge(&mut self) {
@@ -195,6 +218,21 @@ fn cuts() {
     assert_eq!(volume.look(ONE), one);
     assert_eq!(volume.look(TWO), two);
     volume.at_rest();
+}
+
+/// Snapshots come while guests write, and their stores have no room for it.
+fn full_stores() {
+    let mut volume = Volume::new();
+    let end_main_thread = volume.main_thread();
+    volume.snapshot(TWO, 2);
+    let two = volume.reader(TWO);
+    let guests = [0..4, 4..8].map(|own| volume.guest(ViewId::ORIGIN, own, 4));
+    // Header, one area, and so many chunks.
+    volume.snapshot_of(ONE, 1, 2 + 1 + pick(3) as u64);
+    guests.into_iter().for_each(|g| g.join().unwrap());
+    two.join().unwrap();
+    volume.at_rest();
+    end_main_thread();
 }
 
 /// A snapshot's guest writes the chunks that the origin's guest overwrites.
@@ -311,6 +349,11 @@ fn shuttle_a_snapshot_is_one_moment_of_the_origin_and_stays_it() {
         Mutation::OriginWriteBeforeCopy,
     ];
     prove("cuts", cuts, &bugs);
+}
+
+#[test]
+fn shuttle_a_store_that_is_full_at_once_holds_nobody_up() {
+    prove("full stores", full_stores, &[Mutation::IoToWhoeverCalls]);
 }
 
 #[test]

@@ -14,6 +14,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod full;
 mod killed;
 mod shadows;
 mod waits;

@@ -43,6 +43,9 @@ pub struct World {
     pub cows: BTreeMap<SnapshotId, DeviceId>,
     pub merge_background: bool,
     pub merge_bytes: u64,
+    /// Control requests under way. Nobody looks after the control port without
+    /// one: its thread has gone on to other things.
+    driven: usize,
 }
 
 pub const CONTROL: usize = 0;
@@ -92,6 +95,7 @@ impl World {
             cows: BTreeMap::new(),
             merge_background: true,
             merge_bytes: 16 << 10,
+            driven: 0,
         };
         for role in [PortRole::Control, PortRole::Merger, PortRole::Notices] {
             world.add_actor(role);
@@ -149,6 +153,7 @@ impl World {
 
     pub fn control(&mut self, id: u64, request: ControlRequest) {
         let mut out = Vec::new();
+        self.driven += 1;
         self.actors[CONTROL].port.control(id, request, &mut out);
         self.execute(CONTROL, out);
     }
@@ -359,6 +364,9 @@ impl World {
                     continue;
                 }
                 Command::ControlDone { id, result } => {
+                    if index == CONTROL {
+                        self.driven -= 1;
+                    }
                     actor.control_done.push((id, result));
                     continue;
                 }
@@ -389,6 +397,9 @@ impl World {
 
     /// Completes one disk operation of an actor, or hands it its inbox.
     fn turn(&mut self, index: usize, disk: bool) -> bool {
+        if index == CONTROL && self.driven == 0 {
+            return false;
+        }
         let mut out = Vec::new();
         let mut moved = false;
         if disk {

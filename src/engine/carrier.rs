@@ -1,0 +1,89 @@
+//! Which thread carries out the I/O of the critical section.
+//!
+//! Data goes to the port of the request or batch that it belongs to. Commits and
+//! invalid headers belong to nobody, and may be set off by anybody: what they are
+//! given to must come back for their end, whatever ends before. A thread comes back
+//!
+//! - to a port that has a request under way or an I/O unreported, and
+//! - always to the merger's port and to the notice port, but
+//! - to a control port only until its request has ended.
+//!
+//! So a control port is given only I/O that its own request waits for, and a queue
+//! that is being stopped does not inherit the commits of all others.
+
+use super::api::*;
+use super::core::{Core, Waiter};
+use super::request::RequestId;
+use crate::mutation::{self, Mutation};
+
+impl Core {
+    /// What follows is done in the name of this request.
+    pub fn act_for(&mut self, id: RequestId) {
+        if let Some(request) = self.requests.get(id)
+            && !mutation::is(Mutation::IoToWhoeverCalls)
+        {
+            self.acting = request.port;
+        }
+    }
+
+    /// Who commits next.
+    pub fn commit_port(&self, id: SnapshotId) -> usize {
+        self.io_port(self.who_demands(id))
+    }
+
+    /// Who waits for the newest exception that is wanted durable; a handover and a
+    /// clean stop do so without a name.
+    fn who_demands(&self, id: SnapshotId) -> Option<Waiter> {
+        let snap = self.snaps.get(&id)?;
+        let newest = snap.demand.checked_sub(snap.queue_base)?.checked_sub(1)?;
+        let queued = snap.queue.get(usize::try_from(newest).ok()?)?;
+        let waiters = &snap.pending.get(&queued.old)?.waiters;
+        waiters.first().map(|(_, waiter)| *waiter)
+    }
+
+    /// Who writes the header: a removal, which waits for it, or whoever comes back.
+    pub fn header_port(&self, id: SnapshotId) -> usize {
+        let snap = self.snaps.get(&id);
+        match snap.and_then(|s| s.removal.as_ref()).map(|r| r.port) {
+            Some(port) if port == self.acting => port,
+            _ => self.io_port(snap.and_then(|s| s.on_invalid.first().copied())),
+        }
+    }
+
+    /// The port for I/O that is nobody's own. `waiter` waits for its outcome, if
+    /// anybody does.
+    fn io_port(&self, waiter: Option<Waiter>) -> usize {
+        let acting = self.port(self.acting).map(|p| p.role);
+        if mutation::is(Mutation::IoToWhoeverCalls) {
+            return self.acting;
+        }
+        let waits = |port: usize| self.requests.iter().any(|(_, r)| r.port == port);
+        match acting {
+            Some(PortRole::Merger | PortRole::Notices) => return self.acting,
+            Some(PortRole::View(_)) if waits(self.acting) => return self.acting,
+            _ => {}
+        }
+        let waiting = waiter.and_then(|waiter| match waiter {
+            Waiter::Request(id) | Waiter::Part(id, _) => self.requests.get(id).map(|r| r.port),
+            Waiter::Batch => self.batch_port(),
+        });
+        match acting {
+            _ if waiting.is_some() => waiting,
+            // It goes on at least until this I/O is reported.
+            Some(PortRole::View(_)) => None,
+            _ => self.port_with(PortRole::Notices),
+        }
+        .unwrap_or(self.acting)
+    }
+
+    pub fn batch_port(&self) -> Option<usize> {
+        Some(self.merge.as_ref()?.batch.as_ref()?.port)
+    }
+
+    /// A control request of this port is under way.
+    pub fn is_driven(&self, port: usize) -> bool {
+        self.gate.as_ref().is_some_and(|g| g.port == port)
+            || self.syncing.as_ref().is_some_and(|s| s.port == port)
+            || (self.snaps.values()).any(|s| s.removal.as_ref().is_some_and(|r| r.port == port))
+    }
+}
