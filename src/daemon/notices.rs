@@ -234,8 +234,9 @@ impl LiveVolume {
     }
 
     /// Order: 1 the state file forgets the snapshot (again and again until it
-    /// does: the merge is not over before) → 2 its view goes over to the origin,
-    /// or is closed → 3 the COW is closed and the user may remove it.
+    /// does: the merge is not over before) → 2 its view is closed, if it did not
+    /// follow → 3 the COW is closed → 4 at one moment the merge and the snapshot are
+    /// gone from the status, and a view that followed is the origin's.
     fn end_merge(&self, id: SnapshotId) {
         // The lock is not held between tries, so that control requests go on.
         let (_turn, merging, record) = loop {
@@ -258,28 +259,29 @@ impl LiveVolume {
         };
         let merged = {
             let mut tables = lock(&self.tables);
-            let place = tables.snapshots.iter().position(|s| s.id == id);
-            let mut merged = place.map(|place| tables.snapshots.remove(place));
-            if merging.follow
-                && let Some(view) = merged.as_mut().and_then(|m| m.view.take())
-            {
-                tables.origin_views.push(view);
-            }
-            merged
+            let merged = tables.snapshots.iter_mut().find(|s| s.id == id);
+            merged.map(|m| {
+                let view = m.view.take_if(|_| !merging.follow);
+                (m.device, m.spec.cow.clone(), view)
+            })
         };
-        if let Some(merged) = merged {
-            if let Some(view) = merged.view {
+        if let Some((device, cow, view)) = merged {
+            if let Some(view) = view {
                 view.stop();
             }
-            drop(self.devices.remove(merged.device));
+            drop(self.devices.remove(device));
             record.iter().for_each(super::marking::release_cow);
-            tracing::info!(snapshot = %merging.name, chunks = merging.chunks, cow = %merged.spec.cow,
+            tracing::info!(snapshot = %merging.name, chunks = merging.chunks, %cow,
                 "merged: the origin is complete, the COW is not needed any more and can be removed");
         }
-        let mut tables = lock(&self.tables);
         let (name, chunks) = (merging.name, merging.chunks);
+        let mut tables = lock(&self.tables);
         self.events
             .tell(Some(&name), Happening::MergeDone { chunks });
+        let merged = tables.snapshots.iter().position(|s| s.id == id);
+        let merged = merged.map(|place| tables.snapshots.remove(place));
+        let followed = merged.and_then(|m| m.view);
+        tables.origin_views.extend(followed);
         tables.last_merge = Some(MergeOutcome {
             snapshot: name,
             chunks,

@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 
 use super::merging::Handover;
 use super::qmp::Qmp;
-use super::state::RollbackRecord;
-use super::volume::{LiveVolume, conflict, lock, not_recorded};
+use super::state::{RollbackRecord, VolumeState};
+use super::volume::{LiveVolume, Tables, conflict, lock, not_recorded};
 use super::watch::Watch;
 use crate::control::api::{
     ApiError, ErrorKind, PendingRollback, ResetKind, RollbackOutcome, RollbackReply,
@@ -259,9 +259,12 @@ impl LiveVolume {
     }
 
     /// The rollback that waits, for the status.
-    pub(super) fn pending_rollback(&self) -> Option<PendingRollback> {
-        let record = lock(&self.state).state().rollback_at_reset.clone()?;
-        let waited = lock(&self.tables).waited.clone();
+    pub(super) fn pending_rollback(
+        state: &VolumeState,
+        tables: &Tables,
+    ) -> Option<PendingRollback> {
+        let record = state.rollback_at_reset.clone()?;
+        let waited = tables.waited.clone();
         Some(PendingRollback {
             snapshot: record.snapshot,
             reset: record.reset,

@@ -222,11 +222,14 @@ pub(super) fn open_up(
     notices: &mut Notices,
 ) -> Result<Option<ControlServer>, DaemonError> {
     let state: VolumeState = lock(&volume.state).state().clone();
+    // Ours until all views are there: the end of a merge, which may come at once,
+    // has a view to close or to take over.
+    let mut ops = lock(&volume.ops);
     for snapshot in prepared {
-        load(volume, snapshot, &state)?;
+        load(volume, &mut ops, snapshot, &state)?;
     }
     if let Some(merge) = &state.merge {
-        let result = volume.start_merge(&mut lock(&volume.ops), merge);
+        let result = volume.start_merge(&mut ops, merge);
         result.map_err(|e| cannot_merge(&merge.snapshot, &e))?;
     }
     volume.refresh_pending();
@@ -238,6 +241,7 @@ pub(super) fn open_up(
     let description = ViewDescription {
         id: ViewId::ORIGIN,
         snapshot: None,
+        follows: false,
         sectors: volume.facts.origin.sectors,
         read_only: volume.facts.read_only,
         max_discard_sectors: MAX_DISCARD_SECTORS,
@@ -267,6 +271,7 @@ pub(super) fn open_up(
             .map_err(failed)?;
         ready(&format!("snapshot {name}"), path.as_deref());
     }
+    drop(ops);
     let control = match sockets.control {
         Some(socket) => {
             let server = ControlServer::start_on(socket, volume.clone())
@@ -283,6 +288,7 @@ pub(super) fn open_up(
 /// anybody could notice.
 fn load(
     volume: &LiveVolume,
+    ops: &mut Executor,
     snapshot: PreparedSnapshot,
     state: &VolumeState,
 ) -> Result<(), DaemonError> {
@@ -313,7 +319,7 @@ fn load(
     };
     volume
         .drive(
-            &mut lock(&volume.ops),
+            ops,
             ControlRequest::AddSnapshot {
                 snapshot: id,
                 store: Box::new(store),

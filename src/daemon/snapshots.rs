@@ -253,11 +253,15 @@ impl LiveVolume {
         socket: ViewSocket,
         path: Option<String>,
     ) -> std::io::Result<()> {
-        let Some((sectors, read_only, discards)) = lock(&self.tables).snapshot(name).map(|s| {
+        let (follows, sectors, read_only, discards) = {
+            let tables = lock(&self.tables);
+            let Some(s) = tables.snapshot(name) else {
+                return Ok(());
+            };
+            let follows = tables.merging.as_ref();
+            let follows = follows.is_some_and(|m| m.follow && m.id == id);
             let discards = s.spec.discard_zeroes_cow == Some(true);
-            (s.sectors, s.spec.is_read_only(), discards)
-        }) else {
-            return Ok(());
+            (follows, s.sectors, s.spec.is_read_only(), discards)
         };
         // What is in the store is zeroed, which costs what a write of zeroes does.
         let max_discard_sectors = if discards {
@@ -268,6 +272,7 @@ impl LiveVolume {
         let description = ViewDescription {
             id,
             snapshot: Some(name),
+            follows,
             sectors,
             read_only,
             max_discard_sectors,

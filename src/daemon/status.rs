@@ -1,33 +1,31 @@
 //! The volume as users see it.
 
 use super::telling::retry;
-use super::volume::{LiveVolume, lock};
+use super::volume::{LiveVolume, Snapshot, lock};
 use crate::control::api::{
     MergeStatus, OriginStatus, SnapshotStatus, State, ViewKind, ViewStatus, VolumeStatus,
 };
-use crate::engine::SnapshotState;
+use crate::engine::{SnapshotState, SnapshotStatus as EngineSnapshot};
 use crate::merger::Merger;
+use crate::store::Usage;
+use crate::units::SECTOR_SIZE;
 
 impl LiveVolume {
+    /// What holds at one moment: all that it is made of is held or asked while the
+    /// tables are held, and what it names is in it.
     pub(super) fn build_status(&self) -> VolumeStatus {
-        let (recorded, rollback_at_reset) = {
-            let state = lock(&self.state);
-            let state = state.state();
-            (
-                state.merge.clone(),
-                state.rollback_at_reset.as_ref().map(|r| r.snapshot.clone()),
-            )
-        };
-        let rollback = self.pending_rollback();
         let bytes_per_second = lock(&self.merger)
             .as_ref()
             .map_or(0, Merger::bytes_per_second);
-        let engine = self.engine.status();
-        let stopped = engine.merge.as_ref().and_then(|m| m.stopped);
-        let merged = lock(&self.tables).merging.as_ref().map(|m| m.id);
-        let error = stopped.map(|stop| self.in_words(stop.failure, merged));
+        let file = lock(&self.state);
         let tables = lock(&self.tables);
+        let engine = self.engine.status();
+        let recorded = file.state().merge.as_ref();
+        let rollback_at_reset = file.state().rollback_at_reset.as_ref();
         let merging = tables.merging.as_ref();
+        let stopped = engine.merge.as_ref().and_then(|m| m.stopped);
+        let merged = merging.map(|m| m.id);
+        let error = stopped.map(|stop| tables.in_words(stop.failure, merged, &self.facts.path));
 
         let mut views: Vec<ViewStatus> = Vec::new();
         for view in &tables.origin_views {
@@ -59,10 +57,12 @@ impl LiveVolume {
         }
 
         let snapshots = tables.snapshots.iter().filter_map(|snapshot| {
-            let status = engine
-                .snapshots
-                .iter()
-                .find(|s| s.snapshot == snapshot.id)?;
+            let known = engine.snapshots.iter().find(|s| s.snapshot == snapshot.id);
+            let ended = || {
+                let merged = merging.is_some_and(|m| m.id == snapshot.id);
+                merged.then(|| ended_merge(snapshot))
+            };
+            let status = known.cloned().or_else(ended)?;
             Some(SnapshotStatus {
                 name: snapshot.spec.name.clone(),
                 cow: snapshot.spec.cow.clone(),
@@ -83,20 +83,21 @@ impl LiveVolume {
         // A merge lasts until its end is recorded, so that who waits for it to
         // vanish from here finds it over for good.
         let merge = merging.map(|merging| {
-            let progress = engine.merge.unwrap_or_default();
             let chunk_bytes = tables
                 .snapshot(&merging.name)
                 .map_or(0, |s| s.chunk_size.bytes());
+            let begins = || engine.snapshots.iter().any(|s| s.snapshot == merging.id);
+            let (chunks_done, chunks_left) = match engine.merge {
+                Some(progress) => (progress.chunks_done, progress.chunks_left),
+                None if begins() => (0, merging.chunks),
+                None => (merging.chunks, 0),
+            };
             let paused = recorded.is_some_and(|r| r.paused);
-            let left = progress.chunks_left.saturating_mul(chunk_bytes);
+            let left = chunks_left.saturating_mul(chunk_bytes);
             MergeStatus {
                 snapshot: merging.name.clone(),
-                chunks_done: if engine.merge.is_some() {
-                    progress.chunks_done
-                } else {
-                    merging.chunks
-                },
-                chunks_left: progress.chunks_left,
+                chunks_done,
+                chunks_left,
                 bytes_per_second,
                 seconds_left: if paused || error.is_some() {
                     None
@@ -119,10 +120,28 @@ impl LiveVolume {
             views,
             snapshots: snapshots.collect(),
             merge,
-            rollback_at_reset,
-            rollback,
+            rollback_at_reset: rollback_at_reset.map(|r| r.snapshot.clone()),
+            rollback: Self::pending_rollback(file.state(), &tables),
             last_merge: tables.last_merge.clone(),
         }
+    }
+}
+
+/// A merge whose end is still to be recorded: the engine has let go of its store,
+/// in which there is nothing but the header and an empty area.
+fn ended_merge(snapshot: &Snapshot) -> EngineSnapshot {
+    let metadata = snapshot.chunk_size.first_sector(2);
+    EngineSnapshot {
+        snapshot: snapshot.id,
+        state: SnapshotState::Merging,
+        chunk_sectors: snapshot.chunk_size.sectors(),
+        usage: Usage {
+            allocated: metadata,
+            total: snapshot.spec.size.unwrap_or(0) / SECTOR_SIZE,
+            metadata,
+        },
+        transient: false,
+        exceptions: 0,
     }
 }
 

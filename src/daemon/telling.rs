@@ -1,11 +1,30 @@
 //! Events in the words of users: names for numbers, and what they need beside.
 
-use super::volume::{LiveVolume, lock};
+use super::volume::{LiveVolume, Tables, lock};
 use crate::control::api::{MergeOutcome, Retry};
 use crate::control::events::{FailedDevice, FailedIo, FailedOperation, Happening, InvalidCause};
 use crate::engine::{
     self, Failure, InvalidReason, MergeStop, Operation, SnapshotId, SnapshotState,
 };
+
+impl Tables {
+    /// As [`LiveVolume::in_words`], for the origin at `origin`.
+    pub(super) fn in_words(
+        &self,
+        failure: Failure,
+        snapshot: Option<SnapshotId>,
+        origin: &str,
+    ) -> String {
+        let cow = || {
+            let found = self.snapshots.iter().find(|s| Some(s.id) == snapshot);
+            found.map_or("the COW".to_owned(), |s| format!("the COW {}", s.spec.cow))
+        };
+        failure.describe(match failure.device {
+            engine::FailedDevice::Origin => format!("the origin {origin}"),
+            engine::FailedDevice::Cow => cow(),
+        })
+    }
+}
 
 impl LiveVolume {
     /// Tells what happened to a snapshot; of one that is gone nothing is told.
@@ -48,15 +67,7 @@ impl LiveVolume {
 
     /// A failure with the names of the files; `snapshot` is whose COW it may be.
     pub(super) fn in_words(&self, failure: Failure, snapshot: Option<SnapshotId>) -> String {
-        let tables = lock(&self.tables);
-        let cow = || {
-            let found = tables.snapshots.iter().find(|s| Some(s.id) == snapshot);
-            found.map_or("the COW".to_owned(), |s| format!("the COW {}", s.spec.cow))
-        };
-        failure.describe(match failure.device {
-            engine::FailedDevice::Origin => format!("the origin {}", self.facts.path),
-            engine::FailedDevice::Cow => cow(),
-        })
+        lock(&self.tables).in_words(failure, snapshot, &self.facts.path)
     }
 
     pub(super) fn tell_merge_failed(&self, snapshot: SnapshotId, stop: MergeStop) {

@@ -58,6 +58,8 @@ pub struct ViewDescription<'a> {
     pub id: ViewId,
     /// `None`: the origin's.
     pub snapshot: Option<&'a str>,
+    /// It shows what the origin's view shows: its snapshot is being merged so.
+    pub follows: bool,
     pub sectors: u64,
     pub read_only: bool,
     /// Most sectors of a discard; 0: none is offered.
@@ -87,9 +89,10 @@ impl View {
             max_queues: crate::vhost::DEFAULT_MAX_QUEUES.max(settings.num_queues),
         };
         let presence = Arc::new(Presence::default());
-        presence
-            .is_origin
-            .store(description.id == ViewId::ORIGIN, Ordering::Release);
+        presence.is_origin.store(
+            description.id == ViewId::ORIGIN || description.follows,
+            Ordering::Release,
+        );
         let backend = ViewBackend {
             engine: volume.engine().clone(),
             devices: volume.devices().clone(),

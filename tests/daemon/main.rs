@@ -16,6 +16,7 @@ mod guest;
 mod inject;
 mod longer;
 mod machine;
+mod moments;
 mod monitor;
 #[allow(dead_code)]
 #[path = "../view/raw.rs"]
