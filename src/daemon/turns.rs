@@ -42,25 +42,61 @@ impl Turns {
         let waited = self
             .answered
             .wait_timeout_while(counts, PATIENCE, |c| c.answered < ours);
-        drop(waited);
+        if waited.is_ok_and(|(_, timeout)| timeout.timed_out()) {
+            tracing::warn!(
+                "answered before the events of the change were noted: the main thread is busy"
+            );
+        }
         result
     }
 
     /// For the main thread: hears the engine out with `hear`, and answers whoever
-    /// had asked before.
+    /// had asked before. `hear` takes back what was rung, also for a question that
+    /// came too late to be answered by it: then the bell is rung again.
     pub fn take(&self, hear: impl FnOnce()) {
         let lock = || self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let asked = lock().asked;
         hear();
-        lock().answered = asked;
+        let mut counts = lock();
+        counts.answered = asked;
+        if counts.asked != asked {
+            self.wake.ring();
+        }
         self.answered.notify_all();
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
     use super::*;
     use std::sync::atomic::{AtomicU32, Ordering};
+
+    fn is_rung(wake: &WakeFd) -> bool {
+        let mut fds = [PollFd::new(wake, PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec::default())).unwrap() > 0
+    }
+
+    // Verbs took the whole patience now and then: the bell that they rang was
+    // taken back by a turn that did not know of them.
+    #[test]
+    fn a_question_that_comes_during_a_turn_brings_another_turn() {
+        let wake = Arc::new(WakeFd::new().unwrap());
+        let turns = Turns::new(wake.clone());
+        std::thread::scope(|scope| {
+            turns.take(|| {
+                scope.spawn(|| turns.settle_after(()));
+                while !is_rung(&wake) {
+                    std::thread::yield_now();
+                }
+                wake.clear();
+            });
+            assert!(is_rung(&wake), "nobody takes the next turn");
+            turns.take(|| wake.clear());
+            assert!(!is_rung(&wake), "a turn that nobody asked for");
+        });
+    }
 
     #[test]
     fn nothing_that_was_told_before_is_heard_later() {
