@@ -103,9 +103,8 @@ impl Executor {
     }
 
     /// Starts a merge batch, see [`Port::merge_step`].
-    pub fn merge_step(&mut self, background: bool, max_bytes: u64) -> MergeStep {
-        self.port
-            .merge_step(background, max_bytes, &mut self.commands)
+    pub fn merge_step(&mut self, background: u64, urgent: u64) -> MergeStep {
+        self.port.merge_step(background, urgent, &mut self.commands)
     }
 
     /// No I/O under way.

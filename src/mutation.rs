@@ -83,6 +83,7 @@ pub(crate) enum Mutation {
     PassdownSparesNobody,
     PassdownNotDrained,
     IoToWhoeverCalls,
+    LowestChunkFirst,
     // Found by `engine/tests/faults.rs` and `engine/tests/cut.rs`.
     HeaderLeftValid,
     CutRegrown,
@@ -260,5 +261,6 @@ mod chosen {
         Mutation::PassdownSparesNobody,
         Mutation::PassdownNotDrained,
         Mutation::IoToWhoeverCalls,
+        Mutation::LowestChunkFirst,
     ];
 }

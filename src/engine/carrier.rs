@@ -65,7 +65,7 @@ impl Core {
         }
         let waiting = waiter.and_then(|waiter| match waiter {
             Waiter::Request(id) | Waiter::Part(id, _) => self.requests.get(id).map(|r| r.port),
-            Waiter::Batch => self.batch_port(),
+            Waiter::Batch(_) => self.batch_port(),
         });
         match acting {
             _ if waiting.is_some() => waiting,

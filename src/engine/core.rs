@@ -32,8 +32,9 @@ pub(super) enum Waiter {
     Request(RequestId),
     /// A snapshot write's part in this chunk is to be looked at again.
     Part(RequestId, u64),
-    /// One of the merge batch's waits has ended.
-    Batch,
+    /// One of this merge batch's waits has ended. By number: one that was given up
+    /// may still stand in other snapshots' lists, and is no other one.
+    Batch(u64),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -537,8 +538,8 @@ impl Core {
                 }
             }
             Waiter::Part(..) => {} // counted by its request when it was parked
-            Waiter::Batch => {
-                if let Some(batch) = self.merge.as_mut().and_then(|m| m.batch.as_mut()) {
+            Waiter::Batch(number) => {
+                if let Some(batch) = self.batch_of(number) {
                     batch.waits += 1;
                 }
             }
@@ -553,8 +554,8 @@ impl Core {
                 }
             }
             Waiter::Part(id, chunk) => return self.work.push_back(Work::Part(id, chunk)),
-            Waiter::Batch => {
-                if let Some(batch) = self.merge.as_mut().and_then(|m| m.batch.as_mut()) {
+            Waiter::Batch(number) => {
+                if let Some(batch) = self.batch_of(number) {
                     batch.waits = batch.waits.saturating_sub(1);
                 }
             }
@@ -574,8 +575,8 @@ impl Core {
                 }
             }
             Waiter::Part(..) => {}
-            Waiter::Batch => {
-                if let Some(batch) = self.merge.as_mut().and_then(|m| m.batch.as_mut())
+            Waiter::Batch(number) => {
+                if let Some(batch) = self.batch_of(number)
                     && batch.waits == 0
                     && !std::mem::replace(&mut batch.queued, true)
                 {

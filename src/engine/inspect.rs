@@ -50,6 +50,12 @@ impl Core {
                 ));
             }
         }
+        if let Some(merge) = &self.merge
+            && let Some(newest) = merge.batch.as_ref().and_then(|b| b.newest_turn)
+            && merge.urgent.keys().next().is_some_and(|t| *t < newest)
+        {
+            return Err("a chunk that is waited for longer is not in the batch".into());
+        }
         for (id, snap) in &self.snaps {
             if !snap.is_usable() {
                 continue;

@@ -39,7 +39,7 @@ impl Core {
             for (when, waiter) in pending.waiters {
                 match (when, waiter) {
                     // An origin write or a merge batch: until the header says so.
-                    (When::Settled, Waiter::Request(_) | Waiter::Batch) => {
+                    (When::Settled, Waiter::Request(_) | Waiter::Batch(_)) => {
                         snap.on_invalid.push(waiter)
                     }
                     (_, waiter) => failed.push(waiter),

@@ -276,7 +276,7 @@ impl Actor {
     /// Starts what batches there are, as the merger's thread does.
     fn merge_step(&mut self) -> MergeStep {
         let mut commands = Vec::new();
-        let step = self.port().merge_step(true, 1 << 20, &mut commands);
+        let step = self.port().merge_step(1 << 20, 1 << 20, &mut commands);
         self.execute(commands);
         step
     }

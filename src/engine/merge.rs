@@ -30,8 +30,13 @@ pub(super) struct Merge {
     /// is unknown, so writes to them are refused until the store is loaded again.
     pub limbo: BTreeSet<u64>,
     pub batch: Option<Batch>,
-    /// Chunks that guest writes wait for, first come first served.
-    pub urgent: BTreeSet<u64>,
+    /// Batches until now.
+    pub batches: u64,
+    /// Chunks that guest writes wait for and no batch has yet, by their turn: first
+    /// come first served. Some may have been merged since, in a background batch.
+    pub urgent: BTreeMap<u64, u64>,
+    /// The turn that the next of them gets.
+    next_turn: u64,
     /// Who waits for a chunk to be merged.
     pub waiting: BTreeMap<u64, Vec<RequestId>>,
     pub chunks_done: u64,
@@ -50,7 +55,9 @@ impl Merge {
             told_final: false,
             limbo: BTreeSet::new(),
             batch: None,
-            urgent: BTreeSet::new(),
+            batches: 0,
+            urgent: BTreeMap::new(),
+            next_turn: 0,
             waiting: BTreeMap::new(),
             chunks_done: 0,
             bytes_copied: 0,
@@ -90,10 +97,12 @@ impl Core {
             {
                 continue;
             }
-            merge.waiting.entry(chunk).or_default().push(id);
-            if !exception.is_fenced() {
-                merge.urgent.insert(chunk);
+            let waiting = merge.waiting.entry(chunk).or_default();
+            if waiting.is_empty() && !exception.is_fenced() {
+                merge.urgent.insert(merge.next_turn, chunk);
+                merge.next_turn += 1;
             }
+            waiting.push(id);
             waits += 1;
         }
         if waits > 0 {

@@ -1,6 +1,6 @@
 //! One merge batch.
 //!
-//! Order: 1 choose from the tail, waited-for chunks first → 2 fence and drain
+//! Order: 1 choose from the tail, waited-for chunks first, the oldest turn first → 2 fence and drain
 //! writes to them; other snapshots copy out → 3 copy COW → origin → 4 flush the
 //! origin → 5 remove the entries, durable: first the moved copies of entries that
 //! fill holes, then the tail → 6 drop from memory, lift the fence, release waiters.
@@ -49,8 +49,11 @@ struct Run {
 #[derive(Debug)]
 pub(super) struct Batch {
     pub port: usize,
+    number: u64,
     /// By slot of the log.
     entries: BTreeMap<usize, Entry>,
+    /// Of the chunks in it that guests waited for.
+    pub newest_turn: Option<u64>,
     runs: Vec<Run>,
     phase: Phase,
     /// What the batch waits for before its phase can go on.
@@ -66,7 +69,7 @@ pub(super) struct Batch {
 }
 
 impl Core {
-    pub fn merge_step(&mut self, port: usize, background: bool, max_bytes: u64) -> MergeStep {
+    pub fn merge_step(&mut self, port: usize, background: u64, urgent: u64) -> MergeStep {
         let Some(merge) = &mut self.merge else {
             return MergeStep::Idle;
         };
@@ -85,12 +88,14 @@ impl Core {
             return MergeStep::Idle;
         }
         let chunk_bytes = snap.shared.chunk_size.bytes();
-        let limit = usize::try_from(max_bytes / chunk_bytes)
-            .unwrap_or(BATCH_CHUNKS)
-            .clamp(1, BATCH_CHUNKS);
+        let limit = |bytes: u64| {
+            let chunks = usize::try_from(bytes / chunk_bytes).unwrap_or(BATCH_CHUNKS);
+            chunks.clamp(1, BATCH_CHUNKS)
+        };
         let mut entries = BTreeMap::new();
-        while entries.len() < limit
-            && let Some(chunk) = merge.urgent.pop_first()
+        let mut newest_turn = None;
+        while entries.len() < limit(urgent)
+            && let Some((turn, chunk)) = next_turn(&mut merge.urgent)
         {
             let slot = snap
                 .shared
@@ -102,14 +107,15 @@ impl Core {
                 && let Some(entry) = log.get(slot)
             {
                 entries.insert(slot, *entry);
+                newest_turn = newest_turn.max(Some(turn));
             }
         }
-        if background && !merge.paused {
+        if background > 0 && !merge.paused {
             for (slot, entry) in log
                 .iter()
                 .enumerate()
                 .rev()
-                .take(limit.saturating_sub(entries.len()))
+                .take(limit(background).saturating_sub(entries.len()))
             {
                 entries.insert(slot, *entry);
             }
@@ -119,9 +125,13 @@ impl Core {
         }
         let bytes = (entries.len() as u64).saturating_mul(chunk_bytes);
         let runs = runs_of(&entries);
+        merge.batches += 1;
+        let number = merge.batches;
         merge.batch = Some(Batch {
             port,
+            number,
             entries,
+            newest_turn,
             runs,
             phase: Phase::Preserve,
             waits: 0,
@@ -131,8 +141,13 @@ impl Core {
             abandoned: false,
             plan: None,
         });
-        self.look_again(Waiter::Batch);
+        self.look_again(Waiter::Batch(number));
         MergeStep::Started { bytes }
+    }
+
+    /// The running batch, if it is that one.
+    pub fn batch_of(&mut self, number: u64) -> Option<&mut Batch> {
+        self.batch().filter(|b| b.number == number)
     }
 
     fn batch(&mut self) -> Option<&mut Batch> {
@@ -169,16 +184,16 @@ impl Core {
         if batch.waits > 0 || batch.phase != Phase::Preserve {
             return;
         }
-        let (runs, port) = (batch.runs.clone(), batch.port);
+        let (runs, port, number) = (batch.runs.clone(), batch.port, batch.number);
         let mut waits = 0;
         for run in &runs {
             let sectors = Self::target(&shared, run, origin_end);
             if !mutation::is(Mutation::MergeSkipsCopyOut) {
-                waits += self.preserve(sectors, Waiter::Batch, port);
+                waits += self.preserve(sectors, Waiter::Batch(number), port);
             }
         }
         if waits > 0 {
-            return self.look_again(Waiter::Batch);
+            return self.look_again(Waiter::Batch(number));
         }
         let chunks = self.fence_batch();
         if let Some(batch) = self.batch() {
@@ -421,7 +436,6 @@ impl Core {
         let mut waiting = Vec::new();
         for entry in batch.entries.values() {
             snap.shared.table.clear(entry.old);
-            merge.urgent.remove(&entry.old);
             waiting.extend(merge.waiting.remove(&entry.old).unwrap_or_default());
         }
         let (snapshot, empty) = (merge.snapshot, snap.metadata.entries().is_empty());
@@ -501,6 +515,15 @@ impl Core {
             self.notify(Notice::MergeWork { snapshot });
         }
     }
+}
+
+/// Takes out the chunk that is waited for longest.
+fn next_turn(urgent: &mut BTreeMap<u64, u64>) -> Option<(u64, u64)> {
+    if mutation::is(Mutation::LowestChunkFirst) {
+        let turn = *urgent.iter().min_by_key(|(_, chunk)| **chunk)?.0;
+        return urgent.remove_entry(&turn);
+    }
+    urgent.pop_first()
 }
 
 fn runs_of(entries: &BTreeMap<usize, Entry>) -> Vec<Run> {

@@ -473,17 +473,18 @@ impl Port {
         self.enter(out, |core, port| core.control(port, id, request));
     }
 
-    /// Starts the next merge batch of about `max_bytes` (at least one chunk).
-    /// Chunks that guest writes wait for come first; without `background` only they.
+    /// Starts the next merge batch: of chunks that guest writes wait for up to
+    /// `urgent` bytes, those that came first, and others until it has `background`
+    /// bytes; with 0 of these none. At least one chunk of a kind that is wanted.
     pub fn merge_step(
         &mut self,
-        background: bool,
-        max_bytes: u64,
+        background: u64,
+        urgent: u64,
         out: &mut Vec<Command>,
     ) -> MergeStep {
         let mut step = MergeStep::Idle;
         self.enter(out, |core, port| {
-            step = core.merge_step(port, background, max_bytes)
+            step = core.merge_step(port, background, urgent)
         });
         step
     }

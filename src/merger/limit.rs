@@ -50,6 +50,11 @@ impl RateLimiter {
         }
     }
 
+    /// Bytes of a batch without a limit.
+    pub const fn batch_max(&self) -> u64 {
+        self.batch_max
+    }
+
     pub fn permit(&self, now: Instant) -> Permit {
         if self.rate == 0 {
             return Permit::Now {

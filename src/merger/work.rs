@@ -69,14 +69,16 @@ impl MergeWork {
             } else {
                 self.limiter.permit(now)
             };
-            let (background, max_bytes) = match permit {
-                Permit::Now { max_bytes } => (true, max_bytes),
-                // What guest writes wait for is merged in any case, and free.
-                Permit::After(_) => (false, super::BATCH_BYTES),
+            let background = match permit {
+                Permit::Now { max_bytes } => max_bytes,
+                Permit::After(_) => 0,
             };
-            match self.executor.merge_step(background, max_bytes) {
+            // What guest writes wait for is merged in any case, and as much of it
+            // as a batch can hold: the limit must not make them wait for several.
+            let urgent = self.limiter.batch_max();
+            match self.executor.merge_step(background, urgent) {
                 MergeStep::Started { bytes } => {
-                    if background {
+                    if background > 0 {
                         self.limiter.charge(now, bytes);
                     }
                     (started_bytes, self.running) = (bytes, true);

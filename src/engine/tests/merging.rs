@@ -98,6 +98,32 @@ fn power_may_go_at_any_instant_of_a_merge() {
     }
 }
 
+/// Waiting writes are served in the order in which they came, and each chunk of a
+/// write in the next batch that has room for it.
+#[test]
+fn the_write_that_waits_longest_is_in_the_next_batch() {
+    let (mut w, origin, s) = overwritten(7, 512, 8);
+    w.merge_background = false;
+    w.merge_bytes = 4 * 4096;
+    hand_over(&mut w, s, MergeWrites::Wait);
+    // The highest chunk, and then more low ones than three batches hold.
+    start_write(&mut w, origin, 0, (63 * 8, 2), 901);
+    for slot in 1..13 {
+        start_write(&mut w, origin, slot, (u64::from(slot) * 8, 2), 902);
+    }
+    for batch in [&[63, 1, 2, 3][..], &[4, 5, 6, 7], &[8, 9, 10, 11], &[12]] {
+        let goal = chunks_left(&w) - batch.len() as u64;
+        while chunks_left(&w) > goal {
+            assert!(w.advance(), "{batch:?} wait for ever");
+        }
+        let left = entries(&w.devices, w.origin, w.cows[&s]);
+        let waits = left.iter().any(|e| batch.contains(&e.old));
+        assert!(!waits, "of {batch:?}: {left:?}");
+    }
+    w.settle();
+    assert_done(&mut w, origin, 0..13);
+}
+
 /// M04, M05: what Linux does with writes to chunks that are not merged yet.
 #[test]
 fn a_redirected_write_stays_in_the_store_and_comes_with_the_merge() {

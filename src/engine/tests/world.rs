@@ -425,7 +425,8 @@ impl World {
         } else {
             self.actors[index].port.take_inbox(&mut out);
             if index == MERGER {
-                let (background, bytes) = (self.merge_background, self.merge_bytes);
+                let bytes = self.merge_bytes;
+                let background = if self.merge_background { bytes } else { 0 };
                 let step = self.actors[index]
                     .port
                     .merge_step(background, bytes, &mut out);
