@@ -51,6 +51,9 @@ pub fn merge_offline(
     }
     if let Some(merge) = &mut checked.plan.state.merge {
         merge.rate = 0; // nobody else needs the disks
+        if std::mem::take(&mut merge.paused) {
+            tracing::info!(snapshot = %merge.snapshot, "the merge was paused, and goes on now");
+        }
     }
     let (volume, mut notices, prepared) = build(&options, checked)?;
     let control = open_up(&volume, prepared, Sockets::default(), &mut notices);

@@ -125,3 +125,42 @@ fn a_followers_guest_is_the_origins_also_after_a_restart_in_the_middle() {
     assert_same(&guest.read_all(BYTES), &old, "after the reset");
     world.merged();
 }
+
+#[test]
+fn a_merge_that_was_paused_goes_on_offline() {
+    let mut world = World::new();
+    let before = world.origin();
+    world.start(&["--socket-path", "a.sock"]);
+    world.client().add_snapshot(&world.snapshot("s")).unwrap();
+    let mut guest = Guest::connect(&world.path("a.sock"));
+    wreck(&mut guest, 3);
+    drop(guest);
+    let request = MergeRequest {
+        snapshot: "s".into(),
+        follow: false,
+        rate: Some(1), // a batch, and then it waits
+    };
+    world.client().merge(&request).unwrap();
+    world.client().pause_merge().unwrap();
+    world.terminate();
+    assert_eq!(world.state()["merge"]["paused"], true);
+    let mut child = Command::new(assert_cmd::cargo::cargo_bin!("snapback"))
+        .current_dir(world.folder.path())
+        .args(["merge", "--origin", "disk.img", "--cow", "s.cow"])
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let start = Instant::now();
+    let ended = loop {
+        match child.try_wait().unwrap() {
+            Some(status) => break status,
+            None if start.elapsed() > Duration::from_secs(60) => {
+                child.kill().unwrap();
+                panic!("it waits without a word");
+            }
+            None => std::thread::sleep(Duration::from_millis(20)),
+        }
+    };
+    assert!(ended.success(), "{ended}");
+    assert_same(&world.origin(), &before, "merged offline");
+}
