@@ -1,0 +1,465 @@
+//! What happens: verbs under load, handovers, and the ends of daemons.
+
+use std::time::{Duration, Instant};
+
+use snapback::control::api::State;
+
+use crate::common::cut;
+use crate::common::load::Load;
+use crate::model::{End, Model, Small, Snap, check_lenient, socket_of, under_load};
+use crate::verbs::{Outcome, Verbs};
+
+/// Snapshots with guests at most.
+const SNAPS: usize = 3;
+/// Room for the whole disk.
+const ROOM: &str = "8M";
+
+/// A snapshot that was asked for under load.
+struct Taken {
+    name: String,
+    writer: u8,
+    asked: Instant,
+    answered: Instant,
+    outcome: Outcome,
+}
+
+/// What is decided before the load starts.
+struct Asked {
+    arguments: Vec<String>,
+    /// It takes this snapshot.
+    takes: Option<(String, u8)>,
+}
+
+fn words(asked: &[String]) -> Vec<&str> {
+    asked.iter().map(String::as_str).collect()
+}
+
+fn split(text: &str) -> Vec<String> {
+    text.split(' ').map(str::to_owned).collect()
+}
+
+impl Model {
+    pub fn episode(&mut self) {
+        self.counts.episodes += 1;
+        self.killed_before = self.killed();
+        self.notice_the_merge();
+        match self.random.below(10) {
+            0..2 if self.merging.is_none() && !self.snaps.is_empty() => self.hand_over(),
+            2 if self.snaps.len() == SNAPS => self.remove(),
+            3 => self.rest(),
+            _ => self.verbs_under_load(),
+        }
+        self.tidy();
+    }
+
+    fn delay(&mut self) -> Duration {
+        // Most verbs take some milliseconds, half of which is the client's start.
+        Duration::from_micros(self.random.below(14_000))
+    }
+
+    /// One of the verbs that fit the present state.
+    fn draw(&mut self) -> Asked {
+        let plain = |text: String| Asked {
+            arguments: split(&text),
+            takes: None,
+        };
+        if self.merging.is_some() {
+            let merge = ["--pause", "--resume", "--rate 4M", "--rate 0"];
+            return plain(format!("merge {}", merge[self.random.below(4) as usize]));
+        }
+        match self.random.below(6) {
+            0..2 if self.snaps.len() < SNAPS => {
+                let (name, writer) = self.next("b");
+                let chunk = ["4K", "16K", "64K"][self.random.below(3) as usize];
+                let socket = format!("{name}.sock");
+                Asked {
+                    arguments: split(&format!(
+                        "snapshot {name} --cow {name}.cow --size {ROOM} --chunk-size {chunk} --socket-path {socket}"
+                    )),
+                    takes: Some((name, writer)),
+                }
+            }
+            2 if !self.small.is_empty() => {
+                let at = self.random.below(self.small.len() as u64) as usize;
+                plain(format!("grow {} 1M", self.small[at].name))
+            }
+            3 if !self.small.is_empty() => {
+                let at = self.random.below(self.small.len() as u64) as usize;
+                plain(format!("remove {}", self.small[at].name))
+            }
+            4 if !self.snaps.is_empty() => {
+                let at = self.random.below(self.snaps.len() as u64) as usize;
+                plain(format!("rollback {} --at-reset", self.snaps[at].name))
+            }
+            _ => {
+                let kind = ["P", "PO", "N"][self.random.below(3) as usize];
+                let (name, _) = self.next(kind);
+                let size = self.random.between(20, 200);
+                self.small.push(Small {
+                    name: name.clone(),
+                    seen: false,
+                });
+                plain(format!(
+                    "snapshot {name} --cow {name}.cow --size {size}K --chunk-size 4K --type {kind}"
+                ))
+            }
+        }
+    }
+
+    /// Verbs while all guests run; at the end the guests finish, or the daemon is
+    /// stopped or killed, also in the middle of a verb.
+    fn verbs_under_load(&mut self) {
+        let asked: Vec<Asked> = (0..1 + self.random.below(3)).map(|_| self.draw()).collect();
+        let fates: Vec<(u64, Duration)> = asked
+            .iter()
+            .map(|_| (self.random.below(6), self.delay()))
+            .collect();
+        let (last, last_delay) = (self.random.below(5), self.delay());
+        let first = self.origin.shadow.clone();
+        let mut taken = Vec::new();
+        let last_of_all = asked.len() - 1;
+        let Self {
+            volume,
+            origin,
+            snaps,
+            verbs,
+            counts,
+            ..
+        } = self;
+        let mut loads = vec![(origin, socket_of(volume, None))];
+        for snap in snaps.iter_mut() {
+            let socket = socket_of(volume, Some(&snap.name));
+            loads.push((&mut snap.load, socket));
+        }
+        let end = under_load(volume, loads, |volume, going| {
+            going(20);
+            for (n, (asked, (fate, delay))) in asked.iter().zip(&fates).enumerate() {
+                let arguments = words(&asked.arguments);
+                let start = Instant::now();
+                let outcome = match (fate, last) {
+                    (_, 0) if n == last_of_all => {
+                        let control = [arguments.as_slice(), &["--control", "c.sock"]].concat();
+                        let mut child = Verbs::start(volume, &control);
+                        std::thread::sleep(last_delay);
+                        volume.kill();
+                        child.wait().unwrap();
+                        verbs.killed += 1;
+                        Outcome::Unknown
+                    }
+                    (0, _) => verbs.kill(volume, &arguments, *delay),
+                    // A full store cannot grow, and a merge may just have ended.
+                    _ => verbs.ask(volume, &arguments).0,
+                };
+                let answered = Instant::now();
+                taken.extend(asked.takes.clone().map(|(name, writer)| Taken {
+                    name,
+                    writer,
+                    asked: start,
+                    answered,
+                    outcome,
+                }));
+                if last != 0 || n != last_of_all {
+                    going(30);
+                }
+            }
+            match last {
+                0 => counts.kills += 1,
+                1 => {
+                    volume.kill();
+                    counts.kills += 1;
+                }
+                2 => {
+                    volume.terminate();
+                    counts.terms += 1;
+                }
+                _ => return End::Drained,
+            }
+            End::Stopped
+        });
+        if end == End::Stopped {
+            self.offline(false);
+            self.start();
+        } else {
+            self.wait_detached();
+        }
+        for taken in taken {
+            self.take_note(taken, &first);
+        }
+        self.cancel_rollback();
+        self.verify(end);
+    }
+
+    /// Compares a snapshot that was taken under load with the writes of the origin's
+    /// guest, and gives it a guest of its own.
+    fn take_note(&mut self, taken: Taken, first: &[u64]) {
+        if !self.is_listed(&taken.name) {
+            let Taken { name, outcome, .. } = &taken;
+            assert_ne!(*outcome, Outcome::Done, "{name} was answered and is lost");
+            return;
+        }
+        let found = self.look(&taken.name);
+        let writes = &self.origin.writes;
+        match taken.outcome {
+            Outcome::Done => {
+                cut::check(&found, first, writes, taken.asked, taken.answered);
+            }
+            _ => check_lenient(&found, first, writes, taken.asked),
+        }
+        let shadow = found.into_iter().map(Option::unwrap).collect();
+        let load = Load::new(&taken.name, taken.writer, self.random.next(), shadow);
+        self.snaps.push(Snap {
+            name: taken.name,
+            load,
+        });
+        self.counts.snapshots += 1;
+    }
+
+    fn cancel_rollback(&mut self) {
+        if self.volume.status().rollback_at_reset.is_some() {
+            self.verbs.must(&self.volume, &["rollback", "--cancel"]);
+        }
+    }
+
+    /// A rollback or a live commit. The origin's guest is away, the others run.
+    fn hand_over(&mut self) {
+        let at = self.random.below(self.snaps.len() as u64) as usize;
+        let follow = self.random.below(3) == 0;
+        let keep = (!follow && self.snaps.len() < SNAPS && self.random.below(2) == 0)
+            .then(|| self.next("b"));
+        let (fate, delay) = (self.random.below(4), self.delay());
+        let name = self.snaps[at].name.clone();
+        let mut arguments = match follow {
+            true => split(&format!("merge {name} --follow")),
+            false => split(&format!("rollback {name} --now")),
+        };
+        if let Some((keep, _)) = &keep {
+            arguments.extend(split(&format!(
+                "--keep {keep} --cow {keep}.cow --size {ROOM}"
+            )));
+        }
+        let rate = ["0", "8M", "64K"][self.random.below(3) as usize];
+        arguments.extend(split(&format!("--rate {rate}")));
+        let Self {
+            volume,
+            snaps,
+            verbs,
+            counts,
+            ..
+        } = self;
+        let mut loads = Vec::new();
+        for snap in snaps.iter_mut().filter(|s| s.name != name || follow) {
+            let socket = socket_of(volume, Some(&snap.name));
+            loads.push((&mut snap.load, socket));
+        }
+        let end = under_load(volume, loads, |volume, going| {
+            going(20);
+            let arguments = words(&arguments);
+            match fate {
+                0 => {
+                    let control = [arguments.as_slice(), &["--control", "c.sock"]].concat();
+                    let mut child = Verbs::start(volume, &control);
+                    std::thread::sleep(delay);
+                    volume.kill();
+                    child.wait().unwrap();
+                    verbs.killed += 1;
+                    counts.kills += 1;
+                    return End::Stopped;
+                }
+                1 => drop(verbs.kill(volume, &arguments, delay)),
+                _ => verbs.must(volume, &arguments),
+            }
+            going(20);
+            End::Drained
+        });
+        let before = self.origin.shadow.clone();
+        // Offline the origin's own content is not known yet.
+        if end == End::Stopped {
+            self.start();
+        } else {
+            self.wait_detached();
+        }
+        let status = self.volume.status();
+        let still = status.snapshots.iter().find(|s| s.name == name);
+        let handed = still.is_none_or(|s| s.state != State::Active);
+        assert!(handed || fate < 2, "{name} was answered and is not merged");
+        let mut merged = self.snaps.remove(at);
+        if handed {
+            self.counts.handovers += 1;
+            if follow {
+                // It may have been written up to the end: settled where it is now.
+                merged.load.attach(&socket_of(&self.volume, None));
+                self.counts.doubts += merged.load.settle();
+                merged.load.detach();
+            }
+            self.origin.shadow = merged.load.shadow;
+            self.merging = Some(name);
+        } else {
+            self.snaps.insert(at, merged);
+        }
+        if let Some((keep, writer)) = keep {
+            // The origin's guest is away: it is exactly what was there.
+            if self.is_listed(&keep) {
+                self.serve_kept(&keep);
+                let load = Load::new(&keep, writer, self.random.next(), before);
+                self.snaps.push(Snap { name: keep, load });
+                self.counts.snapshots += 1;
+            } else {
+                assert!(!handed, "a rollback without its keep {keep}");
+            }
+        }
+        self.verify(end);
+        self.notice_the_merge();
+    }
+
+    /// A snapshot that a rollback took has no view until a start is given one.
+    fn serve_kept(&mut self, name: &str) {
+        self.volume.terminate();
+        self.counts.terms += 1;
+        let view = format!("name={name},cow={name}.cow,socket={name}.sock");
+        self.start_with(&["--snapshot", &view]);
+    }
+
+    /// A snapshot with a guest goes, and its store never comes back.
+    fn remove(&mut self) {
+        if self.merging.is_some() {
+            return;
+        }
+        let snap = self.snaps.remove(0);
+        if self.random.below(3) == 0 {
+            let delay = self.delay();
+            let arguments = ["remove", &snap.name, "--control", "c.sock"];
+            let mut child = Verbs::start(&self.volume, &arguments);
+            std::thread::sleep(delay);
+            self.volume.kill();
+            child.wait().unwrap();
+            self.counts.kills += 1;
+            self.verbs.killed += 1;
+            self.start();
+            let status = self.volume.status();
+            if let Some(left) = status.snapshots.iter().find(|s| s.name == snap.name) {
+                if left.state == State::Active {
+                    self.snaps.insert(0, snap);
+                    return self.verify(End::Stopped);
+                }
+                self.verbs.must(&self.volume, &["remove", &snap.name]);
+            }
+        } else {
+            self.verbs.must(&self.volume, &["remove", &snap.name]);
+        }
+        self.assert_dead(&snap.cow());
+        self.verify(End::Drained);
+    }
+
+    /// What was removed, or ended otherwise, is no good store any more. Not judged
+    /// in an episode in which something was killed.
+    fn assert_dead(&mut self, cow: &str) {
+        if self.killed() > self.killed_before {
+            let _ = std::fs::remove_file(self.volume.path(cow));
+            return;
+        }
+        let output = self.verbs.run(&self.volume, &["check", cow]);
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert_ne!(output.status.code(), Some(0), "{cow} came back: {text}");
+        std::fs::remove_file(self.volume.path(cow)).unwrap();
+    }
+
+    /// A clean stop of a quiet volume, and what can be done without a daemon.
+    fn rest(&mut self) {
+        self.volume.terminate();
+        self.counts.terms += 1;
+        self.offline(true);
+        self.start();
+        self.verify(End::Drained);
+    }
+
+    /// `quiet`: what each view shows is known exactly.
+    fn offline(&mut self, quiet: bool) {
+        if self.random.below(2) == 0 {
+            return;
+        }
+        self.counts.offline += 1;
+        for cow in self.snaps.iter().map(Snap::cow).collect::<Vec<_>>() {
+            let arguments = ["check", &cow, "--origin", "disk.img"];
+            let output = self.verbs.run(&self.volume, &arguments);
+            let text = String::from_utf8_lossy(&output.stdout);
+            assert_eq!(output.status.code(), Some(0), "{cow}: {text}");
+        }
+        if let Some(merging) = self.merging.clone() {
+            self.merge_offline(&format!("{merging}.cow"));
+        } else if quiet && !self.snaps.is_empty() {
+            self.export();
+        }
+    }
+
+    fn merge_offline(&mut self, cow: &str) {
+        let arguments = ["merge", "--origin", "disk.img", "--cow", cow];
+        if self.random.below(2) == 0 {
+            let mut child = Verbs::start(&self.volume, &arguments);
+            let delay = self.delay();
+            std::thread::sleep(delay);
+            let _ = child.kill();
+            child.wait().unwrap();
+            self.verbs.killed += 1;
+            return;
+        }
+        let output = self.verbs.run(&self.volume, &arguments);
+        // The daemon may have merged all of it, and forgotten it, before its end.
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{cow}: {text}");
+    }
+
+    fn export(&mut self) {
+        let at = self.random.below(self.snaps.len() as u64) as usize;
+        let snap = &self.snaps[at];
+        let (cow, shadow) = (snap.cow(), snap.load.shadow.clone());
+        let arguments = ["export", "--origin", "disk.img", "--cow", &cow, "out.img"];
+        let output = self.verbs.run(&self.volume, &arguments);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{cow}: {text}");
+        let out = self.volume.path("out.img");
+        let data = std::fs::read(&out).unwrap();
+        crate::common::stamps::check("out.img", 0, &data, &shadow);
+        std::fs::remove_file(out).unwrap();
+    }
+
+    /// Keeps the folder small, and looks at what has ended meanwhile.
+    fn tidy(&mut self) {
+        let status = self.volume.status();
+        let listed = |name: &String| status.snapshots.iter().find(|s| s.name == *name);
+        let mut gone = Vec::new();
+        for mut small in std::mem::take(&mut self.small) {
+            match listed(&small.name).map(|s| s.state) {
+                Some(State::Invalid) => {
+                    self.counts.filled += 1;
+                    self.verbs.must(&self.volume, &["remove", &small.name]);
+                    small.seen = true;
+                    gone.push(small);
+                }
+                Some(_) => {
+                    small.seen = true;
+                    self.small.push(small);
+                }
+                None => gone.push(small),
+            }
+        }
+        for small in gone {
+            let cow = format!("{}.cow", small.name);
+            // A transient one has no store.
+            if small.seen && !small.name.starts_with('N') {
+                self.assert_dead(&cow);
+            } else {
+                let _ = std::fs::remove_file(self.volume.path(&cow));
+            }
+        }
+        for snap in &self.snaps {
+            let state = listed(&snap.name).map(|s| s.state);
+            assert_eq!(state, Some(State::Active), "{}", snap.name);
+        }
+        // No more than a few, so that a killed verb's files go some day.
+        while self.small.len() > 2 && self.merging.is_none() {
+            let name = self.small.remove(0).name;
+            self.verbs.must(&self.volume, &["remove", &name]);
+            let _ = std::fs::remove_file(self.volume.path(&format!("{name}.cow")));
+        }
+    }
+}
