@@ -20,6 +20,8 @@ pub struct Volume {
     pub held: Arc<AtomicUsize>,
     /// Operations that were submitted.
     pub submitted: Arc<AtomicUsize>,
+    /// Ports that were told that their requests are left undone.
+    pub abandoned: Arc<AtomicUsize>,
     /// Ports that exist.
     pub ports: Arc<AtomicUsize>,
     /// Durable writes seen.
@@ -45,6 +47,7 @@ impl Volume {
             device,
             held: Arc::default(),
             submitted: Arc::default(),
+            abandoned: Arc::default(),
             ports: Arc::default(),
             durable: Arc::default(),
             broken: AtomicUsize::new(0),
@@ -81,6 +84,7 @@ impl Backend for Volume {
             slots,
             ports: Arc::clone(&self.ports),
             durable: Arc::clone(&self.durable),
+            abandoned: Arc::clone(&self.abandoned),
         })
     }
 }
@@ -134,6 +138,7 @@ struct PassThrough {
     slots: usize,
     ports: Arc<AtomicUsize>,
     durable: Arc<AtomicUsize>,
+    abandoned: Arc<AtomicUsize>,
 }
 
 const PIECE: usize = 8192;
@@ -245,6 +250,10 @@ impl Requests for PassThrough {
 
     fn is_idle(&self) -> bool {
         self.requests.is_empty()
+    }
+
+    fn abandon(&mut self) {
+        self.abandoned.fetch_add(1, Ordering::SeqCst);
     }
 }
 

@@ -32,6 +32,16 @@ fn three_writes_under_way(served: &Served, raw: &mut Raw) -> Ring {
     ring
 }
 
+/// The front end leaves, and the requests end after the queue has noticed that. (What
+/// ends before it has noticed is told to whoever may still look.)
+fn hang_up_unheard(served: &Served, raw: &mut Raw) {
+    raw.hang_up();
+    eventually("the queue has noticed", || {
+        served.volume.abandoned.load(Ordering::SeqCst) == 1
+    });
+    served.volume.held.store(0, Ordering::SeqCst);
+}
+
 fn has_hung_up(frontend: &Frontend) -> bool {
     // SAFETY: the descriptor lives as long as the front end.
     let fd = unsafe { BorrowedFd::borrow_raw(frontend.as_raw_fd()) };
@@ -77,8 +87,7 @@ fn nothing_is_published_after_the_front_end_hung_up_and_the_next_session_does_it
         let served = serve();
         let mut raw = Raw::connect(&served.path, PLAIN);
         let ring = three_writes_under_way(&served, &mut raw);
-        raw.hang_up();
-        served.volume.held.store(0, Ordering::SeqCst);
+        hang_up_unheard(&served, &mut raw);
         eventually("the session ends", || {
             served.diary.read().ends_with(&["detached"])
         });
@@ -111,8 +120,7 @@ fn a_region_is_given_filled_and_taken_back() {
         byte[0] == 1
     };
     assert_eq!([0, 3, 6, 1].map(in_flight), [true, true, true, false]);
-    raw.hang_up();
-    served.volume.held.store(0, Ordering::SeqCst);
+    hang_up_unheard(&served, &mut raw);
     eventually("the session ends", || {
         served.diary.read().ends_with(&["detached"])
     });
