@@ -88,7 +88,7 @@ impl Volume {
             let ended = self.daemon.as_mut().unwrap().try_wait().unwrap();
             assert_eq!(ended, None, "the daemon ended at its start");
             assert!(
-                start.elapsed() < Duration::from_secs(20),
+                start.elapsed() < Duration::from_secs(120),
                 "the daemon does not answer"
             );
             std::thread::sleep(Duration::from_millis(5));
