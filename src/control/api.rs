@@ -355,7 +355,7 @@ impl Retry {
                 "nothing is lost; when the cause is removed, go on with `snapback merge --resume`"
             }
             Self::Restart => {
-                "nothing is lost; when the cause is removed, stop the daemon and start it again: it goes on with the merge"
+                "what is merged stays merged; when the cause is removed, stop the daemon and start it again: it goes on with the merge"
             }
         }
     }

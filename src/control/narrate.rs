@@ -183,8 +183,8 @@ mod tests {
                 Some("a"),
                 json!({"kind": "merge-failed", "reason": "flushing the origin /o failed: bad", "retry": "restart",
                     "device": "origin", "operation": "flush", "offset": null}),
-                "   1  T  a: merge failed: flushing the origin /o failed: bad; nothing is lost; when the cause is removed, \
-                 stop the daemon and start it again: it goes on with the merge",
+                "   1  T  a: merge failed: flushing the origin /o failed: bad; what is merged stays merged; when the cause \
+                 is removed, stop the daemon and start it again: it goes on with the merge",
             ),
             (
                 Some("a"),

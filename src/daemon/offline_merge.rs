@@ -225,7 +225,7 @@ fn until_merged(
         if let Some(stop) = volume.engine().status().merge.and_then(|m| m.stopped) {
             let id = lock(&volume.tables).merging.as_ref().map(|m| m.id);
             return Err(DaemonError::Refused(format!(
-                "the merge has stopped: {}. Nothing is lost; when the cause is removed, the same command goes on",
+                "the merge has stopped: {}. What is merged stays merged; when the cause is removed, the same command goes on",
                 volume.in_words(stop.failure, id)
             )));
         }
