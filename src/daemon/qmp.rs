@@ -53,6 +53,11 @@ pub enum QmpError {
         command: &'static str,
         reason: String,
     },
+    #[error(
+        "the guest is suspended to RAM, and a reset would only wake it up, with the old disk in memory; wake it up \
+         (`system_wakeup` in QEMU's monitor) and ask again, or end that QEMU"
+    )]
+    Asleep,
     #[error("QEMU's monitor closed the connection")]
     Closed,
     #[error("the connection to QEMU's monitor broke off: {0}")]
@@ -160,25 +165,23 @@ impl Qmp {
         self.events.clear();
     }
 
-    /// How often `name` was told of among the events that have come until now.
+    /// The events that have come until now, oldest first, and whether more can come.
     /// Waits for nothing.
-    pub fn count_events(&mut self, name: &str) -> Result<usize, QmpError> {
-        let mut count = 0;
+    pub fn take_events(&mut self) -> (Vec<String>, Result<(), QmpError>) {
+        let mut more = Ok(());
         for _ in 0..LINES_MAX {
-            let Some(line) = self.line(Instant::now())? else {
-                break;
-            };
-            self.take_event(&line);
+            match self.line(Instant::now()) {
+                Ok(Some(line)) => {
+                    self.take_event(&line);
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    more = Err(error);
+                    break;
+                }
+            }
         }
-        for event in self.events.drain(..) {
-            count += usize::from(event == name);
-        }
-        Ok(count)
-    }
-
-    /// Whether `name` was among the events that came before the connection broke off.
-    pub fn had_event(&self, name: &str) -> bool {
-        self.events.iter().any(|event| event == name)
+        (std::mem::take(&mut self.events), more)
     }
 
     /// For waiting until something comes.

@@ -238,10 +238,12 @@ fn find<'a>(path: &'a Path, hurry: &Arc<AtomicBool>) -> Result<Vmm<'a>, QmpError
             ),
         });
     }
+    if status == "suspended" {
+        return Err(QmpError::Asleep);
+    }
     Ok(Vmm {
         path,
         qmp,
-        // A guest that sleeps is one that its user takes for running.
-        ran: running || status == "suspended",
+        ran: running,
     })
 }

@@ -46,6 +46,8 @@ struct Shared {
 struct Heard {
     qmp: Option<Qmp>,
     reset: bool,
+    /// The guest was suspended to RAM and not woken up yet.
+    asleep: bool,
     /// There was no connection at some time.
     gap: bool,
 }
@@ -63,6 +65,7 @@ impl Watch {
                 gap: qmp.is_none(),
                 qmp,
                 reset: false,
+                asleep: false,
             }),
             hurry: Arc::clone(hurry),
             stop: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
@@ -106,14 +109,22 @@ impl Heard {
     /// Takes what has come.
     fn hear(&mut self) {
         let Some(qmp) = &mut self.qmp else { return };
-        match qmp.count_events("RESET") {
-            Ok(count) => self.reset |= count > 0,
-            Err(error) => {
-                tracing::warn!(%error, "resets are not heard of until QEMU's monitor can be reached again");
-                self.reset |= qmp.had_event("RESET");
-                self.qmp = None;
-                self.gap = true;
+        let (events, more) = qmp.take_events();
+        for event in events {
+            match event.as_str() {
+                "SUSPEND" => self.asleep = true,
+                "WAKEUP" => self.asleep = false,
+                // The firmware of a machine that sleeps takes it for the wake-up.
+                "RESET" if self.asleep => self.asleep = false,
+                "RESET" => self.reset = true,
+                _ => {}
             }
+        }
+        if let Err(error) = more {
+            tracing::warn!(%error, "resets are not heard of until QEMU's monitor can be reached again");
+            self.qmp = None;
+            self.gap = true;
+            self.asleep = false;
         }
     }
 }

@@ -55,6 +55,35 @@ fn a_reset_is_told_once_and_its_absence_too() {
 }
 
 #[test]
+fn a_reset_of_a_guest_that_sleeps_is_its_wake_up() {
+    let monitor = Monitor::new();
+    let say = talking(&monitor);
+    let qmp = Qmp::connect(&monitor.path(), &calm()).unwrap();
+    let watch = Watch::start(&monitor.path(), Some(qmp), &calm()).unwrap();
+    let mut resets = 0;
+    let mut count = |events: &[&'static str]| {
+        for event in events {
+            say.send(event).unwrap();
+        }
+        // The last one is a reset of a guest that is awake.
+        until("a reset is told", || watch.told() == Told::Reset);
+        resets += 1;
+        assert_eq!(watch.told(), Told::NoReset, "after {resets}");
+    };
+    count(&["SUSPEND", "WAKEUP", "RESET"]);
+    count(&["SUSPEND", "RESET", "RESET"]);
+    say.send("SUSPEND").unwrap();
+    say.send("RESET").unwrap();
+    drop(say);
+    let mut heard = Vec::new();
+    until("the end", || {
+        heard.push(watch.told());
+        heard.last() == Some(&Told::Unknown)
+    });
+    assert!(!heard.contains(&Told::Reset), "{heard:?}");
+}
+
+#[test]
 fn a_monitor_that_comes_later_is_listened_to_from_then_on() {
     let monitor = Monitor::new();
     let watch = Watch::start(&monitor.path(), None, &calm()).unwrap();
