@@ -6,6 +6,9 @@
 #   target/guest/root.img    the same as an ext4 disk, to boot from
 #   target/guest/lvm.cpio    to append to the initramfs: lvm2, blkid, and what
 #                            the snapback program itself needs to run there
+#   target/guest/boot.img    the same as a FAT disk with boot loaders (syslinux for
+#                            a BIOS, systemd-boot for UEFI), kernel and initramfs
+#   target/guest/ovmf-*.fd   UEFI firmware and the variables that it starts with
 #   target/guest/manifest    what it was made of
 #
 # A build is kept until the recipe changes. `qemu-tests/install.sh` brings the
@@ -36,7 +39,7 @@ done
 
 work=$(mktemp -d "$guest/build.XXXXXX")
 trap 'rm -rf "$work"' EXIT
-mkdir -p "$work"/{debs,kernel,busybox}
+mkdir -p "$work"/{debs,kernel,busybox,boot}
 tree=$work/tree
 mkdir -p "$tree"/{bin,lib64,lib,modules,dev,proc,sys,tmp,mnt,newroot,etc}
 ln -s bin "$tree/sbin"
@@ -54,11 +57,15 @@ mapfile -t lvm_libraries < <(apt-cache depends --recurse --important lvm2 |
         dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q ' installed$' || echo "$package"
     done)
 (cd "$work/debs" && apt-get -q -o APT::Sandbox::User="$(id -un)" download \
-    "$kernel_package" busybox-static lvm2 "${lvm_libraries[@]}")
+    "$kernel_package" busybox-static lvm2 "${lvm_libraries[@]}" \
+    mtools syslinux systemd-boot-efi ovmf)
 dpkg-deb -x "$work"/debs/linux-image-*.deb "$work/kernel"
 dpkg-deb -x "$work"/debs/busybox-static_*.deb "$work/busybox"
 for package in "$work"/debs/{lvm2,lib}*.deb; do
     dpkg-deb -x "$package" "$work/lvm"
+done
+for package in "$work"/debs/{mtools,syslinux,systemd-boot-efi,ovmf}_*.deb; do
+    dpkg-deb -x "$package" "$work/boot"
 done
 version=$(basename "$work"/kernel/boot/vmlinuz-*)
 version=${version#vmlinuz-}
@@ -129,6 +136,36 @@ cp -L "$work/kernel/boot/vmlinuz-$version" "$guest/vmlinuz"
 (cd "$extra" && find . | LC_ALL=C sort | cpio --quiet -o -H newc -R 0:0) >"$guest/lvm.cpio"
 rm -f "$guest/root.img"
 mke2fs -q -t ext4 -E root_owner=0:0 -L snapback-root -d "$tree" "$guest/root.img" 64M
+
+# --- a disk that firmware boots, whose boot loaders say so: a test changes the mark
+# and sees which disk the machine was booted from
+options='console=ttyS0 quiet panic=-1 no_timer_check mark=before'
+cat >"$work/syslinux.cfg" <<EOF
+DEFAULT guest
+LABEL guest
+LINUX /vmlinuz
+INITRD /initramfs
+APPEND $options
+EOF
+cat >"$work/guest.conf" <<EOF
+linux /vmlinuz
+initrd /initramfs
+options $options
+EOF
+echo "timeout 0" >"$work/loader.conf"
+export PATH=$work/boot/usr/bin:$PATH MTOOLS_SKIP_CHECK=1
+disk=$guest/boot.img
+rm -f "$disk"
+truncate -s 64M "$disk"
+mformat -i "$disk" -F -h 16 -s 63 -T $((64 * 2048)) ::
+mmd -i "$disk" ::/EFI ::/EFI/BOOT ::/loader ::/loader/entries
+mcopy -i "$disk" "$guest"/{vmlinuz,initramfs} "$work/syslinux.cfg" ::/
+mcopy -i "$disk" "$work/boot/usr/lib/systemd/boot/efi/systemd-bootx64.efi" ::/EFI/BOOT/BOOTX64.EFI
+mcopy -i "$disk" "$work/loader.conf" ::/loader/
+mcopy -i "$disk" "$work/guest.conf" ::/loader/entries/
+syslinux --install "$disk"
+cp "$work/boot/usr/share/OVMF/OVMF_CODE_4M.fd" "$guest/ovmf-code.fd"
+cp "$work/boot/usr/share/OVMF/OVMF_VARS_4M.fd" "$guest/ovmf-vars.fd"
 {
     ls "$work/debs"
     dpkg-query -W -f '${Package} ${Version}\n' dmsetup e2fsprogs libc6

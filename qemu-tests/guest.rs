@@ -1,16 +1,19 @@
 //! A guest: QEMU with Debian's kernel and `images/guest/init`, which runs the
 //! commands that arrive on its second serial port.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread::{sleep, spawn};
 use std::time::{Duration, Instant};
 
 use crate::bench::{guest_images, tail};
 use crate::disk::Sums;
+use crate::machine::{attach, kernel, two_queues};
 use crate::qmp::Qmp;
 
 /// Longest time that a guest command or a boot may take.
@@ -37,6 +40,8 @@ pub struct Guest {
     received: Vec<u8>,
     boot_id: String,
     sequence: u64,
+    /// The last that was sent.
+    command: String,
     console: PathBuf,
     log: PathBuf,
 }
@@ -68,12 +73,20 @@ impl Guest {
         disks: &[Attach],
         kernel_options: &str,
     ) -> Self {
-        let images = guest_images();
+        Self::start(dir, name, disks, &kernel(initramfs, kernel_options))
+    }
+
+    /// Starts QEMU with the options that say what it boots, and waits until the
+    /// guest takes commands.
+    pub fn start(dir: &Path, name: &str, disks: &[Attach], boot: &[OsString]) -> Self {
         let file = |suffix: &str| dir.join(format!("{name}.{suffix}"));
         let (monitor, port, console, log) =
             (file("qmp"), file("port"), file("console"), file("qemu.log"));
-        let two = |disk: &Attach| matches!(disk, Attach::TwoQueues(_));
-        let processors = if disks.iter().any(two) { "2" } else { "1" };
+        let processors = if disks.iter().any(two_queues) {
+            "2"
+        } else {
+            "1"
+        };
         let mut command = Command::new("qemu-system-x86_64");
         command
             .args([
@@ -89,12 +102,7 @@ impl Guest {
             ])
             .args(["-object", "memory-backend-memfd,id=mem,size=768M,share=on"])
             .args(["-machine", "q35,memory-backend=mem"])
-            .arg("-kernel")
-            .arg(images.join("vmlinuz"))
-            .arg("-initrd")
-            .arg(initramfs)
-            .arg("-append")
-            .arg(format!("console=ttyS0 quiet panic=-1 {kernel_options}"))
+            .args(boot)
             .arg("-serial")
             .arg(format!("file:{}", console.display()))
             .arg("-chardev")
@@ -105,33 +113,7 @@ impl Guest {
             .args(["-serial", "chardev:port"])
             .arg("-qmp")
             .arg(format!("unix:{},server=on,wait=off", monitor.display()));
-        for (index, disk) in disks.iter().enumerate() {
-            match disk {
-                Attach::View(socket) | Attach::TwoQueues(socket) => command
-                    .arg("-chardev")
-                    .arg(format!(
-                        "socket,id=c{index},path={},reconnect=1",
-                        socket.display()
-                    ))
-                    .arg("-device")
-                    .arg(format!(
-                        "vhost-user-blk-pci,chardev=c{index},num-queues={}",
-                        if two(disk) { 2 } else { 1 }
-                    )),
-                Attach::Raw(path) | Attach::RawDiscard(path) => command
-                    .arg("-drive")
-                    .arg(format!(
-                        "if=none,id=d{index},format=raw,file={}{}",
-                        path.display(),
-                        match disk {
-                            Attach::RawDiscard(_) => ",discard=unmap",
-                            _ => "",
-                        }
-                    ))
-                    .arg("-device")
-                    .arg(format!("virtio-blk-pci,drive=d{index}")),
-            };
-        }
+        attach(&mut command, disks);
         let output = File::create(&log).unwrap();
         let mut qemu = command
             .stdin(Stdio::null())
@@ -149,6 +131,7 @@ impl Guest {
             received: Vec::new(),
             boot_id: String::new(),
             sequence: 0,
+            command: String::new(),
             console,
             log,
         };
@@ -189,6 +172,29 @@ impl Guest {
         output
     }
 
+    /// Waits for the answer to a command that was sent.
+    pub fn answer(&mut self) -> (i32, String) {
+        self.answer_within(PATIENCE)
+    }
+
+    /// The same of a guest that sleeps and is woken by what arrives at its port. What
+    /// arrives too early does not wake it, so something is sent once a second.
+    pub fn answer_once_awake(&mut self) -> (i32, String) {
+        let mut port = self.port.try_clone().unwrap();
+        let (done, is_done) = mpsc::channel::<()>();
+        let waker = spawn(move || {
+            let pause = Duration::from_secs(1);
+            while is_done.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
+                // The guest skips it at the beginning of the next command.
+                port.write_all(b" ").unwrap();
+            }
+        });
+        let answer = self.answer();
+        drop(done);
+        waker.join().unwrap();
+        answer
+    }
+
     /// Exit status and output of a shell command in the guest.
     pub fn try_run(&mut self, command: &str) -> (i32, String) {
         self.run_within(command, PATIENCE)
@@ -197,6 +203,10 @@ impl Guest {
     /// As `try_run`, for a command that takes less than `patience`.
     pub fn run_within(&mut self, command: &str, patience: Duration) -> (i32, String) {
         self.send(command);
+        self.answer_within(patience)
+    }
+
+    fn answer_within(&mut self, patience: Duration) -> (i32, String) {
         let deadline = Instant::now() + patience;
         loop {
             let line = self.line(deadline);
@@ -211,12 +221,16 @@ impl Guest {
                 ["READY", boot_id] => {
                     assert_eq!(
                         *boot_id, self.boot_id,
-                        "the guest restarted during `{command}`"
+                        "the guest restarted during `{}`",
+                        self.command
                     );
                 }
                 // Of a command sent before, which was not waited for.
                 ["=", older, ..] if older.parse().is_ok_and(|n: u64| n < self.sequence) => {}
-                _ => panic!("the guest's answer to `{command}` begins with {line:?}"),
+                _ => panic!(
+                    "the guest's answer to `{}` begins with {line:?}",
+                    self.command
+                ),
             }
         }
     }
@@ -228,6 +242,7 @@ impl Guest {
             "one short line: {command}"
         );
         self.sequence += 1;
+        command.clone_into(&mut self.command);
         self.port
             .write_all(format!("{} {command}\n", self.sequence).as_bytes())
             .unwrap();

@@ -14,7 +14,7 @@ boot_guest() {
     exec {qmp_in}<>"$dir/qmp.in" {qmp_out}<>"$dir/qmp.out"
     qemu-system-x86_64 -accel tcg -cpu max -smp 1 -nodefaults -display none \
         -object memory-backend-memfd,id=mem,size=256M,share=on -machine q35,memory-backend=mem \
-        -kernel "$images/vmlinuz" -initrd "$images/initramfs" -append "console=ttyS0 quiet panic=-1" \
+        -kernel "$images/vmlinuz" -initrd "$images/initramfs" -append "console=ttyS0 quiet panic=-1 no_timer_check" \
         -serial "file:$dir/console" \
         -chardev "pipe,id=port,path=$dir/port" -serial chardev:port \
         -chardev "pipe,id=qmp,path=$dir/qmp" -mon chardev=qmp,mode=control \

@@ -18,6 +18,7 @@ mod daemon;
 mod differential;
 mod disk;
 mod guest;
+mod machine;
 mod qmp;
 
 mod attach;
@@ -28,6 +29,7 @@ mod forks;
 mod linux;
 mod logwrites;
 mod lvm;
+mod resets;
 mod restarts;
 mod rollback;
 mod shorter;

@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 
 pub struct Qmp {
     reader: BufReader<UnixStream>,
+    /// Names of the events that nobody has waited for yet.
+    events: Vec<String>,
 }
 
 impl Qmp {
@@ -18,6 +20,7 @@ impl Qmp {
             .unwrap();
         let mut qmp = Self {
             reader: BufReader::new(stream),
+            events: Vec::new(),
         };
         // What happens while we connect may be told before the greeting.
         let greeting = loop {
@@ -38,12 +41,30 @@ impl Qmp {
         self.reader.get_mut().write_all(line.as_bytes()).unwrap();
         loop {
             let mut answer = self.receive();
-            if answer.get("event").is_some() {
+            if self.keep_event(&answer) {
                 continue;
             }
             assert!(answer.get("error").is_none(), "QMP {name}: {answer}");
             return answer["return"].take();
         }
+    }
+
+    /// Waits for an event, which may have come already.
+    pub fn wait_for(&mut self, event: &str) {
+        loop {
+            if let Some(at) = self.events.iter().position(|kept| kept == event) {
+                self.events.drain(..=at);
+                return;
+            }
+            let line = self.receive();
+            self.keep_event(&line);
+        }
+    }
+
+    fn keep_event(&mut self, line: &Value) -> bool {
+        let event = line.get("event").and_then(Value::as_str);
+        self.events.extend(event.map(str::to_owned));
+        event.is_some()
     }
 
     fn receive(&mut self) -> Value {

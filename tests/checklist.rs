@@ -97,6 +97,44 @@ fn every_row_is_there_and_has_tests_that_exist() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Every row of the table in `docs/rollback.md` names its test, and each of the tests
+/// that were written for it has its row.
+#[test]
+fn every_event_around_a_reset_has_its_row_and_its_test() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: &str| fs::read_to_string(root.join(path)).unwrap();
+    let text = read("docs/rollback.md");
+    let (_, table) = text.split_once("## What each event does").unwrap();
+    let rows: Vec<&str> = table
+        .lines()
+        .skip_while(|line| !line.starts_with("|---"))
+        .skip(1)
+        .take_while(|line| line.starts_with("| "))
+        .collect();
+    assert!(rows.len() > 10, "{rows:?}");
+    for row in &rows {
+        let test = row.trim_end_matches("` |").rsplit('`').next().unwrap();
+        let (path, name) = test.split_once("::").unwrap_or_else(|| panic!("{row}"));
+        assert!(has_test(&read(path), name), "{path} has no test {name}");
+    }
+    for file in ["drivers", "looks", "boots"] {
+        let path = format!("qemu-tests/resets/{file}.rs");
+        for line in read(&path).lines() {
+            let name = line
+                .strip_prefix("fn ")
+                .and_then(|l| l.strip_suffix("() {"));
+            let Some(name) = name.filter(|name| has_test(&read(&path), name)) else {
+                continue;
+            };
+            assert!(
+                rows.iter()
+                    .any(|row| row.contains(&format!("{path}::{name}`"))),
+                "{name} has no row"
+            );
+        }
+    }
+}
+
 #[test]
 fn what_is_wrong_with_a_table_is_found() {
     let source = "/// Proves it.\n#[test]\nfn good() {}\n\nfn helper() {}\n";

@@ -7,6 +7,7 @@
 //! disktool storm DEV SEED FIRST COUNT THREADS PROGRESS
 //!                                          several writers at once (storm.rs)
 //! disktool play DEV RESULTS AT SEED        a script of device-mapper steps (play.rs)
+//! disktool kexec KERNEL INITRAMFS OPTIONS  another kernel, without a reset (kexec.rs)
 //! ```
 //!
 //! `hammer` works on blocks FIRST .. FIRST+COUNT of a disk that `fill` wrote with
@@ -17,6 +18,7 @@
 mod content;
 mod cut;
 mod dm;
+mod kexec;
 mod play;
 mod storm;
 
@@ -53,7 +55,8 @@ fn main() -> ExitCode {
         ["play", script, results, at, seed] => {
             number(at).and_then(|at| play::play(script, results, at, number(seed)?))
         }
-        _ => Err("usage: disktool fill|sums|hammer|storm|play DEV ...".into()),
+        ["kexec", kernel, initramfs, options] => kexec::start(kernel, initramfs, options),
+        _ => Err("usage: disktool fill|sums|hammer|storm|play|kexec ...".into()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
