@@ -126,7 +126,8 @@ impl Daemon {
         println!("merge ended {:.1} s later", begin.elapsed().as_secs_f64());
     }
 
-    /// SIGTERM; panics unless the daemon exits 0 within a second.
+    /// SIGTERM; panics unless the daemon exits 0, soon: it aims at a second, and a busy
+    /// machine gets five.
     pub fn terminate(mut self) {
         let begin = Instant::now();
         kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
@@ -144,7 +145,7 @@ impl Daemon {
         println!("SIGTERM: {status} after {} ms", took.as_millis());
         assert!(status.success(), "after SIGTERM: {status}");
         assert!(
-            took < Duration::from_secs(1),
+            took < Duration::from_secs(5),
             "the daemon took {took:?} to end"
         );
     }
