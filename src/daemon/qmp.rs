@@ -23,6 +23,9 @@ const PATIENCE_LEFT: Duration = Duration::from_millis(200);
 /// How often to look whether it is.
 const LOOK: Duration = Duration::from_millis(50);
 
+/// The status of a guest that is suspended to RAM.
+pub const ASLEEP: &str = "suspended";
+
 /// Longest line that is taken, in bytes; QEMU's greeting has about 200.
 const LINE_MAX: usize = 1 << 20;
 /// Lines that are looked at in one go.
@@ -137,6 +140,18 @@ impl Qmp {
                 None => Err(self.foreign("an answer without `return`")),
             };
         }
+    }
+
+    /// A connection, and whether the guest is suspended to RAM at its beginning.
+    /// (An event of the same moment comes on top, and says the same.)
+    pub fn connect_and_look(
+        path: &Path,
+        hurry: &Arc<AtomicBool>,
+    ) -> Result<(Self, bool), QmpError> {
+        let mut qmp = Self::connect(path, hurry)?;
+        let answer = qmp.run("query-status")?;
+        let status = answer.get("status").and_then(Value::as_str);
+        Ok((qmp, status == Some(ASLEEP)))
     }
 
     /// Waits for one of these events, which may have come before; which it was.

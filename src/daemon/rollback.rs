@@ -118,7 +118,7 @@ impl LiveVolume {
         *lock(&self.watch) = None;
         let monitor = qmp
             .as_deref()
-            .map(|path| Qmp::connect(Path::new(path), &self.stopping))
+            .map(|path| Qmp::connect_and_look(Path::new(path), &self.stopping))
             .transpose();
         let _turn = lock(&self.ops);
         let checked = monitor

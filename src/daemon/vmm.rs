@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::qmp::{Qmp, QmpError};
+use super::qmp::{ASLEEP, Qmp, QmpError};
 use super::state::StoppedGuest;
 use super::volume::{LiveVolume, conflict, lock, not_recorded};
 use crate::control::api::{ApiError, ErrorKind, RollbackOutcome, RollbackReply, RollbackRequest};
@@ -238,7 +238,7 @@ fn find<'a>(path: &'a Path, hurry: &Arc<AtomicBool>) -> Result<Vmm<'a>, QmpError
             ),
         });
     }
-    if status == "suspended" {
+    if status == ASLEEP {
         return Err(QmpError::Asleep);
     }
     Ok(Vmm {

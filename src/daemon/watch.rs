@@ -53,19 +53,24 @@ struct Heard {
 }
 
 impl Watch {
-    /// Listens to the monitor at `path`; with `qmp`, which is connected to it,
-    /// from now on, else as soon as it can be reached.
+    /// Listens to the monitor at `path`; with `known`, a connection to it and whether
+    /// its guest sleeps, from now on, else as soon as it can be reached.
     ///
     /// # Errors
     /// What the system refused.
-    pub fn start(path: &Path, qmp: Option<Qmp>, hurry: &Arc<AtomicBool>) -> std::io::Result<Self> {
+    pub fn start(
+        path: &Path,
+        known: Option<(Qmp, bool)>,
+        hurry: &Arc<AtomicBool>,
+    ) -> std::io::Result<Self> {
+        let (qmp, asleep) = known.unzip();
         let shared = Arc::new(Shared {
             path: path.to_owned(),
             heard: Mutex::new(Heard {
                 gap: qmp.is_none(),
                 qmp,
                 reset: false,
-                asleep: false,
+                asleep: asleep.unwrap_or(false),
             }),
             hurry: Arc::clone(hurry),
             stop: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
@@ -145,14 +150,15 @@ impl Shared {
             let ended = match stream {
                 Some(Ok(stream)) => self.wait(Some(&stream), None),
                 Some(Err(_)) => self.wait(None, Some(RETRY)),
-                None => match Qmp::connect(&self.path, &self.hurry) {
-                    Ok(qmp) => {
+                None => match Qmp::connect_and_look(&self.path, &self.hurry) {
+                    Ok((qmp, asleep)) => {
                         let mut heard = self.heard();
                         // Under the lock: who ends it finds no connection afterwards.
                         if self.ended() {
                             return;
                         }
                         heard.qmp = Some(qmp);
+                        heard.asleep = asleep;
                         continue;
                     }
                     Err(error @ (QmpError::Connect { .. } | QmpError::Closed)) => {

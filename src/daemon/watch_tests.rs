@@ -8,9 +8,17 @@ use super::*;
 
 /// A monitor that says what it is sent, and leaves when nothing more can come.
 fn talking(monitor: &Monitor) -> Sender<&'static str> {
+    talking_of(monitor, "running")
+}
+
+/// The same, of a guest with this status.
+fn talking_of(monitor: &Monitor, status: &'static str) -> Sender<&'static str> {
     let (say, said) = channel::<&str>();
     monitor.serve(move |client| {
         client.greet();
+        let (name, id) = client.command().unwrap();
+        assert_eq!(name, "query-status");
+        client.answer(&id, json!({ "status": status }));
         while let Ok(event) = said.recv() {
             client.say(&json!({ "event": event }).to_string());
         }
@@ -32,7 +40,7 @@ fn a_reset_is_told_once_and_its_absence_too() {
     let say = talking(&monitor);
     let watch = Watch::start(
         &monitor.path(),
-        Some(Qmp::connect(&monitor.path(), &calm()).unwrap()),
+        Some(Qmp::connect_and_look(&monitor.path(), &calm()).unwrap()),
         &calm(),
     )
     .unwrap();
@@ -58,7 +66,7 @@ fn a_reset_is_told_once_and_its_absence_too() {
 fn a_reset_of_a_guest_that_sleeps_is_its_wake_up() {
     let monitor = Monitor::new();
     let say = talking(&monitor);
-    let qmp = Qmp::connect(&monitor.path(), &calm()).unwrap();
+    let qmp = Qmp::connect_and_look(&monitor.path(), &calm()).unwrap();
     let watch = Watch::start(&monitor.path(), Some(qmp), &calm()).unwrap();
     let mut resets = 0;
     let mut count = |events: &[&'static str]| {
@@ -83,6 +91,28 @@ fn a_reset_of_a_guest_that_sleeps_is_its_wake_up() {
     assert!(!heard.contains(&Told::Reset), "{heard:?}");
 }
 
+/// A daemon that was started while the guest slept believed the reset that only
+/// wakes it up.
+#[test]
+fn a_guest_that_sleeps_when_it_is_first_heard_of_is_woken_up_by_its_reset() {
+    for early in [true, false] {
+        let monitor = Monitor::new();
+        let say = talking_of(&monitor, "suspended");
+        let qmp = early.then(|| Qmp::connect_and_look(&monitor.path(), &calm()).unwrap());
+        let watch = Watch::start(&monitor.path(), qmp, &calm()).unwrap();
+        until("it is heard all the time", || watch.told() == Told::NoReset);
+        say.send("RESET").unwrap();
+        say.send("RESUME").unwrap();
+        drop(say);
+        let mut heard = Vec::new();
+        until("the end", || {
+            heard.push(watch.told());
+            heard.last() == Some(&Told::Unknown)
+        });
+        assert!(!heard.contains(&Told::Reset), "{heard:?}");
+    }
+}
+
 #[test]
 fn a_monitor_that_comes_later_is_listened_to_from_then_on() {
     let monitor = Monitor::new();
@@ -101,7 +131,7 @@ fn a_watch_that_ends_leaves_the_monitor_to_others() {
     let _say = talking(&monitor);
     let watch = Watch::start(
         &monitor.path(),
-        Some(Qmp::connect(&monitor.path(), &calm()).unwrap()),
+        Some(Qmp::connect_and_look(&monitor.path(), &calm()).unwrap()),
         &calm(),
     )
     .unwrap();
