@@ -41,7 +41,6 @@ fn split(text: &str) -> Vec<String> {
 impl Model {
     pub fn episode(&mut self) {
         self.counts.episodes += 1;
-        self.killed_before = self.killed();
         self.notice_the_merge();
         match self.random.below(10) {
             0..2 if self.merging.is_none() && !self.snaps.is_empty() => self.hand_over(),
@@ -350,13 +349,9 @@ impl Model {
         self.verify(End::Drained);
     }
 
-    /// What was removed, or ended otherwise, is no good store any more. Not judged
-    /// in an episode in which something was killed.
+    /// What was removed, or ended otherwise, is no good store any more, whatever was
+    /// killed meanwhile.
     fn assert_dead(&mut self, cow: &str) {
-        if self.killed() > self.killed_before {
-            let _ = std::fs::remove_file(self.volume.path(cow));
-            return;
-        }
         let output = self.verbs.run(&self.volume, &["check", cow]);
         let text = String::from_utf8_lossy(&output.stdout);
         assert_ne!(output.status.code(), Some(0), "{cow} came back: {text}");

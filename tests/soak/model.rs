@@ -47,8 +47,6 @@ pub struct Model {
     /// The snapshot whose content the origin shows, until the merge ends.
     pub merging: Option<String>,
     pub counts: Counts,
-    /// Daemons and verbs that were killed before this episode.
-    pub killed_before: u64,
     numbers: u64,
 }
 
@@ -140,13 +138,8 @@ impl Model {
             small: Vec::new(),
             merging: None,
             counts: Counts::default(),
-            killed_before: 0,
             numbers: 0,
         }
-    }
-
-    pub fn killed(&self) -> u64 {
-        self.counts.kills + self.verbs.killed
     }
 
     /// A name and a writer's number that no other has now.
