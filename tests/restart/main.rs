@@ -29,6 +29,7 @@ mod common {
 }
 
 mod connection;
+mod cost;
 mod disk;
 mod faults;
 mod guest;
