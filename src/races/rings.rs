@@ -282,7 +282,7 @@ fn ring_stops() {
         ended: BTreeSet::new(),
     };
     let mut driver = Some(thread::spawn(move || driver.run()));
-    let neighbours = [1, 3].map(|own| volume.guest(ViewId::ORIGIN, own..own + 1, 3));
+    let neighbours = [1, 3, 5, 7].map(|own| volume.guest(ViewId::ORIGIN, own..own + 1, 2));
     let front_end = thread::spawn(move || {
         let mut base = 0;
         for last in [false, true] {

@@ -238,6 +238,8 @@ fn full_stores() {
 /// A snapshot's guest writes the chunks that the origin's guest overwrites.
 fn snapshot_writes() {
     let mut volume = Volume::new();
+    // It carries out the commits that a clean stop asks for.
+    let end_main_thread = volume.main_thread();
     volume.snapshot(ONE, 2);
     let origin = volume.guest(ViewId::ORIGIN, 0..8, 4);
     let guests = [0..4, 4..8].map(|own| volume.guest(ONE, own, 3));
@@ -246,6 +248,7 @@ fn snapshot_writes() {
     volume.look(ONE);
     volume.look(ViewId::ORIGIN);
     volume.at_rest();
+    end_main_thread();
 }
 
 /// A snapshot goes while its guest and the origin's are at work.
