@@ -193,7 +193,8 @@ fn bio(line: &str, event: &str, recording: &Recording) -> Option<Io> {
     };
     assert_eq!(*device, recording.disk, "{line}");
     let kind = match flags.trim_end_matches(['S', 'M']) {
-        "R" => return None,
+        // Also what the kernel reads ahead.
+        "R" | "RA" => return None,
         "W" => IoKind::Write,
         "WF" => IoKind::Durable,
         "FW" => IoKind::Flush,
