@@ -181,11 +181,17 @@ fn follow_the_advice(case: &Case) {
         }
         assert!(!log.contains("I/O error 5"), "{log}");
         failing.world.start(&["--socket-path", "a.sock"]);
+        // What is left may be so little that the merge has ended by itself.
+        let unless_ended = |asked: Result<(), _>| {
+            if asked.is_err() {
+                failing.world.merged();
+            }
+        };
         if case.by_flush {
-            failing.world.client().set_merge_rate(0).unwrap();
+            unless_ended(failing.world.client().set_merge_rate(0));
         }
         if paused {
-            failing.world.client().resume_merge().unwrap();
+            unless_ended(failing.world.client().resume_merge());
         }
         failing.world.merged();
         failing.world.terminate();
