@@ -92,6 +92,7 @@ fn next_message(stream: &UnixStream, stop: &Signal) -> Result<u32, Ending> {
     wait_for(stream, PollFlags::IN, stop, None)?;
     // A poll does not wait for more of what is there in part, so this asks again.
     let begun = Instant::now();
+    let mut gone = false;
     loop {
         let mut header = [0_u8; HEADER_LEN];
         match rustix::net::recv(stream, &mut header, RecvFlags::PEEK).map(|(_, len)| len) {
@@ -114,11 +115,17 @@ fn next_message(stream: &UnixStream, stop: &Signal) -> Result<u32, Ending> {
         if begun.elapsed() > MESSAGE_TIMEOUT {
             return Err(Ending::Stalled);
         }
+        if gone {
+            return Err(Ending::Left);
+        }
         let pause = Timespec::try_from(PART_PAUSE).unwrap_or_default();
         let mut fds = [PollFd::new(stop, PollFlags::IN)];
         if poll(&mut fds, Some(&pause)) == Ok(1) {
             return Err(Ending::Stopped);
         }
+        // Looked at before the rest is: what came before the end is still taken.
+        let mut fds = [PollFd::new(stream, PollFlags::RDHUP)];
+        gone = poll(&mut fds, Some(&Timespec::default())) == Ok(1);
     }
 }
 

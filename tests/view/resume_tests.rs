@@ -79,6 +79,25 @@ fn a_front_end_in_the_middle_of_a_message_holds_no_stop_up() {
     assert!(begun.elapsed().as_secs() < 4, "the message's own patience");
 }
 
+/// A front end that died while it sent a message was taken for one that stalls, and
+/// what ended in those seconds was published behind its back.
+#[test]
+fn a_front_end_that_leaves_in_the_middle_of_a_message_has_left() {
+    let served = serve();
+    let mut raw = Raw::connect(&served.path, PLAIN);
+    let ring = three_writes_under_way(&served, &mut raw);
+    // SET_OWNER has no payload; this header announces one that never comes.
+    let header = [3_u32, 1, 64].map(u32::to_ne_bytes).concat();
+    // SAFETY: the descriptor lives as long as the front end.
+    let fd = unsafe { BorrowedFd::borrow_raw(raw.frontend.as_raw_fd()) };
+    rustix::io::write(fd, &header).unwrap();
+    hang_up_unheard(&served, &mut raw);
+    eventually("the session ends", || {
+        served.diary.read().ends_with(&["detached"])
+    });
+    assert_eq!(raw.used_index(&ring), 0);
+}
+
 /// The front end looks at the used index when it hangs up, and goes on there, or at
 /// the available index that it knows: either way the requests are done, and once.
 #[test]
