@@ -157,7 +157,7 @@ impl Executor {
     /// Carries out one control request to its end, passing everything else on.
     ///
     /// The caller may not come back for long, so nothing may be left here that
-    /// others wait for. The engine sees to it (`engine/carrier.rs`).
+    /// others wait for. The engine sees to it (`engine/core/carrier.rs`).
     pub fn drive(
         &mut self,
         request: ControlRequest,

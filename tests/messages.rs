@@ -18,7 +18,7 @@ const FOR_TESTS: [&str; 7] = [
     "/sim/",
     "/conformance/",
     "/mutation.rs",
-    "/engine/inspect.rs",
+    "/engine/core/inspect.rs",
 ];
 
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) {

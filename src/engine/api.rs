@@ -135,7 +135,7 @@ pub enum Notice {
     MergeResumed { snapshot: SnapshotId },
     /// A store has the room that its COW grew by.
     Grown { snapshot: SnapshotId },
-    /// The use of a store has come to the next of the steps in [`super::usage`].
+    /// The use of a store has come to the next of the steps in [`super::core::usage`].
     Usage { snapshot: SnapshotId, percent: u64 },
     /// A snapshot became invalid. If not `durable`, its header could not be
     /// written: record it elsewhere, durably, and answer with

@@ -6,9 +6,7 @@
 use std::sync::Arc;
 
 use super::api::*;
-use super::core::{Core, Op};
 use super::port::byte_count;
-use super::request::{RequestId, Stage};
 use super::trace::{COW, PASSDOWN, WRITE};
 use super::views::{Extent, SharedSnapshot, ViewMode};
 use crate::io::Zeroing;
@@ -122,37 +120,5 @@ pub(super) fn command(
         offset: e.device_sector << SECTOR_SHIFT,
         len: u64::try_from(byte_count(e.sectors)).unwrap_or(u64::MAX),
         how,
-    }
-}
-
-impl Core {
-    /// A discard that came while the gate was closed.
-    pub fn discard(&mut self, id: RequestId, mode: &ViewMode) {
-        let Some(request) = self.requests.get_mut(id) else {
-            return;
-        };
-        let (start, end, port) = (request.start(), request.end(), request.port);
-        request.stage = Stage::Issued;
-        // Registered before it is resolved, as on the fast path.
-        self.register(id, TOUCHES);
-        let mut extents = Vec::new();
-        if let Some(touches) = resolve(mode, start, end, |e, how| extents.push((e, how))) {
-            self.register(id, touches);
-        }
-        if extents.is_empty() {
-            return self.finish(id);
-        }
-        if let Some(request) = self.requests.get_mut(id) {
-            request.waits += u32::try_from(extents.len()).unwrap_or(u32::MAX);
-        }
-        let origin = self.origin_device();
-        for (extent, how) in extents {
-            let tag = self.tag(Op::Guest {
-                request: id,
-                snapshot: None,
-                fresh: Vec::new(),
-            });
-            self.emit(port, command(tag, origin, extent, how));
-        }
     }
 }

@@ -6,24 +6,12 @@
 //! look-ups; only state changes enter the critical section ([`core`]).
 
 mod api;
-mod buffers;
-mod carrier;
-mod commit;
-mod control;
-mod copyout;
 mod core;
 mod discard;
 mod failure;
-mod inspect;
-mod invalidate;
-mod merge;
-mod merge_batch;
 mod port;
-mod request;
-mod snapshot_write;
 mod table;
 mod trace;
-mod usage;
 mod views;
 
 #[cfg(all(test, feature = "loom"))]

@@ -6,46 +6,46 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::api::*;
 use super::control::Drain;
-use super::core::{Core, Waiter};
-use super::failure::Failure;
 use super::merge_batch::Batch;
 use super::request::{RequestId, Stage};
-use super::trace::{COW, WRITE};
-use super::views::{Extent, ViewMode};
+use super::{Core, Waiter};
+use crate::engine::api::*;
+use crate::engine::failure::Failure;
+use crate::engine::trace::{COW, WRITE};
+use crate::engine::views::{Extent, ViewMode};
 use crate::mutation::{self, Mutation};
 
 #[derive(Debug)]
 pub(super) struct Merge {
-    pub snapshot: SnapshotId,
-    pub writes: MergeWrites,
-    pub follow: bool,
-    pub paused: bool,
+    pub(super) snapshot: SnapshotId,
+    pub(super) writes: MergeWrites,
+    pub(super) follow: bool,
+    pub(super) paused: bool,
     /// Why it stopped. Guest writes then go by the redirect rule.
-    pub failed: Option<Failure>,
+    pub(super) failed: Option<Failure>,
     /// It was told that only a new start can go on.
-    pub told_final: bool,
+    pub(super) told_final: bool,
     /// Chunks of a batch whose removal failed: whether their entries are on disk
     /// is unknown, so writes to them are refused until the store is loaded again.
-    pub limbo: BTreeSet<u64>,
-    pub batch: Option<Batch>,
+    pub(super) limbo: BTreeSet<u64>,
+    pub(super) batch: Option<Batch>,
     /// Batches until now.
-    pub batches: u64,
+    pub(super) batches: u64,
     /// Chunks that guest writes wait for and no batch has yet, by their turn: first
     /// come first served. Some may have been merged since, in a background batch.
-    pub urgent: BTreeMap<u64, u64>,
+    pub(super) urgent: BTreeMap<u64, u64>,
     /// The turn that the next of them gets.
     next_turn: u64,
     /// Who waits for a chunk to be merged.
-    pub waiting: BTreeMap<u64, Vec<RequestId>>,
-    pub chunks_done: u64,
-    pub bytes_copied: u64,
-    pub ending: bool,
+    pub(super) waiting: BTreeMap<u64, Vec<RequestId>>,
+    pub(super) chunks_done: u64,
+    pub(super) bytes_copied: u64,
+    pub(super) ending: bool,
 }
 
 impl Merge {
-    pub fn new(snapshot: SnapshotId, writes: MergeWrites, follow: bool) -> Self {
+    pub(super) fn new(snapshot: SnapshotId, writes: MergeWrites, follow: bool) -> Self {
         Self {
             snapshot,
             writes,
@@ -69,7 +69,7 @@ impl Merge {
 impl Core {
     /// A write to a merge view: waits for its chunks (`wait`) or goes to their COW
     /// copies (`redirect`); what is not in the store is an origin write.
-    pub fn merge_write(&mut self, id: RequestId) {
+    pub(super) fn merge_write(&mut self, id: RequestId) {
         let Some(request) = self.requests.get(id) else {
             return;
         };
@@ -141,7 +141,7 @@ impl Core {
     }
 
     /// Lets everybody who waits for a chunk decide again.
-    pub fn release_merge_waiters(&mut self) {
+    pub(super) fn release_merge_waiters(&mut self) {
         let Some(merge) = &mut self.merge else { return };
         merge.urgent.clear();
         for id in std::mem::take(&mut merge.waiting).into_values().flatten() {
@@ -149,7 +149,7 @@ impl Core {
         }
     }
 
-    pub fn pause_merge(&mut self, pause: bool) -> Result<(), ControlError> {
+    pub(super) fn pause_merge(&mut self, pause: bool) -> Result<(), ControlError> {
         let stopped = self.merge_stopped();
         let merge = self.merge.as_mut().ok_or(ControlError::NoMerge)?;
         if !pause && stopped.is_some_and(|stop| !stop.resumable) {
@@ -175,7 +175,7 @@ impl Core {
 
     /// Why the merge stopped. It cannot be resumed where it is unknown what is on
     /// disk: after a failed flush or metadata write only loading the store tells.
-    pub fn merge_stopped(&self) -> Option<MergeStop> {
+    pub(super) fn merge_stopped(&self) -> Option<MergeStop> {
         let merge = self.merge.as_ref()?;
         let failure = merge.failed?;
         let unknown = self.is_flush_lost(None)
@@ -188,7 +188,7 @@ impl Core {
     }
 
     /// Stops the merge. What is merged is merged; the rest stays in the store.
-    pub fn fail_merge(&mut self, failure: Failure) {
+    pub(super) fn fail_merge(&mut self, failure: Failure) {
         let Some(merge) = &mut self.merge else { return };
         let first = merge.failed.is_none();
         if first {
@@ -209,7 +209,7 @@ impl Core {
     }
 
     /// The log is empty: the store can go once nobody reads it any more.
-    pub fn end_merge(&mut self) {
+    pub(super) fn end_merge(&mut self) {
         let Some(merge) = &mut self.merge else { return };
         if !merge.ending {
             merge.ending = true;
@@ -219,7 +219,7 @@ impl Core {
         }
     }
 
-    pub fn merge_ended(&mut self) {
+    pub(super) fn merge_ended(&mut self) {
         let Some(merge) = self.merge.take() else {
             return;
         };

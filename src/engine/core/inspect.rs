@@ -1,11 +1,11 @@
 //! Looking into the critical section: status for users, invariants for tests.
 
-use super::api::*;
-use super::core::{Core, StoreState};
+use super::{Core, StoreState};
+use crate::engine::api::*;
 use crate::sync::atomic::Ordering;
 
 impl Core {
-    pub fn status(&self) -> EngineStatus {
+    pub(in crate::engine) fn status(&self) -> EngineStatus {
         let snapshots = self
             .snaps
             .values()
@@ -41,7 +41,7 @@ impl Core {
     }
 
     /// Walks the invariants that hold between events.
-    pub fn check(&self) -> Result<(), String> {
+    pub(in crate::engine) fn check(&self) -> Result<(), String> {
         for (index, port) in self.ports() {
             let ios = port.ios.load(Ordering::Acquire);
             if port.role == PortRole::Control && ios > 0 && !self.is_driven(index) {

@@ -11,14 +11,14 @@
 //! So a control port is given only I/O that its own request waits for, and a queue
 //! that is being stopped does not inherit the commits of all others.
 
-use super::api::*;
-use super::core::{Core, Waiter};
 use super::request::RequestId;
+use super::{Core, Waiter};
+use crate::engine::api::*;
 use crate::mutation::{self, Mutation};
 
 impl Core {
     /// What follows is done in the name of this request.
-    pub fn act_for(&mut self, id: RequestId) {
+    pub(super) fn act_for(&mut self, id: RequestId) {
         if let Some(request) = self.requests.get(id)
             && !mutation::is(Mutation::IoToWhoeverCalls)
         {
@@ -27,7 +27,7 @@ impl Core {
     }
 
     /// Who commits next.
-    pub fn commit_port(&self, id: SnapshotId) -> usize {
+    pub(super) fn commit_port(&self, id: SnapshotId) -> usize {
         self.io_port(self.who_demands(id))
     }
 
@@ -42,7 +42,7 @@ impl Core {
     }
 
     /// Who writes the header: a removal, which waits for it, or whoever comes back.
-    pub fn header_port(&self, id: SnapshotId) -> usize {
+    pub(super) fn header_port(&self, id: SnapshotId) -> usize {
         let snap = self.snaps.get(&id);
         match snap.and_then(|s| s.removal.as_ref()).map(|r| r.port) {
             Some(port) if port == self.acting => port,
@@ -76,12 +76,12 @@ impl Core {
         .unwrap_or(self.acting)
     }
 
-    pub fn batch_port(&self) -> Option<usize> {
+    pub(super) fn batch_port(&self) -> Option<usize> {
         Some(self.merge.as_ref()?.batch.as_ref()?.port)
     }
 
     /// A control request of this port is under way.
-    pub fn is_driven(&self, port: usize) -> bool {
+    pub(super) fn is_driven(&self, port: usize) -> bool {
         self.gate.as_ref().is_some_and(|g| g.port == port)
             || self.syncing.as_ref().is_some_and(|s| s.port == port)
             || (self.snaps.values()).any(|s| s.removal.as_ref().is_some_and(|r| r.port == port))

@@ -3,8 +3,8 @@
 //! Looked at where its use changes, in the critical section (a commit, a growth):
 //! one division a commit, nothing on the fast path.
 
-use super::api::*;
-use super::core::Core;
+use super::Core;
+use crate::engine::api::*;
 
 /// First step that is told, in percent, as by LVM's dmeventd.
 pub const USAGE_FIRST: u64 = 80;
@@ -14,7 +14,7 @@ pub const USAGE_STEP: u64 = 5;
 impl Core {
     /// Tells when the use of a snapshot's store has come to another step. Each is
     /// told once, until the use has fallen below it (the COW grew).
-    pub fn watch_usage(&mut self, id: SnapshotId) {
+    pub(super) fn watch_usage(&mut self, id: SnapshotId) {
         let Some(snap) = self.snaps.get_mut(&id).filter(|s| s.is_usable()) else {
             return;
         };

@@ -1,11 +1,11 @@
 //! Requests that the fast path could not settle.
 
-use super::api::*;
-use super::core::{Core, Op, Waiter, When, Work};
-use super::failure::Failure;
-use super::port::byte_count;
-use super::trace::{COW, OTHER, WRITE};
-use super::views::{Extent, ViewMode, resolve_read};
+use super::{Core, Op, Waiter, When, Work};
+use crate::engine::api::*;
+use crate::engine::failure::Failure;
+use crate::engine::port::byte_count;
+use crate::engine::trace::{COW, OTHER, WRITE};
+use crate::engine::views::{Extent, ViewMode, resolve_read};
 use crate::mutation::{self, Mutation};
 use crate::sync::atomic::Ordering;
 use crate::units::SECTOR_SHIFT;
@@ -24,34 +24,34 @@ pub(super) enum Stage {
 
 #[derive(Debug)]
 pub(super) struct SlowRequest {
-    pub port: usize,
-    pub view: ViewId,
-    pub request: Request,
-    pub stage: Stage,
+    pub(super) port: usize,
+    pub(super) view: ViewId,
+    pub(super) request: Request,
+    pub(super) stage: Stage,
     /// Things that must end before the request moves on.
-    pub waits: u32,
+    pub(super) waits: u32,
     /// Its turn is in the work queue.
-    pub queued: bool,
-    pub failed: bool,
+    pub(super) queued: bool,
+    pub(super) failed: bool,
 }
 
 impl SlowRequest {
-    pub fn start(&self) -> u64 {
+    pub(super) fn start(&self) -> u64 {
         self.request.sector
     }
 
-    pub fn end(&self) -> u64 {
+    pub(super) fn end(&self) -> u64 {
         self.request.sector + self.request.sectors
     }
 
-    pub fn durable(&self) -> bool {
+    pub(super) fn durable(&self) -> bool {
         matches!(self.request.kind, RequestKind::Write { durable: true })
     }
 }
 
 impl Core {
     /// A request that the fast path left.
-    pub fn request(&mut self, port: usize, request: Request) {
+    pub(in crate::engine) fn request(&mut self, port: usize, request: Request) {
         let Some(PortRole::View(view)) = self.port(port).map(|p| p.role) else {
             return;
         };
@@ -68,7 +68,7 @@ impl Core {
     }
 
     /// All waits have ended.
-    pub fn request_ready(&mut self, id: RequestId) {
+    pub(super) fn request_ready(&mut self, id: RequestId) {
         let Some(request) = self.requests.get_mut(id) else {
             return;
         };
@@ -123,14 +123,14 @@ impl Core {
         }
     }
 
-    pub fn fail(&mut self, id: RequestId) {
+    pub(super) fn fail(&mut self, id: RequestId) {
         if let Some(request) = self.requests.get_mut(id) {
             request.failed = true;
         }
         self.finish(id);
     }
 
-    pub fn finish(&mut self, id: RequestId) {
+    pub(super) fn finish(&mut self, id: RequestId) {
         let Some(request) = self.requests.try_remove(id) else {
             return;
         };
@@ -152,7 +152,7 @@ impl Core {
     }
 
     /// Lets later state changes find the request's I/O.
-    pub fn register(&self, id: RequestId, touches: u64) {
+    pub(super) fn register(&self, id: RequestId, touches: u64) {
         if let Some(r) = self.requests.get(id)
             && let Some(port) = self.port(r.port)
         {
@@ -162,7 +162,7 @@ impl Core {
     }
 
     /// Starts guest I/O for one extent of a request.
-    pub fn guest_io(
+    pub(super) fn guest_io(
         &mut self,
         id: RequestId,
         extent: Extent,
@@ -212,7 +212,7 @@ impl Core {
         );
     }
 
-    pub fn guest_io_done(
+    pub(super) fn guest_io_done(
         &mut self,
         id: RequestId,
         snapshot: Option<SnapshotId>,
@@ -242,7 +242,7 @@ impl Core {
         let (start, end) = (request.start(), request.end());
         request.stage = Stage::Issued;
         // Registered before it is resolved, as on the fast path.
-        self.register(id, super::trace::READ_ORIGIN | COW);
+        self.register(id, crate::engine::trace::READ_ORIGIN | COW);
         let mut extents = Vec::new();
         if let Some(touches) = resolve_read(mode, start, end, |e| extents.push(e)) {
             self.register(id, touches);
@@ -340,7 +340,7 @@ impl Core {
         self.emit(port, Command::Flush { tag, device });
     }
 
-    pub fn request_flush_done(
+    pub(super) fn request_flush_done(
         &mut self,
         id: RequestId,
         store: Option<SnapshotId>,

@@ -4,20 +4,34 @@
 //! push [`Work`]; [`Core::run`] works it off until nothing moves any more. All
 //! maps are ordered, so that the same events give the same commands.
 
+mod buffers;
+mod carrier;
+mod commit;
+mod control;
+mod copyout;
+mod discard;
+mod inspect;
+mod invalidate;
+mod merge;
+mod merge_batch;
+mod request;
+mod snapshot_write;
+mod usage;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use slab::Slab;
 
+use self::buffers::BufferPool;
+use self::commit::{Commit, Queued};
+use self::control::{Drain, Gate, Syncing};
+use self::copyout::{CopyJob, Piece};
+use self::merge::Merge;
+use self::request::{RequestId, SlowRequest};
 use super::api::*;
-use super::buffers::BufferPool;
-use super::commit::{Commit, Queued};
-use super::control::{Drain, Gate, Syncing};
-use super::copyout::{CopyJob, Piece};
 use super::failure::{Attempt, FailedDevice, Failure};
-use super::merge::Merge;
 use super::port::{CORE_TAG, PortShared, Shared, publish};
-use super::request::{RequestId, SlowRequest};
 use super::trace::fence_change;
 use super::views::{Config, PreserveList, SharedSnapshot, ViewMode};
 use crate::io::{Buffer, DeviceId, Errno, Tag};
@@ -27,7 +41,7 @@ use crate::sync::atomic::Ordering;
 
 /// Who is told when something that was waited for has happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Waiter {
+enum Waiter {
     /// One of the request's waits has ended.
     Request(RequestId),
     /// A snapshot write's part in this chunk is to be looked at again.
@@ -38,7 +52,7 @@ pub(super) enum Waiter {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum When {
+enum When {
     /// The exception can be looked up.
     Published,
     /// Its entry is durable.
@@ -49,14 +63,14 @@ pub(super) enum When {
 
 /// An exception that is not settled yet.
 #[derive(Debug)]
-pub(super) struct Pending {
-    pub seq: u64,
-    pub published: bool,
-    pub waiters: Vec<(When, Waiter)>,
+struct Pending {
+    seq: u64,
+    published: bool,
+    waiters: Vec<(When, Waiter)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum StoreState {
+enum StoreState {
     Valid,
     Overflow,
     /// Its header is being written; origin writes that it needs to see wait.
@@ -66,58 +80,58 @@ pub(super) enum StoreState {
 
 /// The critical section's side of a snapshot.
 #[derive(Debug)]
-pub(super) struct Snap {
-    pub shared: Arc<SharedSnapshot>,
-    pub metadata: Metadata,
-    pub keep_on_overflow: bool,
-    pub defer_commits: bool,
-    pub state: StoreState,
+struct Snap {
+    shared: Arc<SharedSnapshot>,
+    metadata: Metadata,
+    keep_on_overflow: bool,
+    defer_commits: bool,
+    state: StoreState,
     /// By origin chunk.
-    pub pending: BTreeMap<u64, Pending>,
+    pending: BTreeMap<u64, Pending>,
     /// Allocated and not yet committed, in allocation order.
-    pub queue: VecDeque<Queued>,
+    queue: VecDeque<Queued>,
     /// Sequence number of the queue's front.
-    pub queue_base: u64,
+    queue_base: u64,
     /// Everything below this sequence number is wanted durable.
-    pub demand: u64,
+    demand: u64,
     /// What the next commit waits for, so that one flush serves a whole group.
-    pub goal: Option<u64>,
-    pub commit: Option<Commit>,
+    goal: Option<u64>,
+    commit: Option<Commit>,
     /// Waiting for the invalidation to be durable.
-    pub on_invalid: Vec<Waiter>,
+    on_invalid: Vec<Waiter>,
     /// I/O of the critical section under way for this snapshot.
-    pub ios: usize,
+    ios: usize,
     /// The step of its use that was told last, in percent; 0: none.
-    pub usage_told: u64,
+    usage_told: u64,
     /// The header says invalid, durably.
-    pub marked: bool,
-    pub removal: Option<Removal>,
+    marked: bool,
+    removal: Option<Removal>,
 }
 
 /// The control request that removes a snapshot.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Removal {
-    pub port: usize,
-    pub id: u64,
+struct Removal {
+    port: usize,
+    id: u64,
     /// Also if the header goes on saying valid.
-    pub force: bool,
+    force: bool,
     /// Why the header could not be written.
-    pub failed: Option<Failure>,
+    failed: Option<Failure>,
 }
 
 impl Snap {
-    pub fn is_usable(&self) -> bool {
+    fn is_usable(&self) -> bool {
         matches!(self.state, StoreState::Valid | StoreState::Overflow)
     }
 
-    pub fn is_invalidating(&self) -> bool {
+    fn is_invalidating(&self) -> bool {
         matches!(self.state, StoreState::Invalidating(_))
     }
 }
 
 /// What an I/O command of the critical section was for.
 #[derive(Debug)]
-pub(super) enum Op {
+enum Op {
     /// Guest data of a request; `fresh`: chunks that get their exception with it.
     Guest {
         request: RequestId,
@@ -178,7 +192,7 @@ impl Op {
 }
 
 #[derive(Debug)]
-pub(super) enum Work {
+enum Work {
     /// All waits of a request have ended.
     Request(RequestId),
     Part(RequestId, u64),
@@ -189,32 +203,32 @@ pub(super) enum Work {
 }
 
 pub(super) struct Core {
-    pub shared: Arc<Shared>,
-    pub config: Arc<Config>,
+    shared: Arc<Shared>,
+    config: Arc<Config>,
     ports: Slab<Arc<PortShared>>,
     /// The port in whose name the critical section is at work: that of the event,
     /// or of the request whose turn it is.
-    pub acting: usize,
+    acting: usize,
     out: Vec<(usize, Command)>,
-    pub work: VecDeque<Work>,
-    pub snaps: BTreeMap<SnapshotId, Snap>,
-    pub merge: Option<Merge>,
+    work: VecDeque<Work>,
+    snaps: BTreeMap<SnapshotId, Snap>,
+    merge: Option<Merge>,
     /// Views of merged snapshots that went on as origin views.
-    pub followers: BTreeSet<ViewId>,
-    pub gate: Option<Gate>,
-    pub syncing: Option<Syncing>,
+    followers: BTreeSet<ViewId>,
+    gate: Option<Gate>,
+    syncing: Option<Syncing>,
     /// The flush of the origin that failed first.
     origin_failure: Option<Failure>,
-    pub drains: Vec<Drain>,
-    pub requests: Slab<SlowRequest>,
+    drains: Vec<Drain>,
+    requests: Slab<SlowRequest>,
     /// With what was given out for it.
-    pub ops: Slab<(Op, Option<Attempt>)>,
-    pub jobs: Slab<CopyJob>,
-    pub pieces: Slab<Piece>,
+    ops: Slab<(Op, Option<Attempt>)>,
+    jobs: Slab<CopyJob>,
+    pieces: Slab<Piece>,
     /// Bytes of copy-out jobs under way.
-    pub copy_bytes: u64,
-    pub copy_waiters: VecDeque<Waiter>,
-    pub buffers: BufferPool,
+    copy_bytes: u64,
+    copy_waiters: VecDeque<Waiter>,
+    buffers: BufferPool,
 }
 
 impl Core {
@@ -259,11 +273,11 @@ impl Core {
         self.ports.get(index)
     }
 
-    pub fn ports(&self) -> impl Iterator<Item = (usize, &Arc<PortShared>)> {
+    fn ports(&self) -> impl Iterator<Item = (usize, &Arc<PortShared>)> {
         self.ports.iter()
     }
 
-    pub fn port_with(&self, role: PortRole) -> Option<usize> {
+    fn port_with(&self, role: PortRole) -> Option<usize> {
         self.ports
             .iter()
             .find(|(_, p)| p.role == role)
@@ -278,7 +292,7 @@ impl Core {
         std::mem::take(&mut self.out).into_iter()
     }
 
-    pub fn emit(&mut self, port: usize, command: Command) {
+    fn emit(&mut self, port: usize, command: Command) {
         if let Some((tag, attempt)) = Attempt::of(&command)
             && let Some((_, given_out)) = usize::try_from(tag & !CORE_TAG)
                 .ok()
@@ -289,7 +303,7 @@ impl Core {
         self.out.push((port, command));
     }
 
-    pub fn notify(&mut self, notice: Notice) {
+    fn notify(&mut self, notice: Notice) {
         let role = if matches!(notice, Notice::MergeWork { .. }) {
             PortRole::Merger
         } else {
@@ -301,7 +315,7 @@ impl Core {
     }
 
     /// Keeps account of an I/O command; the tag comes back with its end.
-    pub fn tag(&mut self, op: Op) -> Tag {
+    fn tag(&mut self, op: Op) -> Tag {
         let snapshot = match &op {
             Op::Guest {
                 snapshot: Some(s), ..
@@ -320,11 +334,11 @@ impl Core {
         self.ops.insert((op, None)) as Tag | CORE_TAG
     }
 
-    pub fn origin_device(&self) -> DeviceId {
+    fn origin_device(&self) -> DeviceId {
         self.shared.origin.device
     }
 
-    pub fn origin_sectors(&self) -> u64 {
+    fn origin_sectors(&self) -> u64 {
         self.shared.origin.sectors
     }
 
@@ -443,7 +457,7 @@ impl Core {
     }
 
     /// As [`Shared::is_flush_lost`](super::port::Shared::is_flush_lost).
-    pub fn is_flush_lost(&self, store: Option<SnapshotId>) -> bool {
+    fn is_flush_lost(&self, store: Option<SnapshotId>) -> bool {
         let lost = |store: Option<&SharedSnapshot>| self.shared.is_flush_lost(store);
         match store {
             None => lost(None),
@@ -453,7 +467,7 @@ impl Core {
 
     /// The failure because of which a flush must not be believed, though it may
     /// end well.
-    pub fn flush_lost(&self, store: Option<SnapshotId>) -> Option<Failure> {
+    fn flush_lost(&self, store: Option<SnapshotId>) -> Option<Failure> {
         if !self.is_flush_lost(store) {
             return None;
         }
@@ -465,7 +479,7 @@ impl Core {
         Some(first.unwrap_or(Failure::flush(device, Errno::EIO)))
     }
 
-    pub fn origin_flush_failed(&mut self, failure: Failure) {
+    fn origin_flush_failed(&mut self, failure: Failure) {
         if !mutation::is(Mutation::FailedFlushForgotten) {
             self.shared
                 .origin_flush_failed
@@ -482,7 +496,7 @@ impl Core {
 
     /// A store's device lost what a flush should have kept. A store that merges
     /// cannot be given up: it is all that there is of its chunks.
-    pub fn store_flush_failed(&mut self, id: SnapshotId, failure: Failure) {
+    fn store_flush_failed(&mut self, id: SnapshotId, failure: Failure) {
         if self.merge.as_ref().is_some_and(|m| m.snapshot == id)
             && let Some(snap) = self.snaps.get(&id)
         {
@@ -530,7 +544,7 @@ impl Core {
         }
     }
 
-    pub fn add_wait(&mut self, waiter: Waiter) {
+    fn add_wait(&mut self, waiter: Waiter) {
         match waiter {
             Waiter::Request(id) => {
                 if let Some(request) = self.requests.get_mut(id) {
@@ -546,7 +560,7 @@ impl Core {
         }
     }
 
-    pub fn wake(&mut self, waiter: Waiter) {
+    fn wake(&mut self, waiter: Waiter) {
         match waiter {
             Waiter::Request(id) => {
                 if let Some(request) = self.requests.get_mut(id) {
@@ -564,7 +578,7 @@ impl Core {
     }
 
     /// Queues a turn for a waiter that waits for nothing, once.
-    pub fn look_again(&mut self, waiter: Waiter) {
+    fn look_again(&mut self, waiter: Waiter) {
         match waiter {
             Waiter::Request(id) => {
                 if let Some(request) = self.requests.get_mut(id)
@@ -590,7 +604,7 @@ impl Core {
 
     /// Builds and publishes what every view shows. A scan of the registrations
     /// after this finds every request that was decided before.
-    pub fn publish_views(&mut self) {
+    fn publish_views(&mut self) {
         let merging = self.merge.as_ref().map(|m| m.snapshot);
         let preserve = Arc::new(
             self.snaps
@@ -669,7 +683,7 @@ impl Core {
     // ---- drains
 
     /// Runs `drain.then` once nothing that it waits for is registered any more.
-    pub fn add_drain(&mut self, drain: Drain) {
+    fn add_drain(&mut self, drain: Drain) {
         self.drains.push(drain);
         self.tell_drains();
         fence_change();
@@ -692,7 +706,7 @@ impl Core {
     }
 
     /// Ports look at the number when a registration ends.
-    pub fn tell_drains(&self) {
+    fn tell_drains(&self) {
         let waiting = self.drains.len();
         self.shared.drains.store(waiting, Ordering::Release);
     }

@@ -9,14 +9,14 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::api::*;
 use super::buffers::PIECE_BYTES;
 use super::control::Drain;
-use super::core::{Core, Op, Waiter};
-use super::failure::Failure;
-use super::port::byte_count;
-use super::trace::fence_change;
-use super::views::SharedSnapshot;
+use super::{Core, Op, Waiter};
+use crate::engine::api::*;
+use crate::engine::failure::Failure;
+use crate::engine::port::byte_count;
+use crate::engine::trace::fence_change;
+use crate::engine::views::SharedSnapshot;
 use crate::io::{Buffer, OwnedBuffer};
 use crate::mutation::{self, Mutation};
 use crate::store::{Entry, MetaWrite, RemovalPlan};
@@ -48,17 +48,17 @@ struct Run {
 
 #[derive(Debug)]
 pub(super) struct Batch {
-    pub port: usize,
+    pub(super) port: usize,
     number: u64,
     /// By slot of the log.
     entries: BTreeMap<usize, Entry>,
     /// Of the chunks in it that guests waited for.
-    pub newest_turn: Option<u64>,
+    pub(super) newest_turn: Option<u64>,
     runs: Vec<Run>,
     phase: Phase,
     /// What the batch waits for before its phase can go on.
-    pub waits: u32,
-    pub queued: bool,
+    pub(super) waits: u32,
+    pub(super) queued: bool,
     /// Next to copy: run, and sector within it.
     next: (usize, u64),
     ios: usize,
@@ -69,7 +69,12 @@ pub(super) struct Batch {
 }
 
 impl Core {
-    pub fn merge_step(&mut self, port: usize, background: u64, urgent: u64) -> MergeStep {
+    pub(in crate::engine) fn merge_step(
+        &mut self,
+        port: usize,
+        background: u64,
+        urgent: u64,
+    ) -> MergeStep {
         let Some(merge) = &mut self.merge else {
             return MergeStep::Idle;
         };
@@ -146,7 +151,7 @@ impl Core {
     }
 
     /// The running batch, if it is that one.
-    pub fn batch_of(&mut self, number: u64) -> Option<&mut Batch> {
+    pub(super) fn batch_of(&mut self, number: u64) -> Option<&mut Batch> {
         self.batch().filter(|b| b.number == number)
     }
 
@@ -174,7 +179,7 @@ impl Core {
     }
 
     /// The batch waits for nothing: the other snapshots may have what they need.
-    pub fn batch_ready(&mut self) {
+    pub(super) fn batch_ready(&mut self) {
         let Some(shared) = self.merging().cloned() else {
             return;
         };
@@ -221,7 +226,7 @@ impl Core {
         chunks
     }
 
-    pub fn batch_drained(&mut self) {
+    pub(super) fn batch_drained(&mut self) {
         let Some(batch) = self.batch() else { return };
         if batch.phase == Phase::Drain {
             batch.phase = Phase::Copy;
@@ -288,7 +293,7 @@ impl Core {
         }
     }
 
-    pub fn merge_read_done(
+    pub(super) fn merge_read_done(
         &mut self,
         origin_sector: u64,
         result: Result<(), Failure>,
@@ -318,11 +323,11 @@ impl Core {
         );
     }
 
-    pub fn merge_write_done(&mut self, result: Result<(), Failure>) {
+    pub(super) fn merge_write_done(&mut self, result: Result<(), Failure>) {
         self.merge_io_ended(result);
     }
 
-    pub fn merge_flush_done(&mut self, result: Result<(), Failure>) {
+    pub(super) fn merge_flush_done(&mut self, result: Result<(), Failure>) {
         let result = result.or_else(|e| {
             if mutation::is(Mutation::FailedMergeFlushIgnored) {
                 Ok(())
@@ -385,7 +390,7 @@ impl Core {
         );
     }
 
-    pub fn merge_move_done(&mut self, result: Result<(), Failure>) {
+    pub(super) fn merge_move_done(&mut self, result: Result<(), Failure>) {
         if !self.merge_io_ok(result) {
             return;
         }
@@ -412,7 +417,7 @@ impl Core {
         self.write_metadata(Op::MergeZero, port, device, &write);
     }
 
-    pub fn merge_zero_done(&mut self, result: Result<(), Failure>) {
+    pub(super) fn merge_zero_done(&mut self, result: Result<(), Failure>) {
         if self.merge_io_ok(result) {
             self.next_zero();
         }
@@ -482,7 +487,7 @@ impl Core {
 
     /// Drops the batch once its I/O has ended; the entries stay. After a failed
     /// metadata write nobody knows which of them are on disk: they stay fenced.
-    pub fn abandon_batch(&mut self) {
+    pub(super) fn abandon_batch(&mut self) {
         let Some(merge) = &mut self.merge else { return };
         let Some(snap) = self.snaps.get(&merge.snapshot) else {
             return;

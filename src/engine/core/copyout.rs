@@ -8,11 +8,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::api::*;
 use super::buffers::PIECE_BYTES;
-use super::core::{Core, Op, StoreState, Waiter, When, Work};
-use super::failure::Failure;
-use super::port::byte_count;
+use super::{Core, Op, StoreState, Waiter, When, Work};
+use crate::engine::api::*;
+use crate::engine::failure::Failure;
+use crate::engine::port::byte_count;
 use crate::io::Buffer;
 use crate::mutation::{self, Mutation};
 use crate::units::{SECTOR_SHIFT, SECTOR_SIZE};
@@ -65,7 +65,7 @@ impl Core {
     /// Makes sure that every snapshot has what `sectors` of the origin hold now.
     /// Returns 0 if the origin may be overwritten; else `waiter` got that many
     /// waits, and is to ask again when they have ended.
-    pub fn preserve(&mut self, sectors: Range<u64>, waiter: Waiter, port: usize) -> u32 {
+    pub(super) fn preserve(&mut self, sectors: Range<u64>, waiter: Waiter, port: usize) -> u32 {
         let preserve: Vec<_> = self.preserve_list();
         let mut waits = 0;
         let largest = preserve
@@ -134,7 +134,7 @@ impl Core {
         waits
     }
 
-    fn preserve_list(&self) -> Vec<Arc<super::views::SharedSnapshot>> {
+    fn preserve_list(&self) -> Vec<Arc<crate::engine::views::SharedSnapshot>> {
         let merging = self.merge.as_ref().map(|m| m.snapshot);
         self.snaps
             .values()
@@ -206,7 +206,7 @@ impl Core {
     }
 
     /// Copies one chunk that a snapshot write has allocated.
-    pub fn copy_one(&mut self, snapshot: SnapshotId, old: u64, new: u64, port: usize) {
+    pub(super) fn copy_one(&mut self, snapshot: SnapshotId, old: u64, new: u64, port: usize) {
         self.start_job(
             vec![Run {
                 snapshot,
@@ -315,7 +315,7 @@ impl Core {
         }
     }
 
-    pub fn copy_read_done(
+    pub(super) fn copy_read_done(
         &mut self,
         job: usize,
         piece: usize,
@@ -389,7 +389,7 @@ impl Core {
         }
     }
 
-    pub fn copy_write_done(
+    pub(super) fn copy_write_done(
         &mut self,
         job: usize,
         piece: usize,
@@ -446,7 +446,7 @@ impl Core {
         }
     }
 
-    pub fn copy_room(&mut self) {
+    pub(super) fn copy_room(&mut self) {
         for waiter in std::mem::take(&mut self.copy_waiters) {
             self.wake(waiter);
         }

@@ -1,13 +1,13 @@
 //! Control requests: adding and removing snapshots, handover, clean stop; and
 //! the waiting for requests that were decided before a change.
 
-use super::api::*;
-use super::core::{Core, Op, Snap, StoreState, Waiter};
-use super::failure::Failure;
 use super::merge::Merge;
 use super::request::RequestId;
-use super::trace::{COW, PASSDOWN, READ_ORIGIN, WRITE};
-use super::views::{SharedSnapshot, ViewMode};
+use super::{Core, Op, Snap, StoreState, Waiter};
+use crate::engine::api::*;
+use crate::engine::failure::Failure;
+use crate::engine::trace::{COW, PASSDOWN, READ_ORIGIN, WRITE};
+use crate::engine::views::{SharedSnapshot, ViewMode};
 use crate::mutation::{self, Mutation};
 use std::sync::Arc;
 
@@ -15,10 +15,10 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub(super) struct Gate {
     kind: GateKind,
-    pub port: usize,
+    pub(super) port: usize,
     id: u64,
     /// Requests that came meanwhile.
-    pub queue: Vec<RequestId>,
+    pub(super) queue: Vec<RequestId>,
     /// A cut: what the origin holds was made durable, or not.
     flushed: Option<Result<(), Failure>>,
 }
@@ -38,12 +38,12 @@ enum GateKind {
 
 impl Gate {
     /// Only writes to origin views wait.
-    pub fn is_cut(&self) -> bool {
+    pub(super) fn is_cut(&self) -> bool {
         matches!(self.kind, GateKind::Cut { .. })
     }
 
     /// Everything on the origin's and this snapshot's view waits.
-    pub fn handover(&self) -> Option<SnapshotId> {
+    pub(super) fn handover(&self) -> Option<SnapshotId> {
         match self.kind {
             GateKind::Handover { snapshot, .. } => Some(snapshot),
             GateKind::Cut { .. } => None,
@@ -74,7 +74,7 @@ pub(super) enum Drain {
 /// A clean stop: entries first, then every device flushed.
 #[derive(Debug)]
 pub(super) struct Syncing {
-    pub port: usize,
+    pub(super) port: usize,
     id: u64,
     flushing: bool,
     left: usize,
@@ -88,7 +88,7 @@ fn overlaps(chunks: &[u64], shared: &SharedSnapshot, start: u64, end: u64) -> bo
 }
 
 impl Core {
-    pub fn control(&mut self, port: usize, id: u64, request: ControlRequest) {
+    pub(in crate::engine) fn control(&mut self, port: usize, id: u64, request: ControlRequest) {
         let result = match request {
             ControlRequest::AddSnapshot { snapshot, store } => {
                 self.add_snapshot(port, id, snapshot, store)
@@ -194,8 +194,9 @@ impl Core {
     fn install(&mut self, id: SnapshotId, store: SnapshotStore) {
         let chunk_size = store.metadata.layout().chunk_size;
         // For the whole origin: Linux may have left entries behind the snapshot's end.
-        let table =
-            super::table::ExceptionTable::new(chunk_size.chunks_covering(self.origin_sectors()));
+        let table = crate::engine::table::ExceptionTable::new(
+            chunk_size.chunks_covering(self.origin_sectors()),
+        );
         for e in store.metadata.entries() {
             // Entries that were loaded are durable, and nothing reads the origin for them.
             table.set(e.old, e.new, true);
@@ -264,7 +265,7 @@ impl Core {
             return Err(ControlError::Invalid);
         }
         snap.demand = snap.queue_base + snap.queue.len() as u64;
-        self.work.push_back(super::core::Work::Commit(snapshot));
+        self.work.push_back(super::Work::Commit(snapshot));
         self.gate = Some(Gate {
             kind: GateKind::Handover {
                 snapshot,
@@ -325,7 +326,7 @@ impl Core {
         }
     }
 
-    pub fn cut_flushed(&mut self, result: Result<(), Failure>) {
+    pub(super) fn cut_flushed(&mut self, result: Result<(), Failure>) {
         if let Err(failure) = result {
             self.origin_flush_failed(failure);
         }
@@ -350,7 +351,7 @@ impl Core {
                 && !mutation::is(Mutation::SyncForgetsEntries)
             {
                 snap.demand(chunk);
-                self.work.push_back(super::core::Work::Commit(snapshot));
+                self.work.push_back(super::Work::Commit(snapshot));
             }
         }
         self.syncing = Some(Syncing {
@@ -364,7 +365,7 @@ impl Core {
         Ok(())
     }
 
-    pub fn advance_sync(&mut self) {
+    pub(super) fn advance_sync(&mut self) {
         let committed = self
             .snaps
             .values()
@@ -396,7 +397,11 @@ impl Core {
         }
     }
 
-    pub fn sync_flush_done(&mut self, snapshot: Option<SnapshotId>, result: Result<(), Failure>) {
+    pub(super) fn sync_flush_done(
+        &mut self,
+        snapshot: Option<SnapshotId>,
+        result: Result<(), Failure>,
+    ) {
         // As for a guest's flush: what is lost now, no later flush brings back.
         if let Err(failure) = result
             && !mutation::is(Mutation::FailedSyncForgotten)
@@ -432,7 +437,7 @@ impl Core {
 
     // ---- drains
 
-    pub fn is_drained(&self, drain: &Drain) -> bool {
+    pub(super) fn is_drained(&self, drain: &Drain) -> bool {
         let skipped = match drain {
             Drain::SnapshotReads { .. } => Mutation::SnapshotReadsNotDrained,
             Drain::InvalidReads { .. } => Mutation::InvalidReadsNotDrained,
@@ -519,14 +524,14 @@ impl Core {
     fn ports_where(
         &self,
         which: impl Fn(&ViewMode) -> bool,
-    ) -> impl Iterator<Item = &Arc<super::port::PortShared>> {
+    ) -> impl Iterator<Item = &Arc<crate::engine::port::PortShared>> {
         self.ports().filter_map(move |(_, p)| match p.role {
             PortRole::View(view) if which(self.config.mode(view)) => Some(p),
             _ => None,
         })
     }
 
-    pub fn drained(&mut self, drain: Drain) {
+    pub(super) fn drained(&mut self, drain: Drain) {
         match drain {
             Drain::SnapshotReads { snapshot, chunks } => {
                 self.settled(snapshot, &chunks);

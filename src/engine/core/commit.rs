@@ -1,9 +1,9 @@
 //! Making exceptions durable, a group at a time.
 
-use super::api::*;
 use super::control::Drain;
-use super::core::{Core, Op, Snap, Waiter, When, Work};
-use super::failure::Failure;
+use super::{Core, Op, Snap, Waiter, When, Work};
+use crate::engine::api::*;
+use crate::engine::failure::Failure;
 use crate::io::{Buffer, OwnedBuffer};
 use crate::mutation::{self, Mutation};
 use crate::store::{AppendPlan, Entry};
@@ -14,10 +14,10 @@ const ZERO_PIECE: u64 = 1 << 20;
 /// An allocated exception that is not committed.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Queued {
-    pub old: u64,
-    pub new: u64,
+    pub(super) old: u64,
+    pub(super) new: u64,
     /// Its data is written (not necessarily durable).
-    pub ready: bool,
+    pub(super) ready: bool,
 }
 
 #[derive(Debug)]
@@ -38,7 +38,7 @@ pub(super) struct Commit {
 
 impl Snap {
     /// Allocates a COW chunk for `chunk` and makes it pending.
-    pub fn allocate(&mut self, chunk: u64) -> Option<u64> {
+    pub(super) fn allocate(&mut self, chunk: u64) -> Option<u64> {
         let new = self.metadata.allocate().ok()?;
         let seq = self.queue_base + self.queue.len() as u64;
         self.queue.push_back(Queued {
@@ -48,7 +48,7 @@ impl Snap {
         });
         self.pending.insert(
             chunk,
-            super::core::Pending {
+            super::Pending {
                 seq,
                 published: false,
                 waiters: Vec::new(),
@@ -58,27 +58,27 @@ impl Snap {
     }
 
     /// Asks for everything up to this pending exception to become durable.
-    pub fn demand(&mut self, chunk: u64) {
+    pub(super) fn demand(&mut self, chunk: u64) {
         if let Some(p) = self.pending.get(&chunk) {
             self.demand = self.demand.max(p.seq + 1);
         }
     }
 
-    pub fn wait(&mut self, chunk: u64, when: When, waiter: Waiter) {
+    pub(super) fn wait(&mut self, chunk: u64, when: When, waiter: Waiter) {
         if let Some(p) = self.pending.get_mut(&chunk) {
             p.waiters.push((when, waiter));
         }
     }
 
     /// The newest exception whose data is written and whose entry is not durable.
-    pub fn newest_ready(&self) -> Option<u64> {
+    pub(super) fn newest_ready(&self) -> Option<u64> {
         self.queue.iter().rev().find(|q| q.ready).map(|q| q.old)
     }
 }
 
 impl Core {
     /// The data of a pending exception is written.
-    pub fn mark_ready(&mut self, id: SnapshotId, chunk: u64) {
+    pub(super) fn mark_ready(&mut self, id: SnapshotId, chunk: u64) {
         let Some(snap) = self.snaps.get_mut(&id) else {
             return;
         };
@@ -101,7 +101,7 @@ impl Core {
     }
 
     /// Makes a deferred exception visible to its own view before it is durable.
-    pub fn publish_early(&mut self, id: SnapshotId, chunk: u64) {
+    pub(super) fn publish_early(&mut self, id: SnapshotId, chunk: u64) {
         let Some(snap) = self.snaps.get_mut(&id) else {
             return;
         };
@@ -123,7 +123,7 @@ impl Core {
 
     /// Starts a commit if one is wanted and none runs. A group is what was
     /// allocated when the first of it was ready: later copies join the next one.
-    pub fn maybe_commit(&mut self, id: SnapshotId) {
+    pub(super) fn maybe_commit(&mut self, id: SnapshotId) {
         let Some(snap) = self.snaps.get_mut(&id) else {
             return;
         };
@@ -225,7 +225,7 @@ impl Core {
         );
     }
 
-    pub fn commit_step_done(&mut self, id: SnapshotId, result: Result<(), Failure>) {
+    pub(super) fn commit_step_done(&mut self, id: SnapshotId, result: Result<(), Failure>) {
         let Some(snap) = self.snaps.get_mut(&id) else {
             return;
         };
@@ -301,7 +301,7 @@ impl Core {
     }
 
     /// The old reads have ended: origin writes may go.
-    pub fn settled(&mut self, id: SnapshotId, chunks: &[u64]) {
+    pub(super) fn settled(&mut self, id: SnapshotId, chunks: &[u64]) {
         for chunk in chunks {
             let Some(snap) = self.snaps.get_mut(&id) else {
                 return;

@@ -22,7 +22,7 @@ fn class_of(len: usize) -> usize {
 
 impl BufferPool {
     /// A buffer of `len` bytes with any content. Lengths above 1 MiB are not kept.
-    pub fn take(&mut self, len: usize) -> OwnedBuffer {
+    pub(super) fn take(&mut self, len: usize) -> OwnedBuffer {
         let class = class_of(len);
         if let Some(mut buffer) = self.free.get_mut(class).and_then(Vec::pop) {
             buffer.set_len(len);
@@ -38,7 +38,7 @@ impl BufferPool {
         buffer
     }
 
-    pub fn put(&mut self, buffer: OwnedBuffer) {
+    pub(super) fn put(&mut self, buffer: OwnedBuffer) {
         let capacity = buffer.capacity();
         let class = class_of(capacity);
         if let Some(free) = self.free.get_mut(class)
@@ -48,7 +48,7 @@ impl BufferPool {
         }
     }
 
-    pub fn put_back(&mut self, buffer: Option<Buffer>) {
+    pub(super) fn put_back(&mut self, buffer: Option<Buffer>) {
         match buffer {
             Some(Buffer::Owned(b)) => self.put(b),
             Some(Buffer::Shared { memory, .. }) => {

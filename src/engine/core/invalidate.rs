@@ -7,16 +7,16 @@
 
 use crate::sync::atomic::Ordering;
 
-use super::api::*;
 use super::control::Drain;
-use super::core::{Core, Op, Removal, StoreState, Waiter, When};
-use super::failure::{FailedDevice, Failure};
+use super::{Core, Op, Removal, StoreState, Waiter, When};
+use crate::engine::api::*;
+use crate::engine::failure::{FailedDevice, Failure};
 use crate::io::{Buffer, DeviceId, Errno, OwnedBuffer};
 use crate::mutation::{self, Mutation};
 use crate::store::MetaWrite;
 
 impl Core {
-    pub fn invalidate(&mut self, id: SnapshotId, reason: InvalidReason) {
+    pub(super) fn invalidate(&mut self, id: SnapshotId, reason: InvalidReason) {
         if self.merge.as_ref().is_some_and(|m| m.snapshot == id) {
             // Nothing is added to a merging store, so that only an I/O error ends here.
             if let InvalidReason::Io(failure) = reason {
@@ -92,7 +92,7 @@ impl Core {
         );
     }
 
-    pub fn header_written(&mut self, id: SnapshotId, result: Result<(), Failure>) {
+    pub(super) fn header_written(&mut self, id: SnapshotId, result: Result<(), Failure>) {
         let ok = result.is_ok() || mutation::is(Mutation::FailedInvalidationIgnored);
         let Some(snap) = self.snaps.get_mut(&id) else {
             return;
@@ -121,7 +121,7 @@ impl Core {
     }
 
     /// The invalidation is durable: nobody waits for this snapshot any more.
-    pub fn invalidated(&mut self, id: SnapshotId, tell: bool) {
+    pub(super) fn invalidated(&mut self, id: SnapshotId, tell: bool) {
         let Some(snap) = self.snaps.get_mut(&id) else {
             return;
         };
@@ -147,7 +147,7 @@ impl Core {
     /// then on: without copy-outs the store would soon be silently wrong. The
     /// caller has recorded that the snapshot is invalid, so that nothing waits
     /// for a header that cannot be written; the record must outlive it.
-    pub fn remove_snapshot(
+    pub(super) fn remove_snapshot(
         &mut self,
         port: usize,
         id: u64,
@@ -185,7 +185,7 @@ impl Core {
     }
 
     /// Nothing uses the store any more.
-    pub fn removed(&mut self, id: SnapshotId) {
+    pub(super) fn removed(&mut self, id: SnapshotId) {
         let Some(snap) = self.snaps.get_mut(&id) else {
             return;
         };

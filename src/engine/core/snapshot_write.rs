@@ -7,14 +7,14 @@
 
 use std::sync::Arc;
 
-use super::api::*;
 use super::buffers::PIECE_BYTES;
-use super::core::{Core, Op, StoreState, Waiter, When, Work};
-use super::failure::Failure;
-use super::port::byte_count;
 use super::request::{RequestId, Stage};
-use super::trace::{COW, WRITE};
-use super::views::{Extent, SharedSnapshot};
+use super::{Core, Op, StoreState, Waiter, When, Work};
+use crate::engine::api::*;
+use crate::engine::failure::Failure;
+use crate::engine::port::byte_count;
+use crate::engine::trace::{COW, WRITE};
+use crate::engine::views::{Extent, SharedSnapshot};
 use crate::io::Buffer;
 use crate::mutation::{self, Mutation};
 use crate::units::SECTOR_SHIFT;
@@ -27,7 +27,7 @@ struct Gather {
 }
 
 impl Core {
-    pub fn snapshot_write(&mut self, id: RequestId, shared: &Arc<SharedSnapshot>) {
+    pub(super) fn snapshot_write(&mut self, id: RequestId, shared: &Arc<SharedSnapshot>) {
         let Some(request) = self.requests.get_mut(id) else {
             return;
         };
@@ -45,7 +45,7 @@ impl Core {
     }
 
     /// A parked part: its chunk's exception was published, or is gone.
-    pub fn part_ready(&mut self, id: RequestId, chunk: u64) {
+    pub(super) fn part_ready(&mut self, id: RequestId, chunk: u64) {
         let Some(request) = self.requests.get(id) else {
             return;
         };
@@ -199,7 +199,7 @@ impl Core {
         }
     }
 
-    pub fn patch_read_done(
+    pub(super) fn patch_read_done(
         &mut self,
         id: RequestId,
         snapshot: SnapshotId,
@@ -262,7 +262,7 @@ impl Core {
         );
     }
 
-    pub fn patch_write_done(
+    pub(super) fn patch_write_done(
         &mut self,
         id: RequestId,
         snapshot: SnapshotId,
@@ -282,7 +282,7 @@ impl Core {
     }
 
     /// The data of a new exception is in the store.
-    pub fn fresh_written(&mut self, id: RequestId, snapshot: SnapshotId, chunk: u64) {
+    pub(super) fn fresh_written(&mut self, id: RequestId, snapshot: SnapshotId, chunk: u64) {
         let Some(snap) = self.snaps.get(&snapshot) else {
             return;
         };
