@@ -1,50 +1,130 @@
 #!/usr/bin/env bash
-# Everything that must hold: formatting, lints, unit and integration tests, and
-# real guests under QEMU. Installs what is missing. Any failure fails the script.
+# Runs the project's checks: formatting, lints, unit and integration tests, the race
+# models, and real guests under QEMU. `--help` says which form runs what.
 set -euo pipefail
-cd "$(dirname "$0")/.."
 export PATH=$PATH:/usr/sbin:/sbin
 
-step() { printf '\n== %s\n' "$*"; }
-log=$(mktemp)
-models=$(mktemp)
-failed=()
-trap 'rm -f "$log" "$models"' EXIT
-# run COMMAND...: goes on after a failure, so that one run shows everything.
-run() {
-    step "$*"
-    "$@" 2>&1 | tee -a "$log" || failed+=("$*")
+usage() {
+    cat <<'TEXT'
+Usage: qemu-tests/test.sh [--quick]
+
+Runs every check of the project and lists at the end how long each one took. A
+failure does not stop the run; the exit status is 1 if any check failed.
+
+  --quick      for daily work: formatting, lints, unit, integration and
+               documentation tests. Leaves out the race models (loom, shuttle) and
+               the guests. Runs unit and integration tests at the same time, and
+               repeats random runs less often; where SNAPBACK_RESTARTS,
+               SNAPBACK_DAMAGE_COUNT or SNAPBACK_SOAK_SECONDS is set, it is kept.
+  -h, --help   print this text
+
+Without --quick, missing Debian packages are installed (apt-get, as root or
+through sudo) and the guest image is built.
+TEXT
 }
 
-# models FEATURE: the races under loom or shuttle (docs/crash-model.md). Bugs that are
-# put in on purpose fail loudly there, so a good run shows its counts only.
+quick=false
+for argument in "$@"; do
+    case $argument in
+        --quick) quick=true ;;
+        -h | --help)
+            usage
+            exit 0
+            ;;
+        *)
+            printf "test.sh: unknown argument '%s'\n\n" "$argument" >&2
+            usage >&2
+            exit 2
+            ;;
+    esac
+done
+
+cd "$(dirname "$0")/.."
+log=$(mktemp)
+apart=$(mktemp)
+failed=()
+times=()
+trap 'rm -f "$log" "$apart"' EXIT
+
+# run NAME COMMAND...: continues after a failure, so that one run shows everything.
+run() {
+    local name=$1 start=$SECONDS result=ok
+    shift
+    printf '\n== %s\n' "$*"
+    "$@" 2>&1 | tee -a "$log" || {
+        result=FAILED
+        failed+=("$*")
+    }
+    times+=("$(printf '%5d s  %-6s  %s' $((SECONDS - start)) "$result" "$name")")
+}
+
+# models FEATURE: the races under loom or shuttle (docs/crash-model.md). Seeded bugs
+# fail loudly there on purpose, so a good run shows its counts only.
 models() {
     if RUST_BACKTRACE=0 cargo test --locked --lib --features "$1" "$1_" -- \
-        --show-output --test-threads=2 >"$models" 2>&1; then
-        grep -E "^($1: |test result)" "$models"
+        --show-output --test-threads=2 >"$apart" 2>&1; then
+        grep -E "^($1: |test result)" "$apart"
     else
-        cat "$models"
+        cat "$apart"
         return 1
     fi
 }
 
-qemu-tests/install.sh
-run cargo fmt --check
-run rustfmt --check --edition 2024 images/guest/disktool.rs
-run cargo clippy --all-targets --locked -- -D warnings
+# Unit tests need the processors and integration tests mostly wait, so together they
+# take little longer than either of them.
+together() {
+    local status=0 unit
+    # A process group of its own, so that all of it can be ended.
+    set -m
+    cargo test --locked --lib --bins >"$apart" 2>&1 &
+    unit=$!
+    set +m
+    trap 'kill -- -"$unit"' INT TERM
+    cargo test --locked --no-fail-fast "${integration[@]}" || status=1
+    wait "$unit" || status=1
+    trap - INT TERM
+    cat "$apart"
+    return "$status"
+}
+
 integration=()
 for file in tests/*.rs tests/*/main.rs; do
     name=${file%/main.rs}
     integration+=(--test "$(basename "$name" .rs)")
 done
-run cargo test --locked --no-fail-fast --lib --bins "${integration[@]}"
-run cargo test --locked --doc
-run models loom
-run models shuttle
-run images/build-guest.sh
-# Two guests' worth of work at a time: emulation is slow.
-run cargo test --locked --test qemu -- --show-output --test-threads=2
 
+$quick || qemu-tests/install.sh
+run "formatting" cargo fmt --check
+run "formatting of the guest's program" \
+    rustfmt --check --edition 2024 images/guest/disktool.rs
+run "lints" cargo clippy --all-targets --locked -- -D warnings
+run "build of the tests" cargo test --locked --no-run --lib --bins "${integration[@]}"
+if $quick; then
+    export SNAPBACK_RESTARTS=${SNAPBACK_RESTARTS:-15} SNAPBACK_DAMAGE_COUNT=${SNAPBACK_DAMAGE_COUNT:-1000}
+    export SNAPBACK_SOAK_SECONDS=${SNAPBACK_SOAK_SECONDS:-5}
+    run "unit and integration tests, together" together
+else
+    run "unit and integration tests" \
+        cargo test --locked --no-fail-fast --lib --bins "${integration[@]}"
+fi
+run "documentation tests" cargo test --locked --doc
+if ! $quick; then
+    run "race models (loom)" models loom
+    run "race models (shuttle)" models shuttle
+    run "guest image" images/build-guest.sh
+    # Two guests at a time: emulation is slow.
+    run "guests" cargo test --locked --test qemu -- --show-output --test-threads=2
+fi
+
+printf '\n== Time by test target\n'
+awk '/^ +Running / { sub(/^ +Running (unittests )?/, ""); sub(/ \(.*/, ""); target = $0 }
+     /^ +Doc-tests / { target = "documentation" }
+     /^test result:/ && match($0, /finished in .*/) {
+         time = substr($0, RSTART + 12); sub(/s$/, "", time)
+         printf "%7.1f s  %s\n", time, target
+     }' "$log" | sort -rn
+printf '\n== Time by step\n'
+printf '%s\n' "${times[@]}" "$(printf '%5d s  in all' "$SECONDS")"
 awk '/^test result:/ { passed += $4; failed += $6; ignored += $8 }
      END { printf "\n%d passed, %d failed, %d ignored\n", passed, failed, ignored }' "$log"
 if [ ${#failed[@]} -gt 0 ]; then
