@@ -1,65 +1,30 @@
 //! The daemon: one volume and its views, served until told to stop.
 //!
 //! ```text
-//!  options ─► plan ─► check ─► serve ─► run        state, state_home, state_place, replace: the state file
-//!                                │                 standing, identity, cow_identity, marks, lost: is it what it was?
-//!                                ▼                 cow: from a path to a store
-//!                             volume ─► snapshots, grow, merging, notices, telling, status, views
-//!                                └────► rollback ─► resets, watch, vmm ─► qmp
+//! offline ─► start ─► running ─► verbs ─► volume ─┬─► monitor
+//!                                                 └─► cow ─► provenance ─► state ─► identity
 //! ```
 
-mod check;
 mod cow;
-mod cow_error;
-mod cow_identity;
-mod cow_mark;
-mod cow_size;
-mod device_names;
-mod golden;
-mod grow;
 mod identity;
-mod inherited;
-mod lost;
-mod marking;
-mod marks;
-mod merging;
-mod notices;
-mod offline_identity;
-mod offline_merge;
-mod options;
-mod origin_check;
-mod plan;
+mod monitor;
+mod offline;
 mod plan_error;
-mod qmp;
-mod recorded;
-mod replace;
-mod resets;
-mod rollback;
-mod run;
-mod serials;
-mod serve;
-mod signals;
-mod snapshots;
-mod standing;
-pub mod state;
-mod state_home;
-mod state_place;
-mod status;
-mod telling;
-mod turns;
-mod views;
-mod vmm;
+mod provenance;
+mod running;
+mod start;
+mod state;
+mod verbs;
 mod volume;
-mod watch;
 
 pub use identity::{OriginIdentity, StorageIdentity, StorageKind};
-pub use offline_identity::doubts;
-pub use offline_merge::{MergeReport, merge_offline};
-pub use options::{Endpoint, ServeOptions};
-pub use recorded::recorded;
-pub use replace::FileError;
-pub use serve::serve;
-pub use state_place::default_state_path;
+pub use offline::doubts::doubts;
+pub use offline::merge::{MergeReport, merge_offline};
+pub use offline::recorded::recorded;
+pub use start::options::{Endpoint, ServeOptions};
+pub use start::serve::serve;
+pub use state::FileError;
+pub use state::place::default_state_path;
 
 pub use crate::io::IoEngine;
 
@@ -70,7 +35,7 @@ pub enum DaemonError {
     #[error("{0}")]
     Refused(String),
     #[error(transparent)]
-    Plan(#[from] plan::PlanError),
+    Plan(#[from] plan_error::PlanError),
     #[error(transparent)]
     State(#[from] state::StateError),
     #[error("cannot {what}: {source}")]

@@ -1,0 +1,275 @@
+//! What tells a disk or a COW, and its content, from another: as far as the
+//! system says. A snapshot is worthless if the origin was written without it.
+
+use std::fs::{self, File, Metadata};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+use std::time::UNIX_EPOCH;
+
+use serde::{Deserialize, Serialize};
+
+use super::device_names::DeviceNames;
+use crate::io::BlockFile;
+
+/// A file time as `stat` has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Timestamp {
+    pub seconds: i64,
+    pub nanoseconds: i64,
+}
+
+impl Timestamp {
+    /// The same moment, or this one as it comes out of an archive that keeps whole
+    /// seconds or microseconds.
+    fn survived_as(&self, now: &Self) -> bool {
+        let coarse = match now.nanoseconds {
+            0 => 0,
+            n if n % 1000 == 0 => self.nanoseconds / 1000 * 1000,
+            _ => self.nanoseconds,
+        };
+        self.seconds == now.seconds && coarse == now.nanoseconds
+    }
+}
+
+/// A file at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileFacts {
+    pub inode: u64,
+    pub mtime: Timestamp,
+    pub ctime: Timestamp,
+    /// When the inode was made; older state files and some file systems lack it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub birth: Option<Timestamp>,
+    /// What `statfs` calls the file system. Some file systems make it of the
+    /// device number, so it counts only where there is no birth time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_system: Option<String>,
+}
+
+impl FileFacts {
+    /// Both are one file, whatever was done to its content, name and owner.
+    pub fn is_file(&self, other: &Self) -> bool {
+        let same = |a: &Option<_>, b: &Option<_>| a.is_none() || b.is_none() || a == b;
+        self.inode == other.inode
+            && match (&self.birth, &other.birth) {
+                (Some(a), Some(b)) => a == b,
+                _ => same(&self.file_system, &other.file_system),
+            }
+    }
+}
+
+/// What names a file or device, and tells when it was touched.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum StorageKind {
+    File(FileFacts),
+    Device(DeviceNames),
+}
+
+/// A file or device at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StorageIdentity {
+    /// Bytes.
+    pub size: u64,
+    pub kind: StorageKind,
+}
+
+/// An origin at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OriginIdentity {
+    /// As the user gave it, made absolute.
+    pub path: String,
+    /// Bytes.
+    pub size: u64,
+    pub kind: StorageKind,
+}
+
+/// How a file or device relates to what was recorded of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Relation {
+    /// The same one, as it was left.
+    Same,
+    /// The same one, as it was left; its name, owner, mode or the like were changed.
+    Touched,
+    /// Another file with the size and the time of the last write of this one, so
+    /// that it is a faithful copy of it, or this one restored.
+    Copied,
+    /// The same one, but its content is not what was left: why, in words.
+    Written(String),
+    /// Another one, of which nothing tells that it has the same content: why.
+    Other(String),
+}
+
+impl StorageIdentity {
+    /// Reads the identity of the file or device at `path`, `size` bytes long.
+    pub fn read(path: &Path, size: u64) -> io::Result<Self> {
+        let file_system = rustix::fs::statvfs(path).ok().map(|s| s.f_fsid);
+        Ok(Self::new(path, size, &fs::metadata(path)?, file_system))
+    }
+
+    /// As [`read`](Self::read), of a file that we have open, whatever its path
+    /// leads to by now.
+    pub fn of_open(file: &BlockFile) -> io::Result<Self> {
+        let open = File::from(file.as_fd().try_clone_to_owned()?);
+        let file_system = rustix::fs::fstatvfs(&open).ok().map(|s| s.f_fsid);
+        Ok(Self::new(
+            file.path(),
+            file.size(),
+            &open.metadata()?,
+            file_system,
+        ))
+    }
+
+    fn new(path: &Path, size: u64, meta: &Metadata, file_system: Option<u64>) -> Self {
+        let kind = if meta.file_type().is_block_device() {
+            StorageKind::Device(DeviceNames::read(path, meta.rdev()))
+        } else {
+            let birth = meta.created().ok();
+            let birth = birth.and_then(|t| t.duration_since(UNIX_EPOCH).ok());
+            StorageKind::File(FileFacts {
+                inode: meta.ino(),
+                mtime: Timestamp {
+                    seconds: meta.mtime(),
+                    nanoseconds: meta.mtime_nsec(),
+                },
+                ctime: Timestamp {
+                    seconds: meta.ctime(),
+                    nanoseconds: meta.ctime_nsec(),
+                },
+                birth: birth.and_then(|t| {
+                    Some(Timestamp {
+                        seconds: i64::try_from(t.as_secs()).ok()?,
+                        nanoseconds: t.subsec_nanos().into(),
+                    })
+                }),
+                file_system: file_system
+                    .filter(|id| *id != 0)
+                    .map(|id| format!("{id:x}")),
+            })
+        };
+        Self { size, kind }
+    }
+
+    /// One and the same file or device, as far as can be told for certain.
+    pub fn is(&self, other: &Self) -> bool {
+        match (&self.kind, &other.kind) {
+            (StorageKind::File(a), StorageKind::File(b)) => a.is_file(b),
+            (StorageKind::Device(a), StorageKind::Device(b)) => a.is(b) == Some(true),
+            _ => false,
+        }
+    }
+
+    /// What became of this. Times count only if `stopped_cleanly`: a daemon that
+    /// was killed could not note them.
+    pub fn relation(&self, now: &Self, stopped_cleanly: bool) -> Relation {
+        match (&self.kind, &now.kind) {
+            (StorageKind::File(was), StorageKind::File(is)) if was.is_file(is) => {
+                if self.size != now.size {
+                    Relation::Written(self.sizes(now))
+                } else if stopped_cleanly && was.mtime != is.mtime {
+                    Relation::Written(written(was.mtime, is.mtime))
+                } else if stopped_cleanly && was.ctime != is.ctime {
+                    Relation::Touched
+                } else {
+                    Relation::Same
+                }
+            }
+            (StorageKind::File(was), StorageKind::File(is)) => {
+                let times = was.mtime.survived_as(&is.mtime);
+                if stopped_cleanly && times && self.size == now.size {
+                    return Relation::Copied;
+                }
+                let mut why = format!(
+                    "it is another file (inode {} then, {} now)",
+                    was.inode, is.inode
+                );
+                if was.inode == is.inode {
+                    why = "it is another file, made anew where that one was".into();
+                }
+                if self.size != now.size {
+                    why = format!("{why}; {}", self.sizes(now));
+                } else if stopped_cleanly && !times {
+                    why = format!("{why}; {}", written(was.mtime, is.mtime));
+                }
+                Relation::Other(why)
+            }
+            (StorageKind::Device(was), StorageKind::Device(is)) => match was.is(is) {
+                Some(true) if self.size != now.size => Relation::Written(self.sizes(now)),
+                Some(true) => Relation::Same,
+                Some(false) => Relation::Other(format!(
+                    "it is another device ({} then, {} now)",
+                    was.strongest(),
+                    is.strongest()
+                )),
+                None => Relation::Other(
+                    "nothing that the system says of it tells whether it is the same device".into(),
+                ),
+            },
+            _ => Relation::Other("it was a file and is a device, or the other way round".into()),
+        }
+    }
+
+    fn sizes(&self, now: &Self) -> String {
+        format!("its size was {} bytes and is {}", self.size, now.size)
+    }
+}
+
+fn written(was: Timestamp, now: Timestamp) -> String {
+    let seconds = now.seconds.saturating_sub(was.seconds);
+    match seconds {
+        0 => "it was written after the stop".into(),
+        1.. => format!(
+            "it was written after the stop (its last write is {seconds} s later than the last one then)"
+        ),
+        _ => format!(
+            "it has an older content (its last write is {} s earlier than the last one then)",
+            seconds.saturating_neg()
+        ),
+    }
+}
+
+impl OriginIdentity {
+    /// Reads the identity of the open origin at `path`, `size` bytes long.
+    pub fn read(path: &Path, size: u64) -> io::Result<Self> {
+        let StorageIdentity { size, kind } = StorageIdentity::read(path, size)?;
+        Ok(Self {
+            path: std::path::absolute(path)?.to_string_lossy().into_owned(),
+            size,
+            kind,
+        })
+    }
+
+    pub fn storage(&self) -> StorageIdentity {
+        StorageIdentity {
+            size: self.size,
+            kind: self.kind.clone(),
+        }
+    }
+
+    /// As [`StorageIdentity::relation`]; a device that the system has no lasting
+    /// name for is taken for the same one if the operator named it by one.
+    pub fn relation(&self, now: &Self, stopped_cleanly: bool) -> Relation {
+        if let (StorageKind::Device(was), StorageKind::Device(is)) = (&self.kind, &now.kind)
+            && was.is(is).is_none()
+            && self.path == now.path
+            && DeviceNames::is_lasting_path(&self.path)
+        {
+            return if self.size == now.size {
+                Relation::Same
+            } else {
+                Relation::Written(self.storage().sizes(&now.storage()))
+            };
+        }
+        self.storage().relation(&now.storage(), stopped_cleanly)
+    }
+}
+
+#[cfg(test)]
+#[path = "storage_tests.rs"]
+mod tests;

@@ -1,0 +1,101 @@
+//! Which content of a read-only origin a fork's store belongs to. No state file
+//! knows the forks of a golden image, so the store's file carries it itself: in an
+//! extended attribute, as far as the file system has them. The bytes of the store
+//! stay Linux's.
+
+use std::path::Path;
+
+use rustix::fs::{XattrFlags, getxattr, setxattr};
+use serde::{Deserialize, Serialize};
+
+use crate::daemon::identity::{OriginIdentity, StorageKind, Timestamp};
+
+const ATTRIBUTE: &str = "user.snapback.origin";
+/// More than any record of ours.
+const SIZE_MAX: usize = 512;
+
+/// What an image has as long as nobody writes it; a copy that keeps the times has
+/// the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Image {
+    size: u64,
+    mtime: Option<Timestamp>,
+}
+
+impl Image {
+    const fn of(origin: &OriginIdentity) -> Self {
+        let mtime = match &origin.kind {
+            StorageKind::File(file) => Some(file.mtime),
+            StorageKind::Device(_) => None,
+        };
+        Self {
+            size: origin.size,
+            mtime,
+        }
+    }
+}
+
+/// Notes in the store at `cow` that it belongs to `origin` as it is now. Where that
+/// cannot be noted a later change goes unseen, as nobody can help.
+pub fn note(cow: impl AsRef<Path>, origin: &OriginIdentity) {
+    let cow = cow.as_ref();
+    let noted = serde_json::to_vec(&Image::of(origin))
+        .map_err(std::io::Error::from)
+        .and_then(|text| Ok(setxattr(cow, ATTRIBUTE, &text, XattrFlags::empty())?));
+    if let Err(error) = noted {
+        tracing::debug!(cow = %cow.display(), %error, "cannot note which image the store belongs to");
+    }
+}
+
+/// What has become of the image since the store at `cow` was last used, in words;
+/// `None` if nothing has, or nothing is known.
+pub fn change(cow: &Path, origin: &OriginIdentity) -> Option<String> {
+    let mut bytes = [0; SIZE_MAX];
+    let len = getxattr(cow, ATTRIBUTE, &mut bytes[..]).ok()?;
+    let then: Image = serde_json::from_slice(bytes.get(..len)?).ok()?;
+    let now = Image::of(origin);
+    if then.size != now.size {
+        return Some(format!(
+            "its size was {} bytes and is {}",
+            then.size, now.size
+        ));
+    }
+    (then.mtime != now.mtime).then(|| "it was written since then, or is another file".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(size: u64, seconds: i64) -> OriginIdentity {
+        let path = tempfile::NamedTempFile::new().unwrap();
+        let mut identity = OriginIdentity::read(path.path(), size).unwrap();
+        if let StorageKind::File(file) = &mut identity.kind {
+            file.mtime.seconds = seconds;
+            file.mtime.nanoseconds = 0;
+        }
+        identity
+    }
+
+    #[test]
+    fn a_store_knows_its_image_and_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let cow = dir.path().join("vm.cow");
+        std::fs::write(&cow, b"x").unwrap();
+        assert_eq!(change(&cow, &image(1 << 20, 5)), None, "nothing is known");
+        note(&cow, &image(1 << 20, 5));
+        if getxattr(&cow, ATTRIBUTE, &mut [0_u8; SIZE_MAX][..]).is_err() {
+            println!("skipped: no attributes in this file system");
+            return;
+        }
+        assert_eq!(change(&cow, &image(1 << 20, 5)), None);
+        assert!(
+            change(&cow, &image(1 << 20, 6))
+                .unwrap()
+                .contains("written")
+        );
+        assert!(change(&cow, &image(1 << 21, 5)).unwrap().contains("size"));
+        setxattr(&cow, ATTRIBUTE, b"{", XattrFlags::empty()).unwrap();
+        assert_eq!(change(&cow, &image(1 << 21, 5)), None);
+    }
+}

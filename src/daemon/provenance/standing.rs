@@ -1,0 +1,191 @@
+//! How what is there now stands to what the state file remembers: is the volume
+//! where it was, was it moved, or is it a copy? What do the marks say?
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::marks::{self, Mark};
+use crate::daemon::identity::StorageIdentity;
+use crate::daemon::state::Home;
+use crate::daemon::state::VolumeState;
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Whereabouts {
+    #[default]
+    InPlace,
+    /// From this folder, in which the disk is not any more.
+    Moved { from: PathBuf },
+    /// The disk that the state file speaks of is still in this folder.
+    Copy { of: PathBuf },
+}
+
+/// What the disk and the place of the state file tell.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    pub whereabouts: Whereabouts,
+    /// The mark of the origin.
+    pub mark: Option<Mark>,
+    /// The folder of the state file.
+    pub home: Option<PathBuf>,
+    /// The state file.
+    pub place: Option<PathBuf>,
+}
+
+impl Standing {
+    /// Looks at the disk at `origin` and the state file at `place`, which says
+    /// `recorded`.
+    pub fn look(origin: &Path, place: Option<&Path>, recorded: Option<&VolumeState>) -> Self {
+        let home = place.map(Home::of);
+        let whereabouts = home
+            .as_ref()
+            .zip(recorded)
+            .map(|(home, recorded)| whereabouts(origin, home, recorded));
+        Self {
+            whereabouts: whereabouts.unwrap_or_default(),
+            mark: marks::read(origin),
+            home: home.map(|h| h.path().to_path_buf()),
+            place: place.map(Path::to_path_buf),
+        }
+    }
+
+    /// The state file, for people.
+    pub fn place(&self) -> String {
+        let place = self.place.as_ref();
+        place.map_or_else(String::new, |place| place.display().to_string())
+    }
+
+    pub fn is_copy(&self) -> bool {
+        matches!(self.whereabouts, Whereabouts::Copy { .. })
+    }
+
+    /// In a copy: the path leads to what the original has.
+    pub fn is_foreign(&self, path: &str) -> bool {
+        let real = std::fs::canonicalize(path).unwrap_or_else(|_| PathBuf::from(path));
+        self.is_copy()
+            && !self
+                .home
+                .as_ref()
+                .is_some_and(|home| real.starts_with(home))
+    }
+}
+
+fn whereabouts(origin: &Path, home: &Home, recorded: &VolumeState) -> Whereabouts {
+    let Some(former) = recorded.home.as_deref().map(Home::recorded) else {
+        return Whereabouts::InPlace;
+    };
+    if former == *home {
+        return Whereabouts::InPlace;
+    }
+    let from = former.path().to_path_buf();
+    let Ok(below) = Path::new(&recorded.origin.path).strip_prefix(home.path()) else {
+        return Whereabouts::Moved { from };
+    };
+    let original = from.join(below);
+    let number = |path: &Path| std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
+    let stands = number(&original).is_some() && number(&original) != number(origin);
+    let is_it = || {
+        StorageIdentity::read(&original, recorded.origin.size)
+            .is_ok_and(|found| found.is(&recorded.origin.storage()))
+    };
+    if stands && is_it() {
+        Whereabouts::Copy { of: from }
+    } else {
+        Whereabouts::Moved { from }
+    }
+}
+
+/// What speaks against a disk or COW with this mark being of the volume and time
+/// of the state file; in words that follow "it".
+pub fn mark_speaks_against(recorded: &VolumeState, mark: &Mark) -> Option<String> {
+    let volume = recorded.volume.as_ref()?;
+    let mut known = vec![(volume, recorded.generation)];
+    known.extend(recorded.marked.as_ref().map(|m| (&m.volume, m.generation)));
+    if known.contains(&(&mark.volume, mark.generation)) {
+        return None;
+    }
+    let at = |mark: &Mark| match &mark.state {
+        Some(state) => format!(", whose state file is {state}"),
+        None => String::new(),
+    };
+    let same: Vec<u64> = known
+        .iter()
+        .filter(|(volume, _)| **volume == mark.volume)
+        .map(|(_, generation)| *generation)
+        .collect();
+    Some(match same.iter().max() {
+        None => format!("was since served as part of another volume{}", at(mark)),
+        Some(generation) if *generation < mark.generation => format!(
+            "was served since the state file was written, so that the state file is older than the disk (start {generation} \
+             of the volume, and {} now)",
+            mark.generation
+        ),
+        Some(generation) => format!(
+            "is older than the state file (of start {} of the volume; the state file knows start {generation})",
+            mark.generation
+        ),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::identity::OriginIdentity;
+    use crate::daemon::state::MarkedAs;
+
+    fn state() -> VolumeState {
+        let mut state = VolumeState::new(OriginIdentity {
+            path: "/disk.img".into(),
+            size: 4096,
+            kind: StorageIdentity::read(Path::new("/proc/self/status"), 4096)
+                .unwrap()
+                .kind,
+        });
+        state.volume = Some("a".into());
+        state.generation = 5;
+        state
+    }
+
+    fn mark(volume: &str, generation: u64) -> Mark {
+        Mark {
+            volume: volume.into(),
+            generation,
+            state: Some("/x.snapback".into()),
+            snapshot: None,
+        }
+    }
+
+    #[test]
+    fn marks_tell_older_newer_and_foreign_files() {
+        let mut state = state();
+        for marked in [None, Some(4), Some(5)] {
+            state.marked = marked.map(|generation| MarkedAs {
+                volume: "a".into(),
+                generation,
+            });
+            assert_eq!(mark_speaks_against(&state, &mark("a", 5)), None);
+            for (mark, word) in [
+                (mark("a", 6), "state file is older"),
+                (mark("a", 3), "is older than the state file"),
+                (
+                    mark("b", 5),
+                    "another volume, whose state file is /x.snapback",
+                ),
+            ] {
+                let against = mark_speaks_against(&state, &mark).unwrap();
+                assert!(against.contains(word), "{against}");
+            }
+            // A start that was cut short has marked nothing, or some.
+            let cut_short = mark_speaks_against(&state, &mark("a", 4)).is_none();
+            assert_eq!(cut_short, marked == Some(4));
+        }
+        // The files of a copy have the original's marks until it is marked.
+        state.marked = Some(MarkedAs {
+            volume: "original".into(),
+            generation: 9,
+        });
+        assert_eq!(mark_speaks_against(&state, &mark("original", 9)), None);
+        assert!(mark_speaks_against(&state, &mark("original", 8)).is_some());
+        state.volume = None;
+        assert_eq!(mark_speaks_against(&state, &mark("b", 1)), None);
+    }
+}

@@ -1,0 +1,316 @@
+//! A disk whose state file is not there: does it have snapshots that would become
+//! wrong with its first write? And a COW that is taken for a disk.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use super::options::ServeOptions;
+use crate::control::api::{SnapshotSpec, StoreType};
+use crate::daemon::DaemonError;
+use crate::daemon::identity::{StorageIdentity, StorageKind};
+use crate::daemon::provenance::marks::{self, Mark};
+use crate::daemon::provenance::standing::{Standing, mark_speaks_against};
+use crate::daemon::state::place::{nameless_like, state_files_near};
+use crate::daemon::state::{SnapshotRecord, VolumeState};
+use crate::store::RawHeader;
+
+/// Files that are looked at beside a disk.
+const LOOK_MAX: usize = 4096;
+
+/// What a start without a state file found.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Snapshots to give up, as the user wishes.
+    pub forget: Vec<SnapshotRecord>,
+    pub remarks: Vec<String>,
+}
+
+/// Looks for what speaks against serving the disk as one that never had a
+/// snapshot. `place`: where its state file would be.
+pub fn check(
+    options: &ServeOptions,
+    now: &StorageIdentity,
+    place: &Path,
+    standing: &Standing,
+) -> Result<Found, DaemonError> {
+    let mut found = Found::default();
+    let origin = &options.origin;
+    let mark = standing.mark.as_ref();
+    if let Some(elsewhere) = mark.and_then(|m| m.state.as_deref()) {
+        refuse_if_remembered(origin, now, Path::new(elsewhere), place, &mut found)?;
+    }
+    let volume = mark.map(|mark| mark.volume.as_str());
+    let (stores, mut suspects) = stores_beside(options, volume);
+    forget_or_refuse(stores, options, &mut found, |stores| {
+        refusal(origin, place, stores)
+    })?;
+    if let StorageKind::Device(names) = &now.kind {
+        let like = nameless_like(names)
+            .filter(|(_, state)| state.origin.size == now.size && !at_stake(state).is_empty());
+        found.remarks.extend(like.map(|(place, state)| {
+            format!(
+                "{} is about a device of this size without a lasting name, and knows its snapshots {}: if that is this \
+                 one, stop, and pass --state with it; they are wrong from the first write on",
+                place.display(),
+                at_stake(&state).join(", ")
+            )
+        }));
+    }
+    suspects.retain(|path| !is_known_elsewhere(path));
+    if !suspects.is_empty() {
+        let suspects: Vec<String> = suspects.iter().map(|p| p.display().to_string()).collect();
+        found.remarks.push(format!(
+            "{} beside the origin hold COW stores that say valid, and there is no state file {}: if they are snapshots of \
+             this origin, they are wrong from now on. Bring the state file back before you serve it, or remove them",
+            suspects.join(", "),
+            place.display()
+        ));
+    }
+    Ok(found)
+}
+
+/// Under a state file that is older than the disk: snapshots that were taken since,
+/// which it does not know.
+pub fn check_older(
+    options: &ServeOptions,
+    recorded: &VolumeState,
+    standing: &Standing,
+) -> Result<Found, DaemonError> {
+    let mut found = Found::default();
+    let mark = standing.mark.as_ref();
+    if mark.is_none_or(|mark| mark_speaks_against(recorded, mark).is_none()) {
+        return Ok(found);
+    }
+    let volume = mark.map(|mark| mark.volume.as_str());
+    let (mut stores, _) = stores_beside(options, volume);
+    stores.retain(|(name, _)| recorded.snapshot(name).is_none());
+    forget_or_refuse(stores, options, &mut found, |stores| {
+        let names: Vec<&str> = stores.iter().map(|(name, _)| name.as_str()).collect();
+        format!(
+            "state file {} is older than the disk {} and does not know its snapshots {}, which say valid: bring the newer \
+             state file back, or give all of the disk's snapshots up with --forget NAME",
+            standing.place(),
+            options.origin.display(),
+            names.join(", ")
+        )
+    })?;
+    Ok(found)
+}
+
+/// Names and COWs of snapshots.
+type Stores = Vec<(String, PathBuf)>;
+
+/// The stores beside the disk that say valid: those that are marked as snapshots
+/// of `volume`, and those without a mark.
+fn stores_beside(options: &ServeOptions, volume: Option<&str>) -> (Stores, Vec<PathBuf>) {
+    let (mut stores, mut suspects) = (Vec::new(), Vec::new());
+    for path in valid_stores_beside(&options.origin, options) {
+        match marks::read(&path).and_then(|m| Some((m.volume, m.snapshot?))) {
+            Some((theirs, of)) if Some(theirs.as_str()) == volume => stores.push((of.name, path)),
+            // Of another disk, whose business it is.
+            Some(_) => {}
+            None => suspects.push(path),
+        }
+    }
+    (stores, suspects)
+}
+
+fn forget_or_refuse(
+    mut stores: Stores,
+    options: &ServeOptions,
+    found: &mut Found,
+    refusal: impl FnOnce(&Stores) -> String,
+) -> Result<(), DaemonError> {
+    for name in &options.forget {
+        if let Some(at) = stores.iter().position(|(known, _)| known == name) {
+            let (name, path) = stores.swap_remove(at);
+            found.forget.push(record(name, &path));
+        }
+    }
+    match stores.is_empty() {
+        true => Ok(()),
+        false => Err(DaemonError::Refused(refusal(&stores))),
+    }
+}
+
+/// The disk's mark names a state file; it may be where it says.
+fn refuse_if_remembered(
+    origin: &Path,
+    now: &StorageIdentity,
+    elsewhere: &Path,
+    place: &Path,
+    found: &mut Found,
+) -> Result<(), DaemonError> {
+    let state = (elsewhere != place).then(|| VolumeState::peek(elsewhere));
+    match state.flatten() {
+        Some(state) if state.origin.storage().is(now) => {
+            let alive: Vec<&str> = at_stake(&state);
+            if alive.is_empty() {
+                return Ok(());
+            }
+            Err(DaemonError::Refused(format!(
+                "origin {} has the snapshots {}, which are remembered in {}: pass --state {2} (or move the disk back, or \
+                 that file and the COWs beside the disk as {}). Served without them they would be wrong for good",
+                origin.display(),
+                alive.join(", "),
+                elsewhere.display(),
+                place.display()
+            )))
+        }
+        Some(_) => {
+            found.remarks.push(format!(
+                "the origin was copied from one that has its state file at {}; the copy is a volume of its own, without \
+                 snapshots",
+                elsewhere.display()
+            ));
+            Ok(())
+        }
+        None => {
+            found.remarks.push(format!(
+                "the origin had a state file {}, which is not there: snapshots that it knew are wrong from now on",
+                elsewhere.display()
+            ));
+            Ok(())
+        }
+    }
+}
+
+fn at_stake(state: &VolumeState) -> Vec<&str> {
+    let alive = state
+        .snapshots
+        .iter()
+        .filter(|s| s.valid && s.spec.store_type != StoreType::N);
+    alive.map(|s| s.spec.name.as_str()).collect()
+}
+
+fn refusal(origin: &Path, place: &Path, stores: &Stores) -> String {
+    let list: Vec<String> = stores
+        .iter()
+        .map(|(name, path)| format!("{name} in {}", path.display()))
+        .collect();
+    let forget: Vec<String> = stores
+        .iter()
+        .map(|(name, _)| format!("--forget {name}"))
+        .collect();
+    format!(
+        "origin {} has no state file {}, but it has snapshots that say valid: {}. Served without them they would be wrong \
+         for good. Bring the state file back; or, only if nothing has written the disk since the daemon ended, take each in \
+         with --snapshot name=NAME,cow=FILE; or give them up with {}",
+        origin.display(),
+        place.display(),
+        list.join(", "),
+        forget.join(" ")
+    )
+}
+
+/// Enough of a record to mark a store invalid.
+fn record(name: String, path: &Path) -> SnapshotRecord {
+    SnapshotRecord {
+        spec: SnapshotSpec {
+            name,
+            cow: path.display().to_string(),
+            store_type: StoreType::P,
+            chunk_size: None,
+            size: None,
+            socket: None,
+            discard_zeroes_cow: None,
+            discard_passdown_origin: None,
+            read_only: None,
+        },
+        valid: true,
+        length: None,
+        id: None,
+        store: None,
+    }
+}
+
+/// Regular files beside the disk that begin as a valid store does, and that the
+/// options do not take in.
+fn valid_stores_beside(origin: &Path, options: &ServeOptions) -> Vec<PathBuf> {
+    let real = |path: &Path| fs::canonicalize(path).ok();
+    let Some(origin) = real(origin).filter(|origin| origin.is_file()) else {
+        return Vec::new();
+    };
+    let taken: Vec<_> = options
+        .snapshots
+        .iter()
+        .filter_map(|s| real(Path::new(&s.cow)))
+        .collect();
+    let entries = origin.parent().map(fs::read_dir);
+    let files = entries.into_iter().flatten().flatten().flatten();
+    let mut found: Vec<PathBuf> = files
+        .take(LOOK_MAX)
+        // No links: what they lead to is not beside the disk.
+        .filter(|entry| entry.file_type().is_ok_and(|t| t.is_file()))
+        .map(|entry| entry.path())
+        .filter(|path| *path != origin && !taken.contains(path) && says_valid(path))
+        .collect();
+    found.sort();
+    found
+}
+
+/// The file or device begins with the header of a valid store.
+fn says_valid(path: &Path) -> bool {
+    let mut head = [0; 16];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut head));
+    let header = RawHeader::decode(head).check(1);
+    read.is_ok() && header.is_ok_and(|header| header.is_some_and(|header| header.valid))
+}
+
+/// Some state file has this as the COW of a snapshot.
+fn is_known_elsewhere(path: &Path) -> bool {
+    owner(path).is_some()
+}
+
+/// The state file and snapshot that has this COW.
+fn owner(path: &Path) -> Option<(PathBuf, VolumeState, String)> {
+    let real = |path: &Path| fs::canonicalize(path).ok();
+    let ours = real(path)?;
+    let marked = marks::read(path).and_then(|mark| mark.state);
+    let marked = marked.map(PathBuf::from).into_iter().filter_map(|place| {
+        let state = VolumeState::peek(&place)?;
+        Some((place, state))
+    });
+    marked
+        .chain(state_files_near(path))
+        .find_map(|(place, state)| {
+            let of = state
+                .snapshots
+                .iter()
+                .find(|s| s.valid && real(Path::new(&s.spec.cow)).as_ref() == Some(&ours))?;
+            let name = of.spec.name.clone();
+            Some((place, state, name))
+        })
+}
+
+/// Refuses to serve the COW of a snapshot as a disk. A header alone is no proof:
+/// a guest may have written it on its disk.
+pub fn refuse_cow(origin: &Path, mark: Option<&Mark>) -> Result<Option<String>, DaemonError> {
+    if !says_valid(origin) {
+        return Ok(None);
+    }
+    let shown = origin.display();
+    let advice = "serve the disk instead; remove the snapshot first if the COW is to become a disk";
+    if let Some((place, state, name)) = owner(origin) {
+        return Err(DaemonError::Refused(format!(
+            "origin {shown} is the COW of snapshot {name} of {} (state file {}): {advice}",
+            state.origin.path,
+            place.display()
+        )));
+    }
+    match mark {
+        Some(Mark {
+            snapshot: Some(of), ..
+        }) => Err(DaemonError::Refused(format!(
+            "origin {shown} is marked as the COW of snapshot {} of another disk, and says valid: {advice} (clear its first \
+             4096 bytes)",
+            of.name
+        ))),
+        Some(_) => Ok(None),
+        None => Ok(Some(format!(
+            "origin {shown} begins with the header of a COW store: is it the COW of a snapshot? If so, stop, and serve its \
+             disk instead"
+        ))),
+    }
+}

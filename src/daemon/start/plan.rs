@@ -1,0 +1,444 @@
+//! What a start has to do: the state file's memory and this start's options,
+//! brought together. Nothing is opened or changed here.
+
+use std::path::Path;
+
+use super::options::{Endpoint, ServeOptions};
+use super::origin_check::{check_lengths, check_origin};
+use crate::control::api::{SnapshotSpec, StoreType, check_name};
+use crate::daemon::identity::OriginIdentity;
+pub use crate::daemon::plan_error::PlanError;
+use crate::daemon::provenance::standing::{Standing, Whereabouts};
+use crate::daemon::state::{MarkedAs, MergeRecord, SnapshotRecord, VolumeState};
+use crate::units::SECTOR_SIZE;
+
+/// Where a snapshot of the plan comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The state file: its store must be there and must fit.
+    Recorded,
+    /// This start's options: its store is made if it is not there.
+    Options,
+}
+
+/// A snapshot to be served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedSnapshot {
+    pub spec: SnapshotSpec,
+    pub valid: bool,
+    pub source: Source,
+    /// The COW was this volume's scratch space before: what it holds is worthless.
+    pub scratch: bool,
+}
+
+/// A start that contradicts nothing.
+#[derive(Debug)]
+pub struct Plan {
+    /// As it will be recorded, but for what opening the stores tells.
+    pub state: VolumeState,
+    pub snapshots: Vec<PlannedSnapshot>,
+    /// Snapshots to invalidate for good.
+    pub forget: Vec<SnapshotRecord>,
+    /// What the user should hear.
+    pub remarks: Vec<String>,
+    /// Sockets that are not served because they are those of this copy's original.
+    pub foreign: Vec<String>,
+}
+
+/// Brings `recorded` and `options` together for the origin that is there now.
+pub fn plan(
+    options: &ServeOptions,
+    recorded: Option<VolumeState>,
+    now: &OriginIdentity,
+    standing: &Standing,
+) -> Result<Plan, PlanError> {
+    let mut remarks = Vec::new();
+    let known = recorded.is_some();
+    let mut state = recorded.unwrap_or_else(|| VolumeState::new(now.clone()));
+    let forget = forget(options, &mut state, &mut remarks)?;
+    let length = |origin: &OriginIdentity| origin.size / SECTOR_SIZE * SECTOR_SIZE;
+    let recorded_length = length(&state.origin);
+    for record in &mut state.snapshots {
+        record.length.get_or_insert(recorded_length);
+    }
+    check_lengths(&state, now)?;
+    if known {
+        check_origin(options, &state, now, standing, &mut remarks)?;
+    }
+    let foreign = take_over(&mut state, standing, &mut remarks);
+    state.origin = now.clone();
+    // Of a daemon that was killed nobody knows.
+    state.guest_attached |= state.running;
+    state.running = true;
+
+    let asked = asked_snapshots(options)?;
+    let scratch = drop_transient(&asked, &mut state, &mut remarks);
+    let mut snapshots: Vec<PlannedSnapshot> = Vec::new();
+    for record in &mut state.snapshots {
+        if let Some(asked) = asked.iter().find(|s| s.name == record.spec.name) {
+            agree(&record.spec, asked)?;
+            if asked.socket.is_some() {
+                record.spec.socket.clone_from(&asked.socket);
+            }
+            let spec = &mut record.spec;
+            spec.discard_zeroes_cow = asked.discard_zeroes_cow.or(spec.discard_zeroes_cow);
+            spec.discard_passdown_origin = asked
+                .discard_passdown_origin
+                .or(spec.discard_passdown_origin);
+            record.spec.read_only = asked.read_only.or(record.spec.read_only);
+        }
+        snapshots.push(PlannedSnapshot {
+            spec: record.spec.clone(),
+            valid: record.valid,
+            source: Source::Recorded,
+            scratch: false,
+        });
+    }
+    for spec in asked {
+        if state.snapshot(&spec.name).is_none() {
+            state.snapshots.push(SnapshotRecord {
+                spec: spec.clone(),
+                valid: true,
+                length: Some(length(now)),
+                id: None,
+                store: None,
+            });
+            let scratch = spec.store_type == StoreType::N
+                && scratch.iter().any(|cow| same_path(cow, &spec.cow));
+            snapshots.push(PlannedSnapshot {
+                spec,
+                valid: true,
+                source: Source::Options,
+                scratch,
+            });
+        }
+    }
+
+    if let Some(name) = &options.merge {
+        start_merge(name, options, &mut state)?;
+    } else if let Some(merge) = &mut state.merge
+        && let Some(writes) = options.merge_writes
+    {
+        merge.writes = writes.into();
+    }
+    if options.read_only {
+        if let Some(merge) = &state.merge {
+            return Err(PlanError::MergeReadOnly(merge.snapshot.clone()));
+        }
+        if let Some(rollback) = &state.rollback_at_reset {
+            return Err(PlanError::RollbackReadOnly(rollback.snapshot.clone()));
+        }
+    }
+
+    sockets(options, &mut state)?;
+    Ok(Plan {
+        state,
+        snapshots,
+        forget,
+        remarks,
+        foreign,
+    })
+}
+
+/// Makes a copy a volume of its own, and a disk that was served without a state
+/// file go on as the volume that its mark names. Returns the sockets that a copy
+/// leaves to its original.
+fn take_over(
+    state: &mut VolumeState,
+    standing: &Standing,
+    remarks: &mut Vec<String>,
+) -> Vec<String> {
+    if state.volume.is_none() {
+        state.marked = standing.mark.as_ref().map(|mark| MarkedAs {
+            volume: mark.volume.clone(),
+            generation: mark.generation,
+        });
+    }
+    let Whereabouts::Copy { of } = &standing.whereabouts else {
+        return Vec::new();
+    };
+    // The copied files are marked as the original's were.
+    if let Some(volume) = state.volume.take()
+        && state.marked.is_none()
+    {
+        let generation = state.generation;
+        state.marked = Some(MarkedAs { volume, generation });
+    }
+    state.generation = 0;
+    remarks.push(format!(
+        "this is a copy of the volume in {}: from now on it is a volume of its own, with the files beside it",
+        of.display()
+    ));
+    let mut foreign = Vec::new();
+    let mut leave = |path: &str| {
+        let is_foreign = standing.is_foreign(path);
+        if is_foreign {
+            foreign.push(path.to_owned());
+        }
+        is_foreign
+    };
+    state.socket.take_if(|path| leave(path));
+    state.control.take_if(|path| leave(path));
+    state.followed_sockets.retain(|path| !leave(path));
+    for record in &mut state.snapshots {
+        record.spec.socket.take_if(|path| leave(path));
+    }
+    if !foreign.is_empty() {
+        remarks.push(format!(
+            "not served, because they are sockets of the original: {}",
+            foreign.join(", ")
+        ));
+    }
+    foreign
+}
+
+/// Takes what `--forget` names out of the state.
+fn forget(
+    options: &ServeOptions,
+    state: &mut VolumeState,
+    remarks: &mut Vec<String>,
+) -> Result<Vec<SnapshotRecord>, PlanError> {
+    let mut forgotten = Vec::new();
+    for name in &options.forget {
+        let Some(record) = state.snapshot(name).cloned() else {
+            return Err(unknown("forget", name, state));
+        };
+        if state.merge.as_ref().is_some_and(|m| m.snapshot == *name) {
+            remarks.push(format!(
+                "snapshot {name} is forgotten in the middle of its merge: the origin now holds a part of it and is a \
+                 mixture of two moments"
+            ));
+        }
+        state.drop_snapshot(name);
+        forgotten.push(record);
+    }
+    Ok(forgotten)
+}
+
+/// The options' snapshots with absolute paths and good, unique names.
+fn asked_snapshots(options: &ServeOptions) -> Result<Vec<SnapshotSpec>, PlanError> {
+    let mut asked: Vec<SnapshotSpec> = Vec::new();
+    for spec in &options.snapshots {
+        check_name(&spec.name).map_err(PlanError::Name)?;
+        if asked.iter().any(|s| s.name == spec.name) {
+            return Err(PlanError::Twice(spec.name.clone()));
+        }
+        let mut spec = spec.clone();
+        spec.cow = absolute(Path::new(&spec.cow))?;
+        spec.socket = spec
+            .socket
+            .as_deref()
+            .map(|s| absolute(Path::new(s)))
+            .transpose()?;
+        asked.push(spec);
+    }
+    Ok(asked)
+}
+
+/// What a transient store held ended with the daemon that had it in memory. If
+/// the options ask for the snapshot again, it starts afresh. Returns the COWs.
+fn drop_transient(
+    asked: &[SnapshotSpec],
+    state: &mut VolumeState,
+    remarks: &mut Vec<String>,
+) -> Vec<String> {
+    let gone: Vec<SnapshotSpec> = state
+        .snapshots
+        .iter()
+        .map(|s| s.spec.clone())
+        .filter(|s| s.store_type == StoreType::N)
+        .collect();
+    for SnapshotSpec { name, .. } in &gone {
+        if !asked.iter().any(|s| s.name == *name) {
+            remarks.push(format!(
+                "snapshot {name} was transient and ended with the last daemon"
+            ));
+        }
+        state.drop_snapshot(name);
+    }
+    gone.into_iter().map(|s| s.cow).collect()
+}
+
+/// A known snapshot must be asked for as it is.
+fn agree(recorded: &SnapshotSpec, asked: &SnapshotSpec) -> Result<(), PlanError> {
+    let contradiction = |what, recorded: String, value: String| {
+        Err(PlanError::Contradiction {
+            name: asked.name.clone(),
+            what,
+            recorded,
+            asked: value,
+        })
+    };
+    if !same_path(&recorded.cow, &asked.cow) {
+        return contradiction("cow", recorded.cow.clone(), asked.cow.clone());
+    }
+    if recorded.store_type != asked.store_type {
+        return contradiction(
+            "type",
+            recorded.store_type.letters().to_owned(),
+            asked.store_type.letters().to_owned(),
+        );
+    }
+    match (recorded.chunk_size, asked.chunk_size) {
+        (Some(r), Some(a)) if r != a => {
+            contradiction("chunk-size", format!("{r} bytes"), format!("{a} bytes"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn start_merge(
+    name: &str,
+    options: &ServeOptions,
+    state: &mut VolumeState,
+) -> Result<(), PlanError> {
+    let Some(record) = state.snapshot(name) else {
+        return Err(unknown("merge", name, state));
+    };
+    if record.spec.store_type == StoreType::N {
+        return Err(PlanError::Transient(name.into()));
+    }
+    if !record.valid {
+        return Err(PlanError::Invalid(name.into()));
+    }
+    if let Some(running) = &mut state.merge {
+        if running.snapshot != name {
+            return Err(PlanError::OtherMerge {
+                asked: name.into(),
+                running: running.snapshot.clone(),
+            });
+        }
+        if let Some(writes) = options.merge_writes {
+            running.writes = writes.into();
+        }
+        return Ok(());
+    }
+    let rate = match state.rollback_at_reset.take() {
+        Some(pending) if pending.snapshot != name => {
+            return Err(PlanError::OtherRollback {
+                asked: name.into(),
+                pending: pending.snapshot,
+            });
+        }
+        // It was going to be this very merge.
+        Some(pending) => pending.rate,
+        None => 0,
+    };
+    state.merge = Some(MergeRecord {
+        snapshot: name.into(),
+        follow: false,
+        writes: options.merge_writes.unwrap_or_default().into(),
+        paused: false,
+        rate,
+    });
+    Ok(())
+}
+
+fn sockets(options: &ServeOptions, state: &mut VolumeState) -> Result<(), PlanError> {
+    match &options.endpoint {
+        Some(Endpoint::Path(path)) => state.socket = Some(absolute(path)?),
+        // A descriptor cannot be found again; the recorded path is not served beside it.
+        Some(Endpoint::Fd(_)) => state.socket = None,
+        None => {}
+    }
+    if let Some(control) = &options.control {
+        state.control = Some(absolute(control)?);
+    }
+    if let Some(qmp) = &options.qmp {
+        // An empty one takes the recorded one back.
+        state.qmp = match qmp.as_os_str().is_empty() {
+            true => None,
+            false => Some(absolute(qmp)?),
+        };
+    }
+    if let Some(serial) = &options.serial {
+        state.serial = Some(serial.clone());
+    }
+    let mut all: Vec<(&str, String)> = Vec::new();
+    let origin = state
+        .socket
+        .iter()
+        .map(|s| (s.as_str(), "the origin".to_owned()));
+    // The origin may be asked for at one of these; that is no contradiction.
+    let followed = state
+        .followed_sockets
+        .iter()
+        .filter(|s| state.socket.as_ref() != Some(s));
+    let followed = followed.map(|s| (s.as_str(), "the origin (since a live commit)".to_owned()));
+    let control = state
+        .control
+        .iter()
+        .map(|s| (s.as_str(), "the control interface".to_owned()));
+    let snapshots = state.snapshots.iter().filter_map(|s| {
+        let socket = s.spec.socket.as_deref()?;
+        Some((socket, format!("snapshot {}", s.spec.name)))
+    });
+    for (path, what) in origin.chain(followed).chain(control).chain(snapshots) {
+        if let Some((_, first)) = all.iter().find(|(other, _)| *other == path) {
+            return Err(PlanError::SocketTwice {
+                path: path.to_owned(),
+                first: first.clone(),
+                second: what,
+            });
+        }
+        all.push((path, what));
+    }
+    Ok(())
+}
+
+/// Refuses a plan at whose sockets nobody could ask for anything.
+pub fn check_served(options: &ServeOptions, plan: &Plan) -> Result<(), PlanError> {
+    let state = &plan.state;
+    let served = options.endpoint.is_some()
+        || state.socket.is_some()
+        || state.control.is_some()
+        || !state.followed_sockets.is_empty()
+        || state.snapshots.iter().any(|s| s.spec.socket.is_some());
+    match served {
+        true => Ok(()),
+        false if plan.foreign.is_empty() => Err(PlanError::Nothing),
+        false => Err(PlanError::NothingOfItsOwn(plan.foreign.clone())),
+    }
+}
+
+fn unknown(option: &'static str, name: &str, state: &VolumeState) -> PlanError {
+    let known: Vec<&str> = state
+        .snapshots
+        .iter()
+        .map(|s| s.spec.name.as_str())
+        .collect();
+    let known = if known.is_empty() {
+        "none".into()
+    } else {
+        known.join(", ")
+    };
+    PlanError::Unknown {
+        option,
+        name: name.into(),
+        known,
+    }
+}
+
+/// `path` from the root, so that it means the same to a daemon started elsewhere.
+pub fn absolute(path: &Path) -> Result<String, PlanError> {
+    let failed = |reason: String| PlanError::Path {
+        path: path.display().to_string(),
+        reason,
+    };
+    let absolute = std::path::absolute(path).map_err(|e| failed(e.to_string()))?;
+    // The state file and the control socket are JSON.
+    absolute
+        .into_os_string()
+        .into_string()
+        .map_err(|_| failed("it is not UTF-8".into()))
+}
+
+/// Two names of one file, or the same name of a missing one.
+pub fn same_path(a: &str, b: &str) -> bool {
+    let real = |p: &str| std::fs::canonicalize(p).ok();
+    a == b || real(a).is_some_and(|a| Some(a) == real(b))
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;
