@@ -1,15 +1,17 @@
-//! Makes chosen system calls of a daemon fail, switched on and off while it runs.
+//! Makes chosen system calls of a daemon fail or wait, switched on and off while it
+//! runs.
 //!
-//! The kernel hands `preadv`, `pwritev2` and `fdatasync` of the daemon to this
-//! process (a seccomp filter with a listener), which lets them pass or answers
-//! them with an error. So it is the real program that meets the fault, on files
-//! that are whole again afterwards. There is no io_uring for it, so that it has to
-//! use these calls.
+//! The kernel reports the calls named in [`TRAPPED`] to this process (a seccomp
+//! filter with a listener), which lets them pass, answers them with an error, or
+//! holds them until the test lets them go on. So the real program meets the fault,
+//! and its files are whole again afterwards. io_uring is refused to the daemon, so
+//! that it has to use these calls.
 #![allow(unsafe_code)]
 
-use std::fs;
+use std::fs::{self, File};
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,12 +23,30 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open}
 
 /// Where the daemon's side of the listener is kept for this process to fetch.
 const LISTENER: i32 = 900;
+/// Longest wait for a call that a test expects.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const TRAPPED: [u32; 6] = [
+    libc::SYS_preadv as u32,
+    libc::SYS_pwritev2 as u32,
+    libc::SYS_fdatasync as u32,
+    libc::SYS_fsync as u32,
+    libc::SYS_rename as u32,
+    libc::SYS_renameat2 as u32,
+];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
     Read,
     Write,
+    /// `fdatasync`
     Flush,
+    /// `fsync` of a file.
+    Sync,
+    /// `fsync` of a folder.
+    SyncFolder,
+    /// The file is the new name.
+    Rename,
 }
 
 /// Calls of one kind on one file, that begin within `bytes`, fail with `errno`.
@@ -35,16 +55,34 @@ pub struct Rule {
     pub call: Call,
     /// The end of the file's path.
     pub file: &'static str,
-    /// Offsets; a flush has none and always matches.
+    /// Offsets; calls other than reads and writes have none and always match.
     pub bytes: Range<u64>,
     pub errno: i32,
 }
 
+/// Calls that are held until the test releases them.
+struct Gate {
+    call: Call,
+    file: &'static str,
+    bytes: Range<u64>,
+    /// Of the calls that are held.
+    waiting: Vec<u64>,
+    open: bool,
+}
+
+#[derive(Default)]
+struct Faults {
+    rules: Vec<Rule>,
+    /// Calls that were made to fail.
+    hits: u64,
+    gates: Vec<Gate>,
+    /// All calls since [`Injector::record`].
+    recorded: Option<Vec<(Call, String)>>,
+}
+
 /// The faults of one daemon.
 pub struct Injector {
-    rules: Arc<Mutex<Vec<Rule>>>,
-    /// Calls that were made to fail.
-    hits: Arc<Mutex<u64>>,
+    faults: Arc<Mutex<Faults>>,
     stop: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -55,22 +93,29 @@ pub fn filtered(command: &mut Command) -> &mut Command {
     unsafe { command.pre_exec(install) }
 }
 
-fn install() -> std::io::Result<()> {
-    let last_error = || Err(std::io::Error::last_os_error());
+/// Reports the calls in [`TRAPPED`], refuses io_uring, allows everything else.
+fn program() -> [libc::sock_filter; TRAPPED.len() + 5] {
     let load = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
     let equal = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
     let end = (libc::BPF_RET | libc::BPF_K) as u16;
-    let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
-    let mut program = [
-        step(load, 0, 0, 0), // the system call's number
-        step(equal, 4, 0, libc::SYS_preadv as u32),
-        step(equal, 3, 0, libc::SYS_pwritev2 as u32),
-        step(equal, 2, 0, libc::SYS_fdatasync as u32),
-        step(equal, 2, 0, libc::SYS_io_uring_setup as u32),
-        step(end, 0, 0, libc::SECCOMP_RET_ALLOW),
-        step(end, 0, 0, libc::SECCOMP_RET_USER_NOTIF),
-        step(end, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32),
-    ];
+    let step = |code, jt, k| libc::sock_filter { code, jt, jf: 0, k };
+    let trapped = TRAPPED.len();
+    std::array::from_fn(|at| match at {
+        0 => step(load, 0, 0), // the system call's number
+        at if at <= trapped => {
+            let to_report = (trapped + 3 - at - 1) as u8;
+            step(equal, to_report, TRAPPED[at - 1])
+        }
+        at if at == trapped + 1 => step(equal, 2, libc::SYS_io_uring_setup as u32),
+        at if at == trapped + 2 => step(end, 0, libc::SECCOMP_RET_ALLOW),
+        at if at == trapped + 3 => step(end, 0, libc::SECCOMP_RET_USER_NOTIF),
+        _ => step(end, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32),
+    })
+}
+
+fn install() -> std::io::Result<()> {
+    let last_error = || Err(std::io::Error::last_os_error());
+    let mut program = program();
     let program = libc::sock_fprog {
         len: program.len() as u16,
         filter: program.as_mut_ptr(),
@@ -99,35 +144,78 @@ impl Injector {
     pub fn attach(daemon: &Child, rules: &[Rule]) -> Self {
         let pidfd = pidfd_open(Pid::from_child(daemon), PidfdFlags::empty()).unwrap();
         let listener = pidfd_getfd(pidfd, LISTENER, PidfdGetfdFlags::empty()).unwrap();
-        let (rules, hits) = (Arc::new(Mutex::new(rules.to_vec())), Arc::default());
+        let faults = Arc::new(Mutex::new(Faults {
+            rules: rules.to_vec(),
+            ..Faults::default()
+        }));
         let stop = Arc::new(AtomicBool::new(false));
         let thread = {
-            let (rules, hits, stop) = (Arc::clone(&rules), Arc::clone(&hits), Arc::clone(&stop));
-            std::thread::spawn(move || answer(&listener, &rules, &hits, &stop))
+            let (faults, stop) = (Arc::clone(&faults), Arc::clone(&stop));
+            std::thread::spawn(move || answer(&listener, &faults, &stop))
         };
         Self {
-            rules,
-            hits,
+            faults,
             stop,
             thread: Some(thread),
         }
     }
 
     pub fn fail(&self, rule: Rule) {
-        self.rules.lock().unwrap().push(rule);
+        self.faults.lock().unwrap().rules.push(rule);
     }
 
     /// From here on everything works again; some call must have failed before.
     pub fn mend(&self) {
-        let start = Instant::now();
-        while *self.hits.lock().unwrap() == 0 {
-            assert!(
-                start.elapsed() < Duration::from_secs(60),
-                "no call met a rule"
-            );
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        self.rules.lock().unwrap().clear();
+        until("a call meets a rule", || {
+            self.faults.lock().unwrap().hits > 0
+        });
+        self.faults.lock().unwrap().rules.clear();
+    }
+
+    /// From here on these calls wait for [`Self::release`].
+    pub fn hold(&self, call: Call, file: &'static str, bytes: Range<u64>) {
+        self.faults.lock().unwrap().gates.push(Gate {
+            call,
+            file,
+            bytes,
+            waiting: Vec::new(),
+            open: false,
+        });
+    }
+
+    /// Returns when a call waits.
+    pub fn until_held(&self) {
+        until("a call is held", || {
+            let faults = self.faults.lock().unwrap();
+            faults.gates.iter().any(|gate| !gate.waiting.is_empty())
+        });
+    }
+
+    /// Lets all go on that wait; nothing waits from here on.
+    pub fn release(&self) {
+        let mut faults = self.faults.lock().unwrap();
+        faults.gates.iter_mut().for_each(|gate| gate.open = true);
+    }
+
+    /// From here on all calls are noted.
+    pub fn record(&self) {
+        self.faults.lock().unwrap().recorded = Some(Vec::new());
+    }
+
+    /// The calls since [`Self::record`], each with its file.
+    pub fn recorded(&self) -> Vec<(Call, String)> {
+        self.faults.lock().unwrap().recorded.take().unwrap()
+    }
+}
+
+fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(
+            start.elapsed() < PATIENCE,
+            "not within {PATIENCE:?}: {what}"
+        );
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -139,8 +227,17 @@ impl Drop for Injector {
     }
 }
 
-fn answer(listener: &OwnedFd, rules: &Mutex<Vec<Rule>>, hits: &Mutex<u64>, stop: &AtomicBool) {
+fn answer(listener: &OwnedFd, faults: &Mutex<Faults>, stop: &AtomicBool) {
     while !stop.load(Ordering::Acquire) {
+        let released: Vec<u64> = {
+            let mut faults = faults.lock().unwrap();
+            let open = faults.gates.iter_mut().filter(|gate| gate.open);
+            open.flat_map(|gate| std::mem::take(&mut gate.waiting))
+                .collect()
+        };
+        for id in released {
+            respond(listener, id, None);
+        }
         let mut fds = [PollFd::new(listener, PollFlags::IN)];
         let tick = Timespec {
             tv_sec: 0,
@@ -165,41 +262,93 @@ fn answer(listener: &OwnedFd, rules: &Mutex<Vec<Rule>>, hits: &Mutex<u64>, stop:
         if got != 0 {
             continue; // its thread was killed meanwhile
         }
-        let errno = matching(&asked, &rules.lock().unwrap());
-        *hits.lock().unwrap() += u64::from(errno.is_some());
-        let mut answer = libc::seccomp_notif_resp {
-            id: asked.id,
-            val: 0,
-            error: errno.map_or(0, |errno| -errno),
-            flags: match errno {
-                Some(_) => 0,
-                None => libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32,
-            },
-        };
-        // SAFETY: the kernel reads the structure that it is given. That the thread
-        // may be gone by now does not matter.
-        unsafe {
-            libc::ioctl(
-                listener.as_raw_fd(),
-                libc::SECCOMP_IOCTL_NOTIF_SEND,
-                &raw mut answer,
-            )
-        };
+        if let Decision::Answer(errno) = decide(&asked, &mut faults.lock().unwrap()) {
+            respond(listener, asked.id, errno);
+        }
     }
 }
 
-fn matching(asked: &libc::seccomp_notif, rules: &[Rule]) -> Option<i32> {
-    let (call, offset) = match i64::from(asked.data.nr) {
-        libc::SYS_preadv => (Call::Read, asked.data.args[3]),
-        libc::SYS_pwritev2 => (Call::Write, asked.data.args[3]),
-        _ => (Call::Flush, 0),
+/// Fails the call, or lets it pass.
+fn respond(listener: &OwnedFd, id: u64, errno: Option<i32>) {
+    let mut answer = libc::seccomp_notif_resp {
+        id,
+        val: 0,
+        error: errno.map_or(0, |errno| -errno),
+        flags: match errno {
+            Some(_) => 0,
+            None => libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32,
+        },
     };
-    let link = format!("/proc/{}/fd/{}", asked.pid, asked.data.args[0]);
-    let path = fs::read_link(link).ok()?;
-    let path = path.to_str()?;
-    let hit = rules.iter().find(|rule| {
-        let place = call == Call::Flush || rule.bytes.contains(&offset);
-        rule.call == call && path.ends_with(rule.file) && place
-    });
-    hit.map(|rule| rule.errno)
+    // SAFETY: the kernel reads the structure that it is given. That the thread
+    // may be gone by now does not matter.
+    unsafe {
+        libc::ioctl(
+            listener.as_raw_fd(),
+            libc::SECCOMP_IOCTL_NOTIF_SEND,
+            &raw mut answer,
+        )
+    };
+}
+
+enum Decision {
+    /// With this error, or none.
+    Answer(Option<i32>),
+    Hold,
+}
+
+fn decide(asked: &libc::seccomp_notif, faults: &mut Faults) -> Decision {
+    let Some((call, path, offset)) = named(asked) else {
+        return Decision::Answer(None); // its thread was killed meanwhile
+    };
+    if let Some(recorded) = &mut faults.recorded {
+        recorded.push((call, path.clone()));
+    }
+    let matches = |wanted: Call, file: &str, bytes: &Range<u64>| {
+        wanted == call && path.ends_with(file) && offset.is_none_or(|at| bytes.contains(&at))
+    };
+    let gate = faults.gates.iter_mut();
+    let mut gate = gate.filter(|g| !g.open && matches(g.call, g.file, &g.bytes));
+    if let Some(gate) = gate.next() {
+        gate.waiting.push(asked.id);
+        return Decision::Hold;
+    }
+    let mut rules = faults.rules.iter();
+    let hit = rules.find(|rule| matches(rule.call, rule.file, &rule.bytes));
+    faults.hits += u64::from(hit.is_some());
+    Decision::Answer(hit.map(|rule| rule.errno))
+}
+
+/// What a call does, to which file, at which offset.
+fn named(asked: &libc::seccomp_notif) -> Option<(Call, String, Option<u64>)> {
+    let arguments = &asked.data.args;
+    let (call, offset) = match i64::from(asked.data.nr) {
+        libc::SYS_preadv => (Call::Read, Some(arguments[3])),
+        libc::SYS_pwritev2 => (Call::Write, Some(arguments[3])),
+        libc::SYS_fdatasync => (Call::Flush, None),
+        libc::SYS_fsync => (Call::Sync, None),
+        libc::SYS_rename => return Some((Call::Rename, string(asked.pid, arguments[1])?, None)),
+        libc::SYS_renameat2 => return Some((Call::Rename, string(asked.pid, arguments[3])?, None)),
+        _ => return None,
+    };
+    let path = fs::read_link(format!("/proc/{}/fd/{}", asked.pid, arguments[0])).ok()?;
+    let call = match call {
+        Call::Sync if path.is_dir() => Call::SyncFolder,
+        call => call,
+    };
+    Some((call, path.to_str()?.to_owned(), offset))
+}
+
+/// The string at an address of the daemon.
+fn string(pid: u32, address: u64) -> Option<String> {
+    let memory = File::open(format!("/proc/{pid}/mem")).ok()?;
+    let mut bytes = Vec::new();
+    let mut byte = [0];
+    loop {
+        let at = address + bytes.len() as u64;
+        memory.read_exact_at(&mut byte, at).ok()?;
+        if byte == [0] {
+            return String::from_utf8(bytes).ok();
+        }
+        bytes.push(byte[0]);
+    }
 }

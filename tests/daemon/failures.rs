@@ -3,6 +3,7 @@
 
 use serde_json::Value;
 
+use super::failing::{Failing, text};
 use super::inject::{Call, Injector, Rule, filtered};
 use super::*;
 
@@ -18,54 +19,6 @@ const fn rule(call: Call, file: &'static str, bytes: std::ops::Range<u64>, errno
         bytes,
         errno,
     }
-}
-
-/// A daemon whose system calls can be made to fail, and what it writes to stderr.
-struct Failing {
-    world: World,
-    faults: Injector,
-}
-
-impl Failing {
-    fn start(mut world: World) -> Self {
-        let log = fs::File::create(world.path("log")).unwrap();
-        let mut command = world.command(&["--socket-path", "a.sock", "--control", "c.sock"]);
-        command.stdout(Stdio::null()).stderr(log);
-        let daemon = filtered(&mut command).spawn().unwrap();
-        let faults = Injector::attach(&daemon, &[]);
-        world.daemon = Some(daemon);
-        world.until("the daemon answers", |w| w.client().status().is_ok());
-        Self { world, faults }
-    }
-
-    fn verb(&self, arguments: &[&str]) -> Output {
-        Command::new(assert_cmd::cargo::cargo_bin!("snapback"))
-            .current_dir(self.world.folder.path())
-            .args(arguments)
-            .args(["--control", "c.sock"])
-            .output()
-            .unwrap()
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.world.path("log")).unwrap()
-    }
-
-    /// The events that were told of this kind.
-    fn told(&self, kind: &str) -> Vec<Value> {
-        let page = self.world.client().events(0, None).unwrap();
-        let events = page.events.into_iter();
-        events.filter(|e| e["kind"] == kind).collect()
-    }
-
-    fn until_told(&self, kind: &str) -> Value {
-        self.world.until(kind, |_| !self.told(kind).is_empty());
-        self.told(kind).remove(0)
-    }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).unwrap()
 }
 
 /// The words between backticks in `text`: a command that it advises.

@@ -58,10 +58,16 @@ impl Guest {
         u64::from(self.transport.get_config().unwrap().capacity) as usize * 512
     }
 
-    fn wait(&mut self) -> i32 {
+    /// Notifies the device if it wants that.
+    fn kick(&mut self) {
         if self.queue.avail_notif_needed() {
             self.transport.get_submission_notifier(0).notify().unwrap();
         }
+    }
+
+    /// The result of the request under way.
+    pub fn wait(&mut self) -> i32 {
+        self.kick();
         let event = self.transport.get_completion_fd(0);
         let start = Instant::now();
         loop {
@@ -84,7 +90,13 @@ impl Guest {
         }
     }
 
-    pub fn write(&mut self, sector: u64, data: &[u8]) -> i32 {
+    /// The request under way has ended; then its result is taken.
+    pub fn has_ended(&mut self) -> bool {
+        self.queue.completions().next().is_some()
+    }
+
+    /// Submits a write; [`Self::wait`] has its result.
+    pub fn begin_write(&mut self, sector: u64, data: &[u8]) {
         assert!(data.len() <= MEMORY);
         let pointer = self.memory.as_ptr();
         // SAFETY: within the mapping, which lives longer than the request.
@@ -94,6 +106,11 @@ impl Guest {
                 .write_raw(sector * 512, pointer, data.len(), 0)
                 .unwrap();
         }
+        self.kick();
+    }
+
+    pub fn write(&mut self, sector: u64, data: &[u8]) -> i32 {
+        self.begin_write(sector, data);
         self.wait()
     }
 

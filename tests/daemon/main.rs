@@ -9,11 +9,14 @@
 mod cancel;
 mod discards;
 mod events;
+mod failing;
 mod failures;
 mod grow;
 mod guest;
 #[path = "../common/inject.rs"]
 mod inject;
+#[path = "../common/limited.rs"]
+mod limited;
 mod longer;
 mod machine;
 mod moments;
@@ -22,7 +25,9 @@ mod monitor;
 #[path = "../view/raw.rs"]
 mod raw;
 mod read_only;
+mod record_order;
 mod resets;
+mod unwritable_state;
 mod vmm;
 
 use std::collections::BTreeMap;
@@ -37,6 +42,7 @@ use snapback::control::api::{
 };
 
 use guest::Guest;
+use limited::output;
 
 const BYTES: usize = 16 << 20;
 
@@ -85,7 +91,7 @@ impl World {
     }
 
     fn refuse(&self, arguments: &[&str]) -> String {
-        let Output { status, stderr, .. } = self.command(arguments).output().unwrap();
+        let Output { status, stderr, .. } = output(&mut self.command(arguments));
         let text = String::from_utf8(stderr).unwrap();
         assert_eq!(status.code(), Some(2), "{arguments:?}: {text}");
         text
@@ -709,12 +715,12 @@ fn bad_input_is_refused_by_name_and_nothing_is_touched() {
             "in use",
         ),
     ] {
-        let output = Command::new(assert_cmd::cargo::cargo_bin!("snapback"))
-            .current_dir(world.folder.path())
-            .args(["serve", "--origin", "other.img"])
-            .args(arguments)
-            .output()
-            .unwrap();
+        let output = output(
+            Command::new(assert_cmd::cargo::cargo_bin!("snapback"))
+                .current_dir(world.folder.path())
+                .args(["serve", "--origin", "other.img"])
+                .args(arguments),
+        );
         let text = String::from_utf8(output.stderr).unwrap();
         assert!(
             output.status.code() == Some(2) && text.contains(word),

@@ -1,9 +1,10 @@
 //! More room for a snapshot while guests run.
 
 use crate::control::api::{ApiError, ErrorKind};
-use crate::daemon::volume::{LiveVolume, conflict, lock, not_recorded};
+use crate::daemon::state::StateError;
+use crate::daemon::volume::{LiveVolume, conflict, lock};
 use crate::engine::{ControlRequest, SnapshotState};
-use crate::io::OpenError;
+use crate::io::{BlockFile, OpenError};
 use crate::units::SECTOR_SIZE;
 
 impl LiveVolume {
@@ -47,7 +48,7 @@ impl LiveVolume {
                     record.spec.size = Some(size);
                 }
             })
-            .map_err(|e| not_recorded(&e))?;
+            .map_err(|e| grown_unrecorded(name, &file, &e))?;
         let mut tables = lock(&self.tables);
         if let Some(snapshot) = tables.snapshots.iter_mut().find(|s| s.id == id) {
             snapshot.spec.size = Some(size);
@@ -62,6 +63,18 @@ impl LiveVolume {
         tracing::info!(snapshot = %name, size, "COW enlarged");
         Ok(())
     }
+}
+
+/// The state file could not be written after the file was enlarged.
+fn grown_unrecorded(name: &str, file: &BlockFile, error: &StateError) -> ApiError {
+    ApiError::new(
+        ErrorKind::Io,
+        format!(
+            "snapshot {name}: {} is larger now, but this could not be recorded, so that its new room is not used: {error}. \
+             Mend that and ask for the same size again",
+            file.path().display()
+        ),
+    )
 }
 
 fn refused(name: &str, error: &OpenError) -> ApiError {
