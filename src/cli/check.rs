@@ -11,10 +11,10 @@ use crate::daemon;
 use crate::offline::{self, Check as Found, DamageKind, Verdict};
 use crate::size;
 
-/// Look for damage in a COW store, and say what a repair would cost.
+/// Look for damage in a COW store, and report what a repair would cost.
 ///
-/// Finds all that Linux or this program would refuse, and what Linux would accept and serve
-/// wrongly. Nothing is changed.
+/// Finds everything that Linux or this program would refuse, and what Linux would accept and
+/// serve wrongly. Nothing is changed.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 EXAMPLE
@@ -22,27 +22,28 @@ EXAMPLE
   snapback check before.cow --origin disk.img --json
 
 EXIT STATUS
-  0 if the store is good (or nothing was made there yet), 1 if it is damaged, invalid, holds
-  stale bytes that Linux might take for entries, or is in doubt as a snapshot of the disk.")]
+  0 if the store is good (or no store was created there yet); 1 if it is damaged or invalid,
+  if it holds stale bytes that Linux might take for entries, or if it may not be a correct
+  snapshot of the disk.")]
 pub struct Check {
-    /// The COW file or device; nobody may be using it.
+    /// The COW file or device; no other process may have it open for writing.
     cow: PathBuf,
 
     /// Also check that the store fits this disk, and that both are as the last daemon left them.
     #[arg(long, value_name = "FILE")]
     origin: Option<PathBuf>,
 
-    /// State file that may know the store [default: the one of the disk, those beside the COW,
+    /// State file that may contain the store [default: that of the disk, those beside the COW, and
     /// those of devices].
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
 
-    /// Print JSON, a stable interface.
+    /// Print JSON, whose format is stable.
     #[arg(long)]
     json: bool,
 }
 
-/// Also what the volume remembers of the two, if anything speaks against them.
+/// The report, and the reasons to doubt that store and disk belong together.
 #[derive(Serialize)]
 struct WithDoubts<'a> {
     #[serde(flatten)]
@@ -70,9 +71,9 @@ impl Check {
             output::text(&format!("{}{}", human(&found), rows.collect::<String>()))?;
         }
         Ok(match found.verdict {
-            _ if !doubts.is_empty() => Outcome::No,
+            _ if !doubts.is_empty() => Outcome::Faulty,
             Verdict::Good | Verdict::New => Outcome::Done,
-            Verdict::Stale | Verdict::Invalid | Verdict::Damaged => Outcome::No,
+            Verdict::Stale | Verdict::Invalid | Verdict::Damaged => Outcome::Faulty,
         })
     }
 }
@@ -112,7 +113,7 @@ fn human(found: &Found) -> String {
         rows.push((
             "note",
             format!(
-                "{} repeated entries, which change nothing; dropped before the next use",
+                "{} repeated entries, which are harmless; dropped before the next use",
                 found.repeated_entries
             ),
         ));
@@ -126,9 +127,9 @@ fn human(found: &Found) -> String {
 const fn verdict_word(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::Good => "good",
-        Verdict::New => "new (nothing made here yet)",
+        Verdict::New => "new (no store was created here yet)",
         Verdict::Stale => "stale bytes after the log",
-        Verdict::Invalid => "invalid, for good",
+        Verdict::Invalid => "invalid, permanently",
         Verdict::Damaged => "damaged",
     }
 }
@@ -139,9 +140,9 @@ const fn kind_words(kind: DamageKind) -> &'static str {
         DamageKind::Header => "wrong header",
         DamageKind::MissingArea => "metadata area missing at the end of the file",
         DamageKind::BeyondStore => "with a copy beyond the end of the file",
-        DamageKind::Metadata => "with a copy where the metadata is",
+        DamageKind::Metadata => "with a copy in the place of metadata",
         DamageKind::BeyondOrigin => "for chunks beyond the end of the origin",
-        DamageKind::TwoCopies => "times two copies of one chunk",
-        DamageKind::SharedCopy => "times two chunks in one copy",
+        DamageKind::TwoCopies => "chunks with two copies",
+        DamageKind::SharedCopy => "copies of two chunks",
     }
 }

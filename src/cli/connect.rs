@@ -1,4 +1,4 @@
-//! Which daemon a verb talks to.
+//! The daemon that a verb talks to.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -18,7 +18,7 @@ pub struct Control {
         hide_env_values = true,
         display_order = 800
     )]
-    // Not a path: that would refuse an empty variable also where no daemon is needed.
+    // Not parsed as a path: that would refuse an empty variable even if no daemon is needed.
     control: Option<OsString>,
 }
 

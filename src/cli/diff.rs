@@ -14,39 +14,39 @@ use crate::size;
 
 /// Print which parts of a snapshot differ from its disk.
 ///
-/// What the store keeps is compared with the disk: a part that holds its old content again is not
-/// listed.
+/// The content of the store is compared with the disk. A part that was changed and changed back
+/// is not listed.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 EXAMPLE
   snapback diff --origin disk.img --cow before.cow
   snapback diff --origin disk.img --cow before.cow --json --entries-only
 
-JSON is an array as `qemu-img map --output=json` prints it, with the changed parts alone: start and
-length in the disk and offset in the COW, in bytes.")]
+JSON is an array as `qemu-img map --output=json` prints it, with only the changed parts: start and
+length in the disk, and offset in the COW, all in bytes.")]
 pub struct Diff {
-    /// The disk; nobody may be writing it.
+    /// The disk; no other process may have it open for writing.
     #[arg(long, value_name = "FILE")]
     origin: PathBuf,
 
-    /// The COW file or device of the snapshot; nobody may be using it.
+    /// The COW file or device of the snapshot; no other process may have it open for writing.
     #[arg(long, value_name = "COW")]
     cow: PathBuf,
 
-    /// Go on although disk or COW are not as the last daemon left them.
+    /// Continue although the disk or the COW is not as the last daemon left it.
     #[arg(long)]
     accept_changes: bool,
 
-    /// State file that may know the store [default: the one of the disk, those beside the COW,
+    /// State file that may contain the store [default: that of the disk, those beside the COW, and
     /// those of devices].
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
 
-    /// Read no data: print all that the store keeps, in chunks, also where it is the same.
+    /// Read no data: print everything that the store keeps, in chunks, also where it is the same.
     #[arg(long)]
     entries_only: bool,
 
-    /// Print JSON, a stable interface.
+    /// Print JSON, whose format is stable.
     #[arg(long)]
     json: bool,
 }
@@ -97,7 +97,7 @@ impl Diff {
         if self.entries_only {
             return files.entries(emit);
         }
-        // A bar among the rows would spoil both.
+        // On a terminal the bar and the rows would overwrite each other.
         let mut bar = (!std::io::stdout().is_terminal()).then(|| Progress::in_bytes("comparing"));
         let show = |done, total| {
             if let Some(bar) = &mut bar {

@@ -1,11 +1,12 @@
-//! What the volume remembers of a disk and a COW, for verbs that need no daemon.
+//! Refuses a disk and a COW that do not belong together, for verbs that need no daemon.
 
 use std::path::Path;
 
 use super::CliError;
 use crate::daemon;
 
-/// Refuses what is not a snapshot and its disk as they were left.
+/// Refuses a COW and a disk that are not as the last daemon left them, unless
+/// `accept_changes` is given.
 pub fn refuse(
     origin: &Path,
     cow: &Path,
@@ -17,7 +18,7 @@ pub fn refuse(
         return Ok(());
     }
     Err(CliError::Failed(format!(
-        "{}: what is read as the snapshot would not be what it held. Bring back what is of one time; or, if you know that \
+        "{}: the result would not be what the snapshot held. Restore files that belong to the same time; or, if you know that \
          the content is the same, pass --accept-changes",
         doubts.join("; ")
     )))

@@ -9,7 +9,7 @@ use super::{CliError, Outcome};
 use crate::control::render;
 use crate::offline::{self, DumpEnd};
 
-/// Print a store's header and its entries, good or not, as runs of origin chunks in COW chunks.
+/// Print a store's header and all its entries, valid or not, as runs of chunks.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 EXAMPLE
@@ -17,12 +17,12 @@ EXAMPLE
   snapback dump before.cow --json
 
 EXIT STATUS
-  1 if the store is invalid, or so damaged that not all of it can be shown.")]
+  1 if the store is invalid, or too damaged to be shown completely.")]
 pub struct Dump {
-    /// The COW file or device; nobody may be using it.
+    /// The COW file or device; no other process may have it open for writing.
     cow: PathBuf,
 
-    /// Print JSON, a stable interface.
+    /// Print JSON, whose format is stable.
     #[arg(long)]
     json: bool,
 }
@@ -40,7 +40,7 @@ impl Dump {
         Ok(if end.problem.is_none() {
             Outcome::Done
         } else {
-            Outcome::No
+            Outcome::Faulty
         })
     }
 }
@@ -78,7 +78,7 @@ fn text(dump: offline::Dump, out: &mut Stream) -> Result<DumpEnd, CliError> {
     Ok(end)
 }
 
-/// One object, written as it is read: a log may be larger than memory for its text.
+/// One object, written while the log is read: its text may not fit into memory.
 fn json(dump: offline::Dump, out: &mut Stream) -> Result<DumpEnd, CliError> {
     let header = serde_json::to_string(&dump.header).map_err(std::io::Error::from)?;
     out.text(&format!(

@@ -12,8 +12,8 @@ use crate::control::{Client, ClientError, narrate};
 
 /// Show what happened to the disk and its snapshots: taken, filling up, invalid, merged, …
 ///
-/// The daemon keeps the newest 1024 events since its start. Each has a number; where some are
-/// missing, a line says how many. Each event is one line, which is written at once.
+/// The daemon keeps the newest 1024 events since its start. Each has a number; where events are
+/// missing, a line says how many. Each event is one line, which is written immediately.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 EXAMPLE
@@ -23,18 +23,18 @@ EXAMPLE
     jq --unbuffered -r 'select(.kind == \"usage-threshold\") | \"\\(.snapshot) \\(.percent)%\"'
 
 EXIT STATUS
-  0  all events are printed; with --follow: the daemon stopped in order, or the output was closed
+  0  all events are printed; with --follow: the daemon stopped cleanly, or the output was closed
   2  wrong usage; no daemon; with --follow: the daemon ended without a clean stop")]
 pub struct Events {
-    /// Go on with what comes, until interrupted or the daemon ends.
+    /// Continue with new events, until interrupted or until the daemon ends.
     #[arg(long)]
     follow: bool,
 
-    /// Only events after this number; all of them if it is not one of this daemon's.
+    /// Only events after this number; all events if the number is not one of this daemon's.
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     since: u64,
 
-    /// Print a JSON object a line, a stable interface.
+    /// Print one JSON object per line, whose format is stable.
     #[arg(long)]
     json: bool,
 
@@ -73,11 +73,11 @@ impl Events {
             printed?;
             match ended {
                 Ok(_) => return Ok(Outcome::Done),
-                // It cuts off who reads too slowly, and is still there.
+                // The daemon disconnects a client that reads too slowly, and still runs.
                 Err(ClientError::Lost { .. }) if at.seq != before && at.is_served(client) => {}
                 Err(ClientError::Lost { socket, .. }) => {
                     return Err(CliError::Failed(format!(
-                        "the daemon at {} ended without a clean stop; start it again: it goes on with what is recorded",
+                        "the daemon at {} ended without a clean stop; start it again: it continues with what is recorded",
                         socket.display()
                     )));
                 }
@@ -111,22 +111,22 @@ impl Place {
         self.instance = instance.map(str::to_owned);
     }
 
-    /// The daemon that told it still answers.
+    /// The daemon that sent the event still answers.
     fn is_served(&self, client: &Client) -> bool {
         let page = client.events(self.seq, self.instance.as_deref());
         page.is_ok_and(|page| Some(page.instance) == self.instance)
     }
 }
 
-/// Ends the process when the reader of its output goes (`| head`), which would
-/// otherwise be noticed with the next event only.
+/// Ends the process when the reader of its output closes it (`| head`). Otherwise that
+/// would be noticed only with the next event.
 fn end_with_the_reader() {
-    // Without a thread it is noticed then.
+    // If there is no thread, it is noticed with the next event.
     let _ = std::thread::Builder::new()
         .name("reader".to_owned())
         .spawn(|| {
             let stdout = std::io::stdout();
-            // No event is asked for: only an end is told.
+            // No events are requested, so poll returns only for errors and hang-ups.
             let mut fds = [PollFd::new(&stdout, rustix::event::PollFlags::empty())];
             while poll(&mut fds, None).is_err() {}
             exit(0)

@@ -10,28 +10,28 @@ use crate::daemon;
 use crate::offline::{self, ExportOptions};
 use crate::size;
 
-/// Write what a snapshot shows to a new raw file, with holes where it is zero.
+/// Write the content of a snapshot to a new raw file, with holes where it is zero.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 EXAMPLE
   snapback export --origin disk.img --cow before.cow before.img
   snapback export --origin disk.img --cow before.cow first-megabyte.img --range 0:1M
 
-The file appears when all of it is on disk. Nothing is overwritten.")]
+The file appears when all of it is on disk. An existing file is not overwritten.")]
 pub struct Export {
-    /// The disk; nobody may be writing it.
+    /// The disk; no other process may have it open for writing.
     #[arg(long, value_name = "FILE")]
     origin: PathBuf,
 
-    /// The COW file or device of the snapshot; nobody may be using it.
+    /// The COW file or device of the snapshot; no other process may have it open for writing.
     #[arg(long, value_name = "COW")]
     cow: PathBuf,
 
-    /// Go on although disk or COW are not as the last daemon left them.
+    /// Continue although the disk or the COW is not as the last daemon left it.
     #[arg(long)]
     accept_changes: bool,
 
-    /// State file that may know the store [default: the one of the disk, those beside the COW,
+    /// State file that may contain the store [default: that of the disk, those beside the COW, and
     /// those of devices].
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
@@ -40,7 +40,7 @@ pub struct Export {
     #[arg(long, value_name = "OFFSET:LENGTH", value_parser = range)]
     range: Option<(u64, u64)>,
 
-    /// The file to make.
+    /// The file to create.
     out: PathBuf,
 }
 
@@ -74,7 +74,7 @@ impl Export {
 
 fn range(text: &str) -> Result<(u64, u64), String> {
     let (offset, len) = text.split_once(':').ok_or_else(|| {
-        format!("`{text}` is no range: write OFFSET:LENGTH, such as 0:1M or 10G:512M")
+        format!("`{text}` is not a range: write OFFSET:LENGTH, such as 0:1M or 10G:512M")
     })?;
     Ok((size::parse(offset)?, size::parse_device_size(len)?))
 }

@@ -6,10 +6,10 @@ use super::connect::Control;
 use super::{CliError, Outcome, output, values};
 use crate::size;
 
-/// Give a snapshot more room while guests run.
+/// Enlarge the COW of a snapshot while guests run.
 ///
-/// A COW file is enlarged, and its space allocated. A device is enlarged by other means first
-/// (lvextend, say); then this takes note of it. It ends an overflow; an invalid snapshot stays invalid.
+/// A COW file is enlarged and its space is allocated. A device must have been enlarged before (for
+/// example with lvextend). An overflow ends; an invalid snapshot stays invalid.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 EXAMPLE
@@ -20,7 +20,7 @@ pub struct Grow {
     #[arg(value_parser = values::name)]
     name: String,
 
-    /// New size of its COW; not below the present one.
+    /// New size of its COW, which may not be smaller than the present one.
     #[arg(value_parser = size::parse_device_size)]
     size: u64,
 
@@ -33,7 +33,7 @@ impl Grow {
         let client = self.control.client()?;
         client.grow_snapshot(&self.name, self.size)?;
         let size = size::exact(self.size);
-        output::line(&format!("the COW of {} has {size} now", self.name))?;
+        output::line(&format!("the COW of {} now has {size}", self.name))?;
         Ok(Outcome::Done)
     }
 }

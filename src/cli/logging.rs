@@ -1,4 +1,4 @@
-//! The log, on stderr; the answer of a verb is on stdout.
+//! The log goes to stderr; the answer of a verb goes to stdout.
 
 use std::io::IsTerminal;
 
@@ -24,13 +24,13 @@ pub fn start(level: Option<&str>, default: &str) -> Result<(), CliError> {
         .map_err(|e| CliError::Failed(format!("cannot start the log: {e}")))
 }
 
-/// From now on a panic of any thread ends the process: a daemon that lost a
-/// thread would hang its guests, a restarted one goes on where it was.
+/// Makes a panic of any thread end the process. A daemon without one of its threads would
+/// let its guests hang; a restarted daemon continues where the last one ended.
 pub fn abort_on_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         report(panic);
-        eprintln!("snapback: a thread panicked; aborting, acknowledged writes are kept");
+        eprintln!("snapback: a thread panicked; aborting. Acknowledged writes are not lost");
         std::process::abort();
     }));
 }

@@ -1,4 +1,4 @@
-//! `snapback merge`: live, its controls, and offline
+//! `snapback merge`: with a daemon, without one, and the controls of a running merge
 
 use std::path::{Path, PathBuf};
 
@@ -11,9 +11,9 @@ use crate::control::api::MergeRequest;
 use crate::daemon::merge_offline as merge_stores;
 use crate::size;
 
-/// Merge a snapshot back into the disk: while it is served, or offline.
+/// Merge a snapshot into the disk, while it is served or without a daemon.
 ///
-/// A merge can be stopped at any instant, also by a crash, and goes on where it was.
+/// A merge can be interrupted at any instant, also by a crash, and continues where it was.
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("what").required(true).multiple(true)
     .args(["name", "pause", "resume", "rate", "wait", "origin"]))]
@@ -23,9 +23,9 @@ snapback merge <NAME> [--follow] [--now] [--rate <SIZE>] [--wait] --control <SOC
        snapback merge --origin <FILE> --cow <COW> [--state <FILE>]")]
 #[command(after_help = "\
 EXAMPLE
-  Keep what the guest of a snapshot's socket did (live commit):
+  Make the changes of a snapshot's guest the disk, while it runs (live commit):
     snapback merge fork --follow --wait
-  Make it slower, stop it, go on:
+  Limit the running merge, pause it, resume it:
     snapback merge --rate 50M
     snapback merge --pause
     snapback merge --resume --wait
@@ -36,40 +36,40 @@ pub struct Merge {
     #[arg(value_parser = values::name, conflicts_with_all = ["pause", "origin", "cow"])]
     name: Option<String>,
 
-    /// The snapshot's own view goes on with the merged disk, unnoticed by its guest.
+    /// The snapshot's own view continues with the merged disk, without interrupting its guest.
     #[arg(long, requires = "name")]
     follow: bool,
 
-    /// Also although a guest is attached to the disk, which is refused otherwise.
+    /// Merge although a guest is attached to the disk, which is refused otherwise.
     #[arg(long, requires = "name", conflicts_with_all = ["pause", "resume", "origin", "cow"])]
     now: bool,
 
-    /// Limit the merge to this many bytes per second; 0 is no limit.
+    /// Limit the merge to this many bytes per second; 0 means no limit.
     #[arg(long, value_name = "SIZE", value_parser = values::rate, conflicts_with_all = ["origin", "cow"])]
     rate: Option<u64>,
 
-    /// Wait until everything is merged, with a progress bar on a terminal. Alone: for the merge
-    /// that is running.
+    /// Wait until everything is merged, with a progress bar on a terminal. Without NAME, wait for
+    /// the running merge.
     #[arg(long, conflicts_with_all = ["pause", "origin", "cow"])]
     wait: bool,
 
-    /// Stop the running merge until --resume; the disk stays usable.
+    /// Pause the running merge until --resume; the disk remains usable.
     #[arg(long, conflicts_with_all = ["resume", "rate", "origin", "cow"])]
     pause: bool,
 
-    /// Go on with a paused or failed merge.
+    /// Continue a paused or failed merge.
     #[arg(long, conflicts_with_all = ["name", "origin", "cow"])]
     resume: bool,
 
-    /// Offline: the disk. No daemon may serve it.
+    /// Without a daemon: the disk, which no daemon may be serving.
     #[arg(long, value_name = "FILE", requires = "cow")]
     origin: Option<PathBuf>,
 
-    /// Offline: the COW file or device of the snapshot to merge.
+    /// Without a daemon: the COW file or device of the snapshot to merge.
     #[arg(long, value_name = "COW", requires = "origin")]
     cow: Option<PathBuf>,
 
-    /// Offline: the volume's state file, if it is not in its usual place.
+    /// Without a daemon: the volume's state file, if it is not in its usual place.
     #[arg(long, value_name = "FILE", requires = "origin",
         conflicts_with_all = ["name", "pause", "resume", "rate", "wait"])]
     state: Option<PathBuf>,
@@ -90,7 +90,7 @@ impl Merge {
     fn merge_online(self) -> Result<(), CliError> {
         let client = self.control.client()?;
         if let Some(name) = self.name {
-            let earlier = wait::Earlier::look(&client, self.wait)?;
+            let earlier = wait::Earlier::read(&client, self.wait)?;
             let request = MergeRequest {
                 snapshot: name.clone(),
                 follow: self.follow,
@@ -112,11 +112,11 @@ impl Merge {
         if let Some(rate) = self.rate {
             client.set_merge_rate(rate)?;
             output::line(&match rate {
-                0 => "merge not limited any more".to_owned(),
+                0 => "merge no longer limited".to_owned(),
                 rate => format!("merge limited to {}/s", size::human(rate)),
             })?;
         }
-        let earlier = wait::Earlier::look(&client, self.wait)?;
+        let earlier = wait::Earlier::read(&client, self.wait)?;
         if self.resume {
             client.resume_merge()?;
             output::line("merge resumed")?;

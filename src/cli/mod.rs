@@ -1,8 +1,8 @@
-//! The command line: one binary, one verb a file.
+//! The command line: one binary, and one file for each verb.
 //!
-//! Verbs check the form of what they are given, hand it to the daemon (over the
+//! A verb checks the form of its arguments, passes them to the daemon (over the
 //! control socket), to [`crate::daemon::serve`] or to [`crate::offline`], and
-//! print the answer.
+//! prints the answer.
 
 mod check;
 mod connect;
@@ -36,7 +36,7 @@ use crate::control::render::printable;
 use crate::daemon::DaemonError;
 use crate::offline::OfflineError;
 
-/// Snapshots, merge and live rollback for the raw disks of running virtual machines.
+/// Snapshots, merges and live rollback for the raw disks of running virtual machines.
 #[derive(Debug, Parser)]
 #[command(
     name = "snapback",
@@ -53,11 +53,11 @@ EXAMPLE
 
 EXIT STATUS
   0  done
-  1  the answer is no: the store is damaged or invalid
+  1  the store or snapshot in question is damaged or invalid
   2  wrong usage, or an error")]
 struct Cli {
     /// What to log to stderr: error, warn, info, debug, trace, or filter directives [default: info
-    /// for serve, else warn].
+    /// for serve, warn for all other verbs].
     #[arg(
         long,
         global = true,
@@ -68,7 +68,7 @@ struct Cli {
     )]
     log_level: Option<String>,
 
-    /// Print what this vhost-user back end can do, as JSON; everything else is ignored.
+    /// Print the capabilities of this vhost-user back end as JSON; all other arguments are ignored.
     #[arg(long)]
     print_capabilities: bool,
 
@@ -95,12 +95,12 @@ enum Verb {
     Diff(diff::Diff),
 }
 
-/// How a verb ended if nothing went wrong.
+/// The result of a verb that did not fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
     Done,
-    /// What was asked about is damaged or invalid.
-    No,
+    /// The store or snapshot in question is damaged or invalid.
+    Faulty,
 }
 
 /// Why a verb failed; the text is the whole message.
@@ -120,13 +120,13 @@ enum CliError {
     Output(#[from] std::io::Error),
 }
 
-/// What QEMU's and libvirt's back-end conventions want to see.
+/// The answer that QEMU's and libvirt's back-end conventions expect.
 const CAPABILITIES: &str = r#"{"type":"block","features":["read-only","blk-file"]}"#;
 
-/// Options with which a manager that knows only the back-end conventions starts us.
+/// Options with which a manager that knows only the back-end conventions starts the program.
 const CONVENTION: [&str; 4] = ["--blk-file", "--socket-path", "--fd", "--read-only"];
 
-/// Runs the command line `arguments`, the program's name first.
+/// Runs the command line `arguments`, which begins with the program's name.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments = with_verb(arguments.into_iter().collect());
     if arguments
@@ -183,17 +183,17 @@ fn with_verb(mut arguments: Vec<OsString>) -> Vec<OsString> {
     arguments
 }
 
-/// The parser does not say which argument it could not read.
+/// The parser does not report which argument is not UTF-8.
 fn not_text(arguments: &[OsString]) -> String {
     let raw = arguments.iter().filter(|a| a.to_str().is_none());
     let raw: Vec<String> = raw.map(|a| format!("`{}`", a.display())).collect();
     format!(
-        "argument {} is not UTF-8, which only the path of a file may be: write it in UTF-8",
+        "argument {} is not UTF-8: only the path of a file may contain other bytes",
         raw.join(", ")
     )
 }
 
-/// Ends with a usage error, or with the help or version that was asked for.
+/// Prints a usage error, or the help or version that was requested.
 fn refuse(error: &clap::Error) -> ExitCode {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
@@ -213,9 +213,9 @@ fn refuse(error: &clap::Error) -> ExitCode {
 fn finish(result: Result<Outcome, CliError>) -> ExitCode {
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
-        Ok(Outcome::No) => ExitCode::from(1),
+        Ok(Outcome::Faulty) => ExitCode::from(1),
         Err(error) => {
-            // Paths and names in it must not act on the terminal.
+            // Control characters in paths and names must not reach the terminal.
             eprintln!("snapback: {}", printable(&error.to_string()));
             ExitCode::from(2)
         }

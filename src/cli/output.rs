@@ -1,4 +1,4 @@
-//! Answers on stdout. A reader that has seen enough (`| head`) is no error.
+//! Answers on stdout. It is not an error if the reader closes it early (`| head`).
 
 use std::io::{BufWriter, ErrorKind, StdoutLock, Write};
 
@@ -11,7 +11,7 @@ pub fn text(text: &str) -> Result<(), CliError> {
     text_unless_closed(text).map(drop)
 }
 
-/// Prints `text` as it is; false if the reader has gone.
+/// Prints `text` as it is; false if the reader has closed the output.
 fn text_unless_closed(text: &str) -> Result<bool, CliError> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -26,7 +26,7 @@ pub fn line(line: &str) -> Result<(), CliError> {
     text(&format!("{line}\n"))
 }
 
-/// As [`line`]; false if the reader has gone.
+/// As [`line`]; false if the reader has closed the output.
 pub fn line_unless_closed(line: &str) -> Result<bool, CliError> {
     text_unless_closed(&format!("{line}\n"))
 }
@@ -37,8 +37,8 @@ pub fn json<T: Serialize>(value: &T) -> Result<(), CliError> {
     line(&text)
 }
 
-/// A long answer, in pieces. Once the reader has seen enough, nothing fails
-/// and nothing more is written.
+/// A long answer, in pieces. Once the reader has closed the output, nothing more is
+/// written and nothing fails.
 pub struct Stream {
     out: BufWriter<StdoutLock<'static>>,
     closed: bool,
@@ -80,7 +80,7 @@ impl Stream {
     }
 }
 
-/// Elements of a JSON array, one a line.
+/// Elements of a JSON array, one per line.
 pub struct Rows {
     first: bool,
 }

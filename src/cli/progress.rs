@@ -1,10 +1,10 @@
-//! A progress bar on stderr, if that is a terminal; else nothing.
+//! A progress bar on stderr, if that is a terminal; otherwise nothing.
 
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// Redraws a second, at most.
+/// Most redraws per second.
 const REDRAWS: u8 = 10;
 
 const CHUNKS: &str = "{msg:.bold} [{bar:40}] {percent}% {pos}/{len} chunks {elapsed}";
@@ -42,8 +42,8 @@ impl Progress {
         self.bar.set_position(done);
     }
 
-    /// What is going on, in place of the word given at the start.
-    pub fn say(&mut self, message: String) {
+    /// Replaces the word that was given at the start.
+    pub fn set_message(&mut self, message: String) {
         self.bar.set_message(message);
     }
 

@@ -12,45 +12,50 @@ use crate::size;
 
 /// Give the disk the content of a snapshot again.
 ///
-/// The old content is there at once; copying it back runs behind it. No guest may have the disk
-/// in memory then. The sure way is --qmp: the guest is stopped, its disk rolled back, and the guest
-/// reset, in one step. Without it a guest that is attached has to be reset, and the rollback waits
-/// for that. With no guest attached it happens now.
+/// The old content is visible immediately; it is copied back in the background. No guest may have
+/// the disk in its memory at that moment. --qmp is the safest way: the guest is stopped, its disk
+/// is rolled back, and the guest is reset, with one command. Without --qmp, if a guest is attached,
+/// the rollback waits until that guest is reset. If no guest is attached it happens now.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 EXAMPLE
-  snapback rollback before --qmp qmp.sock         all in one: stop, roll back, reset, go on
-  snapback rollback before                        then reset the guest
-  snapback rollback before --keep broken --cow broken.cow --size 4G
-  snapback rollback before --now --rate 200M --wait
-  snapback rollback --cancel        if the guest was not reset yet")]
+  Stop the guest, roll back, reset the guest and continue it:
+    snapback rollback before --qmp qmp.sock
+  Roll back at the guest's next reset, or cancel that:
+    snapback rollback before
+    snapback rollback --cancel
+  Keep the present state as a snapshot:
+    snapback rollback before --keep broken --cow broken.cow --size 4G
+  Roll back now, and wait for the merge:
+    snapback rollback before --now --rate 200M --wait")]
 pub struct Rollback {
     /// The snapshot to go back to.
     #[arg(value_parser = values::name, required_unless_present = "cancel")]
     name: Option<String>,
 
-    /// Call a rollback off that waits for the guest's reset.
+    /// Cancel a rollback that waits for the guest's reset.
     #[arg(long, conflicts_with_all = ["name", "qmp", "at_reset", "now", "keep", "rate", "wait"])]
     cancel: bool,
 
-    /// Have the QEMU with this monitor socket stop the guest, roll back, and have the guest reset
-    /// and run again. `serve --qmp` makes this what happens anyway while a guest is attached.
+    /// Monitor socket of QEMU: stop the guest, roll back, reset the guest and continue it. With
+    /// `serve --qmp` this is the default while a guest is attached.
     ///
-    /// With --at-reset the guest is left alone, and the monitor only tells of its reset. QEMU talks to
-    /// one client at a time: give snapback a monitor of its own, -qmp unix:SOCK,server=on,wait=off.
+    /// With --at-reset the guest is not touched, and the monitor only reports its reset. QEMU talks
+    /// to one client at a time: give snapback a monitor of its own, -qmp
+    /// unix:SOCK,server=on,wait=off.
     #[arg(long, value_name = "SOCK", value_parser = values::path, conflicts_with = "now")]
     qmp: Option<String>,
 
-    /// At the guest's next reset, even if no guest is attached now.
+    /// Roll back at the guest's next reset, even if no guest is attached now.
     #[arg(long, value_name = "WHAT", value_enum, num_args = 0..=1, require_equals = true,
         default_missing_value = "machine", conflicts_with = "now")]
     at_reset: Option<ResetName>,
 
-    /// Now, even if a guest is attached and running.
+    /// Roll back now, even if a guest is attached and running.
     #[arg(long)]
     now: bool,
 
-    /// First take this snapshot of the present state, to be able to come back.
+    /// First take this snapshot of the present state, so that the rollback can be undone.
     #[arg(long, value_name = "NAME2", requires = "cow", value_parser = values::name)]
     keep: Option<String>,
 
@@ -58,7 +63,7 @@ pub struct Rollback {
     #[arg(long, value_name = "FILE2", requires = "keep", value_parser = values::path)]
     cow: Option<String>,
 
-    /// Create that COW file with this size if it is not there.
+    /// Create that COW file with this size if it does not exist.
     #[arg(long, requires = "keep", value_parser = size::parse_device_size)]
     size: Option<u64>,
 
@@ -66,7 +71,7 @@ pub struct Rollback {
     #[arg(long, value_name = "SIZE", requires = "keep", value_parser = values::chunk_size)]
     chunk_size: Option<u64>,
 
-    /// Limit the merge to this many bytes per second; 0 is no limit.
+    /// Limit the merge to this many bytes per second; 0 means no limit.
     #[arg(long, value_name = "SIZE", value_parser = values::rate)]
     rate: Option<u64>,
 
@@ -81,11 +86,11 @@ pub struct Rollback {
 /// What counts as the guest's reset.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum ResetName {
-    /// The reset or the start of a machine: its firmware is seen, a new guest, or QEMU's monitor
-    /// tells of it.
+    /// The reset or the start of a machine: a firmware or a new guest starts the disk, or QEMU's
+    /// monitor reports it.
     Machine,
-    /// Any driver that starts: also after suspend and resume, unbind and bind, kexec, and a
-    /// program that looks at the disk. For machines that reset without firmware.
+    /// Any driver that starts the disk: also after suspend and resume, unbind and bind, or kexec,
+    /// and a program that reads the disk. For machines that reset without firmware.
     Any,
 }
 
@@ -94,7 +99,7 @@ impl Rollback {
         let client = self.control.client()?;
         let Some(name) = self.name else {
             client.cancel_rollback()?;
-            output::line("the rollback is called off")?;
+            output::line("the rollback is cancelled")?;
             return Ok(Outcome::Done);
         };
         let keep = self.keep.zip(self.cow).map(|(name, cow)| SnapshotSpec {
@@ -114,7 +119,7 @@ impl Rollback {
             (.., Some(_)) => RollbackWhen::Vmm,
             _ => RollbackWhen::Auto,
         };
-        let earlier = wait::Earlier::look(&client, self.wait)?;
+        let earlier = wait::Earlier::read(&client, self.wait)?;
         let request = RollbackRequest {
             snapshot: name.clone(),
             when,

@@ -13,20 +13,20 @@ use crate::io::IoEngine;
 
 /// Serve a disk and its snapshots to virtual machines, until SIGTERM or SIGINT.
 ///
-/// What the daemon was told is kept in the state file: started again with
-/// --origin alone, it serves the same snapshots and goes on with a merge.
+/// Once the disk has had a snapshot, the state file records its sockets and snapshots: started again
+/// with --origin alone, the daemon serves the same snapshots and continues a merge.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 EXAMPLE
-  Serve disk.img, and a snapshot of it at a socket of its own:
+  Serve disk.img, and a snapshot of it at its own socket:
     snapback serve --origin disk.img --socket-path disk.sock --control c.sock \\
       --snapshot name=before,cow=before.cow,size=2G,socket=before.sock
 
-  Guests on an image that nobody writes: a daemon and a fork for each of them:
+  Guests on a golden image that nothing writes to: one daemon and one fork for each guest:
     snapback serve --origin golden.img --read-only \\
       --snapshot name=vm1,cow=vm1.cow,size=8G,socket=vm1.sock
 
-  Let QEMU use it:
+  Attach a guest (its memory must be shared):
     qemu-system-x86_64 -m 1G -object memory-backend-memfd,id=m,size=1G,share=on \\
       -machine memory-backend=m -chardev socket,id=d,path=disk.sock \\
       -device vhost-user-blk-pci,chardev=d ...")]
@@ -35,7 +35,7 @@ pub struct Serve {
     #[arg(long, visible_alias = "blk-file", value_name = "FILE", value_parser = values::path)]
     origin: String,
 
-    /// Unix socket to serve the disk at.
+    /// Unix socket at which the disk is served.
     #[arg(long, value_name = "SOCK", value_parser = values::path, conflicts_with = "fd")]
     socket_path: Option<String>,
 
@@ -51,25 +51,25 @@ pub struct Serve {
     #[arg(long, value_name = "TEXT", value_parser = values::serial)]
     serial: Option<String>,
 
-    /// Queues that a guest can use on each view.
+    /// Maximum number of queues that a guest can use on each view.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=64))]
     num_queues: u16,
 
     /// A snapshot: name=NAME,cow=FILE[,type=P|PO|N][,chunk-size=SIZE][,size=SIZE][,socket=SOCK][,read-only]
     /// [,discard-zeroes-cow][,discard-passdown-origin].
     ///
-    /// Made now unless the state file knows it. A COW file that is not there is
-    /// created if a size is given. With read-only guests cannot write at its
-    /// socket; that is remembered until read-only=no is said. Two commas are one comma in a value.
+    /// The snapshot is taken now, unless the state file contains it. A COW file that does not
+    /// exist is created if a size is given. With read-only, guests cannot write to its socket;
+    /// that is recorded until read-only=no is given. In a value, two commas stand for one.
     #[arg(long = "snapshot", value_name = "KEY=VALUE,...", value_parser = snapshot_list::parse)]
     snapshots: Vec<SnapshotSpec>,
 
-    /// Merge this snapshot into the disk, from the start.
+    /// Merge this snapshot into the disk, beginning at the start of the daemon.
     #[arg(long, value_name = "NAME", value_parser = values::name)]
     merge: Option<String>,
 
-    /// What a guest's write to a chunk that is not merged yet does [default: wait,
-    /// or what the merge under way began with].
+    /// How a guest's write to a chunk that is not merged yet is handled [default: wait, or as the
+    /// merge in progress began].
     #[arg(long, value_name = "HOW", value_enum)]
     merge_writes: Option<MergeWritesName>,
 
@@ -77,56 +77,56 @@ pub struct Serve {
     #[arg(long, value_name = "SOCK", value_parser = values::path)]
     control: Option<String>,
 
-    /// Monitor socket (QMP) of the QEMU that serves the disk's guest: `snapback rollback` then stops
-    /// and resets that guest itself. Remembered.
+    /// Monitor socket (QMP) of the QEMU whose guest uses the disk: `snapback rollback` then stops
+    /// and resets that guest itself. Recorded in the state file.
     #[arg(long, value_name = "SOCK", value_parser = values::path)]
     qmp: Option<String>,
 
-    /// Forget the monitor socket that --qmp named.
+    /// Remove the monitor socket of --qmp from the state file.
     #[arg(long, conflicts_with = "qmp")]
     no_qmp: bool,
 
-    /// State file [default: FILE.snapback beside a file, below /var/lib/snapback for a device].
+    /// State file [default: FILE.snapback beside a file, in /var/lib/snapback for a device].
     #[arg(long, value_name = "FILE", value_parser = values::path)]
     state: Option<String>,
 
-    /// How to do disk I/O.
+    /// How disk I/O is done.
     #[arg(long, value_name = "ENGINE", value_enum, default_value_t)]
     io_engine: IoEngineName,
 
-    /// Serve although the disk was changed since the last stop. Right if it was only
-    /// enlarged (each snapshot keeps its length), or if its content is the same (a copy);
-    /// what else was overwritten meanwhile is missing in the snapshots.
+    /// Serve although the disk was changed since the last stop. Correct if it was only enlarged
+    /// (each snapshot keeps its length), or if its content is the same (a copy). Otherwise the
+    /// snapshots lack what was overwritten meanwhile.
     #[arg(long)]
     accept_changes: bool,
 
-    /// Give up this snapshot of the state file; it is marked invalid.
+    /// Remove this snapshot from the state file and mark its store invalid.
     #[arg(long, value_name = "NAME", value_parser = values::name)]
     forget: Vec<String>,
 
-    /// With --forget: also if its COW cannot be marked invalid. Nothing keeps the
-    /// COW from being taken for a good snapshot then.
+    /// With --forget: also if its COW cannot be marked invalid. Nothing then prevents the COW
+    /// from being mistaken for a good snapshot.
     #[arg(long, requires = "forget")]
     force: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum MergeWritesName {
-    /// It waits; its chunk is merged next.
+    /// It waits, and its chunk is merged next.
     Wait,
-    /// It goes to the COW, as in Linux.
+    /// It is written to the COW, as in Linux.
     Redirect,
 }
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 enum IoEngineName {
-    /// io_uring if the system allows it, else threads.
+    /// io_uring if the system permits it, otherwise threads.
     #[default]
     Auto,
-    /// io_uring, or do not start.
+    /// io_uring; without it the daemon does not start.
     #[value(name = "io_uring")]
     IoUring,
-    /// Blocking calls on threads.
+    /// Blocking calls on a pool of threads.
     Threads,
 }
 

@@ -7,35 +7,38 @@ use super::{CliError, Outcome, output, values};
 use crate::control::api::{SnapshotSpec, StoreType};
 use crate::size;
 
-/// Take a snapshot of the disk as it is now, while the guest goes on.
+/// Take a snapshot of the disk as it is now, without interrupting the guest.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 EXAMPLE
-  snapback snapshot before --cow before.cow --size 2G
-  snapback snapshot fork --cow fork.cow --size 2G --socket-path fork.sock
-  snapback snapshot backup --cow backup.cow --size 2G --socket-path backup.sock --read-only")]
+  To roll back to later:
+    snapback snapshot before --cow before.cow --size 2G
+  To boot a second guest from it:
+    snapback snapshot fork --cow fork.cow --size 2G --socket-path fork.sock
+  To read it for a backup:
+    snapback snapshot backup --cow backup.cow --size 2G --socket-path backup.sock --read-only")]
 pub struct Snapshot {
     /// Name of the new snapshot.
     #[arg(value_parser = values::name)]
     name: String,
 
-    /// File or device that keeps what is overwritten.
+    /// File or device that keeps the chunks that are overwritten (copy-on-write store).
     #[arg(long, value_name = "FILE", value_parser = values::path)]
     cow: String,
 
-    /// Create the COW file with this size if it is not there.
+    /// Create the COW file with this size if it does not exist.
     #[arg(long, value_parser = size::parse_device_size)]
     size: Option<u64>,
 
-    /// Copy-on-write unit, a power of two from 512 to 1G [default: 4K, or the store's own].
+    /// Copy-on-write unit, a power of two from 512 to 1G [default: that of the store, or 4K].
     #[arg(long, value_name = "SIZE", value_parser = values::chunk_size)]
     chunk_size: Option<u64>,
 
-    /// P: persistent; PO: persistent, still readable after a guest overflowed it; N: transient.
+    /// P: persistent; PO: persistent, and readable after its guest has overflowed it; N: transient.
     #[arg(long = "type", value_name = "P|PO|N", default_value = "P", value_parser = values::store_type)]
     store_type: StoreType,
 
-    /// Unix socket to serve the snapshot itself at.
+    /// Unix socket at which the snapshot itself is served.
     #[arg(long, value_name = "SOCK", value_parser = values::path)]
     socket_path: Option<String>,
 
@@ -43,12 +46,12 @@ pub struct Snapshot {
     #[arg(long, requires = "socket_path")]
     read_only: bool,
 
-    /// Offer DISCARD to the snapshot's guest: what it discards is zeroed in the COW.
+    /// Offer discard to the snapshot's guest: discarded chunks are zeroed in the COW.
     #[arg(long)]
     discard_zeroes_cow: bool,
 
-    /// Let the snapshot's guest change the disk: what it discards is discarded there,
-    /// too, unless another snapshot needs it.
+    /// Let the snapshot's guest change the disk: what it discards is also discarded there, unless
+    /// another snapshot needs it.
     #[arg(long, requires = "discard_zeroes_cow")]
     discard_passdown_origin: bool,
 
@@ -56,10 +59,11 @@ pub struct Snapshot {
     control: Control,
 }
 
-/// Give a snapshot up; its COW is marked invalid and can be removed.
+/// Remove a snapshot; its COW is marked invalid and can then be deleted.
 ///
-/// No guest may be attached to its own view, which is closed. The COW file stays, but cannot be
-/// used as a snapshot again: what is overwritten on the disk from then on is not saved in it.
+/// No guest may be attached to its own view, which is closed. The COW file is not deleted, but
+/// cannot be used as a snapshot again: what is overwritten on the disk from then on is not saved
+/// in it.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 EXAMPLE
@@ -69,8 +73,8 @@ pub struct Remove {
     #[arg(value_parser = values::name)]
     name: String,
 
-    /// Also if the COW cannot be marked invalid. Nothing keeps it from being taken for a good
-    /// snapshot then: never use it again.
+    /// Also if the COW cannot be marked invalid. Nothing then prevents it from being mistaken for
+    /// a good snapshot: never use it again.
     #[arg(long)]
     force: bool,
 

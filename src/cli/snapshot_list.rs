@@ -1,4 +1,4 @@
-//! `name=NAME,cow=FILE[,...]`: a snapshot as one option value.
+//! `name=NAME,cow=FILE[,...]`: a snapshot as the value of one option.
 
 use super::values;
 use crate::control::api::{SnapshotSpec, StoreType};
@@ -6,13 +6,13 @@ use crate::size;
 
 const KEYS: &str = "name, cow, type, chunk-size, size, socket, read-only, \
                     discard-zeroes-cow, discard-passdown-origin";
-/// Keys that mean `yes` without a value.
+/// Keys that mean `yes` if they have no value.
 const FLAGS: [&str; 3] = ["read-only", "discard-zeroes-cow", "discard-passdown-origin"];
 
-/// Reads the comma-separated list; `,,` is a comma within a value.
+/// Parses the comma-separated list; `,,` is a comma within a value.
 ///
 /// # Errors
-/// Unknown, repeated and missing keys, and values that are not what they should be.
+/// Unknown, repeated and missing keys, and values that are not valid.
 pub fn parse(text: &str) -> Result<SnapshotSpec, String> {
     let mut list = List::default();
     for item in split(text) {

@@ -7,7 +7,7 @@ use super::{CliError, Outcome, output, values};
 use crate::control::api::{SnapshotStatus, State, VolumeStatus};
 use crate::control::render;
 
-/// Show the disk, its views, its snapshots, and how far a merge is.
+/// Show the disk, its views, its snapshots, and the progress of a merge.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 EXAMPLE
@@ -21,11 +21,11 @@ pub struct Status {
     #[arg(value_parser = values::name)]
     name: Option<String>,
 
-    /// Print JSON, a stable interface.
+    /// Print JSON, whose format is stable.
     #[arg(long, conflicts_with = "dm")]
     json: bool,
 
-    /// Print what `dmsetup status` would.
+    /// Print what `dmsetup status` would print.
     #[arg(long)]
     dm: bool,
 
@@ -33,7 +33,7 @@ pub struct Status {
     control: Control,
 }
 
-/// Print what `dmsetup table` would: the disk, and a line for each snapshot.
+/// Print what `dmsetup table` would print: a line for the disk and for each snapshot.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 EXAMPLE
@@ -90,7 +90,7 @@ impl Status {
             }
         }
         Ok(match snapshot.state {
-            State::Invalid | State::MergeFailed => Outcome::No,
+            State::Invalid | State::MergeFailed => Outcome::Faulty,
             State::Active | State::Overflow | State::Merging | State::MergePaused => Outcome::Done,
         })
     }

@@ -7,11 +7,11 @@ use clap::Args;
 use super::{CliError, Outcome, output};
 use crate::control::render;
 use crate::daemon;
-use crate::offline::{self, CreateOptions, Info as Found, StoreState};
+use crate::offline::{self, Contents, CreateOptions, Info as Found, StoreState};
 use crate::size;
 use crate::units::{ChunkSize, SECTOR_SIZE};
 
-/// Make an empty COW store, which Linux can use, too.
+/// Create an empty COW store, which Linux can use as well.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 EXAMPLE
@@ -19,17 +19,17 @@ EXAMPLE
   snapback create /dev/vg0/before --chunk-size 64K
   snapback create before.cow --size 2T --sparse
 
-A new file gets all its space at once, so that the snapshot cannot run out of it later. With
---sparse it may be larger than what is free: then, if the file system fills up, the snapshot is
-lost (the disk is not).
+All the space of a new file is allocated at once, so that the snapshot cannot run out of it
+later. With --sparse the file may be larger than the free space; if the file system then fills
+up, the snapshot is lost (the disk is not).
 
 Nothing is overwritten: a file or device that exists must begin with 1 MiB of zeroes, or --force
 must be given.")]
 pub struct Create {
-    /// The file to make, or a file or device to use.
+    /// The file to create, or an existing file or device to use.
     cow: PathBuf,
 
-    /// Size of the file to make; leave it out for one that exists.
+    /// Size of the file to create; omit it for one that exists.
     #[arg(long, value_parser = size::parse_device_size)]
     size: Option<u64>,
 
@@ -37,16 +37,16 @@ pub struct Create {
     #[arg(long, value_name = "SIZE", default_value = "4K", value_parser = size::parse_chunk_size)]
     chunk_size: ChunkSize,
 
-    /// Overwrite what the file or device holds.
+    /// Overwrite the content of the file or device.
     #[arg(long)]
     force: bool,
 
-    /// Give a new file no space before it is needed.
+    /// Allocate the space of a new file only when it is needed.
     #[arg(long, requires = "size")]
     sparse: bool,
 }
 
-/// Show what a COW file holds, and whether anything is wrong with it.
+/// Show what a COW store holds, and whether anything is wrong with it.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 EXAMPLE
@@ -56,15 +56,15 @@ EXAMPLE
 EXIT STATUS
   1 if the store is invalid or corrupt.")]
 pub struct Info {
-    /// The COW file or device; nobody may be using it.
+    /// The COW file or device; no other process may have it open for writing.
     cow: PathBuf,
 
-    /// State file that may know the store [default: the one of the disk, those beside the COW,
+    /// State file that may contain the store [default: that of the disk, those beside the COW, and
     /// those of devices].
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
 
-    /// Print JSON, a stable interface.
+    /// Print JSON, whose format is stable.
     #[arg(long)]
     json: bool,
 }
@@ -106,13 +106,12 @@ impl Info {
         }
         Ok(match found.state {
             StoreState::Valid | StoreState::New => Outcome::Done,
-            StoreState::Invalid | StoreState::Corrupt => Outcome::No,
+            StoreState::Invalid | StoreState::Corrupt => Outcome::Faulty,
         })
     }
 }
 
 fn human(found: &Found) -> String {
-    let bytes = |sectors: u64| sectors.saturating_mul(SECTOR_SIZE);
     let header = &found.header;
     let magic = header.magic.to_le_bytes().escape_ascii().to_string();
     let mut rows = vec![
@@ -133,49 +132,8 @@ fn human(found: &Found) -> String {
             ),
         ),
     ];
-    if let Some(c) = &found.contents {
-        rows.push(("chunk size", size::exact(bytes(c.chunk_sectors))));
-        rows.push((
-            "exceptions",
-            format!("{} of at most {}", c.exceptions, c.capacity),
-        ));
-        let (used, total) = (
-            size::human(bytes(c.allocated_sectors)),
-            size::human(bytes(c.total_sectors)),
-        );
-        rows.push((
-            "used",
-            format!(
-                "{used} of {total}, {}",
-                render::percent(c.allocated_sectors, c.total_sectors)
-            ),
-        ));
-        rows.push(("areas", format!("{} of {} in use", c.areas_used, c.areas)));
-        rows.push((
-            "dmsetup",
-            format!(
-                "{}/{} {}",
-                c.allocated_sectors, c.total_sectors, c.metadata_sectors
-            ),
-        ));
-        if c.stale_bytes > 0 {
-            rows.push((
-                "note",
-                format!(
-                    "{} stale bytes after the log; cleared before the next use",
-                    c.stale_bytes
-                ),
-            ));
-        }
-        if c.repeated_entries > 0 {
-            rows.push((
-                "note",
-                format!(
-                    "{} repeated entries; dropped before the next use",
-                    c.repeated_entries
-                ),
-            ));
-        }
+    if let Some(contents) = &found.contents {
+        rows.extend(contents_rows(contents));
     }
     rows.push((
         "problem",
@@ -186,11 +144,52 @@ fn human(found: &Found) -> String {
         .collect()
 }
 
+/// What the store keeps, and what is cleaned up before its next use.
+fn contents_rows(c: &Contents) -> Vec<(&'static str, String)> {
+    let bytes = |sectors: u64| sectors.saturating_mul(SECTOR_SIZE);
+    let (used, total) = (
+        size::human(bytes(c.allocated_sectors)),
+        size::human(bytes(c.total_sectors)),
+    );
+    let share = render::percent(c.allocated_sectors, c.total_sectors);
+    let mut rows = vec![
+        ("chunk size", size::exact(bytes(c.chunk_sectors))),
+        (
+            "exceptions",
+            format!("{} of at most {}", c.exceptions, c.capacity),
+        ),
+        ("used", format!("{used} of {total}, {share}")),
+        ("areas", format!("{} of {} in use", c.areas_used, c.areas)),
+        (
+            "dmsetup",
+            format!(
+                "{}/{} {}",
+                c.allocated_sectors, c.total_sectors, c.metadata_sectors
+            ),
+        ),
+    ];
+    if c.stale_bytes > 0 {
+        let text = format!(
+            "{} stale bytes after the log; cleared before the next use",
+            c.stale_bytes
+        );
+        rows.push(("note", text));
+    }
+    if c.repeated_entries > 0 {
+        let text = format!(
+            "{} repeated entries; dropped before the next use",
+            c.repeated_entries
+        );
+        rows.push(("note", text));
+    }
+    rows
+}
+
 const fn state_word(state: StoreState) -> &'static str {
     match state {
         StoreState::Valid => "valid",
         StoreState::Invalid => "invalid",
-        StoreState::New => "new (nothing made here yet)",
+        StoreState::New => "new (no store was created here yet)",
         StoreState::Corrupt => "corrupt",
     }
 }
@@ -200,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn info_of_a_fresh_store_says_all_there_is() {
+    fn info_of_a_fresh_store_shows_every_field() {
         let dir = tempfile::tempdir().unwrap();
         let cow = dir.path().join("a.cow");
         let chunk_size = ChunkSize::new(8).unwrap();

@@ -1,4 +1,4 @@
-//! Option values that several verbs take.
+//! Option values that several verbs accept.
 
 use crate::control::api::{StoreType, check_name};
 use crate::size;
@@ -13,24 +13,24 @@ pub fn chunk_size(text: &str) -> Result<u64, String> {
     size::parse_chunk_size(text).map(|size| size.bytes())
 }
 
-/// Bytes per second; 0 is no limit.
+/// Bytes per second; 0 means no limit.
 pub fn rate(text: &str) -> Result<u64, String> {
     size::parse(text.strip_suffix("/s").unwrap_or(text))
 }
 
-/// `P`, `PO` or `N`, in either case, as a device-mapper table takes it.
+/// `P`, `PO` or `N`, in upper or lower case, as in a device-mapper table.
 pub fn store_type(text: &str) -> Result<StoreType, String> {
     match text.to_ascii_uppercase().as_str() {
         "P" => Ok(StoreType::P),
         "PO" => Ok(StoreType::PO),
         "N" => Ok(StoreType::N),
         _ => Err(format!(
-            "unknown type `{text}`: P (persistent), PO (persistent, kept readable on overflow) or N (transient)"
+            "unknown type `{text}`: P (persistent), PO (persistent, readable after an overflow) or N (transient)"
         )),
     }
 }
 
-/// An absolute path, as the daemon wants it: its working directory is not ours.
+/// An absolute path, because the daemon has another working directory.
 pub fn path(text: &str) -> Result<String, String> {
     let absolute = std::path::absolute(text).map_err(|e| format!("path `{text}`: {e}"))?;
     absolute.into_os_string().into_string().map_err(|path| {
@@ -41,7 +41,7 @@ pub fn path(text: &str) -> Result<String, String> {
     })
 }
 
-/// What GET_ID answers: virtio-blk has room for 20 bytes.
+/// The answer to GET_ID: virtio-blk has room for 20 bytes.
 pub fn serial(text: &str) -> Result<String, String> {
     if text.is_empty()
         || text.len() > 20

@@ -1,4 +1,4 @@
-//! `--wait`: until a merge is done.
+//! `--wait`: waits until a merge is done.
 
 use std::time::Duration;
 
@@ -7,11 +7,11 @@ use super::progress::Progress;
 use crate::control::api::{MergeOutcome, MergeStatus, State, VolumeStatus};
 use crate::control::{Client, ClientError, render};
 
-/// How often the daemon is asked.
+/// How often the daemon is polled.
 const INTERVAL: Duration = Duration::from_millis(200);
 
-/// What was true before the merge was asked for: the end of an earlier merge
-/// must not be taken for the end of this one.
+/// The state before the merge was requested: the end of an earlier merge must not be
+/// mistaken for the end of this one.
 #[derive(Debug, Default)]
 pub struct Earlier {
     last: Option<MergeOutcome>,
@@ -19,8 +19,8 @@ pub struct Earlier {
 }
 
 impl Earlier {
-    /// Asks the daemon, if anybody is going to wait.
-    pub fn look(client: &Client, wait: bool) -> Result<Self, CliError> {
+    /// Asks the daemon, if `wait`.
+    pub fn read(client: &Client, wait: bool) -> Result<Self, CliError> {
         if !wait {
             return Ok(Self::default());
         }
@@ -42,14 +42,14 @@ pub fn until_merged(client: &Client, name: &str, earlier: &Earlier) -> Result<()
     let mut bar = Progress::new("merging");
     let mut seen = false;
     loop {
-        let status = client.status().map_err(|error| gone(error, name))?;
+        let status = client.status().map_err(|error| daemon_ended(error, name))?;
         match judge(&status, name, earlier, seen) {
-            Step::AtReset => bar.say(format!(
+            Step::AtReset => bar.set_message(format!(
                 "waiting for the guest's reset to roll back to {name}"
             )),
             Step::Running(merge) => {
                 seen = true;
-                bar.say(if merge.paused {
+                bar.set_message(if merge.paused {
                     format!("{name} paused")
                 } else {
                     format!("merging {name}")
@@ -79,7 +79,7 @@ enum Step<'a> {
     Failed(String),
 }
 
-/// `seen`: the merge was seen running.
+/// `seen`: an earlier status showed the merge running.
 fn judge<'a>(status: &'a VolumeStatus, name: &str, earlier: &Earlier, seen: bool) -> Step<'a> {
     let failed = |reason: &str| {
         Step::Failed(format!(
@@ -118,15 +118,16 @@ fn judge<'a>(status: &'a VolumeStatus, name: &str, earlier: &Earlier, seen: bool
         None if seen || ended.is_some_and(|last| last.error.is_none()) => Step::Done,
         Some(State::Invalid) if seen => Step::Done,
         Some(State::Invalid) => failed("the snapshot became invalid before it began"),
-        Some(State::Active | State::Overflow) => failed("the rollback was called off"),
+        Some(State::Active | State::Overflow) => failed("the rollback was cancelled"),
         None => failed("the snapshot was removed before it began"),
     }
 }
 
-fn gone(error: ClientError, name: &str) -> CliError {
+/// The error of a daemon that ended while a merge was waited for.
+fn daemon_ended(error: ClientError, name: &str) -> CliError {
     match error {
         ClientError::NoDaemon { .. } | ClientError::Lost { .. } => CliError::Failed(format!(
-            "{error} (the merge of {name} was not finished; it goes on when the daemon is started again)"
+            "{error} (the merge of {name} was not finished; it continues when the daemon is started again)"
         )),
         other => other.into(),
     }
@@ -221,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_failure_is_told() {
+    fn every_kind_of_failure_is_reported() {
         let mut stopped = status(Some(State::MergeFailed));
         stopped.merge = Some(merge("s", Some("I/O error")));
         let mut ended = status(None);

@@ -18,7 +18,7 @@ pub use create::{CreateOptions, Created, create};
 pub use diff::{Change, Diff, DiffSummary};
 pub use dump::{Dump, DumpEnd, Run};
 pub use export::{ExportOptions, Exported, export};
-pub use info::{HeaderFields, Info, StoreState, info};
+pub use info::{Contents, HeaderFields, Info, StoreState, info};
 pub use repair::Repair;
 
 use crate::io::{BlockFile, DeviceId, Devices, Errno, OpenError, ThreadDisk};

@@ -433,11 +433,7 @@ fn wait_fails_when_the_merge_does() {
     let daemon = Daemon::start(vec![idle()]);
     let output = daemon.run(&["rollback", "good", "--wait"]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(
-        stderr(&output).contains("called off"),
-        "{}",
-        stderr(&output)
-    );
+    assert!(stderr(&output).contains("cancelled"), "{}", stderr(&output));
 }
 
 fn path(dir: &Path, name: &str) -> (PathBuf, String) {
