@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# snapback's main job as a story: a running guest's raw disk is rolled back in an
-# instant, and the merge finishes behind it. Exits 0 only if every block of the
-# disk is in the end what it was when the snapshot was taken.
-# shellcheck disable=SC2016 # what is in single quotes is for the guest's shell
+# Demonstrates snapback's main job: the raw disk of a running guest is rolled back in an
+# instant, and the merge runs in the background. Exits 0 only if at the end every block
+# of the disk is what it was when the snapshot was taken.
+# shellcheck disable=SC2016 # text in single quotes is for the guest's shell
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH=$PATH:/usr/sbin:/sbin
@@ -56,8 +56,8 @@ snapback() {
     "$program" "$@"
 }
 
-# number FIELD: the first number of that name in the status. `chunks_left` is there
-# only while a merge runs.
+# number FIELD: the first number of that name in the status. `chunks_left` exists only
+# while a merge runs.
 number() { "$program" status --json | tr ',{}' '\n' | sed -n 's/^ *"'"$1"'": *\([0-9]*\)$/\1/p' | head -n 1; }
 
 begin=$(now_ms)
@@ -84,13 +84,14 @@ boot_guest "$work" "$images" -chardev "socket,id=disk,path=$work/disk.sock,recon
     -device vhost-user-blk-pci,chardev=disk,num-queues=1
 guest 'uname -sr; mount /dev/vda /mnt && df -h /mnt | tail -n 1'
 
-say "3. The guest writes, all the time"
+say "3. The guest writes continuously"
 guest 'mkdir /mnt/busy; (n=0; while :; do n=$((n+1)); dd if=/dev/urandom of=/mnt/busy/$((n%20)) bs=64k count=16 conv=fsync; echo $n >/tmp/n; done) >/dev/null 2>&1 & echo $! >/tmp/writer'
 guest 'sleep 1; echo "files written so far: $(cat /tmp/n)"'
 
-say "4. A snapshot, while it writes"
-# Only this script's final check needs the pause: it makes the disk file hold what
-# the snapshot must show, so that a copy made without snapback can be the judge.
+say "4. A snapshot is taken while it writes"
+# The pause is only for this script's final check: while the guest is paused the disk
+# file holds what the snapshot must show, and a copy of it, made without snapback, is
+# the reference.
 qmp stop
 snapback snapshot before --cow "$work/before.cow" --size 1100M
 cp --sparse=always "$disk" "$work/reference.img"
@@ -101,31 +102,31 @@ chunk=$(number chunk_sectors)
 [ -n "$chunk" ] || fail "the status shows no snapshot"
 chunk=$((chunk * 512))
 
-say "5. The guest wrecks its disk: deletes, overwrites, reformats"
+say "5. The guest destroys its data: deletes, overwrites, reformats"
 guest 'rm -r /mnt/data && sync && ls /mnt'
 guest 'kill $(cat /tmp/writer); umount -l /mnt; dd if=/dev/zero of=/dev/vda bs=1M count=700 seek=100 oflag=direct 2>&1 | tail -n 1'
 guest 'mkfs.ext4 -q -F -L wrecked /dev/vda 2>&1; mount /dev/vda /mnt && echo "on the disk now: $(ls /mnt)"; umount /mnt; sync'
 snapback status
-cmp -s "$disk" "$work/reference.img" && fail "the disk is not wrecked: there is nothing to roll back"
+cmp -s "$disk" "$work/reference.img" && fail "the disk did not change: there is nothing to roll back"
 
-say "6. Back to 'before', at the guest's next reset (the rate lets you watch the merge)"
+say "6. Rollback to 'before' at the guest's next reset (the rate limit makes the merge visible)"
 snapback rollback before --at-reset --rate 32M
 
-say "7. Reset: the guest comes up on the old disk, the merge runs behind it"
+say "7. Reset: the guest boots from the old disk while the merge runs"
 reset=$(now_ms)
 qmp system_reset
 wait_boot
 guest 'dd if=/dev/vda of=/dev/null bs=4k count=1 2>/dev/null'
 first_read=$(($(now_ms) - reset))
-echo "from reset to the first read: $(seconds "$first_read") (most of it is the guest's own boot)"
+echo "from reset to the first read: $(seconds "$first_read") (mostly the guest's own boot)"
 snapback status
 # Read-only and without the journal: the guest must not change what is compared.
-guest 'mount -o ro,noload /dev/vda /mnt && ls /mnt && cd /mnt && sha256sum -c list >/tmp/check 2>&1; echo "files whose sha256 is right: $(grep -c ": OK" /tmp/check)"' >"$work/check"
+guest 'mount -o ro,noload /dev/vda /mnt && ls /mnt && cd /mnt && sha256sum -c list >/tmp/check 2>&1; echo "files with the right sha256: $(grep -c ": OK" /tmp/check)"' >"$work/check"
 cat "$work/check"
-grep -q "is right: $files\$" "$work/check" || fail "the guest does not see all $files files"
+grep -q "right sha256: $files\$" "$work/check" || fail "the guest does not see all $files files"
 snapback status
 
-say "8. The rest of the merge at full speed"
+say "8. The rest of the merge, without a rate limit"
 left=$(number chunks_left)
 full_speed=$(now_ms)
 [ -z "$left" ] || snapback merge --rate 0
@@ -138,18 +139,18 @@ full_speed=$(($(now_ms) - full_speed + 1))
 if [ -n "$left" ]; then
     speed="$((left * chunk >> 20)) MiB in $(seconds $full_speed), $(((left * chunk >> 20) * 1000 / full_speed)) MiB/s"
 else
-    speed="32 MiB/s as asked for; it ended before the limit was lifted"
+    speed="32 MiB/s as requested; it ended before the limit was lifted"
 fi
 snapback status
 
-say "9. The judgement"
+say "9. Verification"
 blocks=$(($(stat -c %s "$disk") / 4096))
 if cmp "$disk" "$work/reference.img"; then
     verdict="$blocks of $blocks blocks of 4 KiB are what they were at the snapshot"
 else
     fail "the disk differs from what it held at the snapshot"
 fi
-guest 'cd /; umount /mnt; mount /dev/vda /mnt && echo "and on it goes" >/mnt/on && sync && umount /mnt && e2fsck -fn /dev/vda 2>&1 | tail -n 1'
+guest 'cd /; umount /mnt; mount /dev/vda /mnt && echo "still writable" >/mnt/new && sync && umount /mnt && e2fsck -fn /dev/vda 2>&1 | tail -n 1'
 qmp quit
 wait "$qemu"
 qemu=
@@ -158,7 +159,7 @@ wait "$daemon" || fail "the daemon ended with status $?"
 daemon=
 
 say "Rolled back"
-echo "files:       all $files are there and right, read by the guest${left:+ while the merge ran}"
+echo "files:       the guest read all $files correctly${left:+ while the merge ran}"
 echo "first read:  $(seconds "$first_read") after the reset"
 echo "merge:       $speed"
 echo "comparison:  $verdict"

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Installs what the guests need and the machine lacks (Debian, apt-get; as root
-# or through sudo). Says what it does; does nothing when nothing is missing.
+# Installs the programs that the guests need and that are missing (Debian, apt-get; as
+# root or through sudo). Prints what it does, and does nothing if nothing is missing.
 set -euo pipefail
 
-# command:package pairs; the command is what the recipe and the tests call.
+# command:package pairs; the guest's recipe and the tests call the command.
 needed=(
     qemu-system-x86_64:qemu-system-x86
     cpio:cpio
@@ -44,8 +44,7 @@ apt() {
 
 apt update
 
-# A qemu-utils of another version would be removed to make room: keep it, at
-# the emulator's version.
+# apt would remove a qemu-utils of another version: install it in the emulator's version.
 version() { LC_ALL=C apt-cache policy "$1" | awk '$1 == "'"$2"':" { print $2 }'; }
 if [[ " ${packages[*]} " == *" qemu-system-x86 "* ]]; then
     emulator=$(version qemu-system-x86 Candidate)
