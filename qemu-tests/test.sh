@@ -14,8 +14,9 @@ failure does not stop the run; the exit status is 1 if any check failed.
   --quick      for daily work: formatting, lints, unit, integration and
                documentation tests. Leaves out the race models (loom, shuttle) and
                the guests. Runs unit and integration tests at the same time, and
-               repeats random runs less often; where SNAPBACK_RESTARTS,
-               SNAPBACK_DAMAGE_COUNT or SNAPBACK_SOAK_SECONDS is set, it is kept.
+               repeats random runs less often, unless SNAPBACK_RESTARTS,
+               SNAPBACK_REQUESTS, SNAPBACK_DAMAGE_COUNT or SNAPBACK_SOAK_SECONDS say
+               how often.
   -h, --help   print this text
 
 Without --quick, missing Debian packages are installed (apt-get, as root or
@@ -100,8 +101,8 @@ run "formatting of the guest's program" \
 run "lints" cargo clippy --all-targets --locked -- -D warnings
 run "build of the tests" cargo test --locked --no-run --lib --bins "${integration[@]}"
 if $quick; then
-    export SNAPBACK_RESTARTS=${SNAPBACK_RESTARTS:-15} SNAPBACK_DAMAGE_COUNT=${SNAPBACK_DAMAGE_COUNT:-1000}
-    export SNAPBACK_SOAK_SECONDS=${SNAPBACK_SOAK_SECONDS:-5}
+    export SNAPBACK_RESTARTS=${SNAPBACK_RESTARTS:-15} SNAPBACK_REQUESTS=${SNAPBACK_REQUESTS:-30000}
+    export SNAPBACK_DAMAGE_COUNT=${SNAPBACK_DAMAGE_COUNT:-1000} SNAPBACK_SOAK_SECONDS=${SNAPBACK_SOAK_SECONDS:-5}
     run "unit and integration tests, together" together
 else
     run "unit and integration tests" \
