@@ -60,21 +60,32 @@ pub struct Guest {
     pub may_fail: bool,
 }
 
-pub fn sector(stamp: Stamp) -> [u8; 512] {
+/// Stamps are below this; the bits above hold the place.
+const STAMPS: u64 = 1 << 40;
+
+/// What sector `place` of a view holds after the write with this stamp.
+pub fn sector(place: usize, stamp: Stamp) -> [u8; 512] {
+    let word = place as u64 * STAMPS + stamp;
     let mut bytes = [0; 512];
-    for word in bytes.chunks_exact_mut(8) {
-        word.copy_from_slice(&stamp.to_le_bytes());
+    for part in bytes.chunks_exact_mut(8) {
+        part.copy_from_slice(&word.to_le_bytes());
     }
     bytes
 }
 
-pub fn stamp(sector: &[u8]) -> Stamp {
-    let stamp = u64::from_le_bytes(sector[..8].try_into().unwrap());
-    assert!(
-        sector.chunks_exact(8).all(|word| word == &sector[..8]),
-        "a torn sector"
-    );
-    stamp
+/// The stamps of consecutive sectors, the first of which is sector `first` of a view.
+pub fn stamps(first: usize, bytes: &[u8]) -> Vec<Stamp> {
+    let stamp = |(place, sector): (usize, &[u8])| {
+        let word = u64::from_le_bytes(sector[..8].try_into().unwrap());
+        assert!(
+            sector.chunks_exact(8).all(|part| part == &sector[..8]),
+            "a torn sector"
+        );
+        let held = (word / STAMPS) as usize;
+        assert_eq!(held, place, "data of another sector of the same write");
+        word % STAMPS
+    };
+    (first..).zip(bytes.chunks_exact(512)).map(stamp).collect()
 }
 
 impl Guest {
@@ -104,7 +115,7 @@ impl Guest {
         let (mut data, range) = (vec![0; sectors.len() * 512], sectors.clone());
         match kind {
             RequestKind::Write { .. } => {
-                data = sectors.clone().flat_map(|_| sector(id)).collect();
+                data = sectors.clone().flat_map(|at| sector(at, id)).collect();
                 self.oracle.begin_write(self.view, id, range);
             }
             RequestKind::Read => self.oracle.begin_read(self.view, id, range),
@@ -275,8 +286,8 @@ impl Guest {
         }
         match open.kind {
             RequestKind::Read => {
-                self.shown = open.data.chunks_exact(512).map(stamp).collect();
                 let first = open.sectors.start;
+                self.shown = stamps(first, &open.data);
                 self.oracle.end_read(self.view, open.id, first, &self.shown);
             }
             RequestKind::Write { .. } => self.oracle.end_write(self.view, open.id, open.sectors),

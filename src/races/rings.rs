@@ -166,8 +166,8 @@ impl Driver {
         if n < WRITES {
             let stamp = self.oracle.next();
             self.stamps.push(stamp);
-            self.store(page + 512, &sector(stamp));
             let at = 2 * n as usize;
+            self.store(page + 512, &sector(at, stamp));
             self.oracle.begin_write(ViewId::ORIGIN, stamp, at..at + 1);
         }
         let status = head + 2;

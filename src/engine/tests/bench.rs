@@ -13,8 +13,9 @@ pub fn world(sectors: u64) -> (World, usize) {
     (w, origin)
 }
 
+/// The stamps of a whole view or origin.
 pub fn stamps(bytes: &[u8]) -> Vec<u64> {
-    bytes.chunks_exact(512).map(stamp_of).collect()
+    stamps_from(0, bytes)
 }
 
 /// What the origin device holds now.
@@ -51,8 +52,7 @@ pub fn start_write(
         sector,
         sectors,
     };
-    let data = (0..sectors).flat_map(|_| pattern(stamp)).collect();
-    w.submit(actor, request, data);
+    w.submit(actor, request, data_of(sector, sectors, stamp));
 }
 
 /// The writes of these slots have ended well, and nothing else has ended.

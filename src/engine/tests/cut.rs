@@ -135,7 +135,7 @@ fn cut(seed: u64, kind: &str, steps: usize, sectors: u64) -> Result<(), String> 
             sector: chunk * CHUNK,
             sectors: CHUNK,
         };
-        let data = (0..CHUNK).flat_map(|_| pattern(3000 + chunk)).collect();
+        let data = data_of(chunk * CHUNK, CHUNK, 3000 + chunk);
         t.w.submit(t.origin, request, data);
     }
     for _ in 0..steps {
@@ -166,7 +166,7 @@ fn cut(seed: u64, kind: &str, steps: usize, sectors: u64) -> Result<(), String> 
         sector: 20 * CHUNK,
         sectors: CHUNK,
     };
-    let data = (0..CHUNK).flat_map(|_| pattern(5000)).collect();
+    let data = data_of(20 * CHUNK, CHUNK, 5000);
     t.w.submit(t.origin, request, data);
     t.answer();
     let ended = std::mem::take(&mut t.w.actors[t.origin].completed);

@@ -18,7 +18,7 @@ fn the_origin_lives_on_whatever_operation_of_the_store_fails() {
                 .fail(Fault::new(on, Errno::EIO).device(w.cows[&s]).after(nth));
             for n in 0..8 {
                 // Nobody can record the invalidation: answer for the daemon.
-                let data: Vec<u8> = (0..16).flat_map(|_| pattern(900 + n)).collect();
+                let data = data_of(n * 20, 16, 900 + n);
                 let kind = RequestKind::Write { durable: false };
                 w.submit(
                     origin,
@@ -65,7 +65,7 @@ fn an_origin_write_waits_until_an_unwritable_invalidation_is_recorded() {
     let s = w.add_snapshot(1, 8, 400, "P", false);
     w.devices
         .fail(Fault::new(FaultOn::Write, Errno::EIO).device(w.cows[&s]));
-    let data = pattern(900).to_vec();
+    let data = data_of(0, 1, 900);
     w.submit(
         origin,
         Request {
@@ -81,7 +81,7 @@ fn an_origin_write_waits_until_an_unwritable_invalidation_is_recorded() {
         w.actors[origin].completed.is_empty(),
         "released before anybody knows"
     );
-    assert_eq!(w.devices.read_now(w.origin, 0, 512), pattern(0));
+    assert_eq!(w.devices.read_now(w.origin, 0, 512), pattern(0, 0));
     w.control_wait(ControlRequest::InvalidRecorded { snapshot: s })
         .unwrap();
     w.settle();
@@ -125,8 +125,7 @@ fn a_merge_that_fails_anywhere_keeps_the_right_content() {
             }
             // A new start finishes it from what is on disk.
             let image = World::offline_view(&w.devices, w.origin, w.cows[&s]).unwrap();
-            let image: Vec<u64> = image.chunks_exact(512).map(stamp_of).collect();
-            assert_eq!(image, seen, "{on:?} cow {cow} {nth}");
+            assert_eq!(stamps_from(0, &image), seen, "{on:?} cow {cow} {nth}");
             if w.engine.status().merge.is_some()
                 && w.control_wait(ControlRequest::ResumeMerge).is_ok()
             {
@@ -422,7 +421,7 @@ fn remove_without_a_header(invalid_before: bool, force: bool) -> Result<(), Stri
             sector: 0,
             sectors: 1,
         };
-        w.submit(origin, request, pattern(900).to_vec());
+        w.submit(origin, request, data_of(0, 1, 900));
         w.settle();
         w.control_wait(ControlRequest::InvalidRecorded { snapshot: s })
             .unwrap();

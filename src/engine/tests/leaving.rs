@@ -14,10 +14,6 @@ fn write(slot: Slot, sector: u64, sectors: u64) -> Request {
     }
 }
 
-fn data(stamp: u64, sectors: u64) -> Vec<u8> {
-    (0..sectors).flat_map(|_| pattern(stamp)).collect()
-}
-
 /// Requests that wait for copy-outs end with an error, at whatever moment they are
 /// given up; the snapshots stay exact and valid, and others' requests go on.
 #[test]
@@ -31,10 +27,10 @@ fn what_an_abandoned_port_had_begun_for_others_is_finished() {
         let t = w.add_snapshot(2, 32, 4000, "P", false);
         for slot in 0..15 {
             let at = 16 * u64::from(slot);
-            w.submit(leaving, write(slot, at, 16), data(900, 16));
+            w.submit(leaving, write(slot, at, 16), data_of(at, 16, 900));
         }
         // The same chunks: whose copy-out it is shall make no difference.
-        w.submit(staying, write(0, 4, 200), data(901, 200));
+        w.submit(staying, write(0, 4, 200), data_of(4, 200, 901));
         for _ in 0..moment {
             w.step();
         }

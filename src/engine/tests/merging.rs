@@ -170,7 +170,7 @@ fn a_removed_entry_never_comes_back_over_a_newer_write() {
         let (mut w, origin, s) = overwritten(7, 64, 8);
         w.merge_background = false;
         hand_over(&mut w, s, MergeWrites::Wait);
-        let data = pattern(901).repeat(8);
+        let data = data_of(at, 8, 901);
         let kind = RequestKind::Write { durable: true };
         let (status, _) = w.wait_for(origin, kind, at, data);
         assert_eq!(status, Status::Ok);

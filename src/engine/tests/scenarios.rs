@@ -23,10 +23,7 @@ fn a_snapshot_keeps_what_the_origin_held_at_the_cut() {
     assert_eq!(w.read(view, 0, 100).unwrap(), expected);
     assert_eq!(w.read(origin, 0, 100).unwrap(), vec![901; 100]);
     let offline = World::offline_view(&w.devices, w.origin, w.cows[&s]).unwrap();
-    assert_eq!(
-        offline.chunks_exact(512).map(stamp_of).collect::<Vec<_>>(),
-        expected
-    );
+    assert_eq!(stamps_from(0, &offline), expected);
 }
 
 #[test]
@@ -187,7 +184,7 @@ fn a_deferred_snapshot_write_is_durable_after_a_flush_and_before_an_origin_write
         let view = w.add_actor(PortRole::View(s));
         w.write(view, 8, 8, 900);
         let before = World::offline_view(&w.devices, w.origin, w.cows[&s]).unwrap();
-        assert_eq!(stamp_of(&before[8 * 512..][..512]), 8, "deferred");
+        assert_eq!(stamp_of(8, &before[8 * 512..][..512]), 8, "deferred");
         if by_flush {
             w.flush(view);
         } else {
@@ -197,7 +194,7 @@ fn a_deferred_snapshot_write_is_durable_after_a_flush_and_before_an_origin_write
         let crashed = w.devices.crash(Keep::Nothing);
         let after = World::offline_view(&crashed, w.origin, w.cows[&s]).unwrap();
         assert_eq!(
-            stamp_of(&after[8 * 512..][..512]),
+            stamp_of(8, &after[8 * 512..][..512]),
             900,
             "by flush: {by_flush}"
         );
@@ -225,11 +222,7 @@ fn a_merge_ends_with_the_snapshot_in_the_origin_and_an_empty_store() {
         w.settle();
         assert!(w.engine.status().merge.is_none());
         assert_eq!(
-            w.devices
-                .current(w.origin)
-                .chunks_exact(512)
-                .map(stamp_of)
-                .collect::<Vec<_>>(),
+            stamps_from(0, &w.devices.current(w.origin)),
             (0..203).collect::<Vec<u64>>()
         );
         assert_eq!(

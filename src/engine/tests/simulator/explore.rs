@@ -5,7 +5,7 @@ use super::content::{Content, End, Stamps};
 use super::counts;
 use super::decoder::{Decoded, decode};
 use super::sim::{Sim, Verdict};
-use crate::engine::tests::world::stamp_of;
+use crate::engine::tests::world::stamp_at;
 use crate::engine::{SnapshotId, SnapshotState, ViewId};
 use crate::io::DeviceId;
 use crate::io::sim::{Keep, Possible, Rng};
@@ -138,11 +138,14 @@ impl Frame {
                     for (sector, allowed) in allowed.iter().enumerate() {
                         // A copy counts up to the snapshot's end only.
                         let copy = at[sector / chunk].filter(|_| sector < store.sectors);
-                        let (image, place) = match copy {
+                        let (image, at) = match copy {
                             Some(new) => (store.image, new * chunk + sector % chunk),
                             None => (0, sector),
                         };
-                        let seen = stamp_at(&images[image], place);
+                        let seen = match held(&images[image], at, sector) {
+                            Ok(seen) => seen,
+                            Err(e) => return fail(e),
+                        };
                         if !allowed.contains(&seen) {
                             return fail(format!(
                                 "sector {sector} would show {seen}, allowed {allowed:?}"
@@ -154,7 +157,7 @@ impl Frame {
         }
         if !merged {
             for (sector, allowed) in self.origin.iter().enumerate() {
-                let seen = stamp_at(origin, sector);
+                let seen = held(origin, sector, sector).map_err(|e| format!("the origin: {e}"))?;
                 if !allowed.contains(&seen) {
                     return Err(format!(
                         "the origin's sector {sector} would hold {seen}, allowed {allowed:?}"
@@ -166,10 +169,10 @@ impl Frame {
     }
 }
 
-fn stamp_at(image: &[u8], sector: usize) -> u64 {
-    image
-        .get(sector * 512..sector * 512 + 512)
-        .map_or(u64::MAX, |s| stamp_of(&s[..8]))
+/// The stamp that a view shows in its sector `place` if it lies in sector `at` of `image`.
+fn held(image: &[u8], at: usize, place: usize) -> Result<u64, String> {
+    let sector = image.get(at * 512..at * 512 + 512);
+    sector.map_or(Ok(u64::MAX), |s| stamp_at(place as u64, s))
 }
 
 /// The images of one instant, one after the other.

@@ -101,7 +101,7 @@ impl Sim {
                 floors,
                 sure: true,
             } => {
-                let seen: Vec<u64> = data.chunks_exact(512).map(stamp_of).collect();
+                let seen = stamps_from(sector, data);
                 view.content
                     .read(sector, &floors, &seen)
                     .map_err(|e| format!("{id:?}: {e}"))?;

@@ -121,7 +121,9 @@ pub type Verdict = Result<(), String>;
 impl Sim {
     pub fn new(case: &Case, seed: u64, depth: Depth) -> Result<Self, String> {
         let devices = SimDevices::new(seed);
-        let image: Vec<u8> = (0..case.origin_sectors).flat_map(pattern).collect();
+        let image: Vec<u8> = (0..case.origin_sectors)
+            .flat_map(|n| pattern(n, n))
+            .collect();
         let origin = devices.add_with_blocks(case.origin_sectors, Fill::Image(image), case.block);
         let mut w = World::over(devices, origin, seed);
         w.merge_bytes = case.batch;

@@ -215,8 +215,8 @@ impl Sim {
             sectors,
         };
         let held = if zero { 0 } else { stamp };
-        let data = (0..sectors).flat_map(|_| pattern(held)).collect();
-        self.w.submit(actor, request, data);
+        self.w
+            .submit(actor, request, data_of(sector, sectors, held));
         true
     }
 
@@ -438,8 +438,9 @@ impl Sim {
             encode(&mut image, chunk, spec.area, &entries, spec.junk);
             for (old, new) in &entries {
                 for n in 0..chunk {
-                    let stamp = (old * chunk + n) as u64 + FILLED;
-                    image[(new * chunk + n) * 512..][..512].copy_from_slice(&pattern(stamp));
+                    let place = (old * chunk + n) as u64;
+                    let sector = pattern(place, place + FILLED);
+                    image[(new * chunk + n) * 512..][..512].copy_from_slice(&sector);
                 }
             }
             self.w.devices.write_now(device, 0, &image);
