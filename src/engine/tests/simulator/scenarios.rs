@@ -54,6 +54,21 @@ fn snapshot_writes() -> Case {
         .read(1, 0..4)
 }
 
+/// Its parts differ in their places within the request: a part of a chunk at each
+/// end, whole chunks, and extents of the store in another order than in the view.
+fn write_across_chunks() -> Case {
+    Case::new("a write across several chunks", 6)
+        .store(Store::new(1, "P", 2, 80))
+        .write(1, 2..3)
+        .rest()
+        .write(1, 1..5)
+        .read(1, 0..6)
+        .rest()
+        .write(1, 0..6)
+        .read(1, 1..6)
+        .flush(1)
+}
+
 fn deferred_writes() -> Case {
     Case::new("deferred writes to the snapshot", 4)
         .store(Store::new(1, "P", 1, 60).deferred())
@@ -476,6 +491,7 @@ pub fn small() -> Vec<Case> {
         copy_out(),
         copy_out_for_two(),
         snapshot_writes(),
+        write_across_chunks(),
         deferred_writes(),
         write_through(),
         merge(Wait),
