@@ -62,6 +62,7 @@ run() {
 # models FEATURE: the races under loom or shuttle (docs/crash-model.md). Seeded bugs
 # fail loudly there on purpose, so a good run shows its counts only.
 models() {
+    echo "     Running $1 models" # for the table of times
     if RUST_BACKTRACE=0 cargo test --locked --lib --features "$1" "$1_" -- \
         --show-output --test-threads=2 >"$apart" 2>&1; then
         grep -E "^($1: |test result)" "$apart"
