@@ -4,16 +4,16 @@
 #   target/guest/vmlinuz     Debian's cloud kernel
 #   target/guest/initramfs   busybox, dmsetup, e2fsprogs, disktool (images/guest)
 #   target/guest/root.img    the same as an ext4 disk, to boot from
-#   target/guest/lvm.cpio    to append to the initramfs: lvm2, blkid, and what
-#                            the snapback program itself needs to run there
+#   target/guest/lvm.cpio    to append to the initramfs: lvm2, blkid, and the
+#                            libraries that the snapback program needs there
 #   target/guest/boot.img    the same as a FAT disk with boot loaders (syslinux for
 #                            a BIOS, systemd-boot for UEFI), kernel and initramfs
 #   target/guest/ovmf-*.fd   UEFI firmware and the variables that it starts with
-#   target/guest/manifest    what it was made of
+#   target/guest/manifest    the packages that it was made of
 #
-# A build is kept until the recipe changes. `qemu-tests/install.sh` brings the
-# programs that this needs.
-# With pipefail, no reader of a pipe here may leave before its writer is done.
+# The result is kept until the recipe changes. `qemu-tests/install.sh` installs the
+# programs that this script needs.
+# Because of pipefail, the reader of a pipe must read until its writer has ended.
 set -euo pipefail
 PATH=$PATH:/usr/sbin:/sbin
 
@@ -98,7 +98,7 @@ for program in dmsetup mke2fs e2fsck blockdev; do
 done
 ln -sf mke2fs "$tree/bin/mkfs.ext4"
 cp /etc/mke2fs.conf "$tree/etc/"
-# libraries PROGRAM...: where their shared libraries are on this machine.
+# libraries PROGRAM...: the paths of their shared libraries on this machine.
 libraries() {
     ldd "$@" | awk '/not found/ { print "build-guest: no library " $1 >"/dev/stderr"; exit 2 }
                     /=> \// { print $3 } $1 ~ /ld-linux/ { print $1 }' | sort -u
@@ -114,7 +114,7 @@ rustc --edition 2024 -O -C strip=symbols -C target-feature=+crt-static \
     -o "$tree/bin/disktool" "$recipe/guest/disktool.rs"
 cp "$recipe/guest/init" "$tree/init"
 
-# --- lvm2, for the tests that want it: it would make every other boot slower
+# --- lvm2, only for the tests that need it, because it makes a boot slower
 extra=$work/extra
 mkdir -p "$extra"/{bin,lib,etc/lvm,run/lock}
 cp "$(find "$work/lvm" -name lvm -path '*bin/lvm' -type f)" "$(command -v blkid)" "$extra/bin/"
@@ -137,8 +137,8 @@ cp -L "$work/kernel/boot/vmlinuz-$version" "$guest/vmlinuz"
 rm -f "$guest/root.img"
 mke2fs -q -t ext4 -E root_owner=0:0 -L snapback-root -d "$tree" "$guest/root.img" 64M
 
-# --- a disk that firmware boots, whose boot loaders say so: a test changes the mark
-# and sees which disk the machine was booted from
+# --- a disk that firmware boots. Its boot loaders pass a mark to the kernel: a test
+# changes the mark and can tell from which content the machine was booted
 options='console=ttyS0 quiet panic=-1 no_timer_check mark=before'
 cat >"$work/syslinux.cfg" <<EOF
 DEFAULT guest

@@ -1,5 +1,5 @@
-//! What a guest and the host agree on: the content that a test gives a block, and
-//! the checksum by which a whole disk is compared through a serial line.
+//! Definitions that a guest and the host share: the content that a test gives a block,
+//! and the checksum with which a whole disk is compared through a serial line.
 
 /// Bytes of one block of content.
 pub const BLOCK: usize = 4096;
@@ -7,9 +7,10 @@ pub const BLOCK: usize = 4096;
 /// Bytes that one checksum covers.
 pub const SUM_BLOCK: usize = 256 * 1024;
 
-/// Puts into `target` (one block, or one sector where `block` counts sectors) the content of block number `block` after write
-/// number `write`; write 0 is what filling the disk left. Bytes 0..8 hold `block`
-/// and 8..16 `write`, little-endian; the rest follows from them and `seed`.
+/// Fills `target` (one block, or one sector where `block` counts sectors) with the
+/// content of block number `block` after write number `write`; write 0 is the fill of
+/// the disk. Bytes 0..8 hold `block` and 8..16 `write`, little-endian; the rest is
+/// derived from them and `seed`.
 pub fn put(target: &mut [u8], seed: u64, block: u64, write: u64) {
     let mut word = random(seed ^ block.rotate_left(32) ^ write);
     for (index, slot) in target.chunks_exact_mut(8).enumerate() {
@@ -32,7 +33,7 @@ pub fn random(state: u64) -> u64 {
 }
 
 /// A 64-bit checksum of `bytes` in which position matters; a short last word
-/// counts as if zeros followed it. It finds accidents, not attackers.
+/// counts as if zeros followed it. It detects accidents, not attacks.
 pub fn checksum(bytes: &[u8]) -> u64 {
     let mut sum = 0xcbf2_9ce4_8422_2325_u64 ^ bytes.len() as u64;
     for chunk in bytes.chunks(8) {

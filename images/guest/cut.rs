@@ -1,14 +1,14 @@
-//! Whether a disk went back to a snapshot in two clean cuts, judged from a guest's
-//! own record of its writes.
+//! Verifies from a guest's own record of its writes that a disk was rolled back to a
+//! snapshot in two clean cuts.
 //!
 //! The writes are numbered; each is acknowledged before the next is sent. In the
 //! end a block holds the last write to it (*kept*) or an older one (*reverted* by
 //! a rollback). Then two numbers S < T must exist, the snapshot and the handover:
 //! a reverted block holds its last write up to S and had none after T; a kept
-//! block has its last write up to S or after T. The write that was on its way at
-//! S or T may be on either side.
+//! block has its last write up to S or after T. The write that was in flight at S or
+//! T may be on either side.
 
-/// What the blocks say about S and T.
+/// The bounds on S and T that follow from the blocks.
 #[derive(Default)]
 pub struct Cut {
     /// The last write to each block that still holds it.
@@ -23,8 +23,8 @@ pub struct Cut {
 }
 
 impl Cut {
-    /// Takes in that a block holds write `found`, of `writes` (oldest first) that
-    /// were sent to it.
+    /// Adds a block that holds write `found`; `writes` are all that were sent to it,
+    /// oldest first.
     pub fn add(&mut self, block: u64, found: u64, writes: &[u64]) -> Result<(), String> {
         let place = writes
             .iter()

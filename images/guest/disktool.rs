@@ -1,9 +1,9 @@
-//! What a guest does to its disk, in one small program:
+//! One small program for everything that a guest does to its disk:
 //!
 //! ```text
-//! disktool fill DEV SEED                   every block gets a content of its own
-//! disktool sums DEV                        one checksum a 256 KiB block
-//! disktool hammer DEV SEED FIRST COUNT     write until /tmp/stop exists, then judge
+//! disktool fill DEV SEED                   give every block a content of its own
+//! disktool sums DEV                        one checksum for each 256 KiB
+//! disktool hammer DEV SEED FIRST COUNT     write until /tmp/stop exists, then verify
 //! disktool storm DEV SEED FIRST COUNT THREADS PROGRESS
 //!                                          several writers at once (storm.rs)
 //! disktool play DEV RESULTS AT SEED        a script of device-mapper steps (play.rs)
@@ -12,8 +12,8 @@
 //!
 //! `hammer` works on blocks FIRST .. FIRST+COUNT of a disk that `fill` wrote with
 //! the same seed. Each write is acknowledged before the next is sent, and has a
-//! number that is in its blocks. At the end it reads everything back and judges
-//! it as `cut.rs` says.
+//! number that is stored in its blocks. At the end it reads everything back and
+//! verifies it as described in `cut.rs`.
 
 mod content;
 mod cut;
@@ -143,7 +143,7 @@ fn sums(device: &str) -> Result<()> {
     }
 }
 
-/// The writes to each block, oldest first; write 0 is what `fill` left.
+/// The writes to each block, oldest first; write 0 is that of `fill`.
 struct History {
     first: u64,
     writes: Vec<Vec<u64>>,

@@ -1,5 +1,5 @@
-//! Device-mapper through its ioctl interface: a script that sets up hundreds of
-//! devices has no time to start a program for each.
+//! Device-mapper through its ioctl interface: starting a program for each device would
+//! take too long for a script that sets up hundreds of them.
 
 use std::fs::File;
 use std::io;
@@ -44,7 +44,7 @@ impl Mapper {
         Ok(Self { control })
     }
 
-    /// Makes a device with one target over its whole length and starts it.
+    /// Creates a device with one target over its whole length and activates it.
     pub fn create(&self, name: &str, sectors: u64, target: &str, params: &str) -> io::Result<()> {
         self.call(DEV_CREATE, name, 0, None)?;
         let table = self.call(TABLE_LOAD, name, 0, Some((sectors, target, params)));

@@ -1,5 +1,5 @@
-//! Starts another kernel from the running one: the machine is not reset, and its
-//! firmware does not run.
+//! Starts another kernel from the running one, without a reset of the machine and
+//! without its firmware.
 
 use std::ffi::{CString, c_char, c_int, c_long, c_ulong};
 use std::fs::File;

@@ -1,9 +1,9 @@
-//! `disktool play`: does what a script says with device-mapper devices. A script
-//! is text on a disk, ended by a NUL; what whole devices hold goes to another
-//! disk, and the rest to standard output as `LINE-NUMBER RESULT`.
+//! `disktool play`: runs a script of operations on device-mapper devices. A script is
+//! text on a disk, terminated by a NUL. The content of whole devices is written to
+//! another disk, and all other results to standard output as `LINE-NUMBER RESULT`.
 //!
 //! ```text
-//! create NAME SECTORS TARGET PARAMS...  make a device; @OTHER is OTHER's number
+//! create NAME SECTORS TARGET PARAMS...  create a device; @OTHER is OTHER's number
 //! suspend|resume|remove NAME
 //! write NAME SECTOR COUNT WRITE         content of write number WRITE; ok or EIO
 //! burst NAME SECTOR COUNT WRITE ...     several writes at once
@@ -28,7 +28,7 @@ use crate::{Buffer, Result, number, open};
 const SECTOR: usize = 512;
 /// Sectors in one transfer of `dump`.
 const PIECE: u64 = 512;
-/// A step that takes so long hangs.
+/// A step that takes longer hangs.
 const HANGS: Duration = Duration::from_secs(10);
 /// Longest script in bytes.
 const LONGEST: usize = 256 * 1024;
@@ -41,7 +41,7 @@ struct Player {
     buffer: Buffer,
 }
 
-/// Plays the script at byte `at` of the disk `script`.
+/// Runs the script at byte `at` of the disk `script`.
 pub fn play(script: &str, results: &str, at: u64, seed: u64) -> Result<()> {
     let mut buffer = Buffer::new(LONGEST / crate::content::BLOCK);
     let text = buffer.blocks(LONGEST / crate::content::BLOCK);
@@ -73,7 +73,7 @@ pub fn play(script: &str, results: &str, at: u64, seed: u64) -> Result<()> {
     Ok(())
 }
 
-/// Lets the kernel say on the console what is blocked when a step hangs.
+/// Makes the kernel print the blocked tasks on the console when a step hangs.
 fn watch() -> Arc<Mutex<(String, Instant)>> {
     let watched = Arc::new(Mutex::new((String::new(), Instant::now())));
     let theirs = watched.clone();
@@ -100,7 +100,7 @@ fn watch() -> Arc<Mutex<(String, Instant)>> {
     watched
 }
 
-/// `EIO`, or why the script cannot go on: only that error is a device's answer.
+/// `EIO`, or why the script cannot continue: only that error is a device's answer.
 fn answer(result: std::io::Result<()>) -> Result<Option<String>> {
     match result {
         Ok(()) => Ok(Some("ok".into())),

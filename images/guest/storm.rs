@@ -1,5 +1,5 @@
-//! Several writers at once, each with blocks of its own, that verify what they read:
-//! what a guest notices of a disk that pauses, fails, or mixes something up.
+//! Several writers at the same time, each with blocks of its own, that verify what they
+//! read. They detect a disk that pauses, fails, or returns the wrong data.
 
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -22,7 +22,7 @@ struct Counts {
 
 /// Writes and reads blocks `first .. first + count` by `threads` threads until
 /// `/tmp/stop` exists, then verifies all of them. The disk was filled with `seed`.
-/// `progress`: a file that is told of the writes.
+/// `progress`: a file to which the number of writes is written.
 pub fn storm(
     device: &str,
     seed: u64,
@@ -51,7 +51,7 @@ pub fn storm(
             .collect();
         while !over.load(Ordering::Relaxed) {
             let writes = counts.writes.load(Ordering::Relaxed);
-            // A failure to tell of it is noticed by whoever waits for it.
+            // Whoever waits for the progress notices if it cannot be written.
             let _ = std::fs::write(progress, format!("{writes}\n"));
             if Path::new("/tmp/stop").exists() {
                 over.store(true, Ordering::Relaxed);
@@ -75,7 +75,7 @@ pub fn storm(
     all.map(|_| ())
 }
 
-/// One writer, until it is over; then it verifies its blocks.
+/// One writer, until the end of the run; then it verifies its blocks.
 fn write(disk: &File, seed: u64, blocks: &[u64], counts: &Counts, over: &AtomicBool) -> Result<()> {
     let mut buffer = Buffer::new(1);
     let mut versions = vec![0; blocks.len()];
