@@ -8,6 +8,11 @@ pub const SECTOR_SIZE: u64 = 512;
 /// log2 of [`SECTOR_SIZE`].
 pub const SECTOR_SHIFT: u32 = 9;
 
+/// Sectors of one request or chunk in bytes, as a length in memory.
+pub fn byte_count(sectors: u64) -> usize {
+    usize::try_from(sectors.saturating_mul(SECTOR_SIZE)).unwrap_or(usize::MAX)
+}
+
 /// The copy-on-write unit: a power of two of sectors, 1 ..= 2^21 (1 GiB), as
 /// Linux's `dm_exception_store_set_chunk_size` accepts it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

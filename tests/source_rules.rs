@@ -40,7 +40,6 @@ const STILL_TOO_LONG: &[(&str, &str)] = &[
     ("engine/core/mod.rs", "io_done"),
     ("engine/loom_tests.rs", "execute"),
     ("engine/core/merge_batch.rs", "merge_step"),
-    ("engine/port.rs", "fast"),
     ("engine/core/snapshot_write.rs", "write_chunk"),
     ("engine/tests/simulator/outcome.rs", "control_done"),
     ("engine/tests/simulator/outcome.rs", "request_done"),

@@ -6,12 +6,11 @@
 use std::sync::Arc;
 
 use super::api::*;
-use super::port::byte_count;
-use super::trace::{COW, PASSDOWN, WRITE};
+use super::registrations::{COW, PASSDOWN, WRITE};
 use super::views::{Extent, SharedSnapshot, ViewMode};
 use crate::io::Zeroing;
 use crate::mutation::{self, Mutation};
-use crate::units::SECTOR_SHIFT;
+use crate::units::{SECTOR_SHIFT, byte_count};
 
 /// Runs of the origin that one discard gives back at most: bounds what a guest
 /// gets out of one request where settled chunks and others alternate.
@@ -72,12 +71,7 @@ fn settled_runs(
         snapshots
     };
     let mut give = |from: u64, to: u64| {
-        each(Extent {
-            device: None,
-            device_sector: from,
-            sector: from,
-            sectors: to - from,
-        });
+        each(Extent::of_origin(from, to - from));
     };
     let mut runs = 0;
     let mut first = None;

@@ -11,8 +11,7 @@ use loom::sync::Notify;
 use loom::sync::atomic::{AtomicU64, Ordering};
 use loom::thread;
 
-use super::port::publish;
-use super::trace::{Trace, WRITE};
+use super::registrations::{Registrations, WRITE};
 use super::views::Config;
 use super::*;
 use crate::io::DeviceId;
@@ -343,21 +342,22 @@ fn add(metadata: store::Metadata) -> ControlRequest {
     }
 }
 
-// ---- the rule of engine/trace.rs, in full
+// ---- the rule of engine/registrations.rs, in full
 
 #[test]
 fn loom_a_request_sees_the_change_or_the_change_sees_the_request() {
     let model = || {
         let engine = Volume::new().engine;
-        let trace = Arc::new(Trace::new(1));
-        let (theirs, registered) = (engine.clone(), trace.clone());
+        let registrations = Arc::new(Registrations::new(1));
+        let (theirs, registered) = (engine.clone(), registrations.clone());
         let before = engine.shared.epoch.load(Ordering::Relaxed);
         let request = spawn(move || {
             registered.register(0, WRITE, 3, 4);
             theirs.shared.epoch.load(Ordering::Acquire) != before
         });
-        publish(&engine.shared, Config::new(before + 1, Default::default()));
-        let seen = trace.any(WRITE, |start, end| (start, end) == (3, 4));
+        let changed = Config::new(before + 1, Default::default());
+        engine.shared.publish(changed);
+        let seen = registrations.any(WRITE, |start, end| (start, end) == (3, 4));
         assert!(request.join().unwrap() || seen);
     };
     let bugs = [Mutation::RegistrationUnfenced, Mutation::ChangeUnfenced];

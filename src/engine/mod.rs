@@ -9,9 +9,12 @@ mod api;
 mod core;
 mod discard;
 mod failure;
+mod fast_path;
 mod port;
+mod registrations;
+mod shared;
 mod table;
-mod trace;
+mod tags;
 mod views;
 
 #[cfg(all(test, feature = "loom"))]
@@ -21,4 +24,40 @@ mod tests;
 
 pub use api::*;
 pub use failure::{FailedDevice, Failure, Operation};
-pub use port::{Engine, Port};
+pub use port::Port;
+
+use std::sync::Arc;
+
+use crate::sync::Mutex;
+use shared::{Shared, lock};
+
+/// The engine of one volume.
+pub struct Engine {
+    shared: Arc<Shared>,
+    core: Mutex<core::Core>,
+}
+
+impl Engine {
+    pub fn new(origin: OriginParams) -> Arc<Self> {
+        let shared = Arc::new(Shared::new(origin));
+        let core = core::Core::new(shared.clone());
+        Arc::new(Self {
+            shared,
+            core: Mutex::new(core),
+        })
+    }
+
+    /// `slots`: how many requests the port may have under way (at most 65,536).
+    pub fn open_port(self: &Arc<Self>, role: PortRole, slots: usize, wake: Arc<dyn Wake>) -> Port {
+        Port::open(self, role, slots, wake)
+    }
+
+    pub fn status(&self) -> EngineStatus {
+        lock(&self.core).status()
+    }
+
+    /// Walks every invariant of the engine's state; for tests.
+    pub fn check(&self) -> Result<(), String> {
+        lock(&self.core).check()
+    }
+}

@@ -1,134 +1,27 @@
-//! A thread's access to the engine, and the fast path.
+//! A thread's access to the engine.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
+use super::Engine;
 use super::api::*;
 use super::core::Core;
-use super::discard;
 use super::failure::{FailedDevice, Failure};
-use super::trace::{COW, OTHER, READ_ORIGIN, Trace, WRITE, fence_change};
-use super::views::{Config, Extent, SharedSnapshot, ViewMode, is_settled, resolve_read};
-use crate::io::{Buffer, DeviceId, Errno, Tag};
+use super::fast_path::{self, Decision, FastRequest};
+use super::shared::{PortShared, lock};
+use super::tags::{self, Owner};
+use super::views::{SharedSnapshot, ViewMode};
+use crate::io::{Buffer, Errno, Tag};
 use crate::mutation::{self, Mutation};
-use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use crate::sync::{Mutex, MutexGuard};
-use crate::units::{SECTOR_SHIFT, SECTOR_SIZE};
+use crate::sync::atomic::Ordering;
 
-/// Marks the tags of I/O that the critical section keeps account of.
-pub(super) const CORE_TAG: Tag = 1 << 63;
-/// Marks the fast path's flush of a COW device (the low bits are the slot).
-const COW_FLUSH_TAG: Tag = 1 << 32;
-
-/// What all threads share.
-#[derive(Debug)]
-pub(super) struct Shared {
-    pub origin: OriginParams,
-    /// Epoch of `config`; a port whose copy is older fetches it anew.
-    pub epoch: AtomicU64,
-    pub config: Mutex<Arc<Config>>,
-    /// How many changes wait for requests to end.
-    pub drains: AtomicUsize,
-    /// A flush of the origin failed: no flush that ends later is believed.
-    pub origin_flush_failed: AtomicBool,
-}
-
-impl Shared {
-    /// Whether a flush of the origin (`None`) or a store must not be believed,
-    /// though it may end well: one before it, or beside it, lost data.
-    pub fn is_flush_lost(&self, store: Option<&SharedSnapshot>) -> bool {
-        let failed = store.map_or(&self.origin_flush_failed, |s| &s.flush_failed);
-        failed.load(Ordering::Acquire)
-    }
-}
-
-/// The side of a port that others may touch.
-pub(super) struct PortShared {
-    pub role: PortRole,
-    pub trace: Trace,
-    inbox: Mutex<Vec<Command>>,
-    inbox_full: AtomicBool,
-    /// I/O commands given out and not reported yet.
-    pub ios: AtomicUsize,
-    /// Requests that wait may end with an error.
-    pub abandoned: AtomicBool,
-    wake: Arc<dyn Wake>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic in the daemon aborts; in tests the poisoned state must not hide it.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// One volume.
-pub struct Engine {
-    pub(super) shared: Arc<Shared>,
-    core: Mutex<Core>,
-}
-
-impl Engine {
-    pub fn new(origin: OriginParams) -> Arc<Self> {
-        let config = Arc::new(Config::new(0, Default::default()));
-        let shared = Arc::new(Shared {
-            origin,
-            epoch: AtomicU64::new(0),
-            config: Mutex::new(config),
-            drains: AtomicUsize::new(0),
-            origin_flush_failed: AtomicBool::new(false),
-        });
-        let core = Core::new(shared.clone());
-        Arc::new(Self {
-            shared,
-            core: Mutex::new(core),
-        })
-    }
-
-    /// `slots`: how many requests the port may have under way (at most 65,536).
-    pub fn open_port(self: &Arc<Self>, role: PortRole, slots: usize, wake: Arc<dyn Wake>) -> Port {
-        let shared = Arc::new(PortShared {
-            role,
-            trace: Trace::new(slots),
-            inbox: Mutex::new(Vec::new()),
-            inbox_full: AtomicBool::new(false),
-            ios: AtomicUsize::new(0),
-            abandoned: AtomicBool::new(false),
-            wake,
-        });
-        let index = lock(&self.core).add_port(shared.clone());
-        let config = lock(&self.shared.config).clone();
-        let view = match role {
-            PortRole::View(view) => view,
-            _ => ViewId(u32::MAX),
-        };
-        let mode = config.mode(view).clone();
-        Port {
-            engine: self.clone(),
-            index,
-            shared,
-            view,
-            mode,
-            epoch: config.epoch,
-            local: vec![Local::default(); slots],
-            busy: 0,
-        }
-    }
-
-    pub fn status(&self) -> EngineStatus {
-        lock(&self.core).status()
-    }
-
-    /// Walks every invariant of the engine's state; for tests.
-    pub fn check(&self) -> Result<(), String> {
-        lock(&self.core).check()
-    }
-}
-
-/// A fast request under way.
+/// A fast request whose I/O is under way.
 #[derive(Clone, Debug, Default)]
-struct Local {
+struct Issued {
+    /// I/O commands whose end is not reported yet.
     remaining: u32,
     failed: bool,
     flush: bool,
-    /// The store that a flush goes to.
+    /// The store whose device a flush covers.
     store: Option<Arc<SharedSnapshot>>,
 }
 
@@ -139,239 +32,106 @@ pub struct Port {
     index: usize,
     shared: Arc<PortShared>,
     view: ViewId,
+    /// The view's mode in the configuration of `epoch`.
     mode: Arc<ViewMode>,
     epoch: u64,
-    local: Vec<Local>,
+    /// By slot.
+    issued: Vec<Issued>,
+    /// Requests under way.
     busy: usize,
 }
 
 impl Port {
+    pub(super) fn open(
+        engine: &Arc<Engine>,
+        role: PortRole,
+        slots: usize,
+        wake: Arc<dyn Wake>,
+    ) -> Self {
+        let shared = Arc::new(PortShared::new(role, slots, wake));
+        let index = lock(&engine.core).add_port(shared.clone());
+        let config = lock(&engine.shared.config).clone();
+        let view = match role {
+            PortRole::View(view) => view,
+            PortRole::Merger | PortRole::Control | PortRole::Notices => ViewId(u32::MAX),
+        };
+        Self {
+            engine: engine.clone(),
+            index,
+            shared,
+            view,
+            mode: config.mode(view).clone(),
+            epoch: config.epoch,
+            issued: vec![Issued::default(); slots],
+            busy: 0,
+        }
+    }
+
     /// Hands in a guest request.
     pub fn request(&mut self, request: Request, out: &mut Vec<Command>) {
         self.busy += 1;
         let end = request.sector.saturating_add(request.sectors);
-        if end > self.engine.shared.origin.sectors || usize::from(request.slot) >= self.local.len()
-        {
-            self.complete(request.slot, Status::IoError, out);
-            return;
+        let slots = self.issued.len();
+        if end > self.engine.shared.origin.sectors || usize::from(request.slot) >= slots {
+            return self.complete(request.slot, Status::IoError, out);
         }
-        if let Some(status) = self.fast(request, end, out) {
-            if let Some(status) = status {
+        let first = out.len();
+        match self.decide(request, end, out) {
+            Decision::NeedsCore => {
+                self.shared.registrations.clear(request.slot);
+                self.enter(out, |core, port| core.request(port, request));
+            }
+            Decision::Issued { touches } => {
+                let touches = touches & fast_path::may_touch(request.kind);
+                self.shared.registrations.narrow(request.slot, touches);
+                self.count_issued(request, out.len() - first);
+            }
+            Decision::Done(status) => {
                 self.end_registration(request.slot, out);
                 self.complete(request.slot, status, out);
             }
-            return;
         }
-        self.shared.trace.clear(request.slot);
-        self.enter(out, |core, port| core.request(port, request));
     }
 
-    /// `None`: not settled. `Some(None)`: commands are out. `Some(Some(_))`: ended.
-    fn fast(
-        &mut self,
-        request: Request,
-        end: u64,
-        out: &mut Vec<Command>,
-    ) -> Option<Option<Status>> {
+    /// Order, for the rule in `registrations.rs`: 1 registered, with everything that
+    /// the request may touch → 2 the configuration looked up → 3 its chunks.
+    fn decide(&mut self, request: Request, end: u64, out: &mut Vec<Command>) -> Decision {
         let Request {
             slot, kind, sector, ..
         } = request;
-        let touches = match kind {
-            RequestKind::Read => READ_ORIGIN | COW,
-            RequestKind::Write { .. } => WRITE | COW,
-            RequestKind::Flush => OTHER | COW,
-            RequestKind::Discard => discard::TOUCHES,
-        };
         let late = mutation::is(Mutation::RegisteredAfterLookUp);
-        let skipped = kind == RequestKind::Discard && mutation::is(Mutation::DiscardNotRegistered);
-        if !late && !skipped && !mutation::is(Mutation::RegistrationSkipped) {
-            self.shared.trace.register(slot, touches, sector, end);
-        }
-        // Registered before the epoch is read: a change made after this reading
-        // finds the registration.
-        if self.engine.shared.epoch.load(Ordering::Acquire) != self.epoch
+        let touches = if late { 0 } else { fast_path::may_touch(kind) };
+        self.shared
+            .registrations
+            .register(slot, touches, sector, end);
+        let shared = &self.engine.shared;
+        if shared.epoch.load(Ordering::Acquire) != self.epoch
             && !mutation::is(Mutation::StaleConfiguration)
         {
-            let config = lock(&self.engine.shared.config).clone();
+            let config = lock(&shared.config).clone();
             self.epoch = config.epoch;
             self.mode = config.mode(self.view).clone();
         }
-        let first = out.len();
-        let mut store = None;
-        let origin = self.engine.shared.origin.device;
-        match (&*self.mode, kind) {
-            (ViewMode::Gated, _) => return None,
-            (ViewMode::Failed, _) => return Some(Some(Status::IoError)),
-            (ViewMode::Snapshot { snapshot, .. }, _) if end > snapshot.sectors => {
-                return Some(Some(Status::IoError));
-            }
-            (mode, RequestKind::Read) => {
-                let touches = resolve_read(mode, sector, end, |e| {
-                    out.push(Command::GuestRead {
-                        tag: Tag::from(slot),
-                        device: e.device.unwrap_or(origin),
-                        offset: e.device_sector << SECTOR_SHIFT,
-                        slot,
-                        slot_offset: byte_count(e.sector - sector),
-                        len: byte_count(e.sectors),
-                    });
-                })?;
-                self.shared.trace.narrow(slot, touches);
-            }
-            (
-                ViewMode::Origin {
-                    write_gate: true, ..
-                },
-                RequestKind::Write { .. } | RequestKind::Discard,
-            ) => return None,
-            (ViewMode::Origin { preserve, .. }, RequestKind::Write { durable }) => {
-                if !is_settled(preserve, sector, end) {
-                    return None;
-                }
-                self.shared.trace.narrow(slot, WRITE);
-                let all = Extent {
-                    device: None,
-                    device_sector: sector,
-                    sector,
-                    sectors: request.sectors,
-                };
-                out.push(Self::guest_write(slot, origin, sector, all, durable));
-            }
-            (
-                ViewMode::Snapshot { overflow: true, .. },
-                RequestKind::Write { .. } | RequestKind::Discard,
-            ) => return Some(Some(Status::IoError)),
-            (mode, RequestKind::Discard) => {
-                let touches = discard::resolve(mode, sector, end, |e, how| {
-                    out.push(discard::command(Tag::from(slot), origin, e, how));
-                })?;
-                if out.len() == first {
-                    return Some(Some(Status::Ok));
-                }
-                if !skipped {
-                    self.shared.trace.narrow(slot, touches);
-                }
-            }
-            (ViewMode::Snapshot { snapshot, .. }, RequestKind::Write { durable }) => {
-                // An unsettled exception may still be volatile; the critical section knows.
-                if !snapshot.chunks(sector, end).all(|c| {
-                    let e = snapshot.table.get(c);
-                    e.is_some()
-                        && (e.is_settled()
-                            || !durable
-                            || mutation::is(Mutation::WriteThroughBeforeEntry))
-                }) {
-                    return None;
-                }
-                snapshot.resolve(sector, end, |e| {
-                    out.push(Self::guest_write(slot, origin, sector, e, durable));
-                });
-            }
-            (
-                ViewMode::Merge {
-                    snapshot,
-                    writes: MergeWrites::Redirect,
-                    ..
-                },
-                RequestKind::Write { durable },
-            ) if end <= snapshot.sectors
-                && snapshot.chunks(sector, end).all(|c| {
-                    let e = snapshot.table.get(c);
-                    e.is_some() && !e.is_fenced()
-                }) =>
-            {
-                snapshot.resolve(sector, end, |e| {
-                    out.push(Self::guest_write(slot, origin, sector, e, durable));
-                });
-            }
-            (
-                ViewMode::Merge {
-                    snapshot, preserve, ..
-                },
-                RequestKind::Write { durable },
-            ) => {
-                if snapshot
-                    .chunks(sector, end)
-                    .any(|c| snapshot.table.get(c).is_some())
-                    || !is_settled(preserve, sector, end)
-                {
-                    return None;
-                }
-                self.shared.trace.narrow(slot, WRITE);
-                let all = Extent {
-                    device: None,
-                    device_sector: sector,
-                    sector,
-                    sectors: request.sectors,
-                };
-                out.push(Self::guest_write(slot, origin, sector, all, durable));
-            }
-            (ViewMode::Origin { .. }, RequestKind::Flush) => {
-                self.shared.trace.narrow(slot, OTHER);
-                if self.engine.shared.is_flush_lost(None) {
-                    return Some(Some(Status::IoError));
-                }
-                out.push(Command::Flush {
-                    tag: Tag::from(slot),
-                    device: origin,
-                });
-            }
-            (ViewMode::Snapshot { snapshot, .. }, RequestKind::Flush) => {
-                if mutation::is(Mutation::FlushCompletedEarly) {
-                    return Some(Some(Status::Ok));
-                }
-                if snapshot.defer_commits {
-                    return None; // entries first
-                }
-                store = Some(snapshot.clone());
-                out.push(Command::Flush {
-                    tag: Tag::from(slot) | COW_FLUSH_TAG,
-                    device: snapshot.device,
-                });
-            }
-            (ViewMode::Merge { snapshot, .. }, RequestKind::Flush) => {
-                let shared = &self.engine.shared;
-                if shared.is_flush_lost(None) || shared.is_flush_lost(Some(snapshot)) {
-                    return Some(Some(Status::IoError));
-                }
-                store = Some(snapshot.clone());
-                out.push(Command::Flush {
-                    tag: Tag::from(slot),
-                    device: origin,
-                });
-                if !mutation::is(Mutation::FlushForgetsStore) {
-                    out.push(Command::Flush {
-                        tag: Tag::from(slot) | COW_FLUSH_TAG,
-                        device: snapshot.device,
-                    });
-                }
-            }
-        }
-        if late {
-            self.shared.trace.register(slot, touches, sector, end);
-        }
-        let count = out.len() - first;
-        self.shared.ios.fetch_add(count, Ordering::Relaxed);
-        if let Some(local) = self.local.get_mut(usize::from(slot)) {
-            *local = Local {
-                remaining: u32::try_from(count).unwrap_or(u32::MAX),
-                failed: false,
-                flush: kind == RequestKind::Flush,
-                store,
-            };
-        }
-        Some(None)
+        let fast = FastRequest {
+            slot,
+            sector,
+            end,
+            shared,
+        };
+        fast_path::decide(&self.mode, kind, fast, out)
     }
 
-    fn guest_write(slot: Slot, origin: DeviceId, first: u64, e: Extent, durable: bool) -> Command {
-        Command::GuestWrite {
-            tag: Tag::from(slot),
-            device: e.device.unwrap_or(origin),
-            offset: e.device_sector << SECTOR_SHIFT,
-            slot,
-            slot_offset: byte_count(e.sector - first),
-            len: byte_count(e.sectors),
-            durable,
+    /// Notes that `count` I/O commands of a fast request were handed out.
+    fn count_issued(&mut self, request: Request, count: usize) {
+        self.shared.ios.fetch_add(count, Ordering::Relaxed);
+        let flush = request.kind == RequestKind::Flush;
+        if let Some(issued) = self.issued.get_mut(usize::from(request.slot)) {
+            *issued = Issued {
+                remaining: u32::try_from(count).unwrap_or(u32::MAX),
+                failed: false,
+                flush,
+                store: self.mode.store().filter(|_| flush).cloned(),
+            };
         }
     }
 
@@ -384,47 +144,53 @@ impl Port {
         out: &mut Vec<Command>,
     ) {
         self.shared.ios.fetch_sub(1, Ordering::Relaxed);
-        if tag & CORE_TAG != 0 {
-            self.enter(out, |core, port| {
-                core.io_done(port, tag & !CORE_TAG, result, buffer)
-            });
-            return;
+        match tags::owner(tag) {
+            Some(Owner::Core(number)) => {
+                self.enter(out, |core, port| core.io_done(port, number, result, buffer));
+            }
+            Some(Owner::Fast { slot, cow_flush }) => {
+                self.fast_io_done(slot, cow_flush, result, out)
+            }
+            None => {}
         }
-        drop(buffer);
-        let Ok(slot) = Slot::try_from(tag & !COW_FLUSH_TAG) else {
+    }
+
+    fn fast_io_done(
+        &mut self,
+        slot: Slot,
+        cow_flush: bool,
+        result: Result<(), Errno>,
+        out: &mut Vec<Command>,
+    ) {
+        let Some(issued) = self.issued.get_mut(usize::from(slot)) else {
             return;
         };
-        let failed = self.has_failed(tag, slot, result, out);
-        let Some(local) = self.local.get_mut(usize::from(slot)) else {
-            return;
-        };
-        local.failed |= failed && !mutation::is(Mutation::FailedIoReportedOk);
-        local.remaining = local.remaining.saturating_sub(1);
-        if local.remaining == 0 {
-            let status = if local.failed {
-                Status::IoError
-            } else {
-                Status::Ok
-            };
+        issued.remaining = issued.remaining.saturating_sub(1);
+        let ended = issued.remaining == 0;
+        issued.failed |= result.is_err() && !mutation::is(Mutation::FailedIoReportedOk);
+        let mut failed = issued.failed;
+        if issued.flush {
+            let store = issued.store.clone().filter(|_| cow_flush);
+            failed |= self.is_flush_lost(store, result, out);
+            if let Some(issued) = self.issued.get_mut(usize::from(slot)) {
+                issued.failed = failed;
+            }
+        }
+        if ended {
+            let status = if failed { Status::IoError } else { Status::Ok };
             self.end_registration(slot, out);
             self.complete(slot, status, out);
         }
     }
 
-    /// Whether an I/O of a fast request failed. Of a flush all learn that it did,
-    /// also those that are under way: they cover what it lost.
-    fn has_failed(
+    /// Whether a flush that has ended must fail. A failed flush also fails all flushes
+    /// of the device that are under way, because they cover the data that it lost.
+    fn is_flush_lost(
         &mut self,
-        tag: Tag,
-        slot: Slot,
+        store: Option<Arc<SharedSnapshot>>,
         result: Result<(), Errno>,
         out: &mut Vec<Command>,
     ) -> bool {
-        let failed = result.is_err();
-        let Some(local) = self.local.get(usize::from(slot)).filter(|l| l.flush) else {
-            return failed;
-        };
-        let store = local.store.clone().filter(|_| tag & COW_FLUSH_TAG != 0);
         if let Err(errno) = result {
             let device = match store {
                 None => FailedDevice::Origin,
@@ -435,14 +201,14 @@ impl Port {
                 core.flush_failed(store.as_ref().map(|s| s.id), failure)
             });
         }
-        failed
-            || self.engine.shared.is_flush_lost(store.as_deref())
-                && !mutation::is(Mutation::FlushBesideFailedOne)
+        self.engine.shared.is_flush_lost(store.as_deref())
+            && !mutation::is(Mutation::FlushBesideFailedOne)
     }
 
-    /// Ends a registration; whoever drains is told.
+    /// Ends a registration. If a state change waits for requests to end, it is
+    /// checked again.
     fn end_registration(&mut self, slot: Slot, out: &mut Vec<Command>) {
-        self.shared.trace.clear(slot);
+        self.shared.registrations.clear(slot);
         if self.engine.shared.drains.load(Ordering::Acquire) != 0
             && !mutation::is(Mutation::EndNotTold)
         {
@@ -455,7 +221,7 @@ impl Port {
         out.push(Command::Complete { slot, status });
     }
 
-    /// Takes what other ports' events left here.
+    /// Takes the commands that events of other ports left for this one.
     pub fn take_inbox(&mut self, out: &mut Vec<Command>) {
         let late = mutation::is(Mutation::InboxFlagClearedLate);
         if late || self.shared.inbox_full.swap(false, Ordering::AcqRel) {
@@ -498,7 +264,7 @@ impl Port {
     /// Whether the transfer with this tag matters to nothing but its request: if it
     /// fails, the request does. (A flush that fails is remembered.)
     pub const fn is_abandonable(tag: Tag) -> bool {
-        tag & (CORE_TAG | COW_FLUSH_TAG) == 0
+        tags::is_fast_transfer(tag)
     }
 
     /// No request under way, no I/O command unreported, nothing in the inbox.
@@ -560,17 +326,4 @@ fn is_io(command: &Command) -> bool {
         command,
         Command::Complete { .. } | Command::ControlDone { .. } | Command::Notice(_)
     )
-}
-
-/// Sectors of one request in bytes; a request is far smaller than memory.
-pub(super) fn byte_count(sectors: u64) -> usize {
-    usize::try_from(sectors.saturating_mul(SECTOR_SIZE)).unwrap_or(usize::MAX)
-}
-
-/// Publishes a configuration and makes later scans see every older request.
-pub(super) fn publish(shared: &Shared, config: Config) {
-    let epoch = config.epoch;
-    *lock(&shared.config) = Arc::new(config);
-    shared.epoch.store(epoch, Ordering::Release);
-    fence_change();
 }

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::api::{Discards, MergeWrites, ViewId};
+use super::registrations::{COW, READ_ORIGIN};
 use super::table::{Exception, ExceptionTable};
-use super::trace::{COW, READ_ORIGIN};
 use crate::io::DeviceId;
 use crate::mutation::{self, Mutation};
 use crate::sync::atomic::AtomicBool;
@@ -39,6 +39,18 @@ pub(super) struct Extent {
     /// First sector in view addresses.
     pub sector: u64,
     pub sectors: u64,
+}
+
+impl Extent {
+    /// Sectors of the origin, which are the view's sectors of the same number.
+    pub const fn of_origin(sector: u64, sectors: u64) -> Self {
+        Self {
+            device: None,
+            device_sector: sector,
+            sector,
+            sectors,
+        }
+    }
 }
 
 impl SharedSnapshot {
@@ -142,6 +154,16 @@ pub(super) enum ViewMode {
     Failed,
 }
 
+impl ViewMode {
+    /// The snapshot whose store the view uses.
+    pub fn store(&self) -> Option<&Arc<SharedSnapshot>> {
+        match self {
+            Self::Snapshot { snapshot, .. } | Self::Merge { snapshot, .. } => Some(snapshot),
+            Self::Gated | Self::Origin { .. } | Self::Failed => None,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Config {
     pub epoch: u64,
@@ -173,12 +195,7 @@ pub(super) fn resolve_read(
     match mode {
         ViewMode::Gated | ViewMode::Failed => None,
         ViewMode::Origin { .. } => {
-            each(Extent {
-                device: None,
-                device_sector: start,
-                sector: start,
-                sectors: end - start,
-            });
+            each(Extent::of_origin(start, end - start));
             Some(READ_ORIGIN)
         }
         ViewMode::Snapshot { snapshot, .. } | ViewMode::Merge { snapshot, .. } => {

@@ -6,7 +6,7 @@ use super::request::RequestId;
 use super::{Core, Op, Snap, StoreState, Waiter};
 use crate::engine::api::*;
 use crate::engine::failure::Failure;
-use crate::engine::trace::{COW, PASSDOWN, READ_ORIGIN, WRITE};
+use crate::engine::registrations::{COW, PASSDOWN, READ_ORIGIN, WRITE};
 use crate::engine::views::{SharedSnapshot, ViewMode};
 use crate::mutation::{self, Mutation};
 use std::sync::Arc;
@@ -457,12 +457,12 @@ impl Core {
                 };
                 !self.ports().any(|(_, p)| {
                     p.role == PortRole::View(*snapshot)
-                        && p.trace
+                        && p.registrations
                             .any(READ_ORIGIN, |s, e| overlaps(chunks, &snap.shared, s, e))
                 })
             }
             Drain::InvalidReads { snapshot, .. } => !self.ports().any(|(_, p)| {
-                p.role == PortRole::View(*snapshot) && p.trace.any(READ_ORIGIN, |_, _| true)
+                p.role == PortRole::View(*snapshot) && p.registrations.any(READ_ORIGIN, |_, _| true)
             }),
             Drain::MergeWrites { chunks } => {
                 let Some(snap) = self
@@ -475,7 +475,7 @@ impl Core {
                 !self
                     .ports_where(|m| matches!(m, ViewMode::Merge { .. }))
                     .any(|p| {
-                        p.trace
+                        p.registrations
                             .any(WRITE, |s, e| overlaps(chunks, &snap.shared, s, e))
                     })
             }
@@ -485,13 +485,13 @@ impl Core {
                 None => true,
                 Some(GateKind::Cut { .. }) => !self
                     .ports_where(|m| matches!(m, ViewMode::Origin { .. }))
-                    .any(|p| p.trace.any(WRITE, |_, _| true)),
+                    .any(|p| p.registrations.any(WRITE, |_, _| true)),
                 Some(GateKind::Handover { snapshot, .. }) => {
                     self.snaps.get(snapshot).is_none_or(|s| {
                         !s.is_usable() || (s.pending.is_empty() && s.commit.is_none())
                     }) && !self
                         .ports_where(|m| matches!(m, ViewMode::Gated))
-                        .any(|p| p.trace.any(u64::MAX, |_, _| true))
+                        .any(|p| p.registrations.any(u64::MAX, |_, _| true))
                 }
             },
             Drain::MergeEnd => {
@@ -501,14 +501,14 @@ impl Core {
                     .is_none_or(|s| s.ios == 0)
                     && !self
                         .ports_where(|m| matches!(m, ViewMode::Origin { .. }))
-                        .any(|p| p.trace.any(COW, |_, _| true))
+                        .any(|p| p.registrations.any(COW, |_, _| true))
             }
             Drain::Removal { snapshot } => {
                 self.snaps
                     .get(snapshot)
                     .is_none_or(|s| s.ios == 0 && s.state == StoreState::Invalid)
                     && !self.ports().any(|(_, p)| {
-                        p.role == PortRole::View(*snapshot) && p.trace.any(COW, |_, _| true)
+                        p.role == PortRole::View(*snapshot) && p.registrations.any(COW, |_, _| true)
                     })
             }
         }
@@ -518,13 +518,13 @@ impl Core {
         !mutation::is(Mutation::PassdownNotDrained)
             && self
                 .ports()
-                .any(|(_, p)| p.trace.any(PASSDOWN, |_, _| true))
+                .any(|(_, p)| p.registrations.any(PASSDOWN, |_, _| true))
     }
 
     fn ports_where(
         &self,
         which: impl Fn(&ViewMode) -> bool,
-    ) -> impl Iterator<Item = &Arc<crate::engine::port::PortShared>> {
+    ) -> impl Iterator<Item = &Arc<crate::engine::shared::PortShared>> {
         self.ports().filter_map(move |(_, p)| match p.role {
             PortRole::View(view) if which(self.config.mode(view)) => Some(p),
             _ => None,

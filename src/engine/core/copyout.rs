@@ -12,10 +12,9 @@ use super::buffers::PIECE_BYTES;
 use super::{Core, Op, StoreState, Waiter, When, Work};
 use crate::engine::api::*;
 use crate::engine::failure::Failure;
-use crate::engine::port::byte_count;
 use crate::io::Buffer;
 use crate::mutation::{self, Mutation};
-use crate::units::{SECTOR_SHIFT, SECTOR_SIZE};
+use crate::units::{SECTOR_SHIFT, SECTOR_SIZE, byte_count};
 
 /// Bytes of origin that may be under copy-out at once; one job may exceed it.
 const COPY_LIMIT: u64 = 16 << 20;

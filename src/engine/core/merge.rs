@@ -12,7 +12,7 @@ use super::request::{RequestId, Stage};
 use super::{Core, Waiter};
 use crate::engine::api::*;
 use crate::engine::failure::Failure;
-use crate::engine::trace::{COW, WRITE};
+use crate::engine::registrations::{COW, WRITE};
 use crate::engine::views::{Extent, ViewMode};
 use crate::mutation::{self, Mutation};
 

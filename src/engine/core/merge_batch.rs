@@ -14,13 +14,12 @@ use super::control::Drain;
 use super::{Core, Op, Waiter};
 use crate::engine::api::*;
 use crate::engine::failure::Failure;
-use crate::engine::port::byte_count;
-use crate::engine::trace::fence_change;
+use crate::engine::registrations::fence_change;
 use crate::engine::views::SharedSnapshot;
 use crate::io::{Buffer, OwnedBuffer};
 use crate::mutation::{self, Mutation};
 use crate::store::{Entry, MetaWrite, RemovalPlan};
-use crate::units::SECTOR_SHIFT;
+use crate::units::{SECTOR_SHIFT, byte_count};
 
 /// Pieces under way at once in one batch.
 const PIECES: usize = 32;

@@ -31,8 +31,9 @@ use self::merge::Merge;
 use self::request::{RequestId, SlowRequest};
 use super::api::*;
 use super::failure::{Attempt, FailedDevice, Failure};
-use super::port::{CORE_TAG, PortShared, Shared, publish};
-use super::trace::fence_change;
+use super::registrations::fence_change;
+use super::shared::{PortShared, Shared};
+use super::tags;
 use super::views::{Config, PreserveList, SharedSnapshot, ViewMode};
 use crate::io::{Buffer, DeviceId, Errno, Tag};
 use crate::mutation::{self, Mutation};
@@ -294,9 +295,7 @@ impl Core {
 
     fn emit(&mut self, port: usize, command: Command) {
         if let Some((tag, attempt)) = Attempt::of(&command)
-            && let Some((_, given_out)) = usize::try_from(tag & !CORE_TAG)
-                .ok()
-                .and_then(|t| self.ops.get_mut(t))
+            && let Some((_, given_out)) = tags::core_number(tag).and_then(|t| self.ops.get_mut(t))
         {
             *given_out = Some(attempt);
         }
@@ -331,7 +330,7 @@ impl Core {
         if let Some(snap) = snapshot.and_then(|s| self.snaps.get_mut(&s)) {
             snap.ios += 1;
         }
-        self.ops.insert((op, None)) as Tag | CORE_TAG
+        tags::core(self.ops.insert((op, None)))
     }
 
     fn origin_device(&self) -> DeviceId {
@@ -347,14 +346,11 @@ impl Core {
     pub fn io_done(
         &mut self,
         _port: usize,
-        tag: Tag,
+        number: usize,
         result: Result<(), Errno>,
         buffer: Option<Buffer>,
     ) {
-        let Some((op, attempt)) = usize::try_from(tag)
-            .ok()
-            .and_then(|t| self.ops.try_remove(t))
-        else {
+        let Some((op, attempt)) = self.ops.try_remove(number) else {
             return;
         };
         let (origin, metadata) = (self.origin_device(), op.writes_metadata());
@@ -456,7 +452,7 @@ impl Core {
         }
     }
 
-    /// As [`Shared::is_flush_lost`](super::port::Shared::is_flush_lost).
+    /// As [`Shared::is_flush_lost`](super::shared::Shared::is_flush_lost).
     fn is_flush_lost(&self, store: Option<SnapshotId>) -> bool {
         let lost = |store: Option<&SharedSnapshot>| self.shared.is_flush_lost(store);
         match store {
@@ -661,10 +657,8 @@ impl Core {
             }
         }
         self.config = Arc::new(Config::new(self.config.epoch + 1, views));
-        publish(
-            &self.shared,
-            Config::new(self.config.epoch, self.config.views.clone()),
-        );
+        self.shared
+            .publish(Config::new(self.config.epoch, self.config.views.clone()));
     }
 
     /// Whom a discard of the origin through a snapshot's view has to spare. `None`

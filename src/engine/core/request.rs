@@ -3,12 +3,11 @@
 use super::{Core, Op, Waiter, When, Work};
 use crate::engine::api::*;
 use crate::engine::failure::Failure;
-use crate::engine::port::byte_count;
-use crate::engine::trace::{COW, OTHER, WRITE};
+use crate::engine::registrations::{COW, OTHER, WRITE};
 use crate::engine::views::{Extent, ViewMode, resolve_read};
 use crate::mutation::{self, Mutation};
 use crate::sync::atomic::Ordering;
-use crate::units::SECTOR_SHIFT;
+use crate::units::{SECTOR_SHIFT, byte_count};
 
 pub(super) type RequestId = usize;
 
@@ -135,7 +134,7 @@ impl Core {
             return;
         };
         if let Some(port) = self.port(request.port) {
-            port.trace.clear(request.request.slot);
+            port.registrations.clear(request.request.slot);
         }
         let status = if request.failed {
             Status::IoError
@@ -156,7 +155,7 @@ impl Core {
         if let Some(r) = self.requests.get(id)
             && let Some(port) = self.port(r.port)
         {
-            port.trace
+            port.registrations
                 .register(r.request.slot, touches, r.start(), r.end());
         }
     }
@@ -242,7 +241,7 @@ impl Core {
         let (start, end) = (request.start(), request.end());
         request.stage = Stage::Issued;
         // Registered before it is resolved, as on the fast path.
-        self.register(id, crate::engine::trace::READ_ORIGIN | COW);
+        self.register(id, crate::engine::registrations::READ_ORIGIN | COW);
         let mut extents = Vec::new();
         if let Some(touches) = resolve_read(mode, start, end, |e| extents.push(e)) {
             self.register(id, touches);

@@ -12,12 +12,11 @@ use super::request::{RequestId, Stage};
 use super::{Core, Op, StoreState, Waiter, When, Work};
 use crate::engine::api::*;
 use crate::engine::failure::Failure;
-use crate::engine::port::byte_count;
-use crate::engine::trace::{COW, WRITE};
+use crate::engine::registrations::{COW, WRITE};
 use crate::engine::views::{Extent, SharedSnapshot};
 use crate::io::Buffer;
 use crate::mutation::{self, Mutation};
-use crate::units::SECTOR_SHIFT;
+use crate::units::{SECTOR_SHIFT, byte_count};
 
 /// Guest data for consecutive COW sectors.
 #[derive(Debug)]

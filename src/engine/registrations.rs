@@ -40,11 +40,11 @@ struct Registration {
 
 /// One port's registrations, a slot each.
 #[derive(Debug)]
-pub(super) struct Trace {
+pub(super) struct Registrations {
     slots: Box<[Registration]>,
 }
 
-impl Trace {
+impl Registrations {
     pub fn new(slots: usize) -> Self {
         Self {
             slots: (0..slots).map(|_| Registration::default()).collect(),
