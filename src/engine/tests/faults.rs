@@ -223,6 +223,42 @@ fn a_flush_beside_one_that_failed_is_not_believed() {
     assert!(stop.is_err(), "nor is a clean stop believed");
 }
 
+/// A snapshot shows origin data, so it must not be taken of data that a flush lost.
+#[test]
+fn no_snapshot_is_taken_after_or_beside_a_failed_flush_of_the_origin() {
+    for beside in [false, true] {
+        let mut w = World::new(3, 64);
+        let origin = w.add_actor(PortRole::View(ViewId::ORIGIN));
+        assert_eq!(w.write(origin, 0, 8, 900), Status::Ok);
+        let fault = Fault::new(FaultOn::Flush, Errno::EIO).device(w.origin);
+        w.devices.fail(fault.once());
+        let flush = Request {
+            slot: 1,
+            kind: RequestKind::Flush,
+            sector: 0,
+            sectors: 0,
+        };
+        w.submit(origin, flush, Vec::new());
+        if !beside {
+            w.settle();
+        }
+        let snapshot = ViewId(1);
+        let store = Box::new(w.new_store(snapshot, 8, 400, "P", false));
+        w.control(1, ControlRequest::AddSnapshot { snapshot, store });
+        // The flush of the guest ends first, and that of the cut ends well.
+        w.settle_without(&[CONTROL]);
+        assert_eq!(w.actors[origin].completed, [(1, Status::IoError)]);
+        w.settle();
+        let [(1, Err(ControlError::Io(failure)))] = w.actors[CONTROL].control_done[..] else {
+            panic!("{:?}, beside: {beside}", w.actors[CONTROL].control_done)
+        };
+        assert_eq!(failure.device, FailedDevice::Origin);
+        assert_eq!(failure.operation, Operation::Flush);
+        assert!(w.engine.status().snapshots.is_empty());
+        assert_eq!(w.write(origin, 0, 8, 901), Status::Ok, "life goes on");
+    }
+}
+
 /// What went wrong: a merge was resumed while pieces of the batch that had failed
 /// were still being copied. They ended well, the batch went on, and the entry of
 /// the piece that had failed was removed without its data.

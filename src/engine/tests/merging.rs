@@ -163,6 +163,34 @@ fn a_redirected_write_under_way_is_merged_and_not_lost() {
     assert_eq!(origin_now(&w), expected);
 }
 
+/// M05: whatever the order of the log, and wherever in it the chunk is.
+#[test]
+fn a_batch_waits_for_redirected_writes_to_each_of_its_chunks() {
+    let order = [3, 7, 0, 5, 1, 6, 2, 4];
+    for chunk in 0..8 {
+        let (mut w, origin) = world(64);
+        let s = w.add_snapshot(1, 8, 400, "P", false);
+        for n in order {
+            assert_eq!(w.write(origin, n * 8, 8, 900), Status::Ok);
+        }
+        let log = entries(&w.devices, w.origin, w.cows[&s]);
+        assert_eq!(log.iter().map(|e| e.old).collect::<Vec<_>>(), order);
+        w.merge_background = false;
+        w.merge_bytes = 8 * 4096;
+        hand_over(&mut w, s, MergeWrites::Redirect);
+        start_write(&mut w, origin, 1, (chunk * 8 + 2, 2), 901);
+        w.merge_background = true;
+        w.settle_without(&[origin]);
+        assert_done(&mut w, origin, []);
+        assert_eq!(chunks_left(&w), 8, "chunk {chunk} was not waited for");
+        w.settle();
+        assert_done(&mut w, origin, [1]);
+        let mut expected = numbers(64);
+        expected[chunk as usize * 8 + 2..][..2].fill(901);
+        assert_eq!(origin_now(&w), expected, "chunk {chunk}");
+    }
+}
+
 /// M03: what is removed is removed durably, before a write goes to the origin.
 #[test]
 fn a_removed_entry_never_comes_back_over_a_newer_write() {

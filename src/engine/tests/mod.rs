@@ -9,6 +9,7 @@ mod bench;
 mod cut;
 mod discards;
 mod faults;
+mod large_copies;
 mod leaving;
 mod mended;
 mod merging;

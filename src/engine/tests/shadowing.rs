@@ -91,6 +91,30 @@ fn an_origin_write_waits_for_older_reads_of_the_shared_chunk() {
     assert_eq!(stamps_from(8, &w.actors[view].memory[&1]), numbers(16)[8..]);
 }
 
+/// The chunks on both sides of the pending one get neighbouring COW chunks, but are
+/// not neighbours in the view.
+#[test]
+fn a_write_around_a_pending_chunk_puts_every_chunk_in_its_place() {
+    for pending in 0..4 {
+        let (mut w, _) = world(64);
+        let s = w.add_snapshot(1, 8, 400, "P", false);
+        let first = w.add_actor(PortRole::View(s));
+        let second = w.add_actor(PortRole::View(s));
+        start_write(&mut w, first, 1, (8 * pending, 8), 900);
+        start_write(&mut w, second, 1, (0, 32), 901);
+        w.settle_without(&[first]);
+        assert_done(&mut w, second, []);
+        w.settle();
+        assert_done(&mut w, first, [1]);
+        assert_done(&mut w, second, [1]);
+        let mut expected = numbers(64);
+        expected[..32].fill(901);
+        assert_eq!(w.read(first, 0, 64).unwrap(), expected, "chunk {pending}");
+        let store = World::offline_view(&w.devices, w.origin, w.cows[&s]);
+        assert_eq!(stamps(&store.unwrap()), expected, "chunk {pending}");
+    }
+}
+
 /// N07.
 #[test]
 fn a_flush_makes_every_acknowledged_write_durable() {
