@@ -18,5 +18,6 @@ mod scenarios;
 mod shadowing;
 mod shorter;
 mod simulator;
+mod store_release;
 mod telling;
 mod world;
