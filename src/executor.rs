@@ -9,9 +9,10 @@ use std::time::Duration;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use crate::engine::{
-    Command, ControlError, ControlRequest, Engine, MergeStep, Notice, Port, PortRole, Wake,
+    Command, ControlError, ControlRequest, Engine, Execution, MergeStep, NoSlots, Notice, Port,
+    PortRole, Wake,
 };
-use crate::io::{Disk, Done, Errno, Op, OpKind};
+use crate::io::{Disk, Done};
 use crate::sync;
 
 /// An eventfd that other threads write to end this thread's wait.
@@ -210,77 +211,22 @@ impl Executor {
     }
 
     fn execute_one(&mut self, command: Command, reports: &mut Vec<Report>) {
-        match command {
-            Command::Read {
+        match command.execution(&mut NoSlots) {
+            Execution::Submit(op) => self.disk.submit(op),
+            Execution::ControlDone { id, result } => {
+                reports.push(Report::ControlDone { id, result })
+            }
+            Execution::Notice(notice) => reports.push(Report::Notice(notice)),
+            Execution::Refuse(Done {
                 tag,
-                device,
-                offset,
+                result,
                 buffer,
-            } => {
-                self.disk.submit(Op {
-                    tag,
-                    device,
-                    kind: OpKind::Read { offset, buffer },
-                });
-            }
-            Command::Write {
-                tag,
-                device,
-                offset,
-                buffer,
-                durable,
-                patch: None,
-            } => {
-                self.disk.submit(Op {
-                    tag,
-                    device,
-                    kind: OpKind::Write {
-                        offset,
-                        buffer,
-                        durable,
-                    },
-                });
-            }
-            Command::Flush { tag, device } => {
-                self.disk.submit(Op {
-                    tag,
-                    device,
-                    kind: OpKind::Flush,
-                });
-            }
-            Command::Zero {
-                tag,
-                device,
-                offset,
-                len,
-                how,
-            } => {
-                self.disk.submit(Op {
-                    tag,
-                    device,
-                    kind: OpKind::Zero { offset, len, how },
-                });
-            }
-            Command::ControlDone { id, result } => reports.push(Report::ControlDone { id, result }),
-            Command::Notice(notice) => reports.push(Report::Notice(notice)),
-            // No request was ever made here, so there is no guest data to move.
-            Command::GuestRead { tag, .. } | Command::GuestWrite { tag, .. } => {
+            }) => {
                 tracing::error!("guest I/O on a port without a guest refused");
-                self.port
-                    .io_done(tag, Err(Errno::EINVAL), None, &mut self.commands);
+                self.port.io_done(tag, result, buffer, &mut self.commands);
             }
-            Command::Write {
-                tag,
-                buffer,
-                patch: Some(_),
-                ..
-            } => {
-                tracing::error!("guest data on a port without a guest refused");
-                self.port
-                    .io_done(tag, Err(Errno::EINVAL), Some(buffer), &mut self.commands);
-            }
-            Command::Complete { .. } => {
-                tracing::error!("completion on a port without a guest ignored")
+            Execution::Complete { .. } => {
+                tracing::error!("completion on a port without a guest ignored");
             }
         }
     }

@@ -14,8 +14,8 @@ use loom::thread;
 use super::registrations::{Registrations, WRITE};
 use super::views::Config;
 use super::*;
-use crate::io::DeviceId;
 use crate::io::sim::{Fill, SimDevices};
+use crate::io::{Buffer, DeviceId, Op, OpKind, OwnedBuffer};
 use crate::mutation::{self, Mutation};
 use crate::store;
 use crate::units::ChunkSize;
@@ -111,6 +111,77 @@ impl Disks {
             CHUNKS + chunk
         }]
     }
+
+    /// Carries out an operation at once; returns its buffer.
+    fn carry_out(&self, op: Op) -> Option<Buffer> {
+        match op.kind {
+            OpKind::Read { offset, mut buffer } => {
+                for at in (0..buffer.len()).step_by(512) {
+                    let from = self.at(op.device, offset + at as u64);
+                    let value = from.load(Ordering::Relaxed);
+                    buffer.write_at(at, &value.to_le_bytes());
+                }
+                Some(buffer)
+            }
+            OpKind::Write { offset, buffer, .. } => {
+                for at in (0..buffer.len()).step_by(512) {
+                    let to = self.at(op.device, offset + at as u64);
+                    to.store(number_at(&buffer, at), Ordering::Relaxed);
+                }
+                Some(buffer)
+            }
+            OpKind::Zero { offset, len, .. } => {
+                for offset in (offset..offset + len).step_by(512) {
+                    self.at(op.device, offset).store(0, Ordering::Relaxed);
+                }
+                None
+            }
+            OpKind::Flush => None,
+        }
+    }
+}
+
+fn number_at(buffer: &Buffer, offset: usize) -> u64 {
+    let mut value = [0; 8];
+    assert!(buffer.read_at(offset, &mut value));
+    u64::from_le_bytes(value)
+}
+
+/// The data of an actor's one request, a sector whose first number counts.
+#[derive(Default)]
+struct Memory {
+    value: u64,
+    /// The operation that was translated last reads into it.
+    reads: bool,
+}
+
+impl Memory {
+    fn buffer(&self) -> Buffer {
+        let mut buffer = OwnedBuffer::zeroed(512);
+        buffer.as_mut_slice()[..8].copy_from_slice(&self.value.to_le_bytes());
+        Buffer::Owned(buffer)
+    }
+}
+
+impl SlotData for Memory {
+    fn read_buffer(&mut self, _: SlotRange) -> Option<Buffer> {
+        self.reads = true;
+        Some(self.buffer())
+    }
+
+    fn write_op(&mut self, _: SlotRange, offset: u64, durable: bool) -> Option<OpKind> {
+        let buffer = self.buffer();
+        Some(OpKind::Write {
+            offset,
+            buffer,
+            durable,
+        })
+    }
+
+    /// Chunks are of one sector, so no write is of a part of one.
+    fn lay_over(&mut self, _: &mut Buffer, _: Patch) -> bool {
+        false
+    }
 }
 
 /// A thread's port, which carries out commands at once.
@@ -118,8 +189,7 @@ struct Actor {
     port: Kept<Port>,
     bell: Arc<Bell>,
     disks: Disks,
-    /// The data of its one request.
-    memory: u64,
+    memory: Memory,
     ended: Option<Status>,
     done: Option<Result<(), ControlError>>,
     notices: usize,
@@ -132,7 +202,7 @@ impl Actor {
             port: Kept(Some(engine.open_port(role, 1, bell.clone()))),
             bell,
             disks: disks.clone(),
-            memory: 0,
+            memory: Memory::default(),
             ended: None,
             done: None,
             notices: 0,
@@ -146,83 +216,21 @@ impl Actor {
     fn execute(&mut self, mut commands: Vec<Command>) {
         while !commands.is_empty() {
             for command in std::mem::take(&mut commands) {
-                let (tag, buffer) = match command {
-                    Command::GuestRead {
-                        tag,
-                        device,
-                        offset,
-                        ..
-                    } => {
-                        self.memory = self.disks.at(device, offset).load(Ordering::Relaxed);
-                        (tag, None)
-                    }
-                    Command::GuestWrite {
-                        tag,
-                        device,
-                        offset,
-                        ..
-                    } => {
-                        self.disks
-                            .at(device, offset)
-                            .store(self.memory, Ordering::Relaxed);
-                        (tag, None)
-                    }
-                    Command::Read {
-                        tag,
-                        device,
-                        offset,
-                        mut buffer,
-                    } => {
-                        for at in 0..buffer.len() / 512 {
-                            let from = self.disks.at(device, offset + 512 * at as u64);
-                            let value = from.load(Ordering::Relaxed);
-                            buffer.write_at(512 * at, &value.to_le_bytes());
+                match command.execution(&mut self.memory) {
+                    Execution::Submit(op) => {
+                        let (tag, buffer) = (op.tag, self.disks.carry_out(op));
+                        if let (true, Some(read)) =
+                            (std::mem::take(&mut self.memory.reads), &buffer)
+                        {
+                            self.memory.value = number_at(read, 0);
                         }
-                        (tag, Some(buffer))
+                        self.port().io_done(tag, Ok(()), buffer, &mut commands);
                     }
-                    Command::Write {
-                        tag,
-                        device,
-                        offset,
-                        buffer,
-                        ..
-                    } => {
-                        for at in 0..buffer.len() / 512 {
-                            let mut value = [0; 8];
-                            buffer.read_at(512 * at, &mut value);
-                            let to = self.disks.at(device, offset + 512 * at as u64);
-                            to.store(u64::from_le_bytes(value), Ordering::Relaxed);
-                        }
-                        (tag, Some(buffer))
-                    }
-                    Command::Zero {
-                        tag,
-                        device,
-                        offset,
-                        len,
-                        ..
-                    } => {
-                        for offset in (offset..offset + len).step_by(512) {
-                            self.disks.at(device, offset).store(0, Ordering::Relaxed);
-                        }
-                        (tag, None)
-                    }
-                    Command::Flush { tag, .. } => (tag, None),
-                    Command::Complete { status, .. } => {
-                        self.ended = Some(status);
-                        continue;
-                    }
-                    Command::ControlDone { result, .. } => {
-                        self.done = Some(result);
-                        continue;
-                    }
-                    Command::Notice(_) => {
-                        self.notices += 1;
-                        continue;
-                    }
-                };
-                let result = Ok(());
-                self.port().io_done(tag, result, buffer, &mut commands);
+                    Execution::Refuse(done) => panic!("{done:?}"),
+                    Execution::Complete { status, .. } => self.ended = Some(status),
+                    Execution::ControlDone { result, .. } => self.done = Some(result),
+                    Execution::Notice(_) => self.notices += 1,
+                }
             }
         }
     }
@@ -253,13 +261,13 @@ impl Actor {
     }
 
     fn write(&mut self, chunk: u64, value: u64) {
-        self.memory = value;
+        self.memory.value = value;
         self.request(RequestKind::Write { durable: false }, chunk);
     }
 
     fn read(&mut self, chunk: u64) -> u64 {
         self.request(RequestKind::Read, chunk);
-        self.memory
+        self.memory.value
     }
 
     fn control(&mut self, request: ControlRequest) {

@@ -8,6 +8,7 @@
 mod api;
 mod core;
 mod discard;
+mod execution;
 mod failure;
 mod fast_path;
 mod port;
@@ -20,9 +21,10 @@ mod views;
 #[cfg(all(test, feature = "loom"))]
 mod loom_tests;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use api::*;
+pub use execution::{Execution, NoSlots, SlotData, SlotRange};
 pub use failure::{FailedDevice, Failure, Operation};
 pub use port::Port;
 

@@ -9,9 +9,9 @@ use shuttle::sync::{Condvar, Mutex};
 use super::Kept;
 use super::oracle::{Oracle, Stamp};
 use super::volumes::Volume;
+use crate::engine::tests::guest_disk::GuestDisk;
 use crate::engine::*;
-use crate::io::sim::SimDisk;
-use crate::io::{Buffer, Disk, Op, OpKind, OwnedBuffer, Tag};
+use crate::io::{Disk, Done};
 
 /// Puts a thread to sleep and wakes it: nobody else does, so that a wake-up that
 /// is lost ends in a deadlock, which shuttle reports.
@@ -41,19 +41,15 @@ struct Open {
     id: u64,
     kind: RequestKind,
     sectors: Range<usize>,
-    data: Vec<u8>,
 }
 
 pub struct Guest {
     port: Kept<Port>,
-    disk: Kept<SimDisk>,
+    disk: Kept<GuestDisk>,
     bell: Arc<Bell>,
     view: ViewId,
     oracle: Oracle,
     open: BTreeMap<Slot, Open>,
-    /// Disk operations: the engine's tag, and where read data goes.
-    ops: BTreeMap<Tag, (Tag, Option<(Slot, usize)>)>,
-    next_op: Tag,
     /// What the last read showed.
     shown: Vec<Stamp>,
     /// The view may answer with errors: its snapshot is going.
@@ -96,13 +92,11 @@ impl Guest {
             .open_port(PortRole::View(view), 8, bell.clone());
         Self {
             port: Kept::new(port),
-            disk: Kept::new(volume.devices.disk()),
+            disk: Kept::new(GuestDisk::new(volume.devices.disk())),
             bell,
             view,
             oracle: volume.oracle.clone(),
             open: BTreeMap::new(),
-            ops: BTreeMap::new(),
-            next_op: 0,
             shown: Vec::new(),
             may_fail: false,
         }
@@ -127,13 +121,9 @@ impl Guest {
             sector: sectors.start as u64,
             sectors: sectors.len() as u64,
         };
-        let open = Open {
-            id,
-            kind,
-            sectors,
-            data,
-        };
+        let open = Open { id, kind, sectors };
         self.open.insert(slot, open);
+        self.disk.get().memory.slots.insert(slot, data);
         let mut commands = Vec::new();
         self.port.get().request(request, &mut commands);
         self.execute(commands);
@@ -164,7 +154,7 @@ impl Guest {
 
     /// Waits until the port may go, as a worker does.
     pub fn close(mut self) {
-        while !self.port.get().is_idle() || self.disk.get().in_flight() > 0 {
+        while !self.port.get().is_idle() || self.disk.get().disk.in_flight() > 0 {
             self.turn();
         }
     }
@@ -175,21 +165,21 @@ impl Guest {
         let mut moved = !commands.is_empty();
         self.execute(commands);
         let mut done = Vec::new();
-        let disk = self.disk.get();
+        let disk = &mut self.disk.get().disk;
         disk.reap(false, &mut done);
         if done.is_empty() && !moved && disk.in_flight() > 0 {
             disk.reap(true, &mut done);
         }
         for done in done {
             moved = true;
-            let (tag, to) = self.ops.remove(&done.tag).unwrap();
-            if let (Some((slot, at)), Some(Buffer::Owned(b))) = (to, &done.buffer) {
-                let open = self.open.get_mut(&slot).unwrap();
-                open.data[at..][..b.len()].copy_from_slice(b.as_slice());
-            }
+            let Done {
+                tag,
+                result,
+                buffer,
+            } = self.disk.get().finish(done);
             let mut commands = Vec::new();
             let port = self.port.get();
-            port.io_done(tag, done.result, done.buffer, &mut commands);
+            port.io_done(tag, result, buffer, &mut commands);
             self.execute(commands);
         }
         if !moved && !self.open.is_empty() {
@@ -201,85 +191,17 @@ impl Guest {
 
     fn execute(&mut self, commands: Vec<Command>) {
         for command in commands {
-            let (tag, device, kind, to) = match command {
-                Command::GuestRead {
-                    tag,
-                    device,
-                    offset,
-                    slot,
-                    slot_offset,
-                    len,
-                } => {
-                    let buffer = Buffer::Owned(OwnedBuffer::zeroed(len));
-                    let to = Some((slot, slot_offset));
-                    (tag, device, OpKind::Read { offset, buffer }, to)
-                }
-                Command::GuestWrite {
-                    tag,
-                    device,
-                    offset,
-                    slot,
-                    slot_offset,
-                    len,
-                    durable,
-                } => {
-                    let mut buffer = OwnedBuffer::zeroed(len);
-                    let data = &self.open[&slot].data[slot_offset..][..len];
-                    buffer.as_mut_slice().copy_from_slice(data);
-                    let buffer = Buffer::Owned(buffer);
-                    let kind = OpKind::Write {
-                        offset,
-                        buffer,
-                        durable,
-                    };
-                    (tag, device, kind, None)
-                }
-                Command::Read {
-                    tag,
-                    device,
-                    offset,
-                    buffer,
-                } => (tag, device, OpKind::Read { offset, buffer }, None),
-                Command::Write {
-                    tag,
-                    device,
-                    offset,
-                    mut buffer,
-                    durable,
-                    patch,
-                } => {
-                    if let Some(p) = patch {
-                        let data = &self.open[&p.slot].data[p.slot_offset..][..p.len];
-                        assert!(buffer.write_at(p.buffer_offset, data));
-                    }
-                    let kind = OpKind::Write {
-                        offset,
-                        buffer,
-                        durable,
-                    };
-                    (tag, device, kind, None)
-                }
-                Command::Flush { tag, device } => (tag, device, OpKind::Flush, None),
-                Command::Complete { slot, status } => {
-                    self.complete(slot, status);
-                    continue;
-                }
-                other => panic!("not for a guest: {other:?}"),
-            };
-            self.next_op += 1;
-            let tag_of_op = self.next_op;
-            self.ops.insert(tag_of_op, (tag, to));
-            let op = Op {
-                tag: tag_of_op,
-                device,
-                kind,
-            };
-            self.disk.get().submit(op);
+            match self.disk.get().carry_out(command) {
+                Some(Execution::Complete { slot, status }) => self.complete(slot, status),
+                Some(other) => panic!("not for a guest: {other:?}"),
+                None => {}
+            }
         }
     }
 
     fn complete(&mut self, slot: Slot, status: Status) {
         let open = self.open.remove(&slot).unwrap();
+        let data = self.disk.get().memory.slots.remove(&slot).unwrap();
         if status != Status::Ok {
             assert!(self.may_fail, "{:?} of {:?} fails", open.kind, self.view);
             return;
@@ -287,7 +209,7 @@ impl Guest {
         match open.kind {
             RequestKind::Read => {
                 let first = open.sectors.start;
-                self.shown = stamps(first, &open.data);
+                self.shown = stamps(first, &data);
                 self.oracle.end_read(self.view, open.id, first, &self.shown);
             }
             RequestKind::Write { .. } => self.oracle.end_write(self.view, open.id, open.sectors),

@@ -3,7 +3,7 @@
 
 use super::guest::GuestData;
 use super::ring::Taken;
-use crate::engine::{Patch, Slot};
+use crate::engine::{Patch, Slot, SlotData, SlotRange};
 use crate::io::{Buffer, OpKind, Zeroing};
 use vm_memory::GuestAddress;
 
@@ -29,59 +29,11 @@ pub enum RequestData {
 }
 
 impl RequestData {
-    /// The `len` bytes from `slot_offset`, to be read into or written from;
-    /// `None` if the data does not have them.
-    pub fn buffer(&self, slot_offset: usize, len: usize) -> Option<Buffer> {
+    /// The `len` bytes from `offset`; `None` if the data does not have them.
+    fn buffer(&self, offset: usize, len: usize) -> Option<Buffer> {
         match self {
-            Self::Guest(data) => data.buffer(slot_offset, len).map(Buffer::Guest),
-            Self::Zeroes { .. } => self.has(slot_offset, len).then_some(Buffer::Zeroes { len }),
-        }
-    }
-
-    /// The operation that writes those bytes to `offset` of a device.
-    pub fn write(
-        &self,
-        slot_offset: usize,
-        len: usize,
-        offset: u64,
-        durable: bool,
-    ) -> Option<OpKind> {
-        let buffer = self.buffer(slot_offset, len)?;
-        match self {
-            // No zeroing is durable by itself, so that is written.
-            Self::Zeroes { unmap, .. } if !durable => Some(OpKind::Zero {
-                offset,
-                len: u64::try_from(len).ok()?,
-                how: if *unmap {
-                    Zeroing::Unmap
-                } else {
-                    Zeroing::Keep
-                },
-            }),
-            _ => Some(OpKind::Write {
-                offset,
-                buffer,
-                durable,
-            }),
-        }
-    }
-
-    /// Lays the bytes that `patch` names over an engine's buffer; false if the
-    /// data or the buffer does not have them.
-    pub fn lay_over(&self, buffer: &mut Buffer, patch: Patch) -> bool {
-        let Buffer::Owned(owned) = buffer else {
-            return false;
-        };
-        let end = patch.buffer_offset.saturating_add(patch.len);
-        let Some(target) = owned.as_mut_slice().get_mut(patch.buffer_offset..end) else {
-            return false;
-        };
-        match self {
-            Self::Guest(data) => data.copy_out(patch.slot_offset, target),
-            Self::Zeroes { .. } => {
-                target.fill(0);
-                self.has(patch.slot_offset, patch.len)
-            }
+            Self::Guest(data) => data.buffer(offset, len).map(Buffer::Guest),
+            Self::Zeroes { .. } => self.has(offset, len).then_some(Buffer::Zeroes { len }),
         }
     }
 
@@ -140,5 +92,53 @@ impl Slots {
         let request = self.entries.get_mut(usize::from(slot))?.take()?;
         self.free.push(slot);
         Some(request)
+    }
+}
+
+impl SlotData for Slots {
+    fn read_buffer(&mut self, range: SlotRange) -> Option<Buffer> {
+        self.get(range.slot)?.data.buffer(range.offset, range.len)
+    }
+
+    fn write_op(&mut self, range: SlotRange, offset: u64, durable: bool) -> Option<OpKind> {
+        let data = &self.get(range.slot)?.data;
+        let buffer = data.buffer(range.offset, range.len)?;
+        match data {
+            // Zeroing cannot be durable by itself, so a durable write writes zeroes.
+            RequestData::Zeroes { unmap, .. } if !durable => Some(OpKind::Zero {
+                offset,
+                len: u64::try_from(range.len).ok()?,
+                how: if *unmap {
+                    Zeroing::Unmap
+                } else {
+                    Zeroing::Keep
+                },
+            }),
+            RequestData::Zeroes { .. } | RequestData::Guest(_) => Some(OpKind::Write {
+                offset,
+                buffer,
+                durable,
+            }),
+        }
+    }
+
+    fn lay_over(&mut self, buffer: &mut Buffer, patch: Patch) -> bool {
+        let Some(request) = self.get(patch.slot) else {
+            return false;
+        };
+        let Buffer::Owned(owned) = buffer else {
+            return false;
+        };
+        let end = patch.buffer_offset.saturating_add(patch.len);
+        let Some(target) = owned.as_mut_slice().get_mut(patch.buffer_offset..end) else {
+            return false;
+        };
+        match &request.data {
+            RequestData::Guest(data) => data.copy_out(patch.slot_offset, target),
+            RequestData::Zeroes { .. } => {
+                target.fill(0);
+                request.data.has(patch.slot_offset, patch.len)
+            }
+        }
     }
 }

@@ -21,8 +21,8 @@ use super::notify::{Call, Notifier, Signal};
 use super::ring::{Ring, RingFault, Taken};
 use super::slots::{InFlight, RequestData, Slots};
 use super::{Backend, Requests};
-use crate::engine::{Command, Patch, Request, RequestKind, Slot, Status};
-use crate::io::{Buffer, DeviceId, Disk, Done, Errno, Op, OpKind, Tag};
+use crate::engine::{Command, Execution, Request, RequestKind, Slot, Status};
+use crate::io::{Disk, Done, Errno, Op, OpKind};
 use crate::mutation::{self, Mutation};
 use crate::sync::thread::{self, JoinHandle};
 use crate::sync::{self, mpsc};
@@ -504,115 +504,42 @@ impl Worker {
     fn execute(&mut self) {
         let mut commands = std::mem::take(&mut self.commands);
         for command in commands.drain(..) {
-            match command {
-                Command::GuestRead {
-                    tag,
-                    device,
-                    offset,
-                    slot,
-                    slot_offset,
-                    len,
-                } => match self.guest_buffer(slot, slot_offset, len) {
-                    Some(buffer) => self.submit(tag, device, OpKind::Read { offset, buffer }),
-                    None => self.reject(tag, None),
-                },
-                Command::GuestWrite {
-                    tag,
-                    device,
-                    offset,
-                    slot,
-                    slot_offset,
-                    len,
-                    durable,
-                } => {
-                    let data = self.slots.get(slot).map(|request| &request.data);
-                    match data.and_then(|d| d.write(slot_offset, len, offset, durable)) {
-                        Some(kind) => self.submit(tag, device, kind),
-                        None => self.reject(tag, None),
-                    }
+            match command.execution(&mut self.slots) {
+                Execution::Submit(op) => self.submit(op),
+                Execution::Refuse(done) => self.refuse(done),
+                Execution::Complete { slot, status } => self.complete(slot, status),
+                Execution::ControlDone { id, .. } => {
+                    debug!("{}: a queue has no control request {id}", self.name);
                 }
-                Command::Read {
-                    tag,
-                    device,
-                    offset,
-                    buffer,
-                } => {
-                    self.submit(tag, device, OpKind::Read { offset, buffer });
-                }
-                Command::Write {
-                    tag,
-                    device,
-                    offset,
-                    mut buffer,
-                    durable,
-                    patch,
-                } => {
-                    if patch.is_none_or(|patch| self.lay_over(&mut buffer, patch)) {
-                        self.submit(
-                            tag,
-                            device,
-                            OpKind::Write {
-                                offset,
-                                buffer,
-                                durable,
-                            },
-                        );
-                    } else {
-                        self.reject(tag, Some(buffer));
-                    }
-                }
-                Command::Flush { tag, device } => self.submit(tag, device, OpKind::Flush),
-                Command::Zero {
-                    tag,
-                    device,
-                    offset,
-                    len,
-                    how,
-                } => self.submit(tag, device, OpKind::Zero { offset, len, how }),
-                Command::Complete { slot, status } => self.complete(slot, status),
-                Command::ControlDone { .. } | Command::Notice(_) => {
-                    debug!("{}: not for a queue: {command:?}", self.name);
-                }
+                Execution::Notice(notice) => debug!("{}: not for a queue: {notice:?}", self.name),
             }
         }
-        // Executing never makes commands, so nothing was added meanwhile.
+        // Executing never makes commands, so none was added meanwhile.
         self.commands = commands;
     }
 
-    fn guest_buffer(&self, slot: Slot, offset: usize, len: usize) -> Option<Buffer> {
-        self.slots.get(slot)?.data.buffer(offset, len)
-    }
-
-    fn lay_over(&self, buffer: &mut Buffer, patch: Patch) -> bool {
-        let request = self.slots.get(patch.slot);
-        request.is_some_and(|request| request.data.lay_over(buffer, patch))
-    }
-
-    fn submit(&mut self, tag: Tag, device: DeviceId, kind: OpKind) {
-        let flush = matches!(kind, OpKind::Flush);
-        if self.abandoning && !flush && self.port.abandonable()(tag) {
+    fn submit(&mut self, op: Op) {
+        let flush = matches!(op.kind, OpKind::Flush);
+        if self.abandoning && !flush && self.port.abandonable()(op.tag) {
             self.done.push(Done {
-                tag,
+                tag: op.tag,
                 result: Err(Errno::ECANCELED),
                 buffer: None,
             });
             return;
         }
-        self.disk.submit(Op { tag, device, kind });
+        self.disk.submit(op);
         self.submitted = true;
     }
 
-    /// A command that names what is not there: the engine must still hear its end.
-    fn reject(&mut self, tag: Tag, buffer: Option<Buffer>) {
+    /// A command names data that its request does not have. The engine still gets the
+    /// end of the operation.
+    fn refuse(&mut self, done: Done) {
         error!(
-            "{}: operation {tag} names data that its request does not have",
-            self.name
+            "{}: operation {} names data that its request does not have",
+            self.name, done.tag
         );
-        self.done.push(Done {
-            tag,
-            result: Err(Errno::EINVAL),
-            buffer,
-        });
+        self.done.push(done);
     }
 
     fn complete(&mut self, slot: Slot, status: Status) {

@@ -9,6 +9,7 @@ mod bench;
 mod cut;
 mod discards;
 mod faults;
+pub(crate) mod guest_disk;
 mod large_copies;
 mod leaving;
 mod mended;

@@ -88,7 +88,7 @@ fn an_origin_write_waits_for_older_reads_of_the_shared_chunk() {
     w.settle();
     assert_done(&mut w, view, [1]);
     assert_done(&mut w, origin, [1]);
-    assert_eq!(stamps_from(8, &w.actors[view].memory[&1]), numbers(16)[8..]);
+    assert_eq!(stamps_from(8, w.actors[view].data(1)), numbers(16)[8..]);
 }
 
 /// The chunks on both sides of the pending one get neighbouring COW chunks, but are

@@ -147,6 +147,6 @@ fn a_removal_ends_when_no_read_of_the_origin_through_its_view_is_under_way() {
     assert_removal_waits(&mut w, s, view, "a read of the origin");
     assert_done(&mut w, view, [1]);
     assert_done(&mut w, origin, [1]);
-    let shown = stamps_from(8, &w.actors[view].memory[&1]);
+    let shown = stamps_from(8, w.actors[view].data(1));
     assert_eq!(shown, numbers(16)[8..]);
 }

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::guest_disk::GuestDisk;
 use crate::engine::*;
-use crate::io::sim::{Fill, Rng, SimDevices, SimDisk};
-use crate::io::{Buffer, DeviceId, Disk, Op, OpKind, OwnedBuffer, Tag, Zeroing};
+use crate::io::sim::{Fill, Rng, SimDevices};
+use crate::io::{DeviceId, Done};
 use crate::store;
 use crate::units::ChunkSize;
 
@@ -15,22 +16,20 @@ impl Wake for NoWake {
     fn wake(&self) {}
 }
 
-/// What a disk operation was for.
-enum Pending {
-    GuestRead { tag: Tag, slot: Slot, offset: usize },
-    Other { tag: Tag },
-}
-
 /// One thread: a port, its disk, and the data of its requests.
 pub struct Actor {
     pub port: Port,
-    pub disk: SimDisk,
-    pub memory: BTreeMap<Slot, Vec<u8>>,
-    pending: BTreeMap<Tag, Pending>,
-    next_tag: Tag,
+    pub disk: GuestDisk,
     pub completed: Vec<(Slot, Status)>,
     pub control_done: Vec<(u64, Result<(), ControlError>)>,
     pub notices: Vec<Notice>,
+}
+
+impl Actor {
+    /// The data of a request.
+    pub fn data(&self, slot: Slot) -> &[u8] {
+        &self.disk.memory.slots[&slot]
+    }
 }
 
 pub struct World {
@@ -148,10 +147,7 @@ impl World {
     pub fn add_actor(&mut self, role: PortRole) -> usize {
         self.actors.push(Actor {
             port: self.engine.open_port(role, 16, Arc::new(NoWake)),
-            disk: self.devices.disk(),
-            memory: BTreeMap::new(),
-            pending: BTreeMap::new(),
-            next_tag: 0,
+            disk: GuestDisk::new(self.devices.disk()),
             completed: Vec::new(),
             control_done: Vec::new(),
             notices: Vec::new(),
@@ -241,7 +237,11 @@ impl World {
     }
 
     pub fn submit(&mut self, actor: usize, request: Request, data: Vec<u8>) {
-        self.actors[actor].memory.insert(request.slot, data);
+        self.actors[actor]
+            .disk
+            .memory
+            .slots
+            .insert(request.slot, data);
         let mut out = Vec::new();
         self.actors[actor].port.request(request, &mut out);
         self.execute(actor, out);
@@ -273,7 +273,10 @@ impl World {
                 .position(|(s, _)| *s == 15)
             {
                 let status = self.actors[actor].completed.remove(at).1;
-                return (status, self.actors[actor].memory.remove(&15).unwrap());
+                return (
+                    status,
+                    self.actors[actor].disk.memory.slots.remove(&15).unwrap(),
+                );
             }
             self.step();
         }
@@ -305,115 +308,20 @@ impl World {
     pub fn execute(&mut self, index: usize, commands: Vec<Command>) {
         for command in commands {
             let actor = &mut self.actors[index];
-            let tag = actor.next_tag;
-            actor.next_tag += 1;
-            let (device, kind, pending) = match command {
-                Command::GuestRead {
-                    tag,
-                    device,
-                    offset,
-                    slot,
-                    slot_offset,
-                    len,
-                } => (
-                    device,
-                    OpKind::Read {
-                        offset,
-                        buffer: Buffer::Owned(OwnedBuffer::zeroed(len)),
-                    },
-                    Pending::GuestRead {
-                        tag,
-                        slot,
-                        offset: slot_offset,
-                    },
-                ),
-                Command::GuestWrite {
-                    tag,
-                    device,
-                    offset,
-                    slot,
-                    slot_offset,
-                    len,
-                    durable,
-                } => {
-                    let data = &actor.memory[&slot][slot_offset..][..len];
-                    let kind = if !durable && data.iter().all(|b| *b == 0) {
-                        // As a worker does it with a write of zeroes.
-                        let (len, how) = (len as u64, Zeroing::Unmap);
-                        OpKind::Zero { offset, len, how }
-                    } else {
-                        let mut buffer = OwnedBuffer::zeroed(len);
-                        buffer.as_mut_slice().copy_from_slice(data);
-                        OpKind::Write {
-                            offset,
-                            buffer: Buffer::Owned(buffer),
-                            durable,
-                        }
-                    };
-                    (device, kind, Pending::Other { tag })
-                }
-                Command::Read {
-                    tag,
-                    device,
-                    offset,
-                    buffer,
-                } => (
-                    device,
-                    OpKind::Read { offset, buffer },
-                    Pending::Other { tag },
-                ),
-                Command::Write {
-                    tag,
-                    device,
-                    offset,
-                    mut buffer,
-                    durable,
-                    patch,
-                } => {
-                    if let (Some(p), Buffer::Owned(b)) = (patch, &mut buffer) {
-                        b.as_mut_slice()[p.buffer_offset..][..p.len]
-                            .copy_from_slice(&actor.memory[&p.slot][p.slot_offset..][..p.len]);
-                    }
-                    (
-                        device,
-                        OpKind::Write {
-                            offset,
-                            buffer,
-                            durable,
-                        },
-                        Pending::Other { tag },
-                    )
-                }
-                Command::Flush { tag, device } => (device, OpKind::Flush, Pending::Other { tag }),
-                Command::Zero {
-                    tag,
-                    device,
-                    offset,
-                    len,
-                    how,
-                } => (
-                    device,
-                    OpKind::Zero { offset, len, how },
-                    Pending::Other { tag },
-                ),
-                Command::Complete { slot, status } => {
-                    actor.completed.push((slot, status));
-                    continue;
-                }
-                Command::ControlDone { id, result } => {
+            match actor.disk.carry_out(command) {
+                Some(Execution::Complete { slot, status }) => actor.completed.push((slot, status)),
+                Some(Execution::ControlDone { id, result }) => {
                     if index == CONTROL {
                         self.driven -= 1;
                     }
                     actor.control_done.push((id, result));
-                    continue;
                 }
-                Command::Notice(notice) => {
-                    actor.notices.push(notice);
-                    continue;
+                Some(Execution::Notice(notice)) => actor.notices.push(notice),
+                Some(other @ (Execution::Submit(_) | Execution::Refuse(_))) => {
+                    unreachable!("{other:?}")
                 }
-            };
-            actor.pending.insert(tag, pending);
-            actor.disk.submit(Op { tag, device, kind });
+                None => {}
+            }
         }
     }
 
@@ -441,23 +349,18 @@ impl World {
         let mut moved = false;
         if disk {
             let mut done = Vec::new();
-            if !self.actors[index].disk.step(&mut done) {
+            if !self.actors[index].disk.disk.step(&mut done) {
                 return false;
             }
             moved = true;
             for d in done {
                 let actor = &mut self.actors[index];
-                let tag = match actor.pending.remove(&d.tag).unwrap() {
-                    Pending::GuestRead { tag, slot, offset } => {
-                        if let (Some(Buffer::Owned(b)), Ok(())) = (&d.buffer, d.result) {
-                            actor.memory.get_mut(&slot).unwrap()[offset..][..b.len()]
-                                .copy_from_slice(b.as_slice());
-                        }
-                        tag
-                    }
-                    Pending::Other { tag } => tag,
-                };
-                actor.port.io_done(tag, d.result, d.buffer, &mut out);
+                let Done {
+                    tag,
+                    result,
+                    buffer,
+                } = actor.disk.finish(d);
+                actor.port.io_done(tag, result, buffer, &mut out);
             }
         } else {
             self.actors[index].port.take_inbox(&mut out);

@@ -13,7 +13,9 @@ impl Sim {
                 let request = self.under_way.remove(&(actor, slot));
                 let request = request.ok_or_else(|| format!("slot {slot} ended twice"))?;
                 let data = self.w.actors[actor]
+                    .disk
                     .memory
+                    .slots
                     .remove(&slot)
                     .unwrap_or_default();
                 self.request_done(actor, request, status, &data)?;
