@@ -55,14 +55,22 @@ fn without_a_seeded_bug_there_is_nothing_to_find() {
     super::counts::report("the hunt's control");
 }
 
+/// `SNAPBACK_MUTATION=NAME` looks for one alone.
 #[test]
 fn every_seeded_bug_is_found() {
+    let wanted = std::env::var("SNAPBACK_MUTATION").ok();
+    let hunted: Vec<Mutation> = mutation::ALL
+        .iter()
+        .copied()
+        .filter(|m| wanted.as_ref().is_none_or(|name| format!("{m:?}") == *name))
+        .collect();
+    assert!(!hunted.is_empty(), "there is no mutation {wanted:?}");
     let next = AtomicUsize::new(0);
     let alive = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
-                while let Some(mutation) = mutation::ALL.get(next.fetch_add(1, Ordering::Relaxed)) {
+                while let Some(mutation) = hunted.get(next.fetch_add(1, Ordering::Relaxed)) {
                     match hunt(*mutation) {
                         Some(by) => println!("{mutation:?} dies: {by}"),
                         None => alive.lock().unwrap().push(*mutation),
@@ -72,7 +80,7 @@ fn every_seeded_bug_is_found() {
         }
     });
     let alive = alive.into_inner().unwrap();
-    let (all, left) = (mutation::ALL.len(), alive.len());
+    let (all, left) = (hunted.len(), alive.len());
     super::counts::report(&format!("{} of {all} mutations killed", all - left));
     assert!(alive.is_empty(), "the simulator lets these live: {alive:?}");
 }
