@@ -1,19 +1,17 @@
 //! Seeded bugs, for the test of the tests.
 //!
-//! Each is a step that the code must not leave out. [`is`] asks whether this
-//! thread runs with it left out; outside of test builds it is `false` at compile
-//! time, and nothing of this remains.
+//! Bugs in what happens between the engine and a disk (a dropped flush, an error that
+//! is reported as success) are made by the tests' executor, in
+//! `engine/tests/saboteur.rs`. Bugs of logic and of memory order are in the program,
+//! each on a line that asks [`is`] whether this thread runs with it. Outside of test
+//! builds that is `false` at compile time, and nothing of it remains.
 
-/// A bug that the simulator must find, or the models of the races.
+/// A bug that the simulator or the models of the races must find.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(test), allow(dead_code, reason = "some are in the tests only"))]
 pub(crate) enum Mutation {
     OriginWriteBeforeEntry,
-    EntryBeforeData,
-    CommitFlushDropped,
-    EntryVolatile,
-    FailedCommitIgnored,
     CopyOutWaiterForgotten,
-    CutFlushDropped,
     SyncForgetsEntries,
     FailedSyncForgotten,
     SnapshotReadsNotDrained,
@@ -23,16 +21,11 @@ pub(crate) enum Mutation {
     HandoverNotDrained,
     MergeEndNotDrained,
     RemovalNotDrained,
-    OriginWriteBeforeInvalid,
     PresentIsEnough,
     SecondSnapshotSkipped,
     OverflowKeptOnCopyOut,
-    FailedCopyReadIgnored,
-    FailedCopyWriteIgnored,
     FailedFlushForgotten,
     FailedStoreFlushForgotten,
-    InvalidationVolatile,
-    FailedInvalidationIgnored,
     UnmergedWriteReachesOrigin,
     FenceIgnored,
     MergeSkipsCopyOut,
@@ -40,40 +33,25 @@ pub(crate) enum Mutation {
     CopyOutBehindSnapshot,
     CopyShownBehindSnapshot,
     FenceSkipped,
-    MergeFlushDropped,
-    FailedMergeReadIgnored,
-    FailedMergeFlushIgnored,
-    MovesDropped,
-    MoveVolatile,
-    RemovalVolatile,
     MergeWaiterForgotten,
     FailedRemovalForgotten,
     RegistrationSkipped,
     StaleConfiguration,
     WriteThroughBeforeEntry,
-    FlushCompletedEarly,
-    FlushForgetsStore,
-    FailedIoReportedOk,
     OriginWriteBeforeCopy,
     FlushForgetsEntries,
     PartialWriteTakenForWhole,
     PublishedBeforeWritten,
     WriteAckedBeforeEntry,
-    PatchDropped,
     OverflowMixedUp,
     ShortTransferTakenForWhole,
-    RepairVolatile,
     NextAreaOffTheEnd,
-    NextAreaNotZeroed,
     EntriesOutOfOrder,
     TailZeroedForwards,
     RepetitionsKept,
-    LoadedStoreVolatile,
     JunkKept,
-    NextAreaZeroedLate,
     GroupCrossesAreas,
     MetadataChunkGivenOut,
-    TailZeroedBeforeMoves,
     EarlierAreasNotZeroed,
     MovedEntryForgotten,
     FullAreaEndsLog,
@@ -110,6 +88,36 @@ pub(crate) enum Mutation {
     ReplayCountForgotten,
     PublishedOutOfOrder,
     ResumedAtTheTold,
+    // Between the engine and the disk (`engine/tests/saboteur.rs`): not in the program.
+    EntryBeforeData,
+    CommitFlushDropped,
+    EntryVolatile,
+    FailedCommitIgnored,
+    CutFlushDropped,
+    SyncFlushDropped,
+    OriginWriteBeforeInvalid,
+    FailedCopyReadIgnored,
+    FailedCopyWriteIgnored,
+    InvalidationVolatile,
+    FailedInvalidationIgnored,
+    MergeFlushDropped,
+    FailedMergeReadIgnored,
+    FailedMergeWriteIgnored,
+    FailedMergeFlushIgnored,
+    MovesDropped,
+    MoveVolatile,
+    TailZeroedBeforeMoves,
+    RemovalVolatile,
+    FlushCompletedEarly,
+    FlushForgetsStore,
+    FailedIoReportedOk,
+    PatchDropped,
+    SlotOffsetIgnored,
+    PatchOffsetIgnored,
+    NextAreaNotZeroed,
+    NextAreaZeroedLate,
+    RepairVolatile,
+    LoadedStoreVolatile,
 }
 
 #[cfg(not(test))]
@@ -262,5 +270,9 @@ mod chosen {
         Mutation::PassdownNotDrained,
         Mutation::IoToWhoeverCalls,
         Mutation::LowestChunkFirst,
+        Mutation::FailedMergeWriteIgnored,
+        Mutation::SyncFlushDropped,
+        Mutation::SlotOffsetIgnored,
+        Mutation::PatchOffsetIgnored,
     ];
 }

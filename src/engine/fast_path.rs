@@ -232,9 +232,6 @@ impl FastRequest<'_> {
                 Issued { touches: OTHER }
             }
             ViewMode::Snapshot { snapshot, .. } => {
-                if mutation::is(Mutation::FlushCompletedEarly) {
-                    return Done(Status::Ok);
-                }
                 if snapshot.defer_commits {
                     return NeedsCore; // entries first
                 }
@@ -254,12 +251,10 @@ impl FastRequest<'_> {
                     tag: tags::fast(slot),
                     device: origin,
                 });
-                if !mutation::is(Mutation::FlushForgetsStore) {
-                    out.push(Command::Flush {
-                        tag: tags::cow_flush(slot),
-                        device: snapshot.device,
-                    });
-                }
+                out.push(Command::Flush {
+                    tag: tags::cow_flush(slot),
+                    device: snapshot.device,
+                });
                 Issued {
                     touches: OTHER | COW,
                 }

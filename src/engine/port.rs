@@ -167,7 +167,7 @@ impl Port {
         };
         issued.remaining = issued.remaining.saturating_sub(1);
         let ended = issued.remaining == 0;
-        issued.failed |= result.is_err() && !mutation::is(Mutation::FailedIoReportedOk);
+        issued.failed |= result.is_err();
         let mut failed = issued.failed;
         if issued.flush {
             let store = issued.store.clone().filter(|_| cow_flush);
@@ -305,6 +305,24 @@ impl Port {
         for wake in wakes {
             wake.wake();
         }
+    }
+}
+
+/// For the seeded bugs between the engine and the disk.
+#[cfg(test)]
+impl Port {
+    /// What an I/O command of the critical section is for.
+    pub(super) fn io_purpose(&self, tag: Tag) -> Option<super::core::Op> {
+        lock(&self.engine.core).io_purpose(tag)
+    }
+
+    pub(super) fn shows_merge(&self) -> bool {
+        matches!(*self.mode, ViewMode::Merge { .. })
+    }
+
+    pub(super) fn is_origin_flush(&self, op: &crate::io::Op) -> bool {
+        let origin = self.engine.shared.origin.device;
+        op.device == origin && matches!(op.kind, crate::io::OpKind::Flush)
     }
 }
 

@@ -11,7 +11,7 @@ use super::oracle::{Oracle, Stamp};
 use super::volumes::Volume;
 use crate::engine::tests::guest_disk::GuestDisk;
 use crate::engine::*;
-use crate::io::{Disk, Done};
+use crate::io::Done;
 
 /// Puts a thread to sleep and wakes it: nobody else does, so that a wake-up that
 /// is lost ends in a deadlock, which shuttle reports.
@@ -154,7 +154,7 @@ impl Guest {
 
     /// Waits until the port may go, as a worker does.
     pub fn close(mut self) {
-        while !self.port.get().is_idle() || self.disk.get().disk.in_flight() > 0 {
+        while !self.port.get().is_idle() || self.disk.get().in_flight() > 0 {
             self.turn();
         }
     }
@@ -165,18 +165,18 @@ impl Guest {
         let mut moved = !commands.is_empty();
         self.execute(commands);
         let mut done = Vec::new();
-        let disk = &mut self.disk.get().disk;
+        let disk = self.disk.get();
         disk.reap(false, &mut done);
         if done.is_empty() && !moved && disk.in_flight() > 0 {
             disk.reap(true, &mut done);
         }
-        for done in done {
+        for Done {
+            tag,
+            result,
+            buffer,
+        } in done
+        {
             moved = true;
-            let Done {
-                tag,
-                result,
-                buffer,
-            } = self.disk.get().finish(done);
             let mut commands = Vec::new();
             let port = self.port.get();
             port.io_done(tag, result, buffer, &mut commands);
@@ -191,7 +191,7 @@ impl Guest {
 
     fn execute(&mut self, commands: Vec<Command>) {
         for command in commands {
-            match self.disk.get().carry_out(command) {
+            match self.disk.get().carry_out(self.port.get(), command) {
                 Some(Execution::Complete { slot, status }) => self.complete(slot, status),
                 Some(other) => panic!("not for a guest: {other:?}"),
                 None => {}

@@ -3,7 +3,6 @@
 
 use super::StoreError;
 use crate::io::{Buffer, DeviceId, Disk, Errno, Op, OpKind, OwnedBuffer};
-use crate::mutation::{self, Mutation};
 
 /// Largest transfer in bytes: a chunk may be 1 GiB, a buffer may not.
 pub const PIECE: usize = 1 << 20;
@@ -36,7 +35,7 @@ impl<'a> StoreDisk<'a> {
         let kind = OpKind::Write {
             offset,
             buffer: Buffer::Owned(buffer),
-            durable: !mutation::is(Mutation::RepairVolatile),
+            durable: true,
         };
         self.run("write", offset, data.len(), kind).map(drop)
     }

@@ -205,8 +205,7 @@ impl Metadata {
             Some(new) if slot < end => entries.get(new).copied(),
             Some(_) => None,
         };
-        let fills_area =
-            taken > 0 && end.is_multiple_of(area_len) && !mutation::is(Mutation::NextAreaNotZeroed);
+        let fills_area = taken > 0 && end.is_multiple_of(area_len);
         let zero_next_area = fills_area.then(|| {
             let next = self.layout.area_chunk(self.layout.area_of(end));
             (

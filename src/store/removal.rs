@@ -81,9 +81,6 @@ impl Metadata {
             if mutation::is(Mutation::EarlierAreasNotZeroed) {
                 zeroes.truncate(1);
             }
-            if mutation::is(Mutation::TailZeroedBeforeMoves) {
-                zeroes.append(&mut moves);
-            }
         }
         RemovalPlan {
             moves,

@@ -74,9 +74,7 @@ impl ValidStore {
     /// loaded again.
     pub fn settle(self, disk: &mut dyn Disk, device: DeviceId) -> Result<Metadata, StoreError> {
         let mut disk = StoreDisk::new(disk, device);
-        if !mutation::is(Mutation::LoadedStoreVolatile) {
-            disk.flush()?; // 0
-        }
+        disk.flush()?; // 0
         if let Some(junk) = &self.junk
             && !mutation::is(Mutation::JunkKept)
         {
@@ -108,8 +106,5 @@ impl ValidStore {
 /// # Errors
 /// I/O errors.
 pub fn settle_invalid(disk: &mut dyn Disk, device: DeviceId) -> Result<(), StoreError> {
-    if mutation::is(Mutation::LoadedStoreVolatile) {
-        return Ok(());
-    }
     StoreDisk::new(disk, device).flush()
 }

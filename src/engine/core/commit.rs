@@ -130,11 +130,7 @@ impl Core {
         if snap.commit.is_some() || !snap.is_usable() || snap.demand <= snap.queue_base {
             return;
         }
-        let ready = snap
-            .queue
-            .iter()
-            .take_while(|q| q.ready || mutation::is(Mutation::EntryBeforeData))
-            .count();
+        let ready = snap.queue.iter().take_while(|q| q.ready).count();
         if ready == 0 {
             return;
         }
@@ -154,8 +150,7 @@ impl Core {
             .collect();
         let plan = snap.metadata.plan_append(&offered);
         let entries: Vec<Entry> = offered.into_iter().take(plan.taken).collect();
-        let late = mutation::is(Mutation::NextAreaZeroedLate);
-        let step = if plan.zero_next_area.is_some() && !late {
+        let step = if plan.zero_next_area.is_some() {
             Step::Zero(0)
         } else {
             Step::Flush
@@ -186,9 +181,6 @@ impl Core {
         let Some(commit) = &mut snap.commit else {
             return;
         };
-        if matches!(commit.step, Step::Flush) && mutation::is(Mutation::CommitFlushDropped) {
-            commit.step = Step::Write(0);
-        }
         let command = match commit.step {
             Step::Zero(done) => {
                 let (offset, len) = commit.plan.zero_next_area.unwrap_or_default();
@@ -204,8 +196,7 @@ impl Core {
                 };
                 let mut buffer = OwnedBuffer::zeroed(write.data.len());
                 buffer.as_mut_slice().copy_from_slice(&write.data);
-                let durable = !mutation::is(Mutation::EntryVolatile);
-                Some((write.offset, buffer, durable))
+                Some((write.offset, buffer, true))
             }
         };
         let tag = self.tag(Op::Commit { snapshot: id });
@@ -233,9 +224,7 @@ impl Core {
             snap.commit = None;
             return;
         }
-        if let Err(failure) = result
-            && !mutation::is(Mutation::FailedCommitIgnored)
-        {
+        if let Err(failure) = result {
             // What is on disk is unknown now: the store is not trusted again.
             snap.commit = None;
             self.invalidate(id, InvalidReason::Io(failure));
@@ -250,17 +239,9 @@ impl Core {
                 let done = done.saturating_add(ZERO_PIECE).min(len);
                 if done < len {
                     Step::Zero(done)
-                } else if mutation::is(Mutation::NextAreaZeroedLate) {
-                    Step::Write(0)
                 } else {
                     Step::Flush
                 }
-            }
-            Step::Flush
-                if commit.plan.zero_next_area.is_some()
-                    && mutation::is(Mutation::NextAreaZeroedLate) =>
-            {
-                Step::Zero(0)
             }
             Step::Flush => Step::Write(0),
             Step::Write(at) => Step::Write(at + 1),

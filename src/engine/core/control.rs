@@ -287,7 +287,7 @@ impl Core {
     /// snapshot is there → 5 writes go on.
     fn open_gate(&mut self) {
         let Some(gate) = &self.gate else { return };
-        if gate.is_cut() && gate.flushed.is_none() && !mutation::is(Mutation::CutFlushDropped) {
+        if gate.is_cut() && gate.flushed.is_none() {
             let (port, device) = (gate.port, self.origin_device());
             let tag = self.tag(Op::CutFlush);
             return self.emit(port, Command::Flush { tag, device });

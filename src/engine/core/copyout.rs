@@ -87,9 +87,6 @@ impl Core {
                         continue;
                     };
                     if snap.is_invalidating() {
-                        if mutation::is(Mutation::OriginWriteBeforeInvalid) {
-                            break;
-                        }
                         snap.on_invalid.push(waiter);
                         self.add_wait(waiter);
                         waits += 1;
@@ -321,9 +318,7 @@ impl Core {
         result: Result<(), Failure>,
         buffer: Option<Buffer>,
     ) {
-        if let Err(failure) = result
-            && !mutation::is(Mutation::FailedCopyReadIgnored)
-        {
+        if let Err(failure) = result {
             self.buffers.put_back(buffer);
             let failed: Vec<SnapshotId> = self
                 .jobs
@@ -395,9 +390,7 @@ impl Core {
         snapshot: SnapshotId,
         result: Result<(), Failure>,
     ) {
-        if let Err(failure) = result
-            && !mutation::is(Mutation::FailedCopyWriteIgnored)
-        {
+        if let Err(failure) = result {
             self.invalidate(snapshot, InvalidReason::Io(failure));
         }
         if let Some(p) = self.pieces.get_mut(piece) {

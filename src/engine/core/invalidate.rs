@@ -46,14 +46,10 @@ impl Core {
                 }
             }
         }
-        if mutation::is(Mutation::OriginWriteBeforeInvalid) {
-            failed.append(&mut snap.on_invalid);
-        }
         let header = snap.metadata.invalidate_write();
         let device = snap.shared.device;
         for waiter in failed {
             if let Waiter::Request(request) | Waiter::Part(request, _) = waiter
-                && !mutation::is(Mutation::OriginWriteBeforeInvalid)
                 && let Some(request) = self.requests.get_mut(request)
             {
                 request.failed = true;
@@ -86,14 +82,14 @@ impl Core {
                 device,
                 offset: write.offset,
                 buffer,
-                durable: !mutation::is(Mutation::InvalidationVolatile),
+                durable: true,
                 patch: None,
             },
         );
     }
 
     pub(super) fn header_written(&mut self, id: SnapshotId, result: Result<(), Failure>) {
-        let ok = result.is_ok() || mutation::is(Mutation::FailedInvalidationIgnored);
+        let ok = result.is_ok();
         let Some(snap) = self.snaps.get_mut(&id) else {
             return;
         };

@@ -247,9 +247,6 @@ impl Core {
                 if batch.ios == 0 && batch.phase == Phase::Copy {
                     batch.phase = Phase::Flush;
                     batch.ios = 1;
-                    if mutation::is(Mutation::MergeFlushDropped) {
-                        return self.merge_flush_done(Ok(()));
-                    }
                     let tag = self.tag(Op::MergeFlush);
                     self.emit(
                         port,
@@ -299,7 +296,7 @@ impl Core {
         buffer: Option<Buffer>,
     ) {
         let origin = self.origin_device();
-        if self.stopped() || result.is_err() && !mutation::is(Mutation::FailedMergeReadIgnored) {
+        if self.stopped() || result.is_err() {
             self.buffers.put_back(buffer);
             return self.merge_io_ended(result);
         }
@@ -327,13 +324,6 @@ impl Core {
     }
 
     pub(super) fn merge_flush_done(&mut self, result: Result<(), Failure>) {
-        let result = result.or_else(|e| {
-            if mutation::is(Mutation::FailedMergeFlushIgnored) {
-                Ok(())
-            } else {
-                Err(e)
-            }
-        });
         if let Err(failure) = result {
             self.origin_flush_failed(failure);
         }
@@ -353,7 +343,7 @@ impl Core {
         batch.plan = Some(plan);
         batch.phase = Phase::Move;
         batch.ios = moves.len();
-        if moves.is_empty() || mutation::is(Mutation::MovesDropped) {
+        if moves.is_empty() {
             return self.next_zero();
         }
         for write in &moves {
@@ -370,10 +360,6 @@ impl Core {
     ) {
         let mut buffer = OwnedBuffer::zeroed(write.data.len());
         buffer.as_mut_slice().copy_from_slice(&write.data);
-        let volatile = match op {
-            Op::MergeMove => mutation::is(Mutation::MoveVolatile),
-            _ => mutation::is(Mutation::RemovalVolatile),
-        };
         let tag = self.tag(op);
         let (offset, buffer) = (write.offset, Buffer::Owned(buffer));
         self.emit(
@@ -383,7 +369,7 @@ impl Core {
                 device,
                 offset,
                 buffer,
-                durable: !volatile,
+                durable: true,
                 patch: None,
             },
         );

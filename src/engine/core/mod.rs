@@ -131,8 +131,8 @@ impl Snap {
 }
 
 /// What an I/O command of the critical section was for.
-#[derive(Debug)]
-enum Op {
+#[derive(Clone, Debug)]
+pub(super) enum Op {
     /// Guest data of a request; `fresh`: chunks that get their exception with it.
     Guest {
         request: RequestId,
@@ -342,6 +342,13 @@ impl Core {
     }
 
     // ---- events
+
+    /// What an operation under way is for, for the seeded bugs in the tests' executor.
+    #[cfg(test)]
+    pub fn io_purpose(&self, tag: Tag) -> Option<Op> {
+        let (op, _) = self.ops.get(tags::core_number(tag)?)?;
+        Some(op.clone())
+    }
 
     pub fn io_done(
         &mut self,

@@ -256,7 +256,7 @@ impl Core {
                 offset,
                 buffer,
                 durable: false,
-                patch: Some(patch).filter(|_| !mutation::is(Mutation::PatchDropped)),
+                patch: Some(patch),
             },
         );
     }

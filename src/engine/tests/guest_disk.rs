@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::engine::{Command, Execution, Patch, Slot, SlotData, SlotRange};
+use super::saboteur::{self, Manner};
+use crate::engine::{Command, Execution, Patch, Port, Slot, SlotData, SlotRange};
 use crate::io::sim::SimDisk;
 use crate::io::{Buffer, Disk, Done, Op, OpKind, OwnedBuffer, Tag, Zeroing};
 
@@ -49,18 +50,23 @@ impl SlotData for Memory {
     }
 }
 
-/// An operation under way: the engine's tag, and where read data goes.
+/// An operation under way.
 struct Pending {
-    tag: Tag,
+    /// The engine's tag; `None` if the engine has its end already.
+    tag: Option<Tag>,
+    /// Where read data goes.
     read_into: Option<SlotRange>,
+    error_ignored: bool,
 }
 
 pub struct GuestDisk {
-    pub disk: SimDisk,
+    disk: SimDisk,
     pub memory: Memory,
     /// By the disk's tag: the engine gives all transfers of one request the same.
     pending: BTreeMap<Tag, Pending>,
     next_tag: Tag,
+    /// Ends that a seeded bug reports before the disk does.
+    early: Vec<Done>,
 }
 
 impl GuestDisk {
@@ -70,15 +76,16 @@ impl GuestDisk {
             memory: Memory::default(),
             pending: BTreeMap::new(),
             next_tag: 0,
+            early: Vec::new(),
         }
     }
 
     /// Submits the command's I/O; returns what else there is to do.
-    pub fn carry_out(&mut self, command: Command) -> Option<Execution> {
+    pub fn carry_out(&mut self, port: &Port, mut command: Command) -> Option<Execution> {
+        saboteur::spoil(&mut command);
         match command.execution(&mut self.memory) {
             Execution::Submit(op) => {
-                let read_into = self.memory.read_into.take();
-                self.submit(op, read_into);
+                self.submit(saboteur::manner(port, &op), op);
                 None
             }
             Execution::Refuse(done) => {
@@ -88,26 +95,107 @@ impl GuestDisk {
         }
     }
 
-    fn submit(&mut self, op: Op, read_into: Option<SlotRange>) {
-        let (tag, device, kind) = (self.next_tag, op.device, op.kind);
-        self.next_tag += 1;
-        let pending = Pending {
-            tag: op.tag,
-            read_into,
+    fn submit(&mut self, manner: Manner, op: Op) {
+        let Op {
+            tag,
+            device,
+            mut kind,
+        } = op;
+        let mut pending = Pending {
+            tag: Some(tag),
+            read_into: self.memory.read_into.take(),
+            error_ignored: manner == Manner::ErrorIgnored,
         };
+        match manner {
+            Manner::AsAsked | Manner::ErrorIgnored => {}
+            Manner::Volatile => {
+                if let OpKind::Write { durable, .. } = &mut kind {
+                    *durable = false;
+                }
+            }
+            Manner::Dropped => return self.report_early(tag, buffer_of(kind)),
+            Manner::ReportedEarly => {
+                let buffer = match &mut kind {
+                    OpKind::Read { buffer, .. } | OpKind::Write { buffer, .. } => {
+                        Some(std::mem::replace(buffer, copy(buffer)))
+                    }
+                    OpKind::Flush | OpKind::Zero { .. } => None,
+                };
+                self.report_early(tag, buffer);
+                pending.tag = None;
+            }
+        }
+        let tag = self.next_tag;
+        self.next_tag += 1;
         self.pending.insert(tag, pending);
         self.disk.submit(Op { tag, device, kind });
     }
 
+    fn report_early(&mut self, tag: Tag, buffer: Option<Buffer>) {
+        let result = Ok(());
+        self.early.push(Done {
+            tag,
+            result,
+            buffer,
+        });
+    }
+
+    #[cfg(all(feature = "shuttle", not(feature = "loom")))]
+    pub fn in_flight(&self) -> usize {
+        self.early.len() + self.disk.in_flight()
+    }
+
+    /// Ends one operation, chosen by the seed; false if there is none.
+    pub fn step(&mut self, done: &mut Vec<Done>) -> bool {
+        if !self.early.is_empty() {
+            done.append(&mut self.early);
+            return true;
+        }
+        let mut ended = Vec::new();
+        let moved = self.disk.step(&mut ended);
+        done.extend(ended.into_iter().filter_map(|d| self.finish(d)));
+        moved
+    }
+
+    /// As [`Disk::reap`].
+    #[cfg(all(feature = "shuttle", not(feature = "loom")))]
+    pub fn reap(&mut self, wait: bool, done: &mut Vec<Done>) {
+        done.append(&mut self.early);
+        let mut ended = Vec::new();
+        self.disk.reap(wait && done.is_empty(), &mut ended);
+        done.extend(ended.into_iter().filter_map(|d| self.finish(d)));
+    }
+
     /// The end of an operation as the engine expects it, with read data where it goes.
-    pub fn finish(&mut self, done: Done) -> Done {
-        let Pending { tag, read_into } = self.pending.remove(&done.tag).unwrap();
+    fn finish(&mut self, done: Done) -> Option<Done> {
+        let pending = self.pending.remove(&done.tag).unwrap();
         if let (Some(range), Some(Buffer::Owned(read)), Ok(())) =
-            (read_into, &done.buffer, done.result)
+            (pending.read_into, &done.buffer, done.result)
         {
             let data = self.memory.slots.get_mut(&range.slot).unwrap();
             data[range.offset..][..range.len].copy_from_slice(read.as_slice());
         }
-        Done { tag, ..done }
+        Some(Done {
+            tag: pending.tag?,
+            result: done.result.or(if pending.error_ignored {
+                Ok(())
+            } else {
+                done.result
+            }),
+            buffer: done.buffer,
+        })
     }
+}
+
+fn buffer_of(kind: OpKind) -> Option<Buffer> {
+    match kind {
+        OpKind::Read { buffer, .. } | OpKind::Write { buffer, .. } => Some(buffer),
+        OpKind::Flush | OpKind::Zero { .. } => None,
+    }
+}
+
+fn copy(buffer: &Buffer) -> Buffer {
+    let mut owned = OwnedBuffer::zeroed(buffer.len());
+    assert!(buffer.read_at(0, owned.as_mut_slice()));
+    Buffer::Owned(owned)
 }

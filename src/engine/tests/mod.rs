@@ -15,6 +15,7 @@ mod leaving;
 mod mended;
 mod merging;
 mod originals;
+mod saboteur;
 mod scenarios;
 mod shadowing;
 mod shorter;

@@ -308,7 +308,7 @@ impl World {
     pub fn execute(&mut self, index: usize, commands: Vec<Command>) {
         for command in commands {
             let actor = &mut self.actors[index];
-            match actor.disk.carry_out(command) {
+            match actor.disk.carry_out(&actor.port, command) {
                 Some(Execution::Complete { slot, status }) => actor.completed.push((slot, status)),
                 Some(Execution::ControlDone { id, result }) => {
                     if index == CONTROL {
@@ -349,17 +349,17 @@ impl World {
         let mut moved = false;
         if disk {
             let mut done = Vec::new();
-            if !self.actors[index].disk.disk.step(&mut done) {
+            if !self.actors[index].disk.step(&mut done) {
                 return false;
             }
             moved = true;
-            for d in done {
+            for Done {
+                tag,
+                result,
+                buffer,
+            } in done
+            {
                 let actor = &mut self.actors[index];
-                let Done {
-                    tag,
-                    result,
-                    buffer,
-                } = actor.disk.finish(d);
                 actor.port.io_done(tag, result, buffer, &mut out);
             }
         } else {

@@ -3,6 +3,7 @@
 use super::content::End;
 use super::plan::layout;
 use super::sim::{Sim, Verdict, nothing_works};
+use crate::engine::tests::saboteur::StartDisk;
 use crate::engine::*;
 use crate::io::DeviceId;
 use crate::io::sim::{Keep, SimDevices};
@@ -52,7 +53,7 @@ impl Sim {
             let devices = self.w.devices.clone();
             match load(&devices, recorded.device, recorded.area, self.origin())? {
                 store::Loaded::Valid(found) => {
-                    let mut disk = devices.disk();
+                    let mut disk = StartDisk::new(devices.disk());
                     let metadata = found
                         .settle(&mut disk, recorded.device)
                         .map_err(|e| e.to_string())?;
@@ -72,7 +73,7 @@ impl Sim {
                     })?;
                 }
                 store::Loaded::Invalid { .. } => {
-                    store::settle_invalid(&mut devices.disk(), recorded.device)
+                    store::settle_invalid(&mut StartDisk::new(devices.disk()), recorded.device)
                         .map_err(|e| e.to_string())?;
                     self.given_up.insert(*id);
                 }
@@ -143,7 +144,8 @@ impl Sim {
                 if let Ok(store::Loaded::Valid(found)) =
                     load(&devices, recorded.device, recorded.area, self.origin())
                 {
-                    let _ = found.settle(&mut devices.disk(), recorded.device);
+                    let mut disk = StartDisk::new(devices.disk());
+                    let _ = found.settle(&mut disk, recorded.device);
                 }
             }
             let seed = self.rng.next();
