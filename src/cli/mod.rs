@@ -188,7 +188,7 @@ fn not_text(arguments: &[OsString]) -> String {
     let raw = arguments.iter().filter(|a| a.to_str().is_none());
     let raw: Vec<String> = raw.map(|a| format!("`{}`", a.display())).collect();
     format!(
-        "argument {} is not UTF-8: only the path of a file may contain other bytes",
+        "argument {} is not UTF-8: only the path of a file may contain other bytes; write it in UTF-8",
         raw.join(", ")
     )
 }

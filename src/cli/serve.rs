@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn the_issue_command_means_what_it_says() {
+    fn a_full_command_line_gives_these_options() {
         let options = options(&[
             "--origin",
             "/d/disk.img",
