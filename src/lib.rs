@@ -1,8 +1,8 @@
 //! snapback: a vhost-user-blk daemon that serves origin, snapshot and merge
 //! views of a raw block device, with a COW store that Linux dm-snapshot reads.
 //!
-//! Modules depend in one direction only (`tests/layering.rs` checks it):
-//! `cli` → `daemon`, `offline` → `vhost`, `merger`, `control` → `engine`, `io`, `virtio_blk` → `store` → `units`, `error`.
+//! Modules depend in one direction only; `docs/architecture.md` shows it, and
+//! `tests/layering.rs` has the rule and checks it.
 
 pub mod cli;
 pub mod control;

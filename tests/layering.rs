@@ -1,11 +1,19 @@
 //! Modules may use one another in one direction only; this file is the rule.
-#![allow(clippy::unwrap_used, clippy::string_slice)]
+//!
+//! [`MAY_USE`] holds for the modules of the crate, [`CIRCLES`] for the files inside
+//! one of them. Paths are read as the compiler reads them as far as that is needed:
+//! `crate::`, `super::` (also several), `self::` and the names of child modules,
+//! with groups, in `use` declarations and in expressions. Names that a `mod.rs`
+//! re-exports count for the file that defines them.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::path::{Path, PathBuf};
+mod sources;
 
-/// Module → the modules it may use. Test code inside a module is held to it too.
+use std::collections::{BTreeMap, BTreeSet};
+
+use sources::Sources;
+
+/// Module → the modules that it may use, lowest first.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("units", &[]),
     ("size", &["units"]),
@@ -14,13 +22,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("io", &["units", "mutation"]),
     ("store", &["units", "mutation", "io"]),
     ("engine", &["units", "mutation", "sync", "io", "store"]),
-    ("executor", &["units", "sync", "io", "engine"]),
-    (
-        "merger",
-        &[
-            "units", "mutation", "sync", "io", "store", "engine", "executor",
-        ],
-    ),
+    ("executor", &["sync", "io", "engine"]),
+    ("merger", &["mutation", "sync", "io", "engine", "executor"]),
     ("virtio_blk", &["units"]),
     (
         "vhost",
@@ -42,17 +45,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     ("control", &["units", "size"]),
-    (
-        "offline",
-        &[
-            "units", "size", "io", "store", "engine", "executor", "merger",
-        ],
-    ),
+    ("offline", &["units", "io", "store"]),
     (
         "daemon",
         &[
             "units",
-            "size",
             "io",
             "store",
             "engine",
@@ -64,106 +61,68 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "offline",
         ],
     ),
+    ("cli", &["units", "size", "control", "offline", "daemon"]),
+];
+
+/// What tests inside a module may use besides.
+const TESTS_MAY_USE: &[(&str, &[&str])] = &[("merger", &["units", "store"])];
+
+/// Modules whose files are checked for circles.
+const CHECKED_FOR_CIRCLES: &[&str] = &[
+    "io",
+    "store",
+    "merger",
+    "virtio_blk",
+    "vhost",
+    "control",
+    "offline",
+    "cli",
+];
+
+/// Files that use one another in a circle, with the reason. Tests do not count.
+const CIRCLES: &[(&[&str], &str)] = &[
     (
-        "cli",
-        &[
-            "units", "size", "io", "engine", "store", "control", "offline", "daemon",
-        ],
+        &["control/api.rs", "control/events.rs"],
+        "the API's interface to the daemon names the event log, and events are made of the API's \
+         words",
+    ),
+    (
+        &["io/sim/disk.rs", "io/sim/fault.rs", "io/sim/mod.rs"],
+        "`mod.rs` holds the devices that all simulated disks share, with their log and their \
+         faults, and a disk and a fault use the entries of that log",
     ),
 ];
 
-fn rust_files(dir: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            rust_files(&path, found);
-        } else if path.extension().is_some_and(|e| e == "rs") {
-            found.push(path);
-        }
-    }
+fn may_use(rules: &[(&str, &[&str])], module: &str, used: &str) -> bool {
+    let rule = rules.iter().find(|(name, _)| *name == module);
+    rule.is_some_and(|(_, uses)| uses.contains(&used))
 }
 
-/// Names after `crate::` in code, also within `crate::{a, b::c}`.
-fn used_modules(text: &str) -> Vec<String> {
-    let code: String = text
-        .lines()
-        .map(|line| line.find("//").map_or(line, |at| &line[..at]))
-        .collect::<Vec<_>>()
-        .join("\n");
-    let mut used = Vec::new();
-    for (at, _) in code.match_indices("crate::") {
-        let rest = &code[at + "crate::".len()..];
-        let name = |s: &str| {
-            s.chars()
-                .take_while(|c| c.is_alphanumeric() || *c == '_')
-                .collect::<String>()
-        };
-        if let Some(group) = rest.strip_prefix('{') {
-            let end = group.find("};").unwrap_or(group.len());
-            let mut depth = 0;
-            let mut start = 0;
-            for (i, c) in group[..end].char_indices() {
-                match c {
-                    '{' => depth += 1,
-                    '}' => depth -= 1,
-                    ',' if depth == 0 => {
-                        used.push(name(group[start..i].trim()));
-                        start = i + 1;
-                    }
-                    _ => {}
-                }
-            }
-            used.push(name(group[start..end].trim()));
-        } else {
-            used.push(name(rest));
-        }
-    }
-    used.retain(|n| !n.is_empty());
-    used
+fn is_module(name: &str) -> bool {
+    MAY_USE.iter().any(|(module, _)| *module == name)
 }
 
 #[test]
 fn modules_depend_in_one_direction() {
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let rules: BTreeMap<&str, &[&str]> = MAY_USE.iter().copied().collect();
-    let mut files = Vec::new();
-    rust_files(&src, &mut files);
-    assert!(files.len() > 20, "the sources are not where they should be");
-    let mut wrong = Vec::new();
-    for file in files {
-        let relative = file.strip_prefix(&src).unwrap();
-        let first = relative
-            .components()
-            .next()
-            .unwrap()
-            .as_os_str()
-            .to_str()
-            .unwrap();
-        let module = first.trim_end_matches(".rs");
-        if module == "lib" || module == "main" {
-            continue;
-        }
-        let Some(allowed) = rules.get(module) else {
-            wrong.push(format!("src/{first}: a module without a rule"));
-            continue;
-        };
-        for used in used_modules(&fs::read_to_string(&file).unwrap()) {
-            if used != module
-                && rules.contains_key(used.as_str())
-                && !allowed.contains(&used.as_str())
-            {
-                wrong.push(format!(
-                    "src/{}: {module} may not use {used}",
-                    relative.display()
-                ));
-            }
+    let mut wrong = BTreeSet::new();
+    for used in Sources::of_the_crate().uses() {
+        let (module, other) = (used.from[0].as_str(), used.path[0].as_str());
+        if !is_module(module) {
+            wrong.insert(format!("src/{}: a module without a rule", used.file));
+        } else if module != other
+            && is_module(other)
+            && !may_use(MAY_USE, module, other)
+            && !(used.in_test && may_use(TESTS_MAY_USE, module, other))
+        {
+            wrong.insert(format!("src/{}: {module} may not use {other}", used.file));
         }
     }
+    let wrong: Vec<String> = wrong.into_iter().collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[test]
-fn the_rule_itself_has_no_cycle() {
+fn the_rule_itself_has_no_circle_and_allows_nothing_that_is_not_used() {
     let names: Vec<&str> = MAY_USE.iter().map(|(n, _)| *n).collect();
     for (at, (name, uses)) in MAY_USE.iter().enumerate() {
         for used in *uses {
@@ -174,10 +133,153 @@ fn the_rule_itself_has_no_cycle() {
             assert!(place < at, "{name} uses {used}, which stands after it");
         }
     }
+    let sources = Sources::of_the_crate();
+    let real: BTreeSet<(&str, &str, bool)> = sources
+        .uses()
+        .map(|used| (used.from[0].as_str(), used.path[0].as_str(), used.in_test))
+        .collect();
+    let mut unused = Vec::new();
+    for (rules, tests_only) in [(MAY_USE, false), (TESTS_MAY_USE, true)] {
+        for (module, uses) in rules {
+            // What races for, the tests of threads, is a test as a whole.
+            let tests = tests_only || *module == "races";
+            for other in *uses {
+                if !real.contains(&(*module, *other, tests)) {
+                    unused.push(format!("{module} does not use {other}"));
+                }
+            }
+        }
+    }
+    assert!(unused.is_empty(), "{}", unused.join("\n"));
+}
+
+/// The circles among `edges`: sets of nodes that reach one another.
+fn circles<'a>(edges: &BTreeSet<(&'a str, &'a str)>) -> BTreeSet<BTreeSet<&'a str>> {
+    let mut reached: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for (from, to) in edges {
+        reached.entry(from).or_default().insert(to);
+    }
+    loop {
+        let mut grown = false;
+        for (from, there) in reached.clone() {
+            let further = there.iter().filter_map(|to| reached.get(to));
+            let further: BTreeSet<&str> = further.flatten().copied().collect();
+            let all = reached.get_mut(from).unwrap();
+            let before = all.len();
+            all.extend(further);
+            grown |= all.len() > before;
+        }
+        if !grown {
+            break;
+        }
+    }
+    let reaches = |from: &str, to: &str| reached.get(from).is_some_and(|all| all.contains(to));
+    reached
+        .keys()
+        .filter(|node| reaches(node, node))
+        .map(|node| {
+            let others = reached.keys().copied();
+            others
+                .filter(|other| reaches(node, other) && reaches(other, node))
+                .collect()
+        })
+        .collect()
 }
 
 #[test]
-fn nested_uses_are_seen() {
-    let text = "use crate::{a::{b, c}, d};\n// crate::comment\nfn f() { crate::e::g(); }";
-    assert_eq!(used_modules(text), ["a", "d", "e"]);
+fn files_inside_a_module_form_no_circle_that_is_not_listed() {
+    let sources = Sources::of_the_crate();
+    let mut found = BTreeSet::new();
+    for module in CHECKED_FOR_CIRCLES {
+        let edges = sources.edges_within(module);
+        assert!(!edges.is_empty(), "src/{module}: no file uses another");
+        found.extend(circles(&edges));
+    }
+    let listed: BTreeSet<BTreeSet<&str>> = CIRCLES
+        .iter()
+        .map(|(files, _)| files.iter().copied().collect())
+        .collect();
+    let unlisted: Vec<_> = found.difference(&listed).collect();
+    let stale: Vec<_> = listed.difference(&found).collect();
+    assert!(
+        unlisted.is_empty() && stale.is_empty(),
+        "open the circle, or list it with a reason: {unlisted:#?}\nlisted, but no longer there: \
+         {stale:#?}"
+    );
+}
+
+#[test]
+fn circles_are_found() {
+    let edges = [
+        ("a", "b"),
+        ("b", "c"),
+        ("c", "a"),
+        ("c", "d"),
+        ("e", "f"),
+        ("f", "e"),
+    ];
+    let found = circles(&edges.into_iter().collect());
+    let expected = [BTreeSet::from(["a", "b", "c"]), BTreeSet::from(["e", "f"])];
+    assert_eq!(found, BTreeSet::from(expected));
+}
+
+#[test]
+fn every_kind_of_path_is_seen() {
+    let sources = Sources::of(&[
+        (
+            "a/mod.rs",
+            r#"
+mod b;
+pub mod c;
+pub use b::{Thing, inner::Other as Renamed};
+use crate::{d::{self, E}, f};
+// crate::comment
+const TEXT: &str = "crate::text \" {";
+fn g() -> c::Result { crate::h::i::<u8>('{'); Thing::new() }
+"#,
+        ),
+        (
+            "a/b.rs",
+            r"
+use super::{c, super::k};
+fn f() { super::super::l::m() }
+mod inner {
+    use super::super::c::Deep;
+}
+#[cfg(test)]
+mod tests {
+    use super::super::super::n;
+}
+",
+        ),
+        ("a/c.rs", "use super::{Renamed, b::Direct};\n"),
+        ("a/c_tests.rs", "use super::super::Thing;\nuse crate::o;\n"),
+    ]);
+    let mut used: Vec<String> = sources
+        .uses()
+        .filter(|used| used.path[0] != "a")
+        .map(|used| format!("{} {} {}", used.file, used.path.join("::"), used.in_test))
+        .collect();
+    used.sort();
+    assert_eq!(
+        used,
+        [
+            "a/b.rs k false",
+            "a/b.rs l::m false",
+            "a/b.rs n true",
+            "a/c_tests.rs o true",
+            "a/mod.rs d false",
+            "a/mod.rs d::E false",
+            "a/mod.rs f false",
+            "a/mod.rs h::i false",
+        ]
+    );
+    let edges = sources.edges_within("a");
+    let expected = [
+        ("a/b.rs", "a/c.rs"),
+        ("a/c.rs", "a/b.rs"),
+        ("a/mod.rs", "a/b.rs"),
+        ("a/mod.rs", "a/c.rs"),
+    ];
+    assert_eq!(edges, BTreeSet::from(expected));
 }

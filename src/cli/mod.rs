@@ -14,6 +14,7 @@ mod export;
 mod grow;
 mod logging;
 mod merge;
+mod outcome;
 mod output;
 mod progress;
 mod rollback;
@@ -31,10 +32,8 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
-use crate::control::ClientError;
 use crate::control::render::printable;
-use crate::daemon::DaemonError;
-use crate::offline::OfflineError;
+use outcome::{CliError, Outcome};
 
 /// Snapshots, merges and live rollback for the raw disks of running virtual machines.
 #[derive(Debug, Parser)]
@@ -93,31 +92,6 @@ enum Verb {
     Dump(dump::Dump),
     Export(export::Export),
     Diff(diff::Diff),
-}
-
-/// The result of a verb that did not fail.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Outcome {
-    Done,
-    /// The store or snapshot in question is damaged or invalid.
-    Faulty,
-}
-
-/// Why a verb failed; the text is the whole message.
-#[derive(Debug, thiserror::Error)]
-enum CliError {
-    #[error("{0}")]
-    Usage(String),
-    #[error("{0}")]
-    Failed(String),
-    #[error(transparent)]
-    Client(#[from] ClientError),
-    #[error(transparent)]
-    Daemon(#[from] DaemonError),
-    #[error(transparent)]
-    Offline(#[from] OfflineError),
-    #[error("cannot write the answer: {0}")]
-    Output(#[from] std::io::Error),
 }
 
 /// The answer that QEMU's and libvirt's back-end conventions expect.

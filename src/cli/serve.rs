@@ -7,9 +7,7 @@ use clap::{Args, ValueEnum};
 
 use super::{CliError, Outcome, logging, snapshot_list, values};
 use crate::control::api::SnapshotSpec;
-use crate::daemon::{self, Endpoint, ServeOptions};
-use crate::engine::MergeWrites;
-use crate::io::IoEngine;
+use crate::daemon::{self, Endpoint, IoEngine, MergeWrites, ServeOptions};
 
 /// Serve a disk and its snapshots to virtual machines, until SIGTERM or SIGINT.
 ///

@@ -26,6 +26,7 @@ pub use start::serve::serve;
 pub use state::FileError;
 pub use state::place::default_state_path;
 
+pub use crate::engine::MergeWrites;
 pub use crate::io::IoEngine;
 
 /// Why the daemon did not start or stopped on its own.

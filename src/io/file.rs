@@ -10,9 +10,9 @@ use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 
 use super::OwnedBuffer;
+use super::allocate::Abilities;
 use super::lock::{self, Lock};
 use super::open_error::OpenError;
-use super::zeroing::Abilities;
 use crate::units::SECTOR_SIZE;
 
 /// Whether to go past the page cache.

@@ -11,6 +11,8 @@
 //!    was reaped before the flush was submitted, and nothing else.
 //! 5. Dropping a disk waits for what the kernel still owns.
 
+mod allocate;
+pub mod blocking;
 mod buffer;
 #[cfg(test)]
 mod conformance;
@@ -24,7 +26,6 @@ mod open_disk;
 mod open_error;
 pub mod sim;
 mod sparse;
-pub mod sync;
 mod threads;
 mod transfer;
 mod uring;

@@ -14,10 +14,11 @@ use std::time::Duration;
 
 use io_uring::{IoUring, opcode, squeue, types};
 
+use super::allocate::Allocate;
 use super::devices::{DeviceTable, Devices, Place};
 use super::notify::Notify;
 use super::transfer::{Direction, Iovecs, Next, Transfer};
-use super::zeroing::{Allocate, Call, ZeroWork};
+use super::zeroing::{Call, ZeroWork};
 use super::{BlockFile, Disk, Done, Errno, Op, OpKind, Tag};
 
 /// Bytes that one call of `reap` hands to the kernel before it returns: what is in

@@ -7,7 +7,7 @@ use crate::engine::{
     ControlRequest, Engine, MergeStatus, MergeWrites, OriginParams, PortRole, SnapshotStore, ViewId,
 };
 use crate::io::sim::{Fault, FaultOn, Fill, SimDevices};
-use crate::io::{DeviceId, Errno, OwnedBuffer, sync};
+use crate::io::{DeviceId, Errno, OwnedBuffer, blocking};
 use crate::store::{self, Entry};
 use crate::units::ChunkSize;
 
@@ -42,7 +42,7 @@ impl World {
             for write in metadata.plan_append(&entries).writes {
                 let mut buffer = OwnedBuffer::zeroed(write.data.len());
                 buffer.as_mut_slice().copy_from_slice(&write.data);
-                sync::write_all(&mut disk, cow, write.offset, buffer, true).unwrap();
+                blocking::write_all(&mut disk, cow, write.offset, buffer, true).unwrap();
             }
             metadata.apply_append(&entries);
         }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::damage::{Damage, DamageKind, Verdict};
 use super::info::{HeaderFields, read_header};
 use super::repair::{Loss, Repair};
 use super::view::{check_two, params};
@@ -14,53 +15,6 @@ use crate::units::SECTOR_SIZE;
 
 /// Examples told of each kind of damage.
 const EXAMPLES: usize = 5;
-
-/// May the store be used?
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Verdict {
-    /// By us and by Linux.
-    Good,
-    /// Begins with zeroes: nothing made there yet.
-    New,
-    /// By us, who mend it without loss before the first use; Linux might take
-    /// stale bytes for entries.
-    Stale,
-    /// Invalidated, for good.
-    Invalid,
-    Damaged,
-}
-
-/// What can be wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum DamageKind {
-    /// The file's size is none that a store can have.
-    FileSize,
-    Header,
-    /// The next metadata area lies beyond the end of the file.
-    MissingArea,
-    /// The copy lies beyond the end of the file.
-    BeyondStore,
-    /// The copy is said to be where the store keeps its metadata.
-    Metadata,
-    /// The original lies beyond the end of the origin.
-    BeyondOrigin,
-    /// One chunk has two different copies.
-    TwoCopies,
-    /// Two chunks share one copy.
-    SharedCopy,
-}
-
-/// One kind of damage.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Damage {
-    pub kind: DamageKind,
-    /// How often it was found.
-    pub count: u64,
-    /// The first few, each with its values.
-    pub examples: Vec<String>,
-}
 
 /// What `check` found: a stable interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

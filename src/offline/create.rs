@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{OfflineError, Opened};
-use crate::io::{BlockFile, OpenOptions, sync};
+use crate::io::{BlockFile, OpenOptions, blocking};
 use crate::store::{self, Layout};
 use crate::units::{ChunkSize, SECTOR_SIZE};
 
@@ -103,7 +103,7 @@ fn check_empty(cow: &Path, opened: &mut Opened) -> Result<(), OfflineError> {
     let end = LOOK.min(opened.sectors.saturating_mul(SECTOR_SIZE));
     for offset in (0..end).step_by(usize::try_from(PIECE).unwrap_or(4096)) {
         let len = usize::try_from(PIECE.min(end - offset)).unwrap_or(0);
-        let buffer = sync::read_exact(&mut opened.disk, opened.device, offset, len)
+        let buffer = blocking::read_exact(&mut opened.disk, opened.device, offset, len)
             .map_err(|errno| OfflineError::io(cow, "look whether it is empty", errno))?;
         if let Some(at) = buffer.as_slice().iter().position(|byte| *byte != 0) {
             return Err(OfflineError::NotEmpty {

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::{Known, OfflineError, Opened};
-use crate::io::{BlockFile, OpenOptions, sync};
+use crate::io::{BlockFile, OpenOptions, blocking};
 use crate::store::{self, LoadParams, Loaded, StoreError, ValidStore};
 use crate::units::SECTOR_SIZE;
 
@@ -109,7 +109,7 @@ pub(super) fn read_header(cow: &Path, opened: &mut Opened) -> Result<HeaderField
     let len = opened
         .unit
         .min(usize::try_from(opened.sectors.saturating_mul(SECTOR_SIZE)).unwrap_or(usize::MAX));
-    let buffer = sync::read_exact(&mut opened.disk, opened.device, 0, len)
+    let buffer = blocking::read_exact(&mut opened.disk, opened.device, 0, len)
         .map_err(|errno| OfflineError::io(cow, "read its header", errno))?;
     let words = buffer.as_slice().as_chunks::<4>().0;
     let word = |index: usize| words.get(index).copied().map_or(0, u32::from_le_bytes);

@@ -2,6 +2,7 @@
 
 mod check;
 mod create;
+mod damage;
 mod diff;
 mod dump;
 mod export;
@@ -13,8 +14,9 @@ mod view;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use check::{Check, Damage, DamageKind, Verdict, check};
+pub use check::{Check, check};
 pub use create::{CreateOptions, Created, create};
+pub use damage::{Damage, DamageKind, Verdict};
 pub use diff::{Change, Diff, DiffSummary};
 pub use dump::{Dump, DumpEnd, Run};
 pub use export::{ExportOptions, Exported, export};

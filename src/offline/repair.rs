@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::check::{Damage, DamageKind, Verdict};
+use super::damage::{Damage, DamageKind, Verdict};
 
 /// What a repair would cost.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

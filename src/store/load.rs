@@ -1,30 +1,14 @@
-//! From the bytes of a COW device to a log that may be believed.
+//! From the bytes of a COW device to a checked log.
 
 use super::StoreError;
 use super::disk::StoreDisk;
-use super::header::{HEADER_BYTES, RawHeader};
 use super::layout::Layout;
 use super::metadata::Metadata;
-use super::scan::read_log;
+use super::scan::{LoadParams, read_header, read_log};
 use super::settle::ValidStore;
 use super::validate::{EntryRules, check_unique};
-use crate::io::{DeviceId, Disk, OwnedBuffer};
-use crate::units::{ChunkSize, SECTOR_SIZE};
-
-/// What the devices are.
-#[derive(Clone, Copy, Debug)]
-pub struct LoadParams {
-    /// Size of the COW device in sectors.
-    pub cow_sectors: u64,
-    /// Size of the origin in sectors; `None` if it is not at hand, then old
-    /// chunks are not checked against it.
-    pub origin_sectors: Option<u64>,
-    /// Bytes that the COW device writes atomically, 512 or 4096; at least its
-    /// logical block size.
-    pub unit: usize,
-    /// The larger of the two devices' logical block sizes, in bytes.
-    pub block_bytes: u64,
-}
+use crate::io::{DeviceId, Disk};
+use crate::units::ChunkSize;
 
 /// What is on a COW device.
 #[derive(Debug)]
@@ -82,22 +66,4 @@ pub(crate) fn load_as(
     Ok(Loaded::Valid(Box::new(ValidStore::new(
         log, duplicates, junk,
     ))))
-}
-
-/// The header as it is, not yet believed.
-pub(super) fn read_header(
-    disk: &mut StoreDisk<'_>,
-    params: &LoadParams,
-) -> Result<RawHeader, StoreError> {
-    let unit = params.unit as u64;
-    if params.cow_sectors.saturating_mul(SECTOR_SIZE) < unit {
-        return Err(StoreError::Truncated {
-            what: "the header".to_owned(),
-            needs: unit / SECTOR_SIZE,
-            has: params.cow_sectors,
-        });
-    }
-    let buffer = disk.read(0, OwnedBuffer::zeroed(params.unit))?;
-    let bytes = buffer.as_slice().first_chunk::<HEADER_BYTES>().copied();
-    Ok(RawHeader::decode(bytes.unwrap_or_default()))
 }

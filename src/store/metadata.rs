@@ -8,7 +8,6 @@ use std::collections::HashMap;
 use super::entry::{self, Entry};
 use super::header::Header;
 use super::layout::{ENTRY_BYTES, FIRST_DATA_CHUNK, Layout};
-use super::removal::RemovalPlan;
 use crate::mutation::{self, Mutation};
 
 /// Bytes to write at a byte offset of the COW device; whole, aligned units
@@ -336,9 +335,8 @@ impl Metadata {
         }
     }
 
-    /// The log after `removal`, as if it had been loaded so.
-    pub(super) fn without(mut self, removal: &RemovalPlan) -> Self {
-        self.rewrite_log(&removal.moved, removal.new_len);
+    /// This log as it would be after it had been loaded from the device.
+    pub(super) fn into_loaded(self) -> Self {
         let unit = self.unit_len() * ENTRY_BYTES;
         Self::from_log(self.layout, self.cow_sectors, unit, self.entries)
     }

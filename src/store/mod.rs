@@ -33,9 +33,10 @@ pub use holes::Holes;
 pub use layout::Layout;
 #[cfg(test)]
 pub(crate) use load::load_as;
-pub use load::{LoadParams, Loaded, load};
+pub use load::{Loaded, load};
 pub use metadata::{AppendPlan, MetaWrite, Metadata, NoSpace, Usage};
 pub use removal::RemovalPlan;
+pub use scan::LoadParams;
 pub use settle::{ValidStore, settle_invalid};
 #[cfg(test)]
 pub(crate) use survey::survey_as;

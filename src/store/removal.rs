@@ -95,4 +95,10 @@ impl Metadata {
         self.rewrite_log(&plan.moved, plan.new_len);
         self.show_packed();
     }
+
+    /// The log after `removal`, as it would be loaded from the device.
+    pub(super) fn without(mut self, removal: &RemovalPlan) -> Self {
+        self.rewrite_log(&removal.moved, removal.new_len);
+        self.into_loaded()
+    }
 }

@@ -1,14 +1,48 @@
-//! The log as it stands in the metadata areas, believed or not.
+//! The header and the log as they stand on the device, not yet checked.
 
 use std::ops::Range;
 
 use super::StoreError;
 use super::disk::{PIECE, StoreDisk};
 use super::entry::Entry;
+use super::header::{HEADER_BYTES, RawHeader};
 use super::layout::{ENTRY_BYTES, Layout};
-use super::load::LoadParams;
 use crate::io::OwnedBuffer;
 use crate::mutation::{self, Mutation};
+use crate::units::SECTOR_SIZE;
+
+/// What the devices are.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadParams {
+    /// Size of the COW device in sectors.
+    pub cow_sectors: u64,
+    /// Size of the origin in sectors; `None` if it is not at hand, then old
+    /// chunks are not checked against it.
+    pub origin_sectors: Option<u64>,
+    /// Bytes that the COW device writes atomically, 512 or 4096; at least its
+    /// logical block size.
+    pub unit: usize,
+    /// The larger of the two devices' logical block sizes, in bytes.
+    pub block_bytes: u64,
+}
+
+/// Reads the header; nothing in it is checked yet.
+pub(super) fn read_header(
+    disk: &mut StoreDisk<'_>,
+    params: &LoadParams,
+) -> Result<RawHeader, StoreError> {
+    let unit = params.unit as u64;
+    if params.cow_sectors.saturating_mul(SECTOR_SIZE) < unit {
+        return Err(StoreError::Truncated {
+            what: "the header".to_owned(),
+            needs: unit / SECTOR_SIZE,
+            has: params.cow_sectors,
+        });
+    }
+    let buffer = disk.read(0, OwnedBuffer::zeroed(params.unit))?;
+    let bytes = buffer.as_slice().first_chunk::<HEADER_BYTES>().copied();
+    Ok(RawHeader::decode(bytes.unwrap_or_default()))
+}
 
 /// Gets each entry with its slot.
 pub(super) type Sink<'a> = dyn FnMut(usize, Entry) -> Result<(), StoreError> + 'a;

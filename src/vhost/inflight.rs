@@ -31,7 +31,7 @@ use vhost::vhost_user::message::VhostUserInflight;
 use vm_memory::{AtomicAccess, Bytes, FileOffset, MmapRegion, VolatileMemory};
 
 use super::MAX_QUEUE_SIZE;
-use super::ring::RingFault;
+use super::ring_fault::RingFault;
 use crate::mutation::{self, Mutation};
 
 const HEADER: usize = 16;

@@ -24,6 +24,7 @@ mod queue;
 mod requests;
 mod reset;
 mod ring;
+mod ring_fault;
 mod slots;
 mod worker;
 

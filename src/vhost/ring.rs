@@ -20,6 +20,7 @@ use super::guest::MemoryHold;
 use super::inflight::InflightQueue;
 use super::memory::GuestMap;
 use super::notify::Call;
+use super::ring_fault::RingFault;
 use crate::mutation::{self, Mutation};
 
 /// Offset of the index in both rings, after the flags.
@@ -30,26 +31,6 @@ const AVAIL_ELEMENT: u64 = 2;
 const USED_ELEMENT: u64 = 8;
 /// The driver wants no interrupts (without EVENT_IDX).
 const NO_INTERRUPT: u16 = 1;
-
-/// Why a ring cannot go on.
-#[derive(Debug, PartialEq, thiserror::Error)]
-pub enum RingFault {
-    #[error(
-        "the available index went {available} ahead, but only {room} more requests can be under way"
-    )]
-    TooManyAvailable { available: u16, room: u16 },
-    #[error("head {0} is not in the descriptor table")]
-    Head(u16),
-    #[error("the ring's memory cannot be accessed")]
-    Memory,
-    #[error(
-        "the in-flight region names {recorded} requests, but the ring has {outstanding} that are \
-         not done: it belongs to another ring; reset the device"
-    )]
-    Inflight { recorded: usize, outstanding: u16 },
-    #[error("a ring of {ring} entries, but the in-flight region was made for {region}")]
-    InflightSize { ring: u16, region: u16 },
-}
 
 /// A request that was taken from the ring and is to go back to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use super::size::{check_size, chunk_size, unit};
 use crate::control::api::{SnapshotSpec, StoreType};
 use crate::daemon::identity::StorageIdentity;
 use crate::engine::{Discards, SnapshotStore};
-use crate::io::{BlockFile, DeviceId, Devices, Disk, Identity, OpenError, OpenOptions, sync};
+use crate::io::{BlockFile, DeviceId, Devices, Disk, Identity, OpenError, OpenOptions, blocking};
 use crate::store::{self, Holes, Layout, LoadParams, Loaded, Metadata, StoreError, ValidStore};
 use crate::units::{ChunkSize, SECTOR_SIZE};
 
@@ -289,7 +289,7 @@ pub fn inspect(
     };
     let blank = |disk: &mut dyn Disk| -> Result<bool, CowError> {
         let len = usize::try_from(cow_sectors * SECTOR_SIZE).map_or(HEAD, |size| size.min(HEAD));
-        let head = sync::read_exact(disk, open.id, 0, len).map_err(|errno| {
+        let head = blocking::read_exact(disk, open.id, 0, len).map_err(|errno| {
             failed(StoreError::Io {
                 action: "read",
                 offset: 0,
@@ -510,7 +510,7 @@ fn write_head(disk: &mut dyn Disk, device: DeviceId, bytes: &[u8]) -> Result<(),
         len: bytes.len(),
         errno,
     };
-    sync::write_all(disk, device, 0, buffer, true)
+    blocking::write_all(disk, device, 0, buffer, true)
         .map(drop)
         .map_err(failed)
 }

@@ -322,7 +322,7 @@ fn disk_can_be_made_on_one_thread_and_used_on_another(engine: IoEngine) {
         let data = sync_read(&mut *disk);
         assert!(data == image()[..512]);
         assert!(
-            sync::read_exact(&mut *disk, device, 512, 512)
+            blocking::read_exact(&mut *disk, device, 512, 512)
                 .unwrap()
                 .as_slice()
                 == &image()[512..1024]
@@ -344,7 +344,7 @@ fn removed_device_is_closed_when_its_last_operation_ends(engine: IoEngine) {
     let devices = Devices::new();
     let device = devices.add(BlockFile::open(&path, OpenOptions::default()).unwrap());
     let mut disk = open_disk(engine, Arc::clone(&devices), DEPTH).unwrap();
-    sync::flush(&mut *disk, device).unwrap(); // the disk knows it now
+    blocking::flush(&mut *disk, device).unwrap(); // the disk knows it now
     drop(devices.remove(device));
     // The thread that ended the flush may hold the file a moment longer.
     let start = Instant::now();
@@ -404,7 +404,7 @@ fn full_file_system_gives_enospc(engine: IoEngine) {
     let device = devices.add(BlockFile::open(&path, OpenOptions::default()).unwrap());
     let mut disk = open_disk(engine, devices, DEPTH).unwrap();
     let data = OwnedBuffer::zeroed(1 << 20);
-    let result = sync::write_all(&mut *disk, device, 0, data, false);
+    let result = blocking::write_all(&mut *disk, device, 0, data, false);
     assert_eq!(result.map(drop), Err(Errno::ENOSPC));
     drop(disk);
 

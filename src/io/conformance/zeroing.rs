@@ -3,7 +3,7 @@
 use std::os::unix::fs::MetadataExt;
 
 use super::rig::{LEN, Rig, bytes, image, owned, read, real_with, zero};
-use crate::io::zeroing::Allocate;
+use crate::io::allocate::Allocate;
 use crate::io::*;
 
 pub(super) fn zeroes_are_where_they_were_asked_for_and_nowhere_else(mut rig: Rig) {

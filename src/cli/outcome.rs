@@ -1,0 +1,30 @@
+//! How a verb ends.
+
+use crate::control::ClientError;
+use crate::daemon::DaemonError;
+use crate::offline::OfflineError;
+
+/// The result of a verb that did not fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Done,
+    /// The store or snapshot in question is damaged or invalid.
+    Faulty,
+}
+
+/// Why a verb failed; the text is the whole message.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CliError {
+    #[error("{0}")]
+    Usage(String),
+    #[error("{0}")]
+    Failed(String),
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error(transparent)]
+    Daemon(#[from] DaemonError),
+    #[error(transparent)]
+    Offline(#[from] OfflineError),
+    #[error("cannot write the answer: {0}")]
+    Output(#[from] std::io::Error),
+}
