@@ -344,7 +344,6 @@ pub struct MergeStatus {
     pub snapshot: u32,
     pub chunks_done: u64,
     pub chunks_left: u64,
-    pub bytes_copied: u64,
     /// It stopped on an error.
     pub stopped: Option<MergeStop>,
 }

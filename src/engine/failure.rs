@@ -2,8 +2,7 @@
 
 use std::fmt;
 
-use super::api::Command;
-use crate::io::{DeviceId, Errno, Tag};
+use crate::io::Errno;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailedDevice {
@@ -72,78 +71,5 @@ impl fmt::Display for Failure {
             FailedDevice::Origin => "the origin",
             FailedDevice::Cow => "the COW",
         }))
-    }
-}
-
-/// What an I/O command does, kept until it ends.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Attempt {
-    device: DeviceId,
-    operation: Operation,
-    offset: Option<u64>,
-}
-
-impl Attempt {
-    /// With the command's tag; `None` for what is no I/O.
-    pub fn of(command: &Command) -> Option<(Tag, Self)> {
-        let (tag, device, operation, offset) = match command {
-            Command::GuestRead {
-                tag,
-                device,
-                offset,
-                ..
-            }
-            | Command::Read {
-                tag,
-                device,
-                offset,
-                ..
-            } => (tag, device, Operation::Read, Some(*offset)),
-            Command::GuestWrite {
-                tag,
-                device,
-                offset,
-                ..
-            }
-            | Command::Write {
-                tag,
-                device,
-                offset,
-                ..
-            }
-            | Command::Zero {
-                tag,
-                device,
-                offset,
-                ..
-            } => (tag, device, Operation::Write, Some(*offset)),
-            Command::Flush { tag, device } => (tag, device, Operation::Flush, None),
-            Command::Complete { .. } | Command::ControlDone { .. } | Command::Notice(_) => {
-                return None;
-            }
-        };
-        let attempt = Self {
-            device: *device,
-            operation,
-            offset,
-        };
-        Some((*tag, attempt))
-    }
-
-    /// How it failed. `metadata`: what it wrote was no data.
-    pub fn failed(&self, origin: DeviceId, metadata: bool, errno: Errno) -> Failure {
-        Failure {
-            device: if self.device == origin {
-                FailedDevice::Origin
-            } else {
-                FailedDevice::Cow
-            },
-            operation: match self.operation {
-                Operation::Write if metadata => Operation::WriteMetadata,
-                operation => operation,
-            },
-            offset: self.offset,
-            errno,
-        }
     }
 }

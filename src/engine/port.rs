@@ -146,7 +146,7 @@ impl Port {
         self.shared.ios.fetch_sub(1, Ordering::Relaxed);
         match tags::owner(tag) {
             Some(Owner::Core(number)) => {
-                self.enter(out, |core, port| core.io_done(port, number, result, buffer));
+                self.enter(out, |core, _| core.io_done(number, result, buffer));
             }
             Some(Owner::Fast { slot, cow_flush }) => {
                 self.fast_io_done(slot, cow_flush, result, out)
@@ -312,7 +312,7 @@ impl Port {
 #[cfg(test)]
 impl Port {
     /// What an I/O command of the critical section is for.
-    pub(super) fn io_purpose(&self, tag: Tag) -> Option<super::core::Op> {
+    pub(super) fn io_purpose(&self, tag: Tag) -> Option<super::core::IoPurpose> {
         lock(&self.engine.core).io_purpose(tag)
     }
 

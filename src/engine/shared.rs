@@ -47,9 +47,9 @@ impl Shared {
 
     /// Publishes a configuration. A scan of the registrations after this finds every
     /// request that was decided by an older one.
-    pub fn publish(&self, config: Config) {
+    pub fn publish(&self, config: Arc<Config>) {
         let epoch = config.epoch;
-        *lock(&self.config) = Arc::new(config);
+        *lock(&self.config) = config;
         self.epoch.store(epoch, Ordering::Release);
         fence_change();
     }

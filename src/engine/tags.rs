@@ -26,14 +26,6 @@ pub(super) const fn core(number: usize) -> Tag {
     number as Tag | CORE
 }
 
-/// The number in a tag of the critical section.
-pub(super) fn core_number(tag: Tag) -> Option<usize> {
-    match owner(tag)? {
-        Owner::Core(number) => Some(number),
-        Owner::Fast { .. } => None,
-    }
-}
-
 /// The tag of a fast request's transfers and of its flush of the origin.
 pub(super) fn fast(slot: Slot) -> Tag {
     Tag::from(slot)

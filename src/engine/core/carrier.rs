@@ -11,8 +11,9 @@
 //! So a control port is given only I/O that its own request waits for, and a queue
 //! that is being stopped does not inherit the commits of all others.
 
+use super::Core;
 use super::request::RequestId;
-use super::{Core, Waiter};
+use super::waiting::Waiter;
 use crate::engine::api::*;
 use crate::mutation::{self, Mutation};
 
@@ -22,7 +23,7 @@ impl Core {
         if let Some(request) = self.requests.get(id)
             && !mutation::is(Mutation::IoToWhoeverCalls)
         {
-            self.acting = request.port;
+            self.acting = request.port();
         }
     }
 
@@ -44,7 +45,7 @@ impl Core {
     /// Who writes the header: a removal, which waits for it, or whoever comes back.
     pub(super) fn header_port(&self, id: SnapshotId) -> usize {
         let snap = self.snaps.get(&id);
-        match snap.and_then(|s| s.removal.as_ref()).map(|r| r.port) {
+        match snap.and_then(|s| s.removal.as_ref()).map(|r| r.call.port) {
             Some(port) if port == self.acting => port,
             _ => self.io_port(snap.and_then(|s| s.on_invalid.first().copied())),
         }
@@ -57,14 +58,14 @@ impl Core {
         if mutation::is(Mutation::IoToWhoeverCalls) {
             return self.acting;
         }
-        let waits = |port: usize| self.requests.iter().any(|(_, r)| r.port == port);
+        let waits = |port: usize| self.requests.iter().any(|(_, r)| r.port() == port);
         match acting {
             Some(PortRole::Merger | PortRole::Notices) => return self.acting,
             Some(PortRole::View(_)) if waits(self.acting) => return self.acting,
             _ => {}
         }
         let waiting = waiter.and_then(|waiter| match waiter {
-            Waiter::Request(id) | Waiter::Part(id, _) => self.requests.get(id).map(|r| r.port),
+            Waiter::Request(id) | Waiter::Part(id, _) => self.requests.get(id).map(|r| r.port()),
             Waiter::Batch(_) => self.batch_port(),
         });
         match acting {
@@ -76,14 +77,11 @@ impl Core {
         .unwrap_or(self.acting)
     }
 
-    pub(super) fn batch_port(&self) -> Option<usize> {
-        Some(self.merge.as_ref()?.batch.as_ref()?.port)
-    }
-
     /// A control request of this port is under way.
     pub(super) fn is_driven(&self, port: usize) -> bool {
-        self.gate.as_ref().is_some_and(|g| g.port == port)
-            || self.syncing.as_ref().is_some_and(|s| s.port == port)
-            || (self.snaps.values()).any(|s| s.removal.as_ref().is_some_and(|r| r.port == port))
+        self.gate.as_ref().is_some_and(|g| g.port() == port)
+            || self.syncing.as_ref().is_some_and(|s| s.port() == port)
+            || (self.snaps.values())
+                .any(|s| s.removal.as_ref().is_some_and(|r| r.call.port == port))
     }
 }

@@ -1,7 +1,9 @@
 //! Making exceptions durable, a group at a time.
 
-use super::control::Drain;
-use super::{Core, Op, Snap, Waiter, When, Work};
+use super::accounting::IoPurpose;
+use super::drains::Drain;
+use super::waiting::{Task, Waiter};
+use super::{Core, Snap, When};
 use crate::engine::api::*;
 use crate::engine::failure::Failure;
 use crate::io::{Buffer, OwnedBuffer};
@@ -97,7 +99,7 @@ impl Core {
         if mutation::is(Mutation::OriginWriteBeforeEntry) {
             self.wake_pending(id, chunk, |w| w == When::Settled);
         }
-        self.work.push_back(Work::Commit(id));
+        self.tasks.push_back(Task::Commit(id));
     }
 
     /// Makes a deferred exception visible to its own view before it is durable.
@@ -199,21 +201,18 @@ impl Core {
                 Some((write.offset, buffer, true))
             }
         };
-        let tag = self.tag(Op::Commit { snapshot: id });
-        self.emit(
-            port,
-            match command {
-                None => Command::Flush { tag, device },
-                Some((offset, buffer, durable)) => Command::Write {
-                    tag,
-                    device,
-                    offset,
-                    buffer: Buffer::Owned(buffer),
-                    durable,
-                    patch: None,
-                },
+        let purpose = IoPurpose::Commit { snapshot: id };
+        self.issue(port, purpose, |tag| match command {
+            None => Command::Flush { tag, device },
+            Some((offset, buffer, durable)) => Command::Write {
+                tag,
+                device,
+                offset,
+                buffer: Buffer::Owned(buffer),
+                durable,
+                patch: None,
             },
-        );
+        });
     }
 
     pub(super) fn commit_step_done(&mut self, id: SnapshotId, result: Result<(), Failure>) {
@@ -278,7 +277,7 @@ impl Core {
             chunks,
         });
         self.watch_usage(id);
-        self.work.push_back(Work::Commit(id));
+        self.tasks.push_back(Task::Commit(id));
     }
 
     /// The old reads have ended: origin writes may go.

@@ -8,8 +8,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::accounting::IoPurpose;
 use super::buffers::PIECE_BYTES;
-use super::{Core, Op, StoreState, Waiter, When, Work};
+use super::waiting::{Task, Waiter};
+use super::{Core, StoreState, When};
 use crate::engine::api::*;
 use crate::engine::failure::Failure;
 use crate::io::Buffer;
@@ -25,7 +27,7 @@ const PIECES: u32 = 4;
 
 /// Consecutive chunks of one snapshot that get consecutive COW chunks.
 #[derive(Clone, Copy, Debug)]
-struct Run {
+struct CopyRun {
     snapshot: SnapshotId,
     old: u64,
     new: u64,
@@ -36,7 +38,7 @@ struct Run {
 #[derive(Debug)]
 pub(super) struct CopyJob {
     port: usize,
-    runs: Vec<Run>,
+    runs: Vec<CopyRun>,
     /// Sectors still to be read.
     next: u64,
     end: u64,
@@ -108,7 +110,7 @@ impl Core {
                         snap.wait(chunk, When::Settled, waiter);
                         self.add_wait(waiter);
                         waits += 1;
-                        self.work.push_back(Work::Commit(id));
+                        self.tasks.push_back(Task::Commit(id));
                     } else {
                         missing.push(Missing {
                             snapshot: id,
@@ -131,23 +133,15 @@ impl Core {
     }
 
     fn preserve_list(&self) -> Vec<Arc<crate::engine::views::SharedSnapshot>> {
-        let merging = self.merge.as_ref().map(|m| m.snapshot);
-        self.snaps
-            .values()
-            .filter(|s| (s.is_usable() || s.is_invalidating()) && Some(s.shared.id) != merging)
-            .map(|s| s.shared.clone())
-            .take(if mutation::is(Mutation::SecondSnapshotSkipped) {
-                1
-            } else {
-                usize::MAX
-            })
-            .collect()
+        let skipped = mutation::is(Mutation::SecondSnapshotSkipped);
+        let count = if skipped { 1 } else { usize::MAX };
+        self.to_preserve().take(count).cloned().collect()
     }
 
     /// Allocates and starts one job for `missing`; returns the waits given to `waiter`.
     fn copy_out(&mut self, missing: &[Missing], waiter: Waiter, port: usize) -> u32 {
         let mut waits = 0;
-        let mut runs: Vec<Run> = Vec::new();
+        let mut runs: Vec<CopyRun> = Vec::new();
         for m in missing {
             let Some(snap) = self.snaps.get_mut(&m.snapshot) else {
                 continue;
@@ -186,7 +180,7 @@ impl Core {
                 {
                     r.count += 1;
                 }
-                _ => runs.push(Run {
+                _ => runs.push(CopyRun {
                     snapshot: m.snapshot,
                     old: m.chunk,
                     new,
@@ -204,7 +198,7 @@ impl Core {
     /// Copies one chunk that a snapshot write has allocated.
     pub(super) fn copy_one(&mut self, snapshot: SnapshotId, old: u64, new: u64, port: usize) {
         self.start_job(
-            vec![Run {
+            vec![CopyRun {
                 snapshot,
                 old,
                 new,
@@ -214,7 +208,7 @@ impl Core {
         );
     }
 
-    fn sectors_of(&self, run: &Run) -> Range<u64> {
+    fn sectors_of(&self, run: &CopyRun) -> Range<u64> {
         let Some(snap) = self.snaps.get(&run.snapshot) else {
             return 0..0;
         };
@@ -224,7 +218,7 @@ impl Core {
                 .min(self.origin_sectors())
     }
 
-    fn start_job(&mut self, runs: Vec<Run>, port: usize) {
+    fn start_job(&mut self, runs: Vec<CopyRun>, port: usize) {
         let next = runs
             .iter()
             .map(|r| self.sectors_of(r).start)
@@ -294,16 +288,13 @@ impl Core {
                 writes: 0,
                 memory: None,
             });
-            let tag = self.tag(Op::CopyRead { job: id, piece });
-            self.emit(
-                port,
-                Command::Read {
-                    tag,
-                    device,
-                    offset: start << SECTOR_SHIFT,
-                    buffer: Buffer::Owned(memory),
-                },
-            );
+            let purpose = IoPurpose::CopyRead { job: id, piece };
+            self.issue(port, purpose, |tag| Command::Read {
+                tag,
+                device,
+                offset: start << SECTOR_SHIFT,
+                buffer: Buffer::Owned(memory),
+            });
             if let Some(job) = self.jobs.get_mut(id) {
                 job.next = end;
                 job.pieces += 1;
@@ -351,27 +342,24 @@ impl Core {
                 continue;
             }
             let sector = cs.first_sector(run.new) + (from - range.start);
-            let tag = self.tag(Op::CopyWrite {
+            let purpose = IoPurpose::CopyWrite {
                 job,
                 piece,
                 snapshot: run.snapshot,
-            });
+            };
             let buffer = Buffer::Shared {
                 memory: memory.clone(),
                 offset: byte_count(from - start),
                 len: byte_count(to - from),
             };
-            self.emit(
-                port,
-                Command::Write {
-                    tag,
-                    device,
-                    offset: sector << SECTOR_SHIFT,
-                    buffer,
-                    durable: false,
-                    patch: None,
-                },
-            );
+            self.issue(port, purpose, |tag| Command::Write {
+                tag,
+                device,
+                offset: sector << SECTOR_SHIFT,
+                buffer,
+                durable: false,
+                patch: None,
+            });
             writes += 1;
         }
         if let Some(p) = self.pieces.get_mut(piece) {
@@ -434,7 +422,7 @@ impl Core {
             }
         }
         if !self.copy_waiters.is_empty() {
-            self.work.push_back(Work::CopyRoom);
+            self.tasks.push_back(Task::CopyRoom);
         }
     }
 

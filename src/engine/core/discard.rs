@@ -1,7 +1,8 @@
 //! A discard off the fast path.
 
+use super::Core;
+use super::accounting::IoPurpose;
 use super::request::{RequestId, Stage};
-use super::{Core, Op};
 use crate::engine::discard;
 use crate::engine::views::ViewMode;
 
@@ -11,8 +12,8 @@ impl Core {
         let Some(request) = self.requests.get_mut(id) else {
             return;
         };
-        let (start, end, port) = (request.start(), request.end(), request.port);
-        request.stage = Stage::Issued;
+        let (start, end, port) = (request.start(), request.end(), request.port());
+        request.set_stage(Stage::Issued);
         // Registered before it is resolved, as on the fast path.
         self.register(id, discard::TOUCHES);
         let mut extents = Vec::new();
@@ -23,16 +24,19 @@ impl Core {
             return self.finish(id);
         }
         if let Some(request) = self.requests.get_mut(id) {
-            request.waits += u32::try_from(extents.len()).unwrap_or(u32::MAX);
+            let count = u32::try_from(extents.len()).unwrap_or(u32::MAX);
+            request.waits().add(count);
         }
         let origin = self.origin_device();
         for (extent, how) in extents {
-            let tag = self.tag(Op::Guest {
+            let purpose = IoPurpose::Guest {
                 request: id,
                 snapshot: None,
                 fresh: Vec::new(),
+            };
+            self.issue(port, purpose, |tag| {
+                discard::command(tag, origin, extent, how)
             });
-            self.emit(port, discard::command(tag, origin, extent, how));
         }
     }
 }

@@ -11,9 +11,9 @@ impl Core {
             .values()
             .map(|s| SnapshotStatus {
                 snapshot: s.shared.id,
-                state: match self.merge.as_ref().filter(|m| m.snapshot == s.shared.id) {
-                    Some(m) if m.failed.is_some() => SnapshotState::MergeFailed,
-                    Some(m) if m.paused => SnapshotState::MergePaused,
+                state: match self.merge.as_ref().filter(|m| m.snapshot() == s.shared.id) {
+                    Some(m) if m.has_failed() => SnapshotState::MergeFailed,
+                    Some(m) if m.is_paused() => SnapshotState::MergePaused,
                     Some(_) => SnapshotState::Merging,
                     None => match s.state {
                         StoreState::Valid => SnapshotState::Active,
@@ -28,13 +28,12 @@ impl Core {
             })
             .collect();
         let merge = self.merge.as_ref().map(|m| MergeStatus {
-            snapshot: m.snapshot.0,
-            chunks_done: m.chunks_done,
+            snapshot: m.snapshot().0,
+            chunks_done: m.chunks_done(),
             chunks_left: self
                 .snaps
-                .get(&m.snapshot)
+                .get(&m.snapshot())
                 .map_or(0, |s| s.metadata.entries().len() as u64),
-            bytes_copied: m.bytes_copied,
             stopped: self.merge_stopped(),
         });
         EngineStatus { snapshots, merge }
@@ -51,8 +50,7 @@ impl Core {
             }
         }
         if let Some(merge) = &self.merge
-            && let Some(newest) = merge.batch.as_ref().and_then(|b| b.newest_turn)
-            && merge.urgent.keys().next().is_some_and(|t| *t < newest)
+            && !merge.is_in_turn()
         {
             return Err("a chunk that is waited for longer is not in the batch".into());
         }
@@ -84,9 +82,8 @@ impl Core {
                 }
             }
         }
-        let idle =
-            self.requests.is_empty() && self.merge.as_ref().is_none_or(|m| m.batch.is_none());
-        if idle && self.ops.is_empty() && self.work.is_empty() {
+        let idle = self.requests.is_empty() && self.merge.as_ref().is_none_or(|m| !m.has_batch());
+        if idle && self.accounts.is_empty() && self.tasks.is_empty() {
             if !self.jobs.is_empty() || !self.pieces.is_empty() || self.copy_bytes != 0 {
                 return Err(format!(
                     "idle with {} copy jobs, {} bytes",

@@ -7,8 +7,11 @@
 
 use crate::sync::atomic::Ordering;
 
-use super::control::Drain;
-use super::{Core, Op, Removal, StoreState, Waiter, When};
+use super::accounting::IoPurpose;
+use super::drains::Drain;
+use super::ports::ControlCall;
+use super::waiting::Waiter;
+use super::{Core, Removal, StoreState, When};
 use crate::engine::api::*;
 use crate::engine::failure::{FailedDevice, Failure};
 use crate::io::{Buffer, DeviceId, Errno, OwnedBuffer};
@@ -17,7 +20,7 @@ use crate::store::MetaWrite;
 
 impl Core {
     pub(super) fn invalidate(&mut self, id: SnapshotId, reason: InvalidReason) {
-        if self.merge.as_ref().is_some_and(|m| m.snapshot == id) {
+        if self.is_merging(id) {
             // Nothing is added to a merging store, so that only an I/O error ends here.
             if let InvalidReason::Io(failure) = reason {
                 self.fail_merge(failure);
@@ -49,10 +52,8 @@ impl Core {
         let header = snap.metadata.invalidate_write();
         let device = snap.shared.device;
         for waiter in failed {
-            if let Waiter::Request(request) | Waiter::Part(request, _) = waiter
-                && let Some(request) = self.requests.get_mut(request)
-            {
-                request.failed = true;
+            if let Waiter::Request(request) | Waiter::Part(request, _) = waiter {
+                self.set_failed(request);
             }
             match waiter {
                 // A part of a snapshot write ends here.
@@ -73,19 +74,16 @@ impl Core {
     fn write_header(&mut self, id: SnapshotId, device: DeviceId, write: MetaWrite) {
         let mut buffer = OwnedBuffer::zeroed(write.data.len());
         buffer.as_mut_slice().copy_from_slice(&write.data);
-        let tag = self.tag(Op::Header { snapshot: id });
-        let (port, buffer) = (self.header_port(id), Buffer::Owned(buffer));
-        self.emit(
-            port,
-            Command::Write {
-                tag,
-                device,
-                offset: write.offset,
-                buffer,
-                durable: true,
-                patch: None,
-            },
-        );
+        let port = self.header_port(id);
+        let purpose = IoPurpose::Header { snapshot: id };
+        self.issue(port, purpose, |tag| Command::Write {
+            tag,
+            device,
+            offset: write.offset,
+            buffer: Buffer::Owned(buffer),
+            durable: true,
+            patch: None,
+        });
     }
 
     pub(super) fn header_written(&mut self, id: SnapshotId, result: Result<(), Failure>) {
@@ -113,6 +111,15 @@ impl Core {
             snapshot: id,
             reason,
             durable: false,
+        });
+    }
+
+    /// The owner has recorded durably that a snapshot is invalid whose header could
+    /// not be written.
+    pub(super) fn invalid_recorded(&mut self, snapshot: SnapshotId) {
+        self.add_drain(Drain::InvalidReads {
+            snapshot,
+            tell: false,
         });
     }
 
@@ -145,12 +152,14 @@ impl Core {
     /// for a header that cannot be written; the record must outlive it.
     pub(super) fn remove_snapshot(
         &mut self,
-        port: usize,
-        id: u64,
+        call: ControlCall,
         snapshot: SnapshotId,
         force: bool,
     ) -> Result<(), ControlError> {
-        if self.merge.as_ref().is_some_and(|m| m.snapshot == snapshot) {
+        if self.gate.is_some() {
+            return Err(ControlError::Busy);
+        }
+        if self.is_merging(snapshot) {
             return Err(ControlError::MergeRunning);
         }
         let snap = self
@@ -161,8 +170,7 @@ impl Core {
             return Err(ControlError::Busy);
         }
         snap.removal = Some(Removal {
-            port,
-            id,
+            call,
             force,
             failed: None,
         });
@@ -192,10 +200,10 @@ impl Core {
         if unmarked && !removal.force && !mutation::is(Mutation::HeaderLeftValid) {
             let unknown = Failure::flush(FailedDevice::Cow, Errno::EIO);
             let result = Err(ControlError::NotMarked(removal.failed.unwrap_or(unknown)));
-            return self.control_done(removal.port, removal.id, result);
+            return self.control_done(removal.call, result);
         }
         self.snaps.remove(&id);
         self.publish_views();
-        self.control_done(removal.port, removal.id, Ok(()));
+        self.control_done(removal.call, Ok(()));
     }
 }

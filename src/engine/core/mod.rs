@@ -1,56 +1,56 @@
-//! The critical section: everything that changes state.
+//! The critical section: everything that changes state, under one lock.
 //!
 //! An event comes in through [`Core::begin`] and one of the event methods, which
-//! push [`Work`]; [`Core::run`] works it off until nothing moves any more. All
+//! queue [`Task`]s; [`Core::run`] works them off until nothing moves any more. All
 //! maps are ordered, so that the same events give the same commands.
 
+mod accounting;
+mod add_snapshot;
 mod buffers;
 mod carrier;
+mod clean_stop;
 mod commit;
 mod control;
 mod copyout;
+mod decide;
 mod discard;
+mod drains;
+mod flush;
+mod gate;
+mod handover;
 mod inspect;
 mod invalidate;
 mod merge;
-mod merge_batch;
+mod ports;
+mod publish;
 mod request;
 mod snapshot_write;
 mod usage;
+mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use slab::Slab;
 
+use self::accounting::Accounts;
+pub(super) use self::accounting::IoPurpose;
 use self::buffers::BufferPool;
+use self::clean_stop::Syncing;
 use self::commit::{Commit, Queued};
-use self::control::{Drain, Gate, Syncing};
 use self::copyout::{CopyJob, Piece};
+use self::drains::Drain;
+use self::gate::Gate;
 use self::merge::Merge;
-use self::request::{RequestId, SlowRequest};
+use self::ports::{ControlCall, Ports};
+use self::request::SlowRequest;
+use self::waiting::{Task, Waiter};
 use super::api::*;
-use super::failure::{Attempt, FailedDevice, Failure};
-use super::registrations::fence_change;
-use super::shared::{PortShared, Shared};
-use super::tags;
-use super::views::{Config, PreserveList, SharedSnapshot, ViewMode};
-use crate::io::{Buffer, DeviceId, Errno, Tag};
-use crate::mutation::{self, Mutation};
+use super::failure::Failure;
+use super::shared::Shared;
+use super::views::{Config, SharedSnapshot};
+use crate::io::{Buffer, DeviceId, Errno};
 use crate::store::Metadata;
-use crate::sync::atomic::Ordering;
-
-/// Who is told when something that was waited for has happened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Waiter {
-    /// One of the request's waits has ended.
-    Request(RequestId),
-    /// A snapshot write's part in this chunk is to be looked at again.
-    Part(RequestId, u64),
-    /// One of this merge batch's waits has ended. By number: one that was given up
-    /// may still stand in other snapshots' lists, and is no other one.
-    Batch(u64),
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum When {
@@ -112,8 +112,7 @@ struct Snap {
 /// The control request that removes a snapshot.
 #[derive(Clone, Copy, Debug)]
 struct Removal {
-    port: usize,
-    id: u64,
+    call: ControlCall,
     /// Also if the header goes on saying valid.
     force: bool,
     /// Why the header could not be written.
@@ -130,88 +129,14 @@ impl Snap {
     }
 }
 
-/// What an I/O command of the critical section was for.
-#[derive(Clone, Debug)]
-pub(super) enum Op {
-    /// Guest data of a request; `fresh`: chunks that get their exception with it.
-    Guest {
-        request: RequestId,
-        snapshot: Option<SnapshotId>,
-        fresh: Vec<u64>,
-    },
-    RequestFlush {
-        request: RequestId,
-        /// `None`: of the origin.
-        store: Option<SnapshotId>,
-    },
-    PatchRead {
-        request: RequestId,
-        snapshot: SnapshotId,
-        chunk: u64,
-    },
-    PatchWrite {
-        request: RequestId,
-        snapshot: SnapshotId,
-        chunk: u64,
-    },
-    CopyRead {
-        job: usize,
-        piece: usize,
-    },
-    CopyWrite {
-        job: usize,
-        piece: usize,
-        snapshot: SnapshotId,
-    },
-    Commit {
-        snapshot: SnapshotId,
-    },
-    Header {
-        snapshot: SnapshotId,
-    },
-    MergeRead {
-        origin_sector: u64,
-    },
-    MergeWrite,
-    MergeFlush,
-    MergeMove,
-    MergeZero,
-    Sync {
-        /// `None`: the origin.
-        snapshot: Option<SnapshotId>,
-    },
-    CutFlush,
-}
-
-impl Op {
-    const fn writes_metadata(&self) -> bool {
-        matches!(
-            self,
-            Self::Commit { .. } | Self::Header { .. } | Self::MergeMove | Self::MergeZero
-        )
-    }
-}
-
-#[derive(Debug)]
-enum Work {
-    /// All waits of a request have ended.
-    Request(RequestId),
-    Part(RequestId, u64),
-    Batch,
-    Commit(SnapshotId),
-    /// Room for copy-outs again.
-    CopyRoom,
-}
-
 pub(super) struct Core {
     shared: Arc<Shared>,
     config: Arc<Config>,
-    ports: Slab<Arc<PortShared>>,
+    ports: Ports,
     /// The port in whose name the critical section is at work: that of the event,
     /// or of the request whose turn it is.
     acting: usize,
-    out: Vec<(usize, Command)>,
-    work: VecDeque<Work>,
+    tasks: VecDeque<Task>,
     snaps: BTreeMap<SnapshotId, Snap>,
     merge: Option<Merge>,
     /// Views of merged snapshots that went on as origin views.
@@ -222,8 +147,7 @@ pub(super) struct Core {
     origin_failure: Option<Failure>,
     drains: Vec<Drain>,
     requests: Slab<SlowRequest>,
-    /// With what was given out for it.
-    ops: Slab<(Op, Option<Attempt>)>,
+    accounts: Accounts,
     jobs: Slab<CopyJob>,
     pieces: Slab<Piece>,
     /// Bytes of copy-out jobs under way.
@@ -237,10 +161,9 @@ impl Core {
         let mut core = Self {
             shared,
             config: Arc::new(Config::new(0, BTreeMap::new())),
-            ports: Slab::new(),
+            ports: Ports::default(),
             acting: usize::MAX,
-            out: Vec::new(),
-            work: VecDeque::new(),
+            tasks: VecDeque::new(),
             snaps: BTreeMap::new(),
             merge: None,
             followers: BTreeSet::new(),
@@ -249,7 +172,7 @@ impl Core {
             origin_failure: None,
             drains: Vec::new(),
             requests: Slab::new(),
-            ops: Slab::new(),
+            accounts: Accounts::default(),
             jobs: Slab::new(),
             pieces: Slab::new(),
             copy_bytes: 0,
@@ -260,79 +183,6 @@ impl Core {
         core
     }
 
-    // ---- ports and commands
-
-    pub fn add_port(&mut self, port: Arc<PortShared>) -> usize {
-        self.ports.insert(port)
-    }
-
-    pub fn remove_port(&mut self, index: usize) {
-        self.ports.try_remove(index);
-    }
-
-    pub fn port(&self, index: usize) -> Option<&Arc<PortShared>> {
-        self.ports.get(index)
-    }
-
-    fn ports(&self) -> impl Iterator<Item = (usize, &Arc<PortShared>)> {
-        self.ports.iter()
-    }
-
-    fn port_with(&self, role: PortRole) -> Option<usize> {
-        self.ports
-            .iter()
-            .find(|(_, p)| p.role == role)
-            .map(|(i, _)| i)
-    }
-
-    pub fn begin(&mut self, caller: usize) {
-        self.acting = caller;
-    }
-
-    pub fn commands(&mut self) -> std::vec::IntoIter<(usize, Command)> {
-        std::mem::take(&mut self.out).into_iter()
-    }
-
-    fn emit(&mut self, port: usize, command: Command) {
-        if let Some((tag, attempt)) = Attempt::of(&command)
-            && let Some((_, given_out)) = tags::core_number(tag).and_then(|t| self.ops.get_mut(t))
-        {
-            *given_out = Some(attempt);
-        }
-        self.out.push((port, command));
-    }
-
-    fn notify(&mut self, notice: Notice) {
-        let role = if matches!(notice, Notice::MergeWork { .. }) {
-            PortRole::Merger
-        } else {
-            PortRole::Notices
-        };
-        if let Some(port) = self.port_with(role) {
-            self.emit(port, Command::Notice(notice));
-        }
-    }
-
-    /// Keeps account of an I/O command; the tag comes back with its end.
-    fn tag(&mut self, op: Op) -> Tag {
-        let snapshot = match &op {
-            Op::Guest {
-                snapshot: Some(s), ..
-            }
-            | Op::PatchRead { snapshot: s, .. }
-            | Op::PatchWrite { snapshot: s, .. }
-            | Op::CopyWrite { snapshot: s, .. }
-            | Op::Commit { snapshot: s }
-            | Op::Header { snapshot: s }
-            | Op::Sync { snapshot: Some(s) } => Some(*s),
-            _ => None,
-        };
-        if let Some(snap) = snapshot.and_then(|s| self.snaps.get_mut(&s)) {
-            snap.ios += 1;
-        }
-        tags::core(self.ops.insert((op, None)))
-    }
-
     fn origin_device(&self) -> DeviceId {
         self.shared.origin.device
     }
@@ -341,374 +191,132 @@ impl Core {
         self.shared.origin.sectors
     }
 
-    // ---- events
-
-    /// What an operation under way is for, for the seeded bugs in the tests' executor.
-    #[cfg(test)]
-    pub fn io_purpose(&self, tag: Tag) -> Option<Op> {
-        let (op, _) = self.ops.get(tags::core_number(tag)?)?;
-        Some(op.clone())
+    pub fn begin(&mut self, caller: usize) {
+        self.acting = caller;
     }
 
-    pub fn io_done(
+    /// A registration that a drain may wait for has ended: [`Core::run`] looks.
+    pub fn recheck(&mut self) {}
+
+    pub fn io_done(&mut self, number: usize, result: Result<(), Errno>, buffer: Option<Buffer>) {
+        if let Some((purpose, result, snapshot)) = self.ended_io(number, result) {
+            self.purpose_done(purpose, result, buffer);
+            self.close_account(snapshot);
+        }
+    }
+
+    fn purpose_done(
         &mut self,
-        _port: usize,
-        number: usize,
-        result: Result<(), Errno>,
+        purpose: IoPurpose,
+        result: Result<(), Failure>,
         buffer: Option<Buffer>,
     ) {
-        let Some((op, attempt)) = self.ops.try_remove(number) else {
-            return;
-        };
-        let (origin, metadata) = (self.origin_device(), op.writes_metadata());
-        let result = result.map_err(|errno| match attempt {
-            Some(attempt) => attempt.failed(origin, metadata, errno),
-            None => Failure::flush(FailedDevice::Origin, errno), // nothing is given out without
-        });
-        let snapshot = match op {
-            Op::Guest {
+        match purpose {
+            IoPurpose::Guest {
                 request,
                 snapshot,
                 fresh,
-            } => {
-                self.guest_io_done(request, snapshot, fresh, result);
-                snapshot
-            }
-            Op::RequestFlush { request, store } => {
+            } => self.guest_io_done(request, snapshot, fresh, result),
+            IoPurpose::RequestFlush { request, store } => {
                 self.request_flush_done(request, store, result);
-                None
             }
-            Op::PatchRead {
+            IoPurpose::PatchRead {
                 request,
                 snapshot,
                 chunk,
-            } => {
-                self.patch_read_done(request, snapshot, chunk, result, buffer);
-                Some(snapshot)
-            }
-            Op::PatchWrite {
+            } => self.patch_read_done(request, snapshot, chunk, result, buffer),
+            IoPurpose::PatchWrite {
                 request,
                 snapshot,
                 chunk,
             } => {
                 self.buffers.put_back(buffer);
                 self.patch_write_done(request, snapshot, chunk, result);
-                Some(snapshot)
             }
-            Op::CopyRead { job, piece } => {
-                self.copy_read_done(job, piece, result, buffer);
-                None
-            }
-            Op::CopyWrite {
+            IoPurpose::CopyRead { job, piece } => self.copy_read_done(job, piece, result, buffer),
+            IoPurpose::CopyWrite {
                 job,
                 piece,
                 snapshot,
             } => {
                 drop(buffer);
                 self.copy_write_done(job, piece, snapshot, result);
-                Some(snapshot)
             }
-            Op::Commit { snapshot } => {
-                self.commit_step_done(snapshot, result);
-                Some(snapshot)
-            }
-            Op::Header { snapshot } => {
-                self.header_written(snapshot, result);
-                Some(snapshot)
-            }
-            Op::MergeRead { origin_sector } => {
+            IoPurpose::Commit { snapshot } => self.commit_step_done(snapshot, result),
+            IoPurpose::Header { snapshot } => self.header_written(snapshot, result),
+            IoPurpose::MergeRead { origin_sector } => {
                 self.merge_read_done(origin_sector, result, buffer);
-                None
             }
-            Op::MergeWrite => {
+            IoPurpose::MergeWrite => {
                 self.buffers.put_back(buffer);
                 self.merge_write_done(result);
-                None
             }
-            Op::MergeFlush => {
-                self.merge_flush_done(result);
-                None
-            }
-            Op::MergeMove => {
-                self.merge_move_done(result);
-                None
-            }
-            Op::MergeZero => {
-                self.merge_zero_done(result);
-                None
-            }
-            Op::Sync { snapshot } => {
-                self.sync_flush_done(snapshot, result);
-                snapshot
-            }
-            Op::CutFlush => {
-                self.cut_flushed(result);
-                None
-            }
-        };
-        if let Some(snap) = snapshot.and_then(|s| self.snaps.get_mut(&s)) {
-            snap.ios = snap.ios.saturating_sub(1);
+            IoPurpose::MergeFlush => self.merge_flush_done(result),
+            IoPurpose::MergeMove => self.merge_move_done(result),
+            IoPurpose::MergeZero => self.merge_zero_done(result),
+            IoPurpose::SyncFlush { snapshot } => self.sync_flush_done(snapshot, result),
+            IoPurpose::CutFlush => self.cut_flushed(result),
         }
     }
-
-    /// A flush of the origin (`None`) or a store failed.
-    pub fn flush_failed(&mut self, store: Option<SnapshotId>, failure: Failure) {
-        match store {
-            None => self.origin_flush_failed(failure),
-            Some(id) => self.store_flush_failed(id, failure),
-        }
-    }
-
-    /// As [`Shared::is_flush_lost`](super::shared::Shared::is_flush_lost).
-    fn is_flush_lost(&self, store: Option<SnapshotId>) -> bool {
-        let lost = |store: Option<&SharedSnapshot>| self.shared.is_flush_lost(store);
-        match store {
-            None => lost(None),
-            Some(id) => (self.snaps.get(&id)).is_some_and(|snap| lost(Some(&snap.shared))),
-        }
-    }
-
-    /// The failure because of which a flush must not be believed, though it may
-    /// end well.
-    fn flush_lost(&self, store: Option<SnapshotId>) -> Option<Failure> {
-        if !self.is_flush_lost(store) {
-            return None;
-        }
-        let first = self.origin_failure.filter(|_| store.is_none());
-        let device = match store {
-            None => FailedDevice::Origin,
-            Some(_) => FailedDevice::Cow,
-        };
-        Some(first.unwrap_or(Failure::flush(device, Errno::EIO)))
-    }
-
-    fn origin_flush_failed(&mut self, failure: Failure) {
-        if !mutation::is(Mutation::FailedFlushForgotten) {
-            self.shared
-                .origin_flush_failed
-                .store(true, Ordering::Release);
-        }
-        if self.origin_failure.is_none() {
-            self.origin_failure = Some(failure);
-            self.notify(Notice::OriginFlushFailed { failure });
-            if self.merge.as_ref().is_some_and(|m| m.failed.is_some()) {
-                self.fail_merge(failure);
-            }
-        }
-    }
-
-    /// A store's device lost what a flush should have kept. A store that merges
-    /// cannot be given up: it is all that there is of its chunks.
-    fn store_flush_failed(&mut self, id: SnapshotId, failure: Failure) {
-        if self.merge.as_ref().is_some_and(|m| m.snapshot == id)
-            && let Some(snap) = self.snaps.get(&id)
-        {
-            let failed = !mutation::is(Mutation::FailedStoreFlushForgotten);
-            snap.shared.flush_failed.store(failed, Ordering::Release);
-            self.fail_merge(failure);
-        } else {
-            self.invalidate(id, InvalidReason::Io(failure));
-        }
-    }
-
-    /// A registration that somebody may wait for has ended.
-    pub fn recheck(&mut self) {}
 
     /// Works off everything that an event set off.
     pub fn run(&mut self) {
         let caller = self.acting;
         loop {
-            while let Some(work) = self.work.pop_front() {
+            while let Some(task) = self.tasks.pop_front() {
                 self.acting = caller;
-                match work {
-                    Work::Request(id) => {
-                        self.act_for(id);
-                        self.request_ready(id)
-                    }
-                    Work::Part(id, chunk) => {
-                        self.act_for(id);
-                        self.part_ready(id, chunk)
-                    }
-                    Work::Batch => {
-                        self.acting = self.batch_port().unwrap_or(self.acting);
-                        self.batch_ready()
-                    }
-                    Work::Commit(id) => self.maybe_commit(id),
-                    Work::CopyRoom => self.copy_room(),
-                }
+                self.perform(task);
             }
             self.acting = caller;
-            if self.drains.is_empty() || !self.finish_drains() {
-                if self.syncing.is_some() {
-                    self.advance_sync();
-                }
+            if !self.end_drains() {
                 break;
             }
         }
+        self.advance_sync();
     }
 
-    fn add_wait(&mut self, waiter: Waiter) {
-        match waiter {
-            Waiter::Request(id) => {
-                if let Some(request) = self.requests.get_mut(id) {
-                    request.waits += 1;
-                }
+    fn perform(&mut self, task: Task) {
+        match task {
+            Task::Request(id) => {
+                self.act_for(id);
+                self.request_ready(id);
             }
-            Waiter::Part(..) => {} // counted by its request when it was parked
-            Waiter::Batch(number) => {
-                if let Some(batch) = self.batch_of(number) {
-                    batch.waits += 1;
-                }
+            Task::Part(id, chunk) => {
+                self.act_for(id);
+                self.part_ready(id, chunk);
             }
+            Task::Batch => {
+                self.acting = self.batch_port().unwrap_or(self.acting);
+                self.batch_ready();
+            }
+            Task::Commit(id) => self.maybe_commit(id),
+            Task::CopyRoom => self.copy_room(),
         }
     }
 
-    fn wake(&mut self, waiter: Waiter) {
-        match waiter {
-            Waiter::Request(id) => {
-                if let Some(request) = self.requests.get_mut(id) {
-                    request.waits = request.waits.saturating_sub(1);
-                }
-            }
-            Waiter::Part(id, chunk) => return self.work.push_back(Work::Part(id, chunk)),
-            Waiter::Batch(number) => {
-                if let Some(batch) = self.batch_of(number) {
-                    batch.waits = batch.waits.saturating_sub(1);
-                }
-            }
+    /// Goes on with the changes whose drains have ended. False if there were none.
+    fn end_drains(&mut self) -> bool {
+        if self.drains.is_empty() {
+            return false;
         }
-        self.look_again(waiter);
-    }
-
-    /// Queues a turn for a waiter that waits for nothing, once.
-    fn look_again(&mut self, waiter: Waiter) {
-        match waiter {
-            Waiter::Request(id) => {
-                if let Some(request) = self.requests.get_mut(id)
-                    && request.waits == 0
-                    && !std::mem::replace(&mut request.queued, true)
-                {
-                    self.work.push_back(Work::Request(id));
-                }
-            }
-            Waiter::Part(..) => {}
-            Waiter::Batch(number) => {
-                if let Some(batch) = self.batch_of(number)
-                    && batch.waits == 0
-                    && !std::mem::replace(&mut batch.queued, true)
-                {
-                    self.work.push_back(Work::Batch);
-                }
-            }
-        }
-    }
-
-    // ---- configuration
-
-    /// Builds and publishes what every view shows. A scan of the registrations
-    /// after this finds every request that was decided before.
-    fn publish_views(&mut self) {
-        let merging = self.merge.as_ref().map(|m| m.snapshot);
-        let preserve = Arc::new(
-            self.snaps
-                .values()
-                .filter(|s| (s.is_usable() || s.is_invalidating()) && Some(s.shared.id) != merging)
-                .map(|s| s.shared.clone())
-                .collect::<Vec<_>>(),
-        );
-        let gated = self.gate.as_ref();
-        let origin = match self
-            .merge
-            .as_ref()
-            .filter(|m| !m.ending)
-            .and_then(|m| Some((m, self.snaps.get(&m.snapshot)?)))
-        {
-            Some((merge, snap)) => Arc::new(ViewMode::Merge {
-                snapshot: snap.shared.clone(),
-                preserve: preserve.clone(),
-                writes: merge.writes,
-            }),
-            None => Arc::new(ViewMode::Origin {
-                preserve: preserve.clone(),
-                write_gate: gated.is_some_and(Gate::is_cut),
-            }),
-        };
-        let mut views = BTreeMap::new();
-        for snap in self.snaps.values() {
-            let id = snap.shared.id;
-            let mode = match self.merge.as_ref().filter(|m| m.snapshot == id) {
-                Some(merge) if merge.follow => origin.clone(),
-                Some(_) => Arc::new(ViewMode::Failed),
-                None if snap.removal.is_some() => Arc::new(ViewMode::Failed),
-                None if snap.is_usable() => Arc::new(ViewMode::Snapshot {
-                    snapshot: snap.shared.clone(),
-                    overflow: snap.state == StoreState::Overflow,
-                    passdown: self.passdown(id, &preserve),
-                }),
-                None => Arc::new(ViewMode::Failed),
-            };
-            views.insert(id, mode);
-        }
-        for id in self.followers.iter().chain([&ViewId::ORIGIN]) {
-            views.insert(*id, origin.clone());
-        }
-        if let Some(snapshot) = gated.and_then(Gate::handover) {
-            let blocked: Vec<ViewId> = self
-                .followers
-                .iter()
-                .copied()
-                .chain([ViewId::ORIGIN, snapshot])
-                .collect();
-            for id in blocked {
-                views.insert(id, Arc::new(ViewMode::Gated));
-            }
-        }
-        self.config = Arc::new(Config::new(self.config.epoch + 1, views));
-        self.shared
-            .publish(Config::new(self.config.epoch, self.config.views.clone()));
-    }
-
-    /// Whom a discard of the origin through a snapshot's view has to spare. `None`
-    /// while anything special is under way: it is a hint, and nothing waits for it.
-    fn passdown(&self, id: SnapshotId, preserve: &PreserveList) -> Option<PreserveList> {
-        let discards = self.snaps.get(&id)?.shared.discards;
-        if !discards.passdown_origin || self.gate.is_some() || self.merge.is_some() {
-            return None;
-        }
-        let others = preserve
-            .iter()
-            .filter(|s| s.id != id && !mutation::is(Mutation::PassdownSparesNobody));
-        Some(Arc::new(others.cloned().collect()))
-    }
-
-    // ---- drains
-
-    /// Runs `drain.then` once nothing that it waits for is registered any more.
-    fn add_drain(&mut self, drain: Drain) {
-        self.drains.push(drain);
-        self.tell_drains();
-        fence_change();
-    }
-
-    fn finish_drains(&mut self) -> bool {
         let mut moved = false;
         let mut at = 0;
-        while let Some(drain) = self.drains.get(at) {
-            if self.is_drained(drain) {
-                let drain = self.drains.swap_remove(at);
-                self.drained(drain);
-                moved = true;
-            } else {
-                at += 1;
-            }
+        while let Some(drain) = self.take_ended_drain(&mut at) {
+            self.drained(drain);
+            moved = true;
         }
-        self.tell_drains();
+        self.publish_drains();
         moved
     }
 
-    /// Ports look at the number when a registration ends.
-    fn tell_drains(&self) {
-        let waiting = self.drains.len();
-        self.shared.drains.store(waiting, Ordering::Release);
+    fn drained(&mut self, drain: Drain) {
+        match drain {
+            Drain::SnapshotReads { snapshot, chunks } => self.settled(snapshot, &chunks),
+            Drain::InvalidReads { snapshot, tell } => self.invalidated(snapshot, tell),
+            Drain::MergeWrites { .. } => self.batch_drained(),
+            Drain::Gate => self.gate_drained(),
+            Drain::MergeEnd => self.merge_ended(),
+            Drain::Removal { snapshot } => self.removed(snapshot),
+        }
     }
 }

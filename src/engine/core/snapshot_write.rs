@@ -7,9 +7,11 @@
 
 use std::sync::Arc;
 
+use super::accounting::IoPurpose;
 use super::buffers::PIECE_BYTES;
 use super::request::{RequestId, Stage};
-use super::{Core, Op, StoreState, Waiter, When, Work};
+use super::waiting::{Task, Waiter};
+use super::{Core, StoreState, When};
 use crate::engine::api::*;
 use crate::engine::failure::Failure;
 use crate::engine::registrations::{COW, WRITE};
@@ -30,8 +32,8 @@ impl Core {
         let Some(request) = self.requests.get_mut(id) else {
             return;
         };
-        request.stage = Stage::Issued;
-        request.waits += 1; // held until every chunk has been looked at
+        request.set_stage(Stage::Issued);
+        request.waits().add(1); // held until every chunk has been looked at
         let chunks = shared.chunks(request.start(), request.end());
         // Counts as under way from here to its end, whatever its parts wait for.
         self.register(id, WRITE | COW);
@@ -49,12 +51,12 @@ impl Core {
             return;
         };
         // Not by the view's mode: a gate may have closed behind this request.
-        if let Some(shared) = self.snaps.get(&request.view).map(|s| s.shared.clone()) {
+        if let Some(shared) = self.snaps.get(&request.view()).map(|s| s.shared.clone()) {
             let mut gather = None;
             self.write_chunk(id, &shared, chunk, &mut gather);
             self.flush_gather(id, &shared, gather);
-        } else if let Some(request) = self.requests.get_mut(id) {
-            request.failed = true;
+        } else {
+            self.set_failed(id);
         }
         self.wake(Waiter::Request(id));
     }
@@ -71,7 +73,7 @@ impl Core {
         let Some(request) = self.requests.get_mut(id) else {
             return;
         };
-        let (port, durable) = (request.port, request.durable());
+        let (port, durable) = (request.port(), request.is_durable());
         let chunk_start = cs.first_sector(chunk);
         let chunk_end = cs.first_sector(chunk + 1).min(origin_end);
         let (start, end) = (
@@ -82,7 +84,7 @@ impl Core {
             return;
         };
         if snap.state != StoreState::Valid {
-            request.failed = true;
+            request.set_failed();
             return;
         }
         if let Some(cow) = shared.table.get(chunk).cow_chunk() {
@@ -92,8 +94,8 @@ impl Core {
             {
                 snap.demand(chunk);
                 snap.wait(chunk, When::Committed, Waiter::Request(id));
-                request.waits += 1;
-                self.work.push_back(Work::Commit(shared.id));
+                request.waits().add(1);
+                self.tasks.push_back(Task::Commit(shared.id));
             }
             let extent = Extent {
                 device: Some(shared.device),
@@ -104,14 +106,14 @@ impl Core {
             return self.gather(id, shared, gather, extent, None);
         }
         if snap.pending.contains_key(&chunk) {
-            request.waits += 1;
+            request.waits().add(1);
             snap.wait(chunk, When::Published, Waiter::Part(id, chunk));
             return;
         }
         let whole = start == chunk_start && end == chunk_end
             || mutation::is(Mutation::PartialWriteTakenForWhole);
         let Some(cow) = snap.allocate(chunk) else {
-            request.failed = true;
+            request.set_failed();
             return self.overflow(shared.id);
         };
         if mutation::is(Mutation::PublishedBeforeWritten) {
@@ -125,7 +127,7 @@ impl Core {
         if !whole && cs.bytes() > PIECE_BYTES {
             // Too large for one buffer: copied out like for an origin write, then
             // written in place.
-            request.waits += 1;
+            request.waits().add(1);
             snap.demand(chunk);
             snap.wait(chunk, When::Published, Waiter::Part(id, chunk));
             return self.copy_one(shared.id, chunk, cow, port);
@@ -133,7 +135,7 @@ impl Core {
         if (durable || !snap.defer_commits) && !mutation::is(Mutation::WriteAckedBeforeEntry) {
             snap.demand(chunk);
             snap.wait(chunk, When::Committed, Waiter::Request(id));
-            request.waits += 1;
+            request.waits().add(1);
         }
         if whole {
             let extent = Extent {
@@ -144,23 +146,20 @@ impl Core {
             };
             return self.gather(id, shared, gather, extent, Some(chunk));
         }
-        request.waits += 1;
+        request.waits().add(1);
         let memory = self.buffers.take(byte_count(chunk_end - chunk_start));
-        let tag = self.tag(Op::PatchRead {
+        let purpose = IoPurpose::PatchRead {
             request: id,
             snapshot: shared.id,
             chunk,
-        });
+        };
         let device = self.origin_device();
-        self.emit(
-            port,
-            Command::Read {
-                tag,
-                device,
-                offset: chunk_start << SECTOR_SHIFT,
-                buffer: Buffer::Owned(memory),
-            },
-        );
+        self.issue(port, purpose, |tag| Command::Read {
+            tag,
+            device,
+            offset: chunk_start << SECTOR_SHIFT,
+            buffer: Buffer::Owned(memory),
+        });
     }
 
     /// Collects neighbours into one I/O.
@@ -198,6 +197,27 @@ impl Core {
         }
     }
 
+    pub(super) fn guest_io_done(
+        &mut self,
+        id: RequestId,
+        snapshot: Option<SnapshotId>,
+        fresh: Vec<u64>,
+        result: Result<(), Failure>,
+    ) {
+        if let Err(failure) = result {
+            self.set_failed(id);
+            if let Some(snapshot) = snapshot.filter(|_| !fresh.is_empty()) {
+                // The store's log cannot have a gap: without its data, no later entry either.
+                self.invalidate(snapshot, InvalidReason::Io(failure));
+            }
+        } else if let Some(snapshot) = snapshot {
+            for chunk in fresh {
+                self.fresh_written(id, snapshot, chunk);
+            }
+        }
+        self.wake(Waiter::Request(id));
+    }
+
     pub(super) fn patch_read_done(
         &mut self,
         id: RequestId,
@@ -209,9 +229,7 @@ impl Core {
         let usable = self.snaps.get(&snapshot).is_some_and(|s| s.is_usable());
         if result.is_err() || !usable {
             self.buffers.put_back(buffer);
-            if let Some(request) = self.requests.get_mut(id) {
-                request.failed = true;
-            }
+            self.set_failed(id);
             if let Err(failure) = result {
                 self.invalidate(snapshot, InvalidReason::Io(failure));
             }
@@ -236,29 +254,26 @@ impl Core {
         });
         let Some(cow) = cow else { return };
         let patch = Patch {
-            slot: request.request.slot,
+            slot: request.slot(),
             slot_offset: byte_count(start - request.start()),
             buffer_offset: byte_count(start - chunk_start),
             len: byte_count(end - start),
         };
-        let (port, device) = (request.port, snap.shared.device);
+        let (port, device) = (request.port(), snap.shared.device);
         let offset = cs.first_sector(cow) << SECTOR_SHIFT;
-        let tag = self.tag(Op::PatchWrite {
+        let purpose = IoPurpose::PatchWrite {
             request: id,
             snapshot,
             chunk,
+        };
+        self.issue(port, purpose, |tag| Command::Write {
+            tag,
+            device,
+            offset,
+            buffer,
+            durable: false,
+            patch: Some(patch),
         });
-        self.emit(
-            port,
-            Command::Write {
-                tag,
-                device,
-                offset,
-                buffer,
-                durable: false,
-                patch: Some(patch),
-            },
-        );
     }
 
     pub(super) fn patch_write_done(
@@ -271,9 +286,7 @@ impl Core {
         match result {
             Ok(()) => self.fresh_written(id, snapshot, chunk),
             Err(failure) => {
-                if let Some(request) = self.requests.get_mut(id) {
-                    request.failed = true;
-                }
+                self.set_failed(id);
                 self.invalidate(snapshot, InvalidReason::Io(failure));
             }
         }
@@ -286,9 +299,7 @@ impl Core {
             return;
         };
         if !snap.is_usable() {
-            if let Some(request) = self.requests.get_mut(id) {
-                request.failed = true;
-            }
+            self.set_failed(id);
             return;
         }
         let defer = snap.defer_commits;

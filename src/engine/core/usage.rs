@@ -3,7 +3,7 @@
 //! Looked at where its use changes, in the critical section (a commit, a growth):
 //! one division a commit, nothing on the fast path.
 
-use super::Core;
+use super::{Core, StoreState};
 use crate::engine::api::*;
 
 /// First step that is told, in percent, as by LVM's dmeventd.
@@ -12,6 +12,22 @@ pub const USAGE_FIRST: u64 = 80;
 pub const USAGE_STEP: u64 = 5;
 
 impl Core {
+    /// The COW of a snapshot has this size now.
+    pub(super) fn grow(&mut self, id: SnapshotId, cow_sectors: u64) -> Result<(), ControlError> {
+        let snap = self
+            .snaps
+            .get_mut(&id)
+            .ok_or(ControlError::UnknownSnapshot)?;
+        snap.metadata.set_cow_sectors(cow_sectors);
+        if snap.state == StoreState::Overflow {
+            snap.state = StoreState::Valid;
+            self.publish_views();
+        }
+        self.notify(Notice::Grown { snapshot: id });
+        self.watch_usage(id);
+        Ok(())
+    }
+
     /// Tells when the use of a snapshot's store has come to another step. Each is
     /// told once, until the use has fallen below it (the COW grew).
     pub(super) fn watch_usage(&mut self, id: SnapshotId) {

@@ -4,7 +4,7 @@
 //! The program contains nothing of these. The tests' executor asks here before it
 //! carries out a command, and the engine says what the command is for.
 
-use crate::engine::core::Op as IoPurpose;
+use crate::engine::core::IoPurpose;
 use crate::engine::{Command, Port};
 use crate::io::sim::SimDisk;
 use crate::io::{Disk, Done, Op, OpKind};
@@ -74,7 +74,7 @@ fn bugs(port: &Port, purpose: Option<&IoPurpose>, op: &OpKind) -> &'static [(Mut
         ],
         (IoPurpose::MergeZero, _) => &[(Mutation::RemovalVolatile, Volatile)],
         (IoPurpose::CutFlush, _) => &[(Mutation::CutFlushDropped, Dropped)],
-        (IoPurpose::Sync { .. }, _) => &[(Mutation::SyncFlushDropped, Dropped)],
+        (IoPurpose::SyncFlush { .. }, _) => &[(Mutation::SyncFlushDropped, Dropped)],
         (
             IoPurpose::Guest { .. }
             | IoPurpose::RequestFlush { .. }

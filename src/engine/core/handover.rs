@@ -1,0 +1,68 @@
+//! Handover: a snapshot's store moves to the merge view, which replaces the origin
+//! view.
+//!
+//! Order: 1 new requests on the views of both wait → 2 older ones have ended and the
+//! snapshot's pending exceptions are settled → 3 the views show the merge → 4 the
+//! requests go on.
+
+use super::drains::Drain;
+use super::gate::Change;
+use super::merge::Merge;
+use super::ports::ControlCall;
+use super::waiting::Task;
+use super::{Core, Snap};
+use crate::engine::api::*;
+
+impl Core {
+    /// Steps 1 and 2.
+    pub(super) fn start_handover(
+        &mut self,
+        call: ControlCall,
+        snapshot: SnapshotId,
+        writes: MergeWrites,
+        follow: bool,
+    ) -> Result<(), ControlError> {
+        if self.gate.is_some() {
+            return Err(ControlError::Busy);
+        }
+        if self.merge.is_some() {
+            return Err(ControlError::MergeRunning);
+        }
+        let snap = self
+            .snaps
+            .get_mut(&snapshot)
+            .ok_or(ControlError::UnknownSnapshot)?;
+        if snap.metadata.is_transient() {
+            return Err(ControlError::Transient);
+        }
+        if !snap.is_usable() || snap.removal.is_some() {
+            return Err(ControlError::Invalid);
+        }
+        snap.demand = snap.queue_base + snap.queue.len() as u64;
+        self.tasks.push_back(Task::Commit(snapshot));
+        let change = Change::Handover {
+            snapshot,
+            writes,
+            follow,
+        };
+        self.close_gate(call, change);
+        self.add_drain(Drain::Gate);
+        Ok(())
+    }
+
+    /// Step 3.
+    pub(super) fn hand_over(
+        &mut self,
+        snapshot: SnapshotId,
+        writes: MergeWrites,
+        follow: bool,
+    ) -> Result<(), ControlError> {
+        if !self.snaps.get(&snapshot).is_some_and(Snap::is_usable) {
+            return Err(ControlError::Invalid);
+        }
+        self.merge = Some(Merge::new(snapshot, writes, follow));
+        self.notify(Notice::HandedOver { snapshot });
+        self.notify(Notice::MergeWork { snapshot });
+        Ok(())
+    }
+}
