@@ -35,8 +35,6 @@ const STILL_TOO_LONG: &[(&str, &str)] = &[
     ("daemon/start/serve.rs", "build"),
     ("daemon/verbs/snapshots.rs", "delete_snapshot"),
     ("daemon/verbs/status.rs", "build_status"),
-    ("engine/core/copyout.rs", "copy_read_done"),
-    ("engine/core/snapshot_write.rs", "write_chunk"),
     ("engine/tests/simulator/outcome.rs", "control_done"),
     ("engine/tests/simulator/outcome.rs", "request_done"),
     ("engine/tests/simulator/plan.rs", "random"),

@@ -180,7 +180,7 @@ impl Core {
             return self.emit(port, command);
         };
         if let Some(snap) = purpose.snapshot().and_then(|id| self.snaps.get_mut(&id)) {
-            snap.ios += 1;
+            snap.start_io();
         }
         entry.insert((purpose, attempt));
         self.emit(port, command);
@@ -213,7 +213,7 @@ impl Core {
     /// The operation does not count for the snapshot any more.
     pub(super) fn close_account(&mut self, snapshot: Option<SnapshotId>) {
         if let Some(snap) = snapshot.and_then(|id| self.snaps.get_mut(&id)) {
-            snap.ios = snap.ios.saturating_sub(1);
+            snap.end_io();
         }
     }
 }

@@ -4,17 +4,14 @@
 //! is flushed, or power loss would take from the snapshot what it shows → 4 the
 //! snapshot is there → 5 the writes go on.
 
-use std::sync::Arc;
-
+use super::Core;
 use super::accounting::IoPurpose;
 use super::drains::Drain;
 use super::gate::Change;
 use super::ports::ControlCall;
-use super::{Core, Snap, StoreState};
+use super::snap::Snap;
 use crate::engine::api::*;
 use crate::engine::failure::Failure;
-use crate::engine::table::ExceptionTable;
-use crate::engine::views::SharedSnapshot;
 
 impl Core {
     /// Steps 1 and 2.
@@ -56,45 +53,7 @@ impl Core {
 
     /// Step 4.
     pub(super) fn install(&mut self, id: SnapshotId, store: SnapshotStore) {
-        let chunk_size = store.metadata.layout().chunk_size;
-        // For the whole origin: Linux may have left entries behind the snapshot's end.
-        let table = ExceptionTable::new(chunk_size.chunks_covering(self.origin_sectors()));
-        for e in store.metadata.entries() {
-            // Entries that were loaded are durable, and nothing reads the origin for them.
-            table.set(e.old, e.new, true);
-        }
-        let shared = Arc::new(SharedSnapshot {
-            id,
-            device: store.device,
-            chunk_size,
-            sectors: store.sectors.min(self.origin_sectors()),
-            table,
-            defer_commits: store.defer_commits,
-            discards: store.discards,
-            flush_failed: false.into(),
-        });
-        let snap = Snap {
-            shared,
-            metadata: store.metadata,
-            keep_on_overflow: store.keep_on_overflow,
-            defer_commits: store.defer_commits,
-            state: if store.valid {
-                StoreState::Valid
-            } else {
-                StoreState::Invalid
-            },
-            pending: Default::default(),
-            queue: Default::default(),
-            queue_base: 0,
-            demand: 0,
-            goal: None,
-            commit: None,
-            on_invalid: Vec::new(),
-            ios: 0,
-            usage_told: 0,
-            marked: store.marked,
-            removal: None,
-        };
+        let snap = Snap::new(id, store, self.origin_sectors());
         self.snaps.insert(id, snap);
         self.notify(Notice::Added { snapshot: id });
         self.watch_usage(id);

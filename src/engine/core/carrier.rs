@@ -13,6 +13,7 @@
 
 use super::Core;
 use super::request::RequestId;
+use super::snap::Snap;
 use super::waiting::Waiter;
 use crate::engine::api::*;
 use crate::mutation::{self, Mutation};
@@ -29,17 +30,8 @@ impl Core {
 
     /// Who commits next.
     pub(super) fn commit_port(&self, id: SnapshotId) -> usize {
-        self.io_port(self.who_demands(id))
-    }
-
-    /// Who waits for the newest exception that is wanted durable; a handover and a
-    /// clean stop do so without a name.
-    fn who_demands(&self, id: SnapshotId) -> Option<Waiter> {
-        let snap = self.snaps.get(&id)?;
-        let newest = snap.demand.checked_sub(snap.queue_base)?.checked_sub(1)?;
-        let queued = snap.queue.get(usize::try_from(newest).ok()?)?;
-        let waiters = &snap.pending.get(&queued.old)?.waiters;
-        waiters.first().map(|(_, waiter)| *waiter)
+        let snap = self.snaps.get(&id);
+        self.io_port(snap.and_then(|s| s.unsettled.demander()))
     }
 
     /// Who writes the header: a removal, which waits for it, or whoever comes back.
@@ -47,7 +39,7 @@ impl Core {
         let snap = self.snaps.get(&id);
         match snap.and_then(|s| s.removal.as_ref()).map(|r| r.call.port) {
             Some(port) if port == self.acting => port,
-            _ => self.io_port(snap.and_then(|s| s.on_invalid.first().copied())),
+            _ => self.io_port(snap.and_then(Snap::first_waiter_for_invalid)),
         }
     }
 

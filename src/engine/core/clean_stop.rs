@@ -33,10 +33,10 @@ impl Core {
             return Err(ControlError::Busy);
         }
         for (id, snap) in &mut self.snaps {
-            if let Some(chunk) = snap.newest_ready()
+            if let Some(chunk) = snap.unsettled.newest_ready()
                 && !mutation::is(Mutation::SyncForgetsEntries)
             {
-                snap.demand(chunk);
+                snap.unsettled.demand(chunk);
                 self.tasks.push_back(Task::Commit(*id));
             }
         }
@@ -55,7 +55,7 @@ impl Core {
             return self.end_sync();
         }
         let mut snaps = self.snaps.values();
-        if snaps.all(|s| !s.is_usable() || s.demand <= s.queue_base) {
+        if snaps.all(|s| !s.is_usable() || s.unsettled.is_demand_met()) {
             self.flush_all();
         }
     }
@@ -105,7 +105,7 @@ impl Core {
     /// Step 3, and the end.
     fn end_sync(&mut self) {
         let mut snaps = self.snaps.values();
-        let giving_up = snaps.any(|s| s.is_invalidating() && s.ios > 0);
+        let giving_up = snaps.any(|s| s.is_invalidating() && s.has_io());
         if giving_up {
             return;
         }

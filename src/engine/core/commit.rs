@@ -1,9 +1,10 @@
 //! Making exceptions durable, a group at a time.
 
+use super::Core;
 use super::accounting::IoPurpose;
 use super::drains::Drain;
-use super::waiting::{Task, Waiter};
-use super::{Core, Snap, When};
+use super::unsettled::When;
+use super::waiting::Task;
 use crate::engine::api::*;
 use crate::engine::failure::Failure;
 use crate::io::{Buffer, OwnedBuffer};
@@ -12,15 +13,6 @@ use crate::store::{AppendPlan, Entry};
 
 /// Zeroes are written in pieces of at most this many bytes.
 const ZERO_PIECE: u64 = 1 << 20;
-
-/// An allocated exception that is not committed.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Queued {
-    pub(super) old: u64,
-    pub(super) new: u64,
-    /// Its data is written (not necessarily durable).
-    pub(super) ready: bool,
-}
 
 #[derive(Debug)]
 pub(super) enum Step {
@@ -38,89 +30,29 @@ pub(super) struct Commit {
     step: Step,
 }
 
-impl Snap {
-    /// Allocates a COW chunk for `chunk` and makes it pending.
-    pub(super) fn allocate(&mut self, chunk: u64) -> Option<u64> {
-        let new = self.metadata.allocate().ok()?;
-        let seq = self.queue_base + self.queue.len() as u64;
-        self.queue.push_back(Queued {
-            old: chunk,
-            new,
-            ready: false,
-        });
-        self.pending.insert(
-            chunk,
-            super::Pending {
-                seq,
-                published: false,
-                waiters: Vec::new(),
-            },
-        );
-        Some(new)
-    }
-
-    /// Asks for everything up to this pending exception to become durable.
-    pub(super) fn demand(&mut self, chunk: u64) {
-        if let Some(p) = self.pending.get(&chunk) {
-            self.demand = self.demand.max(p.seq + 1);
-        }
-    }
-
-    pub(super) fn wait(&mut self, chunk: u64, when: When, waiter: Waiter) {
-        if let Some(p) = self.pending.get_mut(&chunk) {
-            p.waiters.push((when, waiter));
-        }
-    }
-
-    /// The newest exception whose data is written and whose entry is not durable.
-    pub(super) fn newest_ready(&self) -> Option<u64> {
-        self.queue.iter().rev().find(|q| q.ready).map(|q| q.old)
-    }
-}
-
 impl Core {
-    /// The data of a pending exception is written.
+    /// The data of an allocated exception is written.
     pub(super) fn mark_ready(&mut self, id: SnapshotId, chunk: u64) {
         let Some(snap) = self.snaps.get_mut(&id) else {
             return;
         };
-        let Some(seq) = snap.pending.get(&chunk).map(|p| p.seq) else {
+        if !snap.unsettled.ready(chunk) {
             return;
-        };
-        let Some(at) = seq
-            .checked_sub(snap.queue_base)
-            .and_then(|at| usize::try_from(at).ok())
-        else {
-            return;
-        };
-        if let Some(q) = snap.queue.get_mut(at) {
-            q.ready = true;
         }
         if mutation::is(Mutation::OriginWriteBeforeEntry) {
-            self.wake_pending(id, chunk, |w| w == When::Settled);
+            self.wake_waiters(id, chunk, When::Settled);
         }
         self.tasks.push_back(Task::Commit(id));
     }
 
     /// Makes a deferred exception visible to its own view before it is durable.
     pub(super) fn publish_early(&mut self, id: SnapshotId, chunk: u64) {
-        let Some(snap) = self.snaps.get_mut(&id) else {
-            return;
-        };
-        let Some(p) = snap.pending.get_mut(&chunk) else {
-            return;
-        };
-        let Some(at) = p
-            .seq
-            .checked_sub(snap.queue_base)
-            .and_then(|at| usize::try_from(at).ok())
-        else {
-            return;
-        };
-        let Some(q) = snap.queue.get(at) else { return };
-        p.published = true;
-        snap.shared.table.set(chunk, q.new, false);
-        self.wake_pending(id, chunk, |w| w == When::Published);
+        if let Some(snap) = self.snaps.get_mut(&id)
+            && let Some(cow_chunk) = snap.unsettled.publish(chunk)
+        {
+            snap.shared.table.set(chunk, cow_chunk, false);
+            self.wake_waiters(id, chunk, When::Published);
+        }
     }
 
     /// Starts a commit if one is wanted and none runs. A group is what was
@@ -129,27 +61,13 @@ impl Core {
         let Some(snap) = self.snaps.get_mut(&id) else {
             return;
         };
-        if snap.commit.is_some() || !snap.is_usable() || snap.demand <= snap.queue_base {
+        if snap.commit.is_some() || !snap.is_usable() {
             return;
         }
-        let ready = snap.queue.iter().take_while(|q| q.ready).count();
-        if ready == 0 {
+        let offered = snap.unsettled.next_group();
+        if offered.is_empty() {
             return;
         }
-        let goal = *snap.goal.get_or_insert(snap.demand);
-        if snap.queue_base + (ready as u64) < goal {
-            return;
-        }
-        snap.goal = None;
-        let offered: Vec<Entry> = snap
-            .queue
-            .iter()
-            .take(ready)
-            .map(|q| Entry {
-                old: q.old,
-                new: q.new,
-            })
-            .collect();
         let plan = snap.metadata.plan_append(&offered);
         let entries: Vec<Entry> = offered.into_iter().take(plan.taken).collect();
         let step = if plan.zero_next_area.is_some() {
@@ -258,18 +176,13 @@ impl Core {
             return;
         };
         snap.metadata.apply_append(&commit.entries);
-        let mut chunks = Vec::with_capacity(commit.entries.len());
+        snap.unsettled.committed(&commit.entries);
         for entry in &commit.entries {
-            snap.queue.pop_front();
-            snap.queue_base += 1;
-            if let Some(p) = snap.pending.get_mut(&entry.old) {
-                p.published = true;
-            }
             snap.shared.table.set(entry.old, entry.new, false);
-            chunks.push(entry.old);
         }
+        let mut chunks: Vec<u64> = commit.entries.iter().map(|e| e.old).collect();
         for chunk in &chunks {
-            self.wake_pending(id, *chunk, |w| w != When::Settled);
+            self.wake_waiters(id, *chunk, When::Committed);
         }
         chunks.sort_unstable();
         self.add_drain(Drain::SnapshotReads {
@@ -292,29 +205,21 @@ impl Core {
             if let Some(new) = snap.shared.table.get(*chunk).cow_chunk() {
                 snap.shared.table.set(*chunk, new, true);
             }
-            if !mutation::is(Mutation::CopyOutWaiterForgotten) {
-                self.wake_pending(id, *chunk, |_| true);
+            let waiters = snap.unsettled.settled(*chunk);
+            if mutation::is(Mutation::CopyOutWaiterForgotten) {
+                continue;
             }
-            if let Some(snap) = self.snaps.get_mut(&id) {
-                snap.pending.remove(chunk);
+            for waiter in waiters {
+                self.wake(waiter);
             }
         }
     }
 
-    fn wake_pending(&mut self, id: SnapshotId, chunk: u64, which: impl Fn(When) -> bool) {
-        let Some(p) = self
-            .snaps
-            .get_mut(&id)
-            .and_then(|s| s.pending.get_mut(&chunk))
-        else {
-            return;
-        };
-        let (now, later): (Vec<_>, Vec<_>) = std::mem::take(&mut p.waiters)
-            .into_iter()
-            .partition(|(w, _)| which(*w));
-        p.waiters = later;
-        for (_, waiter) in now {
-            self.wake(waiter);
+    fn wake_waiters(&mut self, id: SnapshotId, chunk: u64, reached: When) {
+        if let Some(snap) = self.snaps.get_mut(&id) {
+            for waiter in snap.unsettled.take_waiters(chunk, reached) {
+                self.wake(waiter);
+            }
         }
     }
 }

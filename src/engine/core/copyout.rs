@@ -5,16 +5,22 @@
 //! group ([`super::commit`] does 3–5). If 1–4 fail or space is short, the
 //! snapshot is invalidated durably, and then 6 ([`super::invalidate`]).
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
+use slab::Slab;
+
+use super::Core;
 use super::accounting::IoPurpose;
 use super::buffers::PIECE_BYTES;
+use super::snap::StoreState;
+use super::unsettled::When;
 use super::waiting::{Task, Waiter};
-use super::{Core, StoreState, When};
 use crate::engine::api::*;
 use crate::engine::failure::Failure;
-use crate::io::Buffer;
+use crate::engine::views::SharedSnapshot;
+use crate::io::{Buffer, OwnedBuffer};
 use crate::mutation::{self, Mutation};
 use crate::units::{SECTOR_SHIFT, SECTOR_SIZE, byte_count};
 
@@ -36,7 +42,7 @@ struct CopyRun {
 
 /// One reading of the origin for any number of snapshots.
 #[derive(Debug)]
-pub(super) struct CopyJob {
+struct CopyJob {
     port: usize,
     runs: Vec<CopyRun>,
     /// Sectors still to be read.
@@ -48,18 +54,43 @@ pub(super) struct CopyJob {
 
 /// Part of a job under way.
 #[derive(Debug)]
-pub(super) struct Piece {
+struct Piece {
     start: u64,
     end: u64,
     writes: u32,
-    memory: Option<Arc<crate::io::OwnedBuffer>>,
+    memory: Option<Arc<OwnedBuffer>>,
 }
 
-/// One snapshot's share of a window.
+/// A chunk that a snapshot lacks.
 #[derive(Debug)]
 struct Missing {
     snapshot: SnapshotId,
     chunk: u64,
+}
+
+/// Everything that is under copy-out.
+#[derive(Debug, Default)]
+pub(super) struct CopyOuts {
+    jobs: Slab<CopyJob>,
+    pieces: Slab<Piece>,
+    /// Bytes of all jobs.
+    bytes: u64,
+    /// Waiters for room below [`COPY_LIMIT`].
+    waiters: VecDeque<Waiter>,
+}
+
+impl CopyOuts {
+    /// Fails if something is left, though no request and no batch is under way.
+    pub(super) fn check_idle(&self) -> Result<(), String> {
+        if !self.jobs.is_empty() || !self.pieces.is_empty() || self.bytes != 0 {
+            let (jobs, bytes) = (self.jobs.len(), self.bytes);
+            return Err(format!("idle with {jobs} copy jobs, {bytes} bytes"));
+        }
+        if !self.waiters.is_empty() {
+            return Err("idle with waiters for copy room".into());
+        }
+        Ok(())
+    }
 }
 
 impl Core {
@@ -67,61 +98,22 @@ impl Core {
     /// Returns 0 if the origin may be overwritten; else `waiter` got that many
     /// waits, and is to ask again when they have ended.
     pub(super) fn preserve(&mut self, sectors: Range<u64>, waiter: Waiter, port: usize) -> u32 {
-        let preserve: Vec<_> = self.preserve_list();
+        let skipped = mutation::is(Mutation::SecondSnapshotSkipped);
+        let count = if skipped { 1 } else { usize::MAX };
+        let preserve: Vec<_> = self.to_preserve().take(count).cloned().collect();
         let mut waits = 0;
-        let largest = preserve
-            .iter()
-            .map(|s| s.chunk_size.sectors())
-            .max()
-            .unwrap_or(1);
-        let window = WINDOW_SECTORS.max(largest);
+        let sizes = preserve.iter().map(|s| s.chunk_size.sectors());
+        let window = WINDOW_SECTORS.max(sizes.max().unwrap_or(1));
         let mut at = sectors.start;
         while at < sectors.end {
             let stop = ((at / window) + 1).saturating_mul(window).min(sectors.end);
             let mut missing = Vec::new();
             for shared in &preserve {
-                let id = shared.id;
-                for chunk in shared.chunks(at, stop) {
-                    if shared.table.get(chunk).is_settled() {
-                        continue;
-                    }
-                    let Some(snap) = self.snaps.get_mut(&id) else {
-                        continue;
-                    };
-                    if snap.is_invalidating() {
-                        snap.on_invalid.push(waiter);
-                        self.add_wait(waiter);
-                        waits += 1;
-                        break;
-                    }
-                    if !snap.is_usable() {
-                        break;
-                    }
-                    if let Some(pending) = snap.pending.get(&chunk) {
-                        if pending.published && mutation::is(Mutation::PresentIsEnough)
-                            || snap.newest_ready() == Some(chunk)
-                                && mutation::is(Mutation::OriginWriteBeforeEntry)
-                        {
-                            continue;
-                        }
-                        // Present is not enough: a snapshot's own write may still
-                        // be volatile, and then power loss would bring back this chunk.
-                        snap.demand(chunk);
-                        snap.wait(chunk, When::Settled, waiter);
-                        self.add_wait(waiter);
-                        waits += 1;
-                        self.tasks.push_back(Task::Commit(id));
-                    } else {
-                        missing.push(Missing {
-                            snapshot: id,
-                            chunk,
-                        });
-                    }
-                }
+                waits += self.find_missing(shared, at..stop, waiter, &mut missing);
             }
             if !missing.is_empty() {
-                if self.copy_bytes >= COPY_LIMIT {
-                    self.copy_waiters.push_back(waiter);
+                if self.copy_outs.bytes >= COPY_LIMIT {
+                    self.copy_outs.waiters.push_back(waiter);
                     self.add_wait(waiter);
                     return waits + 1;
                 }
@@ -132,10 +124,55 @@ impl Core {
         waits
     }
 
-    fn preserve_list(&self) -> Vec<Arc<crate::engine::views::SharedSnapshot>> {
-        let skipped = mutation::is(Mutation::SecondSnapshotSkipped);
-        let count = if skipped { 1 } else { usize::MAX };
-        self.to_preserve().take(count).cloned().collect()
+    /// Adds the chunks in `sectors` that a snapshot has no COW chunk for to `missing`.
+    /// For those that are pending, and for an invalidation under way, `waiter` gets
+    /// waits; returns how many.
+    fn find_missing(
+        &mut self,
+        shared: &SharedSnapshot,
+        sectors: Range<u64>,
+        waiter: Waiter,
+        missing: &mut Vec<Missing>,
+    ) -> u32 {
+        let id = shared.id;
+        let mut waits = 0;
+        for chunk in shared.chunks(sectors.start, sectors.end) {
+            if shared.table.get(chunk).is_settled() {
+                continue;
+            }
+            let Some(snap) = self.snaps.get_mut(&id) else {
+                return waits;
+            };
+            if snap.is_invalidating() {
+                snap.wait_for_invalid(waiter);
+                self.add_wait(waiter);
+                return waits + 1;
+            }
+            if !snap.is_usable() {
+                return waits;
+            }
+            if !snap.unsettled.contains(chunk) {
+                missing.push(Missing {
+                    snapshot: id,
+                    chunk,
+                });
+                continue;
+            }
+            if mutation::is(Mutation::PresentIsEnough) && snap.unsettled.is_published(chunk)
+                || mutation::is(Mutation::OriginWriteBeforeEntry)
+                    && snap.unsettled.newest_ready() == Some(chunk)
+            {
+                continue;
+            }
+            // Present is not enough: a snapshot's own write may still be volatile,
+            // and then power loss would bring back this chunk.
+            snap.unsettled.demand(chunk);
+            snap.unsettled.wait(chunk, When::Settled, waiter);
+            self.add_wait(waiter);
+            waits += 1;
+            self.tasks.push_back(Task::Commit(id));
+        }
+        waits
     }
 
     /// Allocates and starts one job for `missing`; returns the waits given to `waiter`.
@@ -147,29 +184,20 @@ impl Core {
                 continue;
             };
             if !snap.is_usable() {
-                if snap.is_invalidating() {
-                    snap.on_invalid.push(waiter);
-                    self.add_wait(waiter);
-                    waits += 1;
-                }
+                waits += self.wait_if_invalidating(m.snapshot, waiter);
                 continue;
             }
             let Some(new) = snap.allocate(m.chunk) else {
-                if snap.keep_on_overflow && mutation::is(Mutation::OverflowKeptOnCopyOut) {
+                if mutation::is(Mutation::OverflowKeptOnCopyOut) && snap.keeps_on_overflow() {
                     continue;
                 }
                 self.invalidate(m.snapshot, InvalidReason::Full);
-                if let Some(snap) = self.snaps.get_mut(&m.snapshot)
-                    && snap.is_invalidating()
-                {
-                    snap.on_invalid.push(waiter);
-                    self.add_wait(waiter);
-                }
+                self.wait_if_invalidating(m.snapshot, waiter);
                 waits += 1; // even if it is over already: what is settled has changed
                 continue;
             };
-            snap.demand(m.chunk);
-            snap.wait(m.chunk, When::Settled, waiter);
+            snap.unsettled.demand(m.chunk);
+            snap.unsettled.wait(m.chunk, When::Settled, waiter);
             self.add_wait(waiter);
             waits += 1;
             match runs.last_mut() {
@@ -195,17 +223,28 @@ impl Core {
         waits
     }
 
+    /// Gives `waiter` a wait if this snapshot's invalidation is not durable yet;
+    /// returns how many.
+    fn wait_if_invalidating(&mut self, id: SnapshotId, waiter: Waiter) -> u32 {
+        match self.snaps.get_mut(&id) {
+            Some(snap) if snap.is_invalidating() => {
+                snap.wait_for_invalid(waiter);
+                self.add_wait(waiter);
+                1
+            }
+            Some(_) | None => 0,
+        }
+    }
+
     /// Copies one chunk that a snapshot write has allocated.
     pub(super) fn copy_one(&mut self, snapshot: SnapshotId, old: u64, new: u64, port: usize) {
-        self.start_job(
-            vec![CopyRun {
-                snapshot,
-                old,
-                new,
-                count: 1,
-            }],
-            port,
-        );
+        let run = CopyRun {
+            snapshot,
+            old,
+            new,
+            count: 1,
+        };
+        self.start_job(vec![run], port);
     }
 
     fn sectors_of(&self, run: &CopyRun) -> Range<u64> {
@@ -213,25 +252,17 @@ impl Core {
             return 0..0;
         };
         let cs = snap.shared.chunk_size;
-        cs.first_sector(run.old)
-            ..cs.first_sector(run.old + run.count)
-                .min(self.origin_sectors())
+        let end = cs.first_sector(run.old + run.count);
+        cs.first_sector(run.old)..end.min(self.origin_sectors())
     }
 
     fn start_job(&mut self, runs: Vec<CopyRun>, port: usize) {
-        let next = runs
-            .iter()
-            .map(|r| self.sectors_of(r).start)
-            .min()
-            .unwrap_or(0);
-        let end = runs
-            .iter()
-            .map(|r| self.sectors_of(r).end)
-            .max()
-            .unwrap_or(0);
+        let sectors = runs.iter().map(|r| self.sectors_of(r));
+        let next = sectors.clone().map(|s| s.start).min().unwrap_or(0);
+        let end = sectors.map(|s| s.end).max().unwrap_or(0);
         let bytes = end.saturating_sub(next).saturating_mul(SECTOR_SIZE);
-        self.copy_bytes += bytes;
-        let job = self.jobs.insert(CopyJob {
+        self.copy_outs.bytes += bytes;
+        let job = self.copy_outs.jobs.insert(CopyJob {
             port,
             runs,
             next,
@@ -239,67 +270,67 @@ impl Core {
             pieces: 0,
             bytes,
         });
-        self.pump(job);
+        self.advance_job(job);
     }
 
     /// Starts as many pieces as a job may have under way; ends it when all are done.
-    fn pump(&mut self, id: usize) {
-        while let Some(job) = self.jobs.get(id) {
-            if job.next >= job.end {
-                if job.pieces == 0 {
+    fn advance_job(&mut self, id: usize) {
+        while let Some(job) = self.copy_outs.jobs.get(id) {
+            let (port, pieces) = (job.port, job.pieces);
+            let Some(sectors) = self.next_piece(job) else {
+                if pieces == 0 {
                     self.end_job(id);
                 }
                 return;
-            }
-            if job.pieces >= PIECES {
+            };
+            if pieces >= PIECES {
                 return;
             }
-            let at = job.next;
-            // Skip what no snapshot needs (or needs any more, after an invalidation).
-            let live: Vec<Range<u64>> = job
-                .runs
-                .iter()
-                .filter(|r| self.snaps.get(&r.snapshot).is_some_and(|s| s.is_usable()))
-                .map(|r| self.sectors_of(r))
-                .collect();
-            let start = live
-                .iter()
-                .filter(|r| r.end > at)
-                .map(|r| r.start.max(at))
-                .min();
-            let Some(start) = start else {
-                if let Some(job) = self.jobs.get_mut(id) {
-                    job.next = job.end;
-                }
-                continue;
-            };
-            let stop = live
-                .iter()
-                .filter(|r| r.end > start)
-                .map(|r| r.end)
-                .max()
-                .unwrap_or(start);
-            let end = stop.min(start + (PIECE_BYTES >> SECTOR_SHIFT));
-            let (port, device) = (job.port, self.origin_device());
-            let memory = self.buffers.take(byte_count(end - start));
-            let piece = self.pieces.insert(Piece {
-                start,
-                end,
-                writes: 0,
-                memory: None,
-            });
-            let purpose = IoPurpose::CopyRead { job: id, piece };
-            self.issue(port, purpose, |tag| Command::Read {
+            if let Some(job) = self.copy_outs.jobs.get_mut(id) {
+                job.next = sectors.end;
+                job.pieces += 1;
+            }
+            self.read_piece(id, port, sectors);
+        }
+    }
+
+    /// The sectors that a job reads next, without those that no snapshot needs, or
+    /// needs any more after an invalidation.
+    fn next_piece(&self, job: &CopyJob) -> Option<Range<u64>> {
+        if job.next >= job.end {
+            return None;
+        }
+        let usable = |r: &&CopyRun| self.snaps.get(&r.snapshot).is_some_and(|s| s.is_usable());
+        let live = job.runs.iter().filter(usable).map(|r| self.sectors_of(r));
+        let (mut start, mut stop) = (None, 0);
+        for sectors in live.filter(|s| s.end > job.next) {
+            let first = sectors.start.max(job.next);
+            start = Some(start.map_or(first, |start: u64| start.min(first)));
+            stop = sectors.end.max(stop);
+        }
+        let start = start?;
+        Some(start..stop.min(start + (PIECE_BYTES >> SECTOR_SHIFT)))
+    }
+
+    /// Step 1.
+    fn read_piece(&mut self, job: usize, port: usize, sectors: Range<u64>) {
+        let device = self.origin_device();
+        let Range { start, end } = sectors;
+        let memory = self.buffers.take(byte_count(end - start));
+        let piece = self.copy_outs.pieces.insert(Piece {
+            start,
+            end,
+            writes: 0,
+            memory: None,
+        });
+        self.issue(port, IoPurpose::CopyRead { job, piece }, |tag| {
+            Command::Read {
                 tag,
                 device,
                 offset: start << SECTOR_SHIFT,
                 buffer: Buffer::Owned(memory),
-            });
-            if let Some(job) = self.jobs.get_mut(id) {
-                job.next = end;
-                job.pieces += 1;
             }
-        }
+        });
     }
 
     pub(super) fn copy_read_done(
@@ -309,29 +340,37 @@ impl Core {
         result: Result<(), Failure>,
         buffer: Option<Buffer>,
     ) {
+        let runs = self.copy_outs.jobs.get(job).map(|j| j.runs.clone());
+        let runs = runs.unwrap_or_default();
         if let Err(failure) = result {
             self.buffers.put_back(buffer);
-            let failed: Vec<SnapshotId> = self
-                .jobs
-                .get(job)
-                .map(|j| j.runs.iter().map(|r| r.snapshot).collect())
-                .unwrap_or_default();
-            for snapshot in failed {
-                self.invalidate(snapshot, InvalidReason::Io(failure));
+            for run in runs {
+                self.invalidate(run.snapshot, InvalidReason::Io(failure));
             }
-            self.end_piece(job, piece);
-            return;
-        }
-        let Some(Buffer::Owned(memory)) = buffer else {
             return self.end_piece(job, piece);
-        };
-        let memory = Arc::new(memory);
-        let (Some(j), Some(p)) = (self.jobs.get(job), self.pieces.get(piece)) else {
+        }
+        if let Some(Buffer::Owned(memory)) = buffer {
+            self.write_piece(job, piece, runs, Arc::new(memory));
+        } else {
+            self.end_piece(job, piece);
+        }
+    }
+
+    /// Step 2, for every snapshot that still needs it.
+    fn write_piece(
+        &mut self,
+        job: usize,
+        piece: usize,
+        runs: Vec<CopyRun>,
+        memory: Arc<OwnedBuffer>,
+    ) {
+        let outs = &self.copy_outs;
+        let (Some(j), Some(p)) = (outs.jobs.get(job), outs.pieces.get(piece)) else {
             return;
         };
         let (port, start, end) = (j.port, p.start, p.end);
         let mut writes = 0;
-        for run in j.runs.clone() {
+        for run in runs {
             let Some(snap) = self.snaps.get(&run.snapshot).filter(|s| s.is_usable()) else {
                 continue;
             };
@@ -342,15 +381,15 @@ impl Core {
                 continue;
             }
             let sector = cs.first_sector(run.new) + (from - range.start);
-            let purpose = IoPurpose::CopyWrite {
-                job,
-                piece,
-                snapshot: run.snapshot,
-            };
             let buffer = Buffer::Shared {
                 memory: memory.clone(),
                 offset: byte_count(from - start),
                 len: byte_count(to - from),
+            };
+            let purpose = IoPurpose::CopyWrite {
+                job,
+                piece,
+                snapshot: run.snapshot,
             };
             self.issue(port, purpose, |tag| Command::Write {
                 tag,
@@ -362,7 +401,7 @@ impl Core {
             });
             writes += 1;
         }
-        if let Some(p) = self.pieces.get_mut(piece) {
+        if let Some(p) = self.copy_outs.pieces.get_mut(piece) {
             p.writes = writes;
             p.memory = Some(memory);
         }
@@ -381,7 +420,7 @@ impl Core {
         if let Err(failure) = result {
             self.invalidate(snapshot, InvalidReason::Io(failure));
         }
-        if let Some(p) = self.pieces.get_mut(piece) {
+        if let Some(p) = self.copy_outs.pieces.get_mut(piece) {
             p.writes = p.writes.saturating_sub(1);
             if p.writes == 0 {
                 self.end_piece(job, piece);
@@ -390,44 +429,38 @@ impl Core {
     }
 
     fn end_piece(&mut self, job: usize, piece: usize) {
-        if let Some(memory) = self
-            .pieces
-            .try_remove(piece)
-            .and_then(|p| p.memory)
-            .and_then(Arc::into_inner)
-        {
+        let piece = self.copy_outs.pieces.try_remove(piece);
+        if let Some(memory) = piece.and_then(|p| p.memory).and_then(Arc::into_inner) {
             self.buffers.put(memory);
         }
-        if let Some(j) = self.jobs.get_mut(job) {
+        if let Some(j) = self.copy_outs.jobs.get_mut(job) {
             j.pieces = j.pieces.saturating_sub(1);
         }
-        self.pump(job);
+        self.advance_job(job);
     }
 
     fn end_job(&mut self, id: usize) {
-        let Some(job) = self.jobs.try_remove(id) else {
+        let Some(job) = self.copy_outs.jobs.try_remove(id) else {
             return;
         };
-        self.copy_bytes = self.copy_bytes.saturating_sub(job.bytes);
+        self.copy_outs.bytes = self.copy_outs.bytes.saturating_sub(job.bytes);
         for run in &job.runs {
-            for chunk in run.old..run.old + run.count {
-                // A snapshot that became invalid meanwhile has nothing pending.
-                if self
-                    .snaps
-                    .get(&run.snapshot)
-                    .is_some_and(|s| s.state != StoreState::Invalid)
-                {
+            // A snapshot that became invalid meanwhile has nothing pending.
+            let snap = self.snaps.get(&run.snapshot);
+            if snap.is_some_and(|s| s.state() != StoreState::Invalid) {
+                for chunk in run.old..run.old + run.count {
                     self.mark_ready(run.snapshot, chunk);
                 }
             }
         }
-        if !self.copy_waiters.is_empty() {
+        if !self.copy_outs.waiters.is_empty() {
             self.tasks.push_back(Task::CopyRoom);
         }
     }
 
+    /// There is room for copy-outs again.
     pub(super) fn copy_room(&mut self) {
-        for waiter in std::mem::take(&mut self.copy_waiters) {
+        for waiter in std::mem::take(&mut self.copy_outs.waiters) {
             self.wake(waiter);
         }
     }

@@ -3,8 +3,9 @@
 //! The change is stored and fenced before its drain is added. A drain ends when no
 //! registration matches it; [`Core::run`] then goes on with the change.
 
+use super::Core;
 use super::gate::{Change, Gate};
-use super::{Core, StoreState};
+use super::snap::StoreState;
 use crate::engine::api::{PortRole, SnapshotId, ViewId};
 use crate::engine::registrations::{COW, PASSDOWN, READ_ORIGIN, WRITE, fence_change};
 use crate::engine::views::{SharedSnapshot, ViewMode};
@@ -82,12 +83,12 @@ impl Core {
             Drain::MergeEnd => {
                 let merged = self.merging();
                 let merged = merged.and_then(|id| self.snaps.get(&id));
-                merged.is_none_or(|snap| snap.ios == 0)
+                merged.is_none_or(|snap| !snap.has_io())
                     && !self.is_touched_where(|mode| matches!(mode, ViewMode::Origin { .. }), COW)
             }
             Drain::Removal { snapshot } => {
                 let snap = self.snaps.get(snapshot);
-                snap.is_none_or(|s| s.ios == 0 && s.state == StoreState::Invalid)
+                snap.is_none_or(|s| !s.has_io() && s.state() == StoreState::Invalid)
                     && !self.is_view_touching(*snapshot, COW, |_, _| true)
             }
         }
@@ -127,7 +128,7 @@ impl Core {
             }
             Some(Change::Handover { snapshot, .. }) => {
                 let snap = self.snaps.get(snapshot).filter(|s| s.is_usable());
-                snap.is_none_or(|s| s.pending.is_empty() && s.commit.is_none())
+                snap.is_none_or(|s| s.unsettled.is_empty() && s.commit.is_none())
                     && !self.is_touched_where(|mode| matches!(mode, ViewMode::Gated), u64::MAX)
             }
         }

@@ -1,10 +1,11 @@
 //! Flushes: of guests, and what a failed one means for all later ones.
 
+use super::Core;
 use super::accounting::IoPurpose;
 use super::merge::Merge;
 use super::request::{RequestId, Stage};
+use super::unsettled::When;
 use super::waiting::{Task, Waiter};
-use super::{Core, When};
 use crate::engine::api::*;
 use crate::engine::failure::{FailedDevice, Failure};
 use crate::engine::registrations::{COW, OTHER};
@@ -86,13 +87,14 @@ impl Core {
         };
         if request.stage() == Stage::Waiting
             && let Some(snap) = self.snaps.get_mut(&shared.id)
-            && let Some(chunk) = snap.newest_ready()
+            && let Some(chunk) = snap.unsettled.newest_ready()
             && !mutation::is(Mutation::FlushForgetsEntries)
         {
             request.set_stage(Stage::Flushing);
             request.waits().add(1);
-            snap.demand(chunk);
-            snap.wait(chunk, When::Committed, Waiter::Request(id));
+            snap.unsettled.demand(chunk);
+            snap.unsettled
+                .wait(chunk, When::Committed, Waiter::Request(id));
             self.tasks.push_back(Task::Commit(shared.id));
             return;
         }

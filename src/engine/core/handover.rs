@@ -5,12 +5,13 @@
 //! snapshot's pending exceptions are settled → 3 the views show the merge → 4 the
 //! requests go on.
 
+use super::Core;
 use super::drains::Drain;
 use super::gate::Change;
 use super::merge::Merge;
 use super::ports::ControlCall;
+use super::snap::Snap;
 use super::waiting::Task;
-use super::{Core, Snap};
 use crate::engine::api::*;
 
 impl Core {
@@ -38,7 +39,7 @@ impl Core {
         if !snap.is_usable() || snap.removal.is_some() {
             return Err(ControlError::Invalid);
         }
-        snap.demand = snap.queue_base + snap.queue.len() as u64;
+        snap.unsettled.demand_all();
         self.tasks.push_back(Task::Commit(snapshot));
         let change = Change::Handover {
             snapshot,

@@ -1,6 +1,7 @@
 //! Looking into the critical section: status for users, invariants for tests.
 
-use super::{Core, StoreState};
+use super::Core;
+use super::snap::StoreState;
 use crate::engine::api::*;
 use crate::sync::atomic::Ordering;
 
@@ -15,7 +16,7 @@ impl Core {
                     Some(m) if m.has_failed() => SnapshotState::MergeFailed,
                     Some(m) if m.is_paused() => SnapshotState::MergePaused,
                     Some(_) => SnapshotState::Merging,
-                    None => match s.state {
+                    None => match s.state() {
                         StoreState::Valid => SnapshotState::Active,
                         StoreState::Overflow => SnapshotState::Overflow,
                         StoreState::Invalidating(_) | StoreState::Invalid => SnapshotState::Invalid,
@@ -58,42 +59,20 @@ impl Core {
             if !snap.is_usable() {
                 continue;
             }
-            for (chunk, p) in &snap.pending {
-                if p.published != snap.shared.table.get(*chunk).is_some() {
-                    return Err(format!(
-                        "{id:?}: chunk {chunk} pending, published {}, table disagrees",
-                        p.published
-                    ));
-                }
-                if snap.shared.table.get(*chunk).is_settled() {
-                    return Err(format!("{id:?}: chunk {chunk} is settled and pending"));
-                }
-            }
+            let table = &snap.shared.table;
+            let unsettled = snap.unsettled.check(table);
+            unsettled.map_err(|error| format!("{id:?}: {error}"))?;
             for e in snap.metadata.entries() {
-                if snap.shared.table.get(e.old).cow_chunk() != Some(e.new) {
+                if table.get(e.old).cow_chunk() != Some(e.new) {
                     return Err(format!(
                         "{id:?}: entry {e:?} is committed and not in the table"
                     ));
                 }
             }
-            for q in &snap.queue {
-                if !snap.pending.contains_key(&q.old) {
-                    return Err(format!("{id:?}: chunk {} queued and not pending", q.old));
-                }
-            }
         }
         let idle = self.requests.is_empty() && self.merge.as_ref().is_none_or(|m| !m.has_batch());
         if idle && self.accounts.is_empty() && self.tasks.is_empty() {
-            if !self.jobs.is_empty() || !self.pieces.is_empty() || self.copy_bytes != 0 {
-                return Err(format!(
-                    "idle with {} copy jobs, {} bytes",
-                    self.jobs.len(),
-                    self.copy_bytes
-                ));
-            }
-            if !self.copy_waiters.is_empty() {
-                return Err("idle with waiters for copy room".into());
-            }
+            self.copy_outs.check_idle()?;
         }
         Ok(())
     }

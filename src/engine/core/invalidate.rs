@@ -7,11 +7,13 @@
 
 use crate::sync::atomic::Ordering;
 
+use super::Core;
 use super::accounting::IoPurpose;
 use super::drains::Drain;
 use super::ports::ControlCall;
+use super::snap::{Removal, StoreState};
+use super::unsettled::When;
 use super::waiting::Waiter;
-use super::{Core, Removal, StoreState, When};
 use crate::engine::api::*;
 use crate::engine::failure::{FailedDevice, Failure};
 use crate::io::{Buffer, DeviceId, Errno, OwnedBuffer};
@@ -33,33 +35,22 @@ impl Core {
         if !snap.is_usable() {
             return;
         }
-        snap.state = StoreState::Invalidating(reason);
+        snap.start_invalidating(reason);
         snap.shared.flush_failed.store(true, Ordering::Release);
-        snap.queue.clear();
-        snap.goal = None;
         let mut failed = Vec::new();
-        for (_, pending) in std::mem::take(&mut snap.pending) {
-            for (when, waiter) in pending.waiters {
-                match (when, waiter) {
-                    // An origin write or a merge batch: until the header says so.
-                    (When::Settled, Waiter::Request(_) | Waiter::Batch(_)) => {
-                        snap.on_invalid.push(waiter)
-                    }
-                    (_, waiter) => failed.push(waiter),
+        for (when, waiter) in snap.unsettled.give_up() {
+            match (when, waiter) {
+                // An origin write or a merge batch: until the header says so.
+                (When::Settled, Waiter::Request(_) | Waiter::Batch(_)) => {
+                    snap.wait_for_invalid(waiter);
                 }
+                (_, waiter) => failed.push(waiter),
             }
         }
         let header = snap.metadata.invalidate_write();
         let device = snap.shared.device;
         for waiter in failed {
-            if let Waiter::Request(request) | Waiter::Part(request, _) = waiter {
-                self.set_failed(request);
-            }
-            match waiter {
-                // A part of a snapshot write ends here.
-                Waiter::Part(request, _) => self.wake(Waiter::Request(request)),
-                waiter => self.wake(waiter),
-            }
+            self.end_wait_for_store(waiter);
         }
         self.publish_views();
         match header {
@@ -68,6 +59,18 @@ impl Core {
                 snapshot: id,
                 tell: true,
             }),
+        }
+    }
+
+    /// What waited for an exception that will never be.
+    fn end_wait_for_store(&mut self, waiter: Waiter) {
+        if let Waiter::Request(request) | Waiter::Part(request, _) = waiter {
+            self.set_failed(request);
+        }
+        match waiter {
+            // A part of a snapshot write ends here.
+            Waiter::Part(request, _) => self.wake(Waiter::Request(request)),
+            Waiter::Request(_) | Waiter::Batch(_) => self.wake(waiter),
         }
     }
 
@@ -91,12 +94,12 @@ impl Core {
         let Some(snap) = self.snaps.get_mut(&id) else {
             return;
         };
-        snap.marked = ok;
+        snap.set_marked(ok);
         let removed = snap.removal.is_some();
         if let (Some(removal), Err(failure)) = (&mut snap.removal, result) {
             removal.failed = Some(failure);
         }
-        let StoreState::Invalidating(reason) = snap.state else {
+        let StoreState::Invalidating(reason) = snap.state() else {
             return; // marked late, for a removal
         };
         if ok || removed {
@@ -128,11 +131,9 @@ impl Core {
         let Some(snap) = self.snaps.get_mut(&id) else {
             return;
         };
-        let StoreState::Invalidating(reason) = snap.state else {
+        let Some((reason, waiters)) = snap.end_invalidating() else {
             return;
         };
-        snap.state = StoreState::Invalid;
-        let waiters = std::mem::take(&mut snap.on_invalid);
         if tell && snap.removal.is_none() {
             self.notify(Notice::Invalid {
                 snapshot: id,
@@ -175,7 +176,7 @@ impl Core {
             failed: None,
         });
         if !snap.is_usable()
-            && !snap.marked
+            && !snap.is_marked()
             && !mutation::is(Mutation::HeaderLeftValid)
             && let Some(write) = snap.metadata.invalidate_write()
         {
@@ -196,7 +197,7 @@ impl Core {
         let Some(removal) = snap.removal.take() else {
             return;
         };
-        let unmarked = !snap.marked && !snap.metadata.is_transient();
+        let unmarked = !snap.is_marked() && !snap.metadata.is_transient();
         if unmarked && !removal.force && !mutation::is(Mutation::HeaderLeftValid) {
             let unknown = Failure::flush(FailedDevice::Cow, Errno::EIO);
             let result = Err(ControlError::NotMarked(removal.failed.unwrap_or(unknown)));

@@ -24,7 +24,9 @@ mod merge;
 mod ports;
 mod publish;
 mod request;
+mod snap;
 mod snapshot_write;
+mod unsettled;
 mod usage;
 mod waiting;
 
@@ -37,97 +39,19 @@ use self::accounting::Accounts;
 pub(super) use self::accounting::IoPurpose;
 use self::buffers::BufferPool;
 use self::clean_stop::Syncing;
-use self::commit::{Commit, Queued};
-use self::copyout::{CopyJob, Piece};
+use self::copyout::CopyOuts;
 use self::drains::Drain;
 use self::gate::Gate;
 use self::merge::Merge;
-use self::ports::{ControlCall, Ports};
+use self::ports::Ports;
 use self::request::SlowRequest;
-use self::waiting::{Task, Waiter};
+use self::snap::Snap;
+use self::waiting::Task;
 use super::api::*;
 use super::failure::Failure;
 use super::shared::Shared;
-use super::views::{Config, SharedSnapshot};
+use super::views::Config;
 use crate::io::{Buffer, DeviceId, Errno};
-use crate::store::Metadata;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum When {
-    /// The exception can be looked up.
-    Published,
-    /// Its entry is durable.
-    Committed,
-    /// And the old reads of the origin chunk have ended.
-    Settled,
-}
-
-/// An exception that is not settled yet.
-#[derive(Debug)]
-struct Pending {
-    seq: u64,
-    published: bool,
-    waiters: Vec<(When, Waiter)>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum StoreState {
-    Valid,
-    Overflow,
-    /// Its header is being written; origin writes that it needs to see wait.
-    Invalidating(InvalidReason),
-    Invalid,
-}
-
-/// The critical section's side of a snapshot.
-#[derive(Debug)]
-struct Snap {
-    shared: Arc<SharedSnapshot>,
-    metadata: Metadata,
-    keep_on_overflow: bool,
-    defer_commits: bool,
-    state: StoreState,
-    /// By origin chunk.
-    pending: BTreeMap<u64, Pending>,
-    /// Allocated and not yet committed, in allocation order.
-    queue: VecDeque<Queued>,
-    /// Sequence number of the queue's front.
-    queue_base: u64,
-    /// Everything below this sequence number is wanted durable.
-    demand: u64,
-    /// What the next commit waits for, so that one flush serves a whole group.
-    goal: Option<u64>,
-    commit: Option<Commit>,
-    /// Waiting for the invalidation to be durable.
-    on_invalid: Vec<Waiter>,
-    /// I/O of the critical section under way for this snapshot.
-    ios: usize,
-    /// The step of its use that was told last, in percent; 0: none.
-    usage_told: u64,
-    /// The header says invalid, durably.
-    marked: bool,
-    removal: Option<Removal>,
-}
-
-/// The control request that removes a snapshot.
-#[derive(Clone, Copy, Debug)]
-struct Removal {
-    call: ControlCall,
-    /// Also if the header goes on saying valid.
-    force: bool,
-    /// Why the header could not be written.
-    failed: Option<Failure>,
-}
-
-impl Snap {
-    fn is_usable(&self) -> bool {
-        matches!(self.state, StoreState::Valid | StoreState::Overflow)
-    }
-
-    fn is_invalidating(&self) -> bool {
-        matches!(self.state, StoreState::Invalidating(_))
-    }
-}
 
 pub(super) struct Core {
     shared: Arc<Shared>,
@@ -148,11 +72,7 @@ pub(super) struct Core {
     drains: Vec<Drain>,
     requests: Slab<SlowRequest>,
     accounts: Accounts,
-    jobs: Slab<CopyJob>,
-    pieces: Slab<Piece>,
-    /// Bytes of copy-out jobs under way.
-    copy_bytes: u64,
-    copy_waiters: VecDeque<Waiter>,
+    copy_outs: CopyOuts,
     buffers: BufferPool,
 }
 
@@ -173,10 +93,7 @@ impl Core {
             drains: Vec::new(),
             requests: Slab::new(),
             accounts: Accounts::default(),
-            jobs: Slab::new(),
-            pieces: Slab::new(),
-            copy_bytes: 0,
-            copy_waiters: VecDeque::new(),
+            copy_outs: CopyOuts::default(),
             buffers: BufferPool::default(),
         };
         core.publish_views();

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::Core;
 use super::gate::{Change, Gate};
-use super::{Core, Snap, StoreState};
+use super::snap::{Snap, StoreState};
 use crate::engine::api::{SnapshotId, ViewId};
 use crate::engine::views::{Config, PreserveList, SharedSnapshot, ViewMode};
 use crate::mutation::{self, Mutation};
@@ -74,7 +75,7 @@ impl Core {
         }
         ViewMode::Snapshot {
             snapshot: snap.shared.clone(),
-            overflow: snap.state == StoreState::Overflow,
+            overflow: snap.state() == StoreState::Overflow,
             passdown: self.passdown(id, snap, preserve),
         }
     }

@@ -5,13 +5,15 @@
 //! a chunk with an exception is rewritten in place. The entry is durable before
 //! the request completes, or, with deferred commits, before the next FLUSH does.
 
-use std::sync::Arc;
+use std::ops::Range;
 
+use super::Core;
 use super::accounting::IoPurpose;
 use super::buffers::PIECE_BYTES;
-use super::request::{RequestId, Stage};
+use super::request::{RequestId, SlowRequest, Stage};
+use super::snap::{Snap, StoreState};
+use super::unsettled::When;
 use super::waiting::{Task, Waiter};
-use super::{Core, StoreState, When};
 use crate::engine::api::*;
 use crate::engine::failure::Failure;
 use crate::engine::registrations::{COW, WRITE};
@@ -24,11 +26,57 @@ use crate::units::{SECTOR_SHIFT, byte_count};
 #[derive(Debug)]
 struct Gather {
     extent: Extent,
+    /// Chunks that get their exception with it.
     fresh: Vec<u64>,
 }
 
+/// What a request writes of one chunk.
+#[derive(Clone, Debug)]
+struct Part {
+    chunk: u64,
+    /// The chunk's sectors, as far as the origin has them.
+    all: Range<u64>,
+    written: Range<u64>,
+}
+
+impl Part {
+    fn new(request: &SlowRequest, shared: &SharedSnapshot, chunk: u64, origin_end: u64) -> Self {
+        let cs = shared.chunk_size;
+        let all = cs.first_sector(chunk)..cs.first_sector(chunk + 1).min(origin_end);
+        let written = request.start().max(all.start)..request.end().min(all.end);
+        Self {
+            chunk,
+            all,
+            written,
+        }
+    }
+
+    /// Sectors of the chunk before those that are written.
+    const fn before(&self) -> u64 {
+        self.written.start - self.all.start
+    }
+
+    const fn sectors(&self) -> u64 {
+        self.written.end - self.written.start
+    }
+
+    fn is_whole(&self) -> bool {
+        self.written == self.all || mutation::is(Mutation::PartialWriteTakenForWhole)
+    }
+
+    /// Where it is in the chunk's COW chunk.
+    const fn extent(&self, shared: &SharedSnapshot, cow_chunk: u64) -> Extent {
+        Extent {
+            device: Some(shared.device),
+            device_sector: shared.chunk_size.first_sector(cow_chunk) + self.before(),
+            sector: self.written.start,
+            sectors: self.sectors(),
+        }
+    }
+}
+
 impl Core {
-    pub(super) fn snapshot_write(&mut self, id: RequestId, shared: &Arc<SharedSnapshot>) {
+    pub(super) fn snapshot_write(&mut self, id: RequestId, shared: &SharedSnapshot) {
         let Some(request) = self.requests.get_mut(id) else {
             return;
         };
@@ -41,7 +89,7 @@ impl Core {
         for chunk in chunks {
             self.write_chunk(id, shared, chunk, &mut gather);
         }
-        self.flush_gather(id, shared, gather);
+        self.write_gathered(id, shared, gather);
         self.wake(Waiter::Request(id));
     }
 
@@ -54,7 +102,7 @@ impl Core {
         if let Some(shared) = self.snaps.get(&request.view()).map(|s| s.shared.clone()) {
             let mut gather = None;
             self.write_chunk(id, &shared, chunk, &mut gather);
-            self.flush_gather(id, &shared, gather);
+            self.write_gathered(id, &shared, gather);
         } else {
             self.set_failed(id);
         }
@@ -64,100 +112,95 @@ impl Core {
     fn write_chunk(
         &mut self,
         id: RequestId,
-        shared: &Arc<SharedSnapshot>,
+        shared: &SharedSnapshot,
         chunk: u64,
         gather: &mut Option<Gather>,
     ) {
-        let cs = shared.chunk_size;
         let origin_end = self.origin_sectors();
-        let Some(request) = self.requests.get_mut(id) else {
-            return;
-        };
-        let (port, durable) = (request.port(), request.is_durable());
-        let chunk_start = cs.first_sector(chunk);
-        let chunk_end = cs.first_sector(chunk + 1).min(origin_end);
-        let (start, end) = (
-            request.start().max(chunk_start),
-            request.end().min(chunk_end),
-        );
-        let Some(snap) = self.snaps.get_mut(&shared.id) else {
-            return;
-        };
-        if snap.state != StoreState::Valid {
-            request.set_failed();
-            return;
-        }
-        if let Some(cow) = shared.table.get(chunk).cow_chunk() {
-            if durable
-                && snap.pending.contains_key(&chunk)
-                && !mutation::is(Mutation::WriteThroughBeforeEntry)
-            {
-                snap.demand(chunk);
-                snap.wait(chunk, When::Committed, Waiter::Request(id));
-                request.waits().add(1);
-                self.tasks.push_back(Task::Commit(shared.id));
-            }
-            let extent = Extent {
-                device: Some(shared.device),
-                device_sector: cs.first_sector(cow) + (start - chunk_start),
-                sector: start,
-                sectors: end - start,
-            };
-            return self.gather(id, shared, gather, extent, None);
-        }
-        if snap.pending.contains_key(&chunk) {
-            request.waits().add(1);
-            snap.wait(chunk, When::Published, Waiter::Part(id, chunk));
-            return;
-        }
-        let whole = start == chunk_start && end == chunk_end
-            || mutation::is(Mutation::PartialWriteTakenForWhole);
-        let Some(cow) = snap.allocate(chunk) else {
-            request.set_failed();
-            return self.overflow(shared.id);
-        };
-        if mutation::is(Mutation::PublishedBeforeWritten) {
-            self.publish_early(shared.id, chunk);
-        }
-        let (Some(snap), Some(request)) =
-            (self.snaps.get_mut(&shared.id), self.requests.get_mut(id))
+        let (Some(request), Some(snap)) =
+            (self.requests.get_mut(id), self.snaps.get_mut(&shared.id))
         else {
             return;
         };
-        if !whole && cs.bytes() > PIECE_BYTES {
+        if snap.state() != StoreState::Valid {
+            return request.set_failed();
+        }
+        let part = Part::new(request, shared, chunk, origin_end);
+        if let Some(cow) = shared.table.get(chunk).cow_chunk() {
+            if request.is_durable()
+                && snap.unsettled.contains(chunk)
+                && !mutation::is(Mutation::WriteThroughBeforeEntry)
+            {
+                wait_for_entry(id, request, snap, chunk);
+                self.tasks.push_back(Task::Commit(shared.id));
+            }
+            let extent = part.extent(shared, cow);
+            return self.gather(id, shared, gather, extent, None);
+        }
+        if snap.unsettled.contains(chunk) {
+            return park(id, request, snap, chunk);
+        }
+        match snap.allocate(chunk) {
+            Some(cow) => self.write_new_chunk(id, shared, &part, cow, gather),
+            None => {
+                request.set_failed();
+                self.overflow(shared.id);
+            }
+        }
+    }
+
+    /// The first write to a chunk, whose exception has been allocated.
+    fn write_new_chunk(
+        &mut self,
+        id: RequestId,
+        shared: &SharedSnapshot,
+        part: &Part,
+        cow: u64,
+        gather: &mut Option<Gather>,
+    ) {
+        let chunk = part.chunk;
+        if mutation::is(Mutation::PublishedBeforeWritten) {
+            self.publish_early(shared.id, chunk);
+        }
+        let (Some(request), Some(snap)) =
+            (self.requests.get_mut(id), self.snaps.get_mut(&shared.id))
+        else {
+            return;
+        };
+        let port = request.port();
+        if !part.is_whole() && shared.chunk_size.bytes() > PIECE_BYTES {
             // Too large for one buffer: copied out like for an origin write, then
             // written in place.
-            request.waits().add(1);
-            snap.demand(chunk);
-            snap.wait(chunk, When::Published, Waiter::Part(id, chunk));
+            snap.unsettled.demand(chunk);
+            park(id, request, snap, chunk);
             return self.copy_one(shared.id, chunk, cow, port);
         }
-        if (durable || !snap.defer_commits) && !mutation::is(Mutation::WriteAckedBeforeEntry) {
-            snap.demand(chunk);
-            snap.wait(chunk, When::Committed, Waiter::Request(id));
-            request.waits().add(1);
+        if (request.is_durable() || !shared.defer_commits)
+            && !mutation::is(Mutation::WriteAckedBeforeEntry)
+        {
+            wait_for_entry(id, request, snap, chunk);
         }
-        if whole {
-            let extent = Extent {
-                device: Some(shared.device),
-                device_sector: cs.first_sector(cow),
-                sector: start,
-                sectors: end - start,
-            };
+        if part.is_whole() {
+            let extent = part.extent(shared, cow);
             return self.gather(id, shared, gather, extent, Some(chunk));
         }
         request.waits().add(1);
-        let memory = self.buffers.take(byte_count(chunk_end - chunk_start));
+        self.read_for_patch(id, port, shared.id, part);
+    }
+
+    /// Reads the old content of a chunk of which a part is written.
+    fn read_for_patch(&mut self, id: RequestId, port: usize, snapshot: SnapshotId, part: &Part) {
+        let memory = self.buffers.take(byte_count(part.all.end - part.all.start));
         let purpose = IoPurpose::PatchRead {
             request: id,
-            snapshot: shared.id,
-            chunk,
+            snapshot,
+            chunk: part.chunk,
         };
         let device = self.origin_device();
         self.issue(port, purpose, |tag| Command::Read {
             tag,
             device,
-            offset: chunk_start << SECTOR_SHIFT,
+            offset: part.all.start << SECTOR_SHIFT,
             buffer: Buffer::Owned(memory),
         });
     }
@@ -166,7 +209,7 @@ impl Core {
     fn gather(
         &mut self,
         id: RequestId,
-        shared: &Arc<SharedSnapshot>,
+        shared: &SharedSnapshot,
         gather: &mut Option<Gather>,
         extent: Extent,
         fresh: Option<u64>,
@@ -183,15 +226,10 @@ impl Core {
             extent,
             fresh: fresh.into_iter().collect(),
         });
-        self.flush_gather(id, shared, full);
+        self.write_gathered(id, shared, full);
     }
 
-    fn flush_gather(
-        &mut self,
-        id: RequestId,
-        shared: &Arc<SharedSnapshot>,
-        gather: Option<Gather>,
-    ) {
+    fn write_gathered(&mut self, id: RequestId, shared: &SharedSnapshot, gather: Option<Gather>) {
         if let Some(g) = gather {
             self.guest_io(id, g.extent, Some(shared.id), g.fresh);
         }
@@ -241,26 +279,19 @@ impl Core {
         else {
             return;
         };
-        let cs = snap.shared.chunk_size;
-        let chunk_start = cs.first_sector(chunk);
-        let chunk_end = cs.first_sector(chunk + 1).min(origin_end);
-        let (start, end) = (
-            request.start().max(chunk_start),
-            request.end().min(chunk_end),
-        );
-        let cow = snap.pending.get(&chunk).and_then(|p| {
-            let at = usize::try_from(p.seq.checked_sub(snap.queue_base)?).ok()?;
-            snap.queue.get(at).map(|q| q.new)
-        });
-        let Some(cow) = cow else { return };
+        let shared = &snap.shared;
+        let part = Part::new(request, shared, chunk, origin_end);
+        let Some(cow) = snap.unsettled.cow_chunk(chunk) else {
+            return;
+        };
         let patch = Patch {
             slot: request.slot(),
-            slot_offset: byte_count(start - request.start()),
-            buffer_offset: byte_count(start - chunk_start),
-            len: byte_count(end - start),
+            slot_offset: byte_count(part.written.start - request.start()),
+            buffer_offset: byte_count(part.before()),
+            len: byte_count(part.sectors()),
         };
-        let (port, device) = (request.port(), snap.shared.device);
-        let offset = cs.first_sector(cow) << SECTOR_SHIFT;
+        let (port, device) = (request.port(), shared.device);
+        let offset = shared.chunk_size.first_sector(cow) << SECTOR_SHIFT;
         let purpose = IoPurpose::PatchWrite {
             request: id,
             snapshot,
@@ -302,7 +333,7 @@ impl Core {
             self.set_failed(id);
             return;
         }
-        let defer = snap.defer_commits;
+        let defer = snap.shared.defer_commits;
         self.mark_ready(snapshot, chunk);
         if defer {
             self.publish_early(snapshot, chunk);
@@ -314,13 +345,27 @@ impl Core {
         let Some(snap) = self.snaps.get_mut(&id) else {
             return;
         };
-        if snap.keep_on_overflow == mutation::is(Mutation::OverflowMixedUp) {
+        if snap.keeps_on_overflow() == mutation::is(Mutation::OverflowMixedUp) {
             return self.invalidate(id, InvalidReason::Full);
         }
-        if snap.state == StoreState::Valid {
-            snap.state = StoreState::Overflow;
+        if snap.overflow() {
             self.publish_views();
             self.notify(Notice::Overflow { snapshot: id });
         }
     }
+}
+
+/// Lets a part of a request wait until its chunk's exception can be looked up.
+fn park(id: RequestId, request: &mut SlowRequest, snap: &mut Snap, chunk: u64) {
+    request.waits().add(1);
+    let waiter = Waiter::Part(id, chunk);
+    snap.unsettled.wait(chunk, When::Published, waiter);
+}
+
+/// Lets a request wait until the chunk's entry is durable.
+fn wait_for_entry(id: RequestId, request: &mut SlowRequest, snap: &mut Snap, chunk: u64) {
+    request.waits().add(1);
+    snap.unsettled.demand(chunk);
+    let waiter = Waiter::Request(id);
+    snap.unsettled.wait(chunk, When::Committed, waiter);
 }

@@ -3,7 +3,7 @@
 //! Looked at where its use changes, in the critical section (a commit, a growth):
 //! one division a commit, nothing on the fast path.
 
-use super::{Core, StoreState};
+use super::Core;
 use crate::engine::api::*;
 
 /// First step that is told, in percent, as by LVM's dmeventd.
@@ -19,8 +19,7 @@ impl Core {
             .get_mut(&id)
             .ok_or(ControlError::UnknownSnapshot)?;
         snap.metadata.set_cow_sectors(cow_sectors);
-        if snap.state == StoreState::Overflow {
-            snap.state = StoreState::Valid;
+        if snap.end_overflow() {
             self.publish_views();
         }
         self.notify(Notice::Grown { snapshot: id });
@@ -41,9 +40,7 @@ impl Core {
         } else {
             percent / USAGE_STEP * USAGE_STEP
         };
-        let reached = step > snap.usage_told;
-        snap.usage_told = step;
-        if reached {
+        if snap.reach_usage_step(step) {
             self.notify(Notice::Usage {
                 snapshot: id,
                 percent,
