@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Engine;
 use super::api::*;
-use super::core::Core;
+use super::core::Event;
 use super::failure::{FailedDevice, Failure};
 use super::fast_path::{self, Decision, FastRequest};
 use super::shared::{PortShared, lock};
@@ -79,7 +79,7 @@ impl Port {
         match self.decide(request, end, out) {
             Decision::NeedsCore => {
                 self.shared.registrations.clear(request.slot);
-                self.enter(out, |core, port| core.request(port, request));
+                self.enter(out, Event::Request(request));
             }
             Decision::Issued { touches } => {
                 let touches = touches & fast_path::may_touch(request.kind);
@@ -146,7 +146,12 @@ impl Port {
         self.shared.ios.fetch_sub(1, Ordering::Relaxed);
         match tags::owner(tag) {
             Some(Owner::Core(number)) => {
-                self.enter(out, |core, _| core.io_done(number, result, buffer));
+                let event = Event::IoDone {
+                    number,
+                    result,
+                    buffer,
+                };
+                self.enter(out, event);
             }
             Some(Owner::Fast { slot, cow_flush }) => {
                 self.fast_io_done(slot, cow_flush, result, out)
@@ -197,9 +202,8 @@ impl Port {
                 Some(_) => FailedDevice::Cow,
             };
             let failure = Failure::flush(device, errno);
-            self.enter(out, |core, _| {
-                core.flush_failed(store.as_ref().map(|s| s.id), failure)
-            });
+            let store = store.as_ref().map(|s| s.id);
+            self.enter(out, Event::FlushFailed { store, failure });
         }
         self.engine.shared.is_flush_lost(store.as_deref())
             && !mutation::is(Mutation::FlushBesideFailedOne)
@@ -212,7 +216,7 @@ impl Port {
         if self.engine.shared.drains.load(Ordering::Acquire) != 0
             && !mutation::is(Mutation::EndNotTold)
         {
-            self.enter(out, |core, _| core.recheck());
+            self.enter(out, Event::RegistrationEnded);
         }
     }
 
@@ -236,7 +240,7 @@ impl Port {
 
     /// Starts a control request; [`Command::ControlDone`] with `id` ends it.
     pub fn control(&mut self, id: u64, request: ControlRequest, out: &mut Vec<Command>) {
-        self.enter(out, |core, port| core.control(port, id, request));
+        self.enter(out, Event::Control { id, request });
     }
 
     /// Starts the next merge batch: of chunks that guest writes wait for up to
@@ -248,11 +252,8 @@ impl Port {
         urgent: u64,
         out: &mut Vec<Command>,
     ) -> MergeStep {
-        let mut step = MergeStep::Idle;
-        self.enter(out, |core, port| {
-            step = core.merge_step(port, background, urgent)
-        });
-        step
+        let step = self.enter(out, Event::MergeStep { background, urgent });
+        step.unwrap_or(MergeStep::Idle)
     }
 
     /// From now on a request that waits for something ends with an error when the
@@ -274,13 +275,12 @@ impl Port {
             && !self.shared.inbox_full.load(Ordering::Acquire)
     }
 
-    /// Runs `event` in the critical section and hands out what it asks for.
-    fn enter(&mut self, out: &mut Vec<Command>, event: impl FnOnce(&mut Core, usize)) {
+    /// Applies `event` in the critical section and hands out the commands. Returns the
+    /// answer to [`Event::MergeStep`].
+    fn enter(&mut self, out: &mut Vec<Command>, event: Event) -> Option<MergeStep> {
         let engine = self.engine.clone();
         let mut core = lock(&engine.core);
-        core.begin(self.index);
-        event(&mut core, self.index);
-        core.run();
+        let step = core.apply(self.index, event);
         let first = out.len();
         let mut wakes: Vec<Arc<dyn Wake>> = Vec::new();
         for (index, command) in core.commands() {
@@ -305,6 +305,7 @@ impl Port {
         for wake in wakes {
             wake.wake();
         }
+        step
     }
 }
 

@@ -7,7 +7,7 @@
 use slab::Slab;
 
 use super::Core;
-use super::request::RequestId;
+use super::waiting::RequestId;
 use crate::engine::api::{Command, SnapshotId};
 use crate::engine::failure::{FailedDevice, Failure, Operation};
 use crate::engine::tags;

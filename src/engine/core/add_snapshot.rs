@@ -6,21 +6,17 @@
 
 use super::Core;
 use super::accounting::IoPurpose;
-use super::drains::Drain;
 use super::gate::Change;
-use super::ports::ControlCall;
 use super::snap::Snap;
 use crate::engine::api::*;
-use crate::engine::failure::Failure;
 
 impl Core {
-    /// Steps 1 and 2.
+    /// The change for steps 1 and 2.
     pub(super) fn add_snapshot(
-        &mut self,
-        call: ControlCall,
+        &self,
         snapshot: SnapshotId,
         store: Box<SnapshotStore>,
-    ) -> Result<(), ControlError> {
+    ) -> Result<Change, ControlError> {
         if self.gate.is_some() || self.snaps.contains_key(&snapshot) || snapshot == ViewId::ORIGIN {
             return Err(ControlError::Busy);
         }
@@ -28,9 +24,7 @@ impl Core {
             // It would see the raw origin, which is neither the old nor the new image.
             return Err(ControlError::MergeRunning);
         }
-        self.close_gate(call, Change::Cut { snapshot, store });
-        self.add_drain(Drain::Gate);
-        Ok(())
+        Ok(Change::Cut { snapshot, store })
     }
 
     /// Step 3.
@@ -40,15 +34,6 @@ impl Core {
             tag,
             device,
         });
-    }
-
-    pub(super) fn cut_flushed(&mut self, result: Result<(), Failure>) {
-        if let Err(failure) = result {
-            self.origin_flush_failed(failure);
-        }
-        // A flush before this one failed: what that covered may be lost.
-        let flushed = self.flush_lost(None).map_or(Ok(()), Err);
-        self.finish_change(flushed);
     }
 
     /// Step 4.

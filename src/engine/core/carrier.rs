@@ -12,9 +12,8 @@
 //! that is being stopped does not inherit the commits of all others.
 
 use super::Core;
-use super::request::RequestId;
 use super::snap::Snap;
-use super::waiting::Waiter;
+use super::waiting::{RequestId, Waiter};
 use crate::engine::api::*;
 use crate::mutation::{self, Mutation};
 
@@ -58,7 +57,7 @@ impl Core {
         }
         let waiting = waiter.and_then(|waiter| match waiter {
             Waiter::Request(id) | Waiter::Part(id, _) => self.requests.get(id).map(|r| r.port()),
-            Waiter::Batch(_) => self.batch_port(),
+            Waiter::Batch(_) => self.merge.as_ref()?.batch_port(),
         });
         match acting {
             _ if waiting.is_some() => waiting,

@@ -1,8 +1,8 @@
 //! Requests that the fast path could not settle, decided by the present state.
 
 use super::Core;
-use super::request::{RequestId, SlowRequest, Stage};
-use super::waiting::Waiter;
+use super::request::{SlowRequest, Stage};
+use super::waiting::{RequestId, Waiter};
 use crate::engine::api::*;
 use crate::engine::registrations::{COW, READ_ORIGIN, WRITE};
 use crate::engine::views::{Extent, ViewMode, resolve_read};
@@ -11,7 +11,7 @@ use crate::sync::atomic::Ordering;
 
 impl Core {
     /// A request that the fast path left.
-    pub(in crate::engine) fn request(&mut self, port: usize, request: Request) {
+    pub(super) fn request(&mut self, port: usize, request: Request) {
         if let Some(PortRole::View(view)) = self.port(port).map(|p| p.role) {
             let id = self.requests.insert(SlowRequest::new(port, view, request));
             self.decide(id);

@@ -2,7 +2,8 @@
 
 use super::Core;
 use super::accounting::IoPurpose;
-use super::request::{RequestId, Stage};
+use super::request::Stage;
+use super::waiting::RequestId;
 use crate::engine::discard;
 use crate::engine::views::ViewMode;
 

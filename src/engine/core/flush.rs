@@ -1,49 +1,26 @@
-//! Flushes: of guests, and what a failed one means for all later ones.
+//! Flushes of guests, and what follows from one that failed.
 
 use super::Core;
 use super::accounting::IoPurpose;
 use super::merge::Merge;
-use super::request::{RequestId, Stage};
+use super::request::Stage;
 use super::unsettled::When;
-use super::waiting::{Task, Waiter};
+use super::waiting::{RequestId, Task, Waiter};
 use crate::engine::api::*;
-use crate::engine::failure::{FailedDevice, Failure};
+use crate::engine::failure::Failure;
 use crate::engine::registrations::{COW, OTHER};
 use crate::engine::views::SharedSnapshot;
-use crate::io::{DeviceId, Errno};
+use crate::io::DeviceId;
 use crate::mutation::{self, Mutation};
 use crate::sync::atomic::Ordering;
 
 impl Core {
     /// A flush of the origin (`None`) or a store failed.
-    pub fn flush_failed(&mut self, store: Option<SnapshotId>, failure: Failure) {
+    pub(super) fn flush_failed(&mut self, store: Option<SnapshotId>, failure: Failure) {
         match store {
             None => self.origin_flush_failed(failure),
             Some(id) => self.store_flush_failed(id, failure),
         }
-    }
-
-    /// As [`Shared::is_flush_lost`](crate::engine::shared::Shared::is_flush_lost).
-    pub(super) fn is_flush_lost(&self, store: Option<SnapshotId>) -> bool {
-        let lost = |store: Option<&SharedSnapshot>| self.shared.is_flush_lost(store);
-        match store {
-            None => lost(None),
-            Some(id) => (self.snaps.get(&id)).is_some_and(|snap| lost(Some(&snap.shared))),
-        }
-    }
-
-    /// The failure because of which a flush must not be believed, though it may
-    /// end well.
-    pub(super) fn flush_lost(&self, store: Option<SnapshotId>) -> Option<Failure> {
-        if !self.is_flush_lost(store) {
-            return None;
-        }
-        let first = self.origin_failure.filter(|_| store.is_none());
-        let device = match store {
-            None => FailedDevice::Origin,
-            Some(_) => FailedDevice::Cow,
-        };
-        Some(first.unwrap_or(Failure::flush(device, Errno::EIO)))
     }
 
     pub(super) fn origin_flush_failed(&mut self, failure: Failure) {

@@ -1,11 +1,9 @@
 //! The gate: requests that would be on the wrong side of a change wait here until it
 //! has taken effect.
 
-use super::Core;
 use super::ports::ControlCall;
-use super::request::RequestId;
-use super::waiting::Waiter;
-use crate::engine::api::{ControlError, MergeWrites, SnapshotId, SnapshotStore};
+use super::waiting::RequestId;
+use crate::engine::api::{MergeWrites, SnapshotId, SnapshotStore};
 
 /// A change that requests wait for, one at a time.
 #[derive(Debug)]
@@ -32,6 +30,19 @@ pub(super) enum Change {
 }
 
 impl Gate {
+    pub(super) const fn new(call: ControlCall, change: Change) -> Self {
+        Self {
+            change,
+            call,
+            queue: Vec::new(),
+        }
+    }
+
+    /// The change, its control request, and the requests that wait.
+    pub(super) fn open(self) -> (Change, ControlCall, Vec<RequestId>) {
+        (self.change, self.call, self.queue)
+    }
+
     pub(super) const fn change(&self) -> &Change {
         &self.change
     }
@@ -47,33 +58,5 @@ impl Gate {
     /// A request waits for the change.
     pub(super) fn queue(&mut self, request: RequestId) {
         self.queue.push(request);
-    }
-}
-
-impl Core {
-    /// From here on requests wait for the change. The caller adds the drain that waits
-    /// for the older ones.
-    pub(super) fn close_gate(&mut self, call: ControlCall, change: Change) {
-        self.gate = Some(Gate {
-            change,
-            call,
-            queue: Vec::new(),
-        });
-        self.publish_views();
-    }
-
-    /// Lets the change take effect, answers the control request, and decides the
-    /// requests that waited by the new state.
-    pub(super) fn open_gate(
-        &mut self,
-        take_effect: impl FnOnce(&mut Self, Change) -> Result<(), ControlError>,
-    ) {
-        let Some(gate) = self.gate.take() else { return };
-        let result = take_effect(self, gate.change);
-        self.publish_views();
-        self.control_done(gate.call, result);
-        for request in gate.queue {
-            self.look_again(Waiter::Request(request));
-        }
     }
 }

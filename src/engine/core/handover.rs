@@ -6,23 +6,20 @@
 //! requests go on.
 
 use super::Core;
-use super::drains::Drain;
 use super::gate::Change;
 use super::merge::Merge;
-use super::ports::ControlCall;
 use super::snap::Snap;
 use super::waiting::Task;
 use crate::engine::api::*;
 
 impl Core {
-    /// Steps 1 and 2.
+    /// The change for steps 1 and 2.
     pub(super) fn start_handover(
         &mut self,
-        call: ControlCall,
         snapshot: SnapshotId,
         writes: MergeWrites,
         follow: bool,
-    ) -> Result<(), ControlError> {
+    ) -> Result<Change, ControlError> {
         if self.gate.is_some() {
             return Err(ControlError::Busy);
         }
@@ -41,14 +38,11 @@ impl Core {
         }
         snap.unsettled.demand_all();
         self.tasks.push_back(Task::Commit(snapshot));
-        let change = Change::Handover {
+        Ok(Change::Handover {
             snapshot,
             writes,
             follow,
-        };
-        self.close_gate(call, change);
-        self.add_drain(Drain::Gate);
-        Ok(())
+        })
     }
 
     /// Step 3.

@@ -1,8 +1,8 @@
 //! The critical section: everything that changes state, under one lock.
 //!
-//! An event comes in through [`Core::begin`] and one of the event methods, which
-//! queue [`Task`]s; [`Core::run`] works them off until nothing moves any more. All
-//! maps are ordered, so that the same events give the same commands.
+//! Every [`Event`] comes in through [`Core::apply`] and queues [`Task`]s, which
+//! [`Core::run`] works off until nothing moves any more. All maps are ordered, so that
+//! the same events, with the same registrations, give the same commands.
 
 mod accounting;
 mod add_snapshot;
@@ -15,11 +15,13 @@ mod copyout;
 mod decide;
 mod discard;
 mod drains;
+mod event;
 mod flush;
 mod gate;
 mod handover;
 mod inspect;
 mod invalidate;
+mod lost_flush;
 mod merge;
 mod ports;
 mod publish;
@@ -29,6 +31,8 @@ mod snapshot_write;
 mod unsettled;
 mod usage;
 mod waiting;
+
+pub(super) use self::event::Event;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -108,14 +112,41 @@ impl Core {
         self.shared.origin.sectors
     }
 
-    pub fn begin(&mut self, caller: usize) {
-        self.acting = caller;
+    /// The snapshot that is being merged.
+    fn merging(&self) -> Option<SnapshotId> {
+        self.merge.as_ref().map(Merge::snapshot)
     }
 
-    /// A registration that a drain may wait for has ended: [`Core::run`] looks.
-    pub fn recheck(&mut self) {}
+    fn is_merging(&self, id: SnapshotId) -> bool {
+        self.merging() == Some(id)
+    }
 
-    pub fn io_done(&mut self, number: usize, result: Result<(), Errno>, buffer: Option<Buffer>) {
+    /// The one entry: `event` comes from this port, and all that it sets off is done
+    /// when this returns; [`Core::commands`] has the commands. Returns the answer to
+    /// [`Event::MergeStep`].
+    pub fn apply(&mut self, port: usize, event: Event) -> Option<MergeStep> {
+        self.acting = port;
+        let mut step = None;
+        match event {
+            Event::Request(request) => self.request(port, request),
+            Event::IoDone {
+                number,
+                result,
+                buffer,
+            } => self.io_done(number, result, buffer),
+            Event::FlushFailed { store, failure } => self.flush_failed(store, failure),
+            // A drain may have waited for it.
+            Event::RegistrationEnded => {}
+            Event::Control { id, request } => self.control(port, id, request),
+            Event::MergeStep { background, urgent } => {
+                step = Some(self.merge_step(port, background, urgent));
+            }
+        }
+        self.run();
+        step
+    }
+
+    fn io_done(&mut self, number: usize, result: Result<(), Errno>, buffer: Option<Buffer>) {
         if let Some((purpose, result, snapshot)) = self.ended_io(number, result) {
             self.purpose_done(purpose, result, buffer);
             self.close_account(snapshot);
@@ -177,7 +208,7 @@ impl Core {
     }
 
     /// Works off everything that an event set off.
-    pub fn run(&mut self) {
+    fn run(&mut self) {
         let caller = self.acting;
         loop {
             while let Some(task) = self.tasks.pop_front() {
@@ -203,7 +234,8 @@ impl Core {
                 self.part_ready(id, chunk);
             }
             Task::Batch => {
-                self.acting = self.batch_port().unwrap_or(self.acting);
+                let batch_port = self.merge.as_ref().and_then(Merge::batch_port);
+                self.acting = batch_port.unwrap_or(self.acting);
                 self.batch_ready();
             }
             Task::Commit(id) => self.maybe_commit(id),

@@ -2,12 +2,10 @@
 
 use super::Core;
 use super::accounting::IoPurpose;
-use super::waiting::Waits;
+use super::waiting::{RequestId, Waits};
 use crate::engine::api::*;
 use crate::engine::views::Extent;
 use crate::units::{SECTOR_SHIFT, byte_count};
-
-pub(super) type RequestId = usize;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {

@@ -2,8 +2,10 @@
 //! end before they are decided again; whatever ends wakes its waiters.
 
 use super::Core;
-use super::request::RequestId;
 use crate::engine::api::SnapshotId;
+
+/// The number of a request off the fast path.
+pub(super) type RequestId = usize;
 
 /// Who is woken when something that was waited for has happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +68,7 @@ impl Core {
             Waiter::Request(id) => self.requests.get_mut(id).map(|r| r.waits()),
             // Counted by its request when it was parked.
             Waiter::Part(..) => None,
-            Waiter::Batch(number) => self.batch_of(number).map(|b| b.waits()),
+            Waiter::Batch(number) => self.merge.as_mut()?.waits_of_batch(number),
         }
     }
 

@@ -47,7 +47,7 @@ struct MergeRun {
 }
 
 #[derive(Debug)]
-pub(in crate::engine::core) struct Batch {
+pub(super) struct Batch {
     port: usize,
     number: u64,
     /// By slot of the log.
@@ -89,7 +89,15 @@ impl Batch {
         self.newest_turn
     }
 
-    pub(in crate::engine::core) const fn waits(&mut self) -> &mut Waits {
+    pub(super) const fn port(&self) -> usize {
+        self.port
+    }
+
+    pub(super) const fn number(&self) -> u64 {
+        self.number
+    }
+
+    pub(super) const fn waits(&mut self) -> &mut Waits {
         &mut self.waits
     }
 }
@@ -125,15 +133,6 @@ impl MergeRun {
 }
 
 impl Core {
-    pub(in crate::engine::core) fn batch_port(&self) -> Option<usize> {
-        Some(self.merge.as_ref()?.batch.as_ref()?.port)
-    }
-
-    /// The running batch, if it is that one.
-    pub(in crate::engine::core) fn batch_of(&mut self, number: u64) -> Option<&mut Batch> {
-        self.batch().filter(|b| b.number == number)
-    }
-
     fn batch(&mut self) -> Option<&mut Batch> {
         self.merge.as_mut()?.batch.as_mut()
     }

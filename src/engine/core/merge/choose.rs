@@ -23,7 +23,7 @@ pub(super) struct Choice {
 }
 
 impl Core {
-    pub(in crate::engine) fn merge_step(
+    pub(in crate::engine::core) fn merge_step(
         &mut self,
         port: usize,
         background: u64,

@@ -12,8 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use self::batch::Batch;
 use super::Core;
 use super::drains::Drain;
-use super::request::RequestId;
-use super::waiting::Waiter;
+use super::waiting::{RequestId, Waiter, Waits};
 use crate::engine::api::*;
 use crate::engine::failure::Failure;
 
@@ -94,6 +93,17 @@ impl Merge {
         self.batch.is_some()
     }
 
+    /// The port that carries out the running batch.
+    pub(super) fn batch_port(&self) -> Option<usize> {
+        self.batch.as_ref().map(Batch::port)
+    }
+
+    /// The waits of the running batch, if it is that one.
+    pub(super) fn waits_of_batch(&mut self, number: u64) -> Option<&mut Waits> {
+        let batch = self.batch.as_mut()?;
+        (batch.number() == number).then(|| batch.waits())
+    }
+
     pub(super) const fn chunks_done(&self) -> u64 {
         self.chunks_done
     }
@@ -108,15 +118,6 @@ impl Merge {
 }
 
 impl Core {
-    /// The snapshot that is being merged.
-    pub(super) fn merging(&self) -> Option<SnapshotId> {
-        self.merge.as_ref().map(Merge::snapshot)
-    }
-
-    pub(super) fn is_merging(&self, id: SnapshotId) -> bool {
-        self.merging() == Some(id)
-    }
-
     pub(super) fn set_merge_writes(&mut self, writes: MergeWrites) -> Result<(), ControlError> {
         self.merge.as_mut().ok_or(ControlError::NoMerge)?.writes = writes;
         self.publish_views();

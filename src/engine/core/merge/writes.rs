@@ -2,8 +2,8 @@
 
 use crate::engine::api::*;
 use crate::engine::core::Core;
-use crate::engine::core::request::{RequestId, Stage};
-use crate::engine::core::waiting::Waiter;
+use crate::engine::core::request::Stage;
+use crate::engine::core::waiting::{RequestId, Waiter};
 use crate::engine::registrations::{COW, WRITE};
 use crate::engine::views::{Extent, SharedSnapshot};
 use crate::mutation::{self, Mutation};
