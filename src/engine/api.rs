@@ -204,6 +204,7 @@ pub struct SnapshotStore {
     /// An exception of a guest's own write may become durable at the guest's
     /// next flush. Otherwise the write is acknowledged only when it is durable,
     /// so that the death of the process cannot lose it.
+    // Only tests set it; whether it stays is decided together with the write speed.
     pub defer_commits: bool,
     pub discards: Discards,
 }

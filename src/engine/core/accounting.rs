@@ -186,8 +186,8 @@ impl Core {
         self.emit(port, command);
     }
 
-    /// The purpose and the outcome of the operation that has ended, and the snapshot
-    /// that it counted for: [`Core::close_account`] is due when its end is dealt with.
+    /// The purpose and the outcome of an operation that has ended, and the snapshot that
+    /// it counted for. [`Core::close_account`] must follow when its end is processed.
     pub(super) fn ended_io(
         &mut self,
         number: usize,

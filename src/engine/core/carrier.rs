@@ -1,15 +1,16 @@
 //! Which thread carries out the I/O of the critical section.
 //!
 //! Data goes to the port of the request or batch that it belongs to. Commits and
-//! invalid headers belong to nobody, and may be set off by anybody: what they are
-//! given to must come back for their end, whatever ends before. A thread comes back
+//! invalid headers belong to no request, and any event may start them. The thread that
+//! gets them must serve its port until they have ended, whatever ends before. A thread
+//! serves
 //!
-//! - to a port that has a request under way or an I/O unreported, and
-//! - always to the merger's port and to the notice port, but
-//! - to a control port only until its request has ended.
+//! - a view's port as long as it has a request under way or an I/O unreported,
+//! - the merger's port and the notice port always, but
+//! - a control port only until its request has ended.
 //!
 //! So a control port is given only I/O that its own request waits for, and a queue
-//! that is being stopped does not inherit the commits of all others.
+//! that is being stopped does not get the commits of all others.
 
 use super::Core;
 use super::snap::Snap;
@@ -18,7 +19,7 @@ use crate::engine::api::*;
 use crate::mutation::{self, Mutation};
 
 impl Core {
-    /// What follows is done in the name of this request.
+    /// From here on the critical section acts for the port of this request.
     pub(super) fn act_for(&mut self, id: RequestId) {
         if let Some(request) = self.requests.get(id)
             && !mutation::is(Mutation::IoToWhoeverCalls)
@@ -27,13 +28,14 @@ impl Core {
         }
     }
 
-    /// Who commits next.
+    /// The port for the next commit.
     pub(super) fn commit_port(&self, id: SnapshotId) -> usize {
         let snap = self.snaps.get(&id);
         self.io_port(snap.and_then(|s| s.unsettled.demander()))
     }
 
-    /// Who writes the header: a removal, which waits for it, or whoever comes back.
+    /// The port for a header: that of a removal, which waits for it, or one that is
+    /// served until the end of the write.
     pub(super) fn header_port(&self, id: SnapshotId) -> usize {
         let snap = self.snaps.get(&id);
         match snap.and_then(|s| s.removal.as_ref()).map(|r| r.call.port) {
@@ -42,8 +44,8 @@ impl Core {
         }
     }
 
-    /// The port for I/O that is nobody's own. `waiter` waits for its outcome, if
-    /// anybody does.
+    /// The port for I/O that belongs to no request. `waiter` waits for its outcome, if
+    /// there is one.
     fn io_port(&self, waiter: Option<Waiter>) -> usize {
         let acting = self.port(self.acting).map(|p| p.role);
         if mutation::is(Mutation::IoToWhoeverCalls) {
@@ -53,7 +55,7 @@ impl Core {
         match acting {
             Some(PortRole::Merger | PortRole::Notices) => return self.acting,
             Some(PortRole::View(_)) if waits(self.acting) => return self.acting,
-            _ => {}
+            Some(PortRole::View(_) | PortRole::Control) | None => {}
         }
         let waiting = waiter.and_then(|waiter| match waiter {
             Waiter::Request(id) | Waiter::Part(id, _) => self.requests.get(id).map(|r| r.port()),
@@ -61,7 +63,7 @@ impl Core {
         });
         match acting {
             _ if waiting.is_some() => waiting,
-            // It goes on at least until this I/O is reported.
+            // It is served at least until this I/O is reported.
             Some(PortRole::View(_)) => None,
             _ => self.port_with(PortRole::Notices),
         }

@@ -142,7 +142,7 @@ impl Core {
             return;
         }
         if let Err(failure) = result {
-            // What is on disk is unknown now: the store is not trusted again.
+            // The content of the log on disk is unknown now: the store is not used again.
             snap.commit = None;
             self.invalidate(id, InvalidReason::Io(failure));
             return;
@@ -166,8 +166,8 @@ impl Core {
         self.commit_step(id);
     }
 
-    /// The entries are durable. Reads go to the COW from here on; those that
-    /// already read the origin must end before anybody overwrites it.
+    /// The entries are durable. Reads go to the COW from here on; those that already
+    /// read the origin must end before a write changes it.
     fn committed(&mut self, id: SnapshotId) {
         let Some(snap) = self.snaps.get_mut(&id) else {
             return;
@@ -193,7 +193,7 @@ impl Core {
         self.tasks.push_back(Task::Commit(id));
     }
 
-    /// The old reads have ended: origin writes may go.
+    /// The old reads have ended: origin writes may go on.
     pub(super) fn settled(&mut self, id: SnapshotId, chunks: &[u64]) {
         for chunk in chunks {
             let Some(snap) = self.snaps.get_mut(&id) else {

@@ -95,8 +95,8 @@ impl CopyOuts {
 
 impl Core {
     /// Makes sure that every snapshot has what `sectors` of the origin hold now.
-    /// Returns 0 if the origin may be overwritten; else `waiter` got that many
-    /// waits, and is to ask again when they have ended.
+    /// Returns 0 if the origin may be overwritten. Otherwise `waiter` got that many
+    /// waits, and this must be called again when they have ended.
     pub(super) fn preserve(&mut self, sectors: Range<u64>, waiter: Waiter, port: usize) -> u32 {
         let skipped = mutation::is(Mutation::SecondSnapshotSkipped);
         let count = if skipped { 1 } else { usize::MAX };
@@ -193,7 +193,7 @@ impl Core {
                 }
                 self.invalidate(m.snapshot, InvalidReason::Full);
                 self.wait_if_invalidating(m.snapshot, waiter);
-                waits += 1; // even if it is over already: what is settled has changed
+                waits += 1; // also if it has ended already, because what is settled has changed
                 continue;
             };
             snap.unsettled.demand(m.chunk);

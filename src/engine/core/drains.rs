@@ -24,7 +24,7 @@ pub(super) enum Drain {
     /// What the change at the gate must come after.
     Gate,
     /// Reads of the origin through the view of a snapshot that was given up.
-    InvalidReads { snapshot: SnapshotId, tell: bool },
+    InvalidReads { snapshot: SnapshotId, notify: bool },
     /// Uses of the merged store's COW device.
     MergeEnd,
     /// Whatever uses a snapshot that is being removed.

@@ -1,4 +1,4 @@
-//! Looking into the critical section: status for users, invariants for tests.
+//! Reading the state: status for users, invariants for tests.
 
 use super::Core;
 use super::snap::StoreState;
@@ -45,9 +45,7 @@ impl Core {
         for (index, port) in self.ports() {
             let ios = port.ios.load(Ordering::Acquire);
             if port.role == PortRole::Control && ios > 0 && !self.is_driven(index) {
-                return Err(format!(
-                    "{ios} I/O on a control port that nobody looks after"
-                ));
+                return Err(format!("{ios} I/O on a control port that no thread serves"));
             }
         }
         if let Some(merge) = &self.merge

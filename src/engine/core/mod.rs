@@ -25,6 +25,7 @@ mod lost_flush;
 mod merge;
 mod ports;
 mod publish;
+mod removal;
 mod request;
 mod snap;
 mod snapshot_write;
@@ -61,8 +62,8 @@ pub(super) struct Core {
     shared: Arc<Shared>,
     config: Arc<Config>,
     ports: Ports,
-    /// The port in whose name the critical section is at work: that of the event,
-    /// or of the request whose turn it is.
+    /// The port that the critical section acts for: that of the event, or that of the
+    /// request or batch whose task is performed.
     acting: usize,
     tasks: VecDeque<Task>,
     snaps: BTreeMap<SnapshotId, Snap>,
@@ -71,7 +72,7 @@ pub(super) struct Core {
     followers: BTreeSet<ViewId>,
     gate: Option<Gate>,
     syncing: Option<Syncing>,
-    /// The flush of the origin that failed first.
+    /// The first failed flush of the origin.
     origin_failure: Option<Failure>,
     drains: Vec<Drain>,
     requests: Slab<SlowRequest>,
@@ -261,7 +262,7 @@ impl Core {
     fn drained(&mut self, drain: Drain) {
         match drain {
             Drain::SnapshotReads { snapshot, chunks } => self.settled(snapshot, &chunks),
-            Drain::InvalidReads { snapshot, tell } => self.invalidated(snapshot, tell),
+            Drain::InvalidReads { snapshot, notify } => self.invalidated(snapshot, notify),
             Drain::MergeWrites { .. } => self.batch_drained(),
             Drain::Gate => self.gate_drained(),
             Drain::MergeEnd => self.merge_ended(),

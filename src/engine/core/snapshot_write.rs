@@ -1,9 +1,9 @@
 //! Writes to a snapshot view.
 //!
-//! A whole chunk without an exception goes straight to a new COW chunk; of a
-//! partial one the old chunk is read once, patched in memory and written once;
-//! a chunk with an exception is rewritten in place. The entry is durable before
-//! the request completes, or, with deferred commits, before the next FLUSH does.
+//! A write of a whole chunk without an exception goes straight to a new COW chunk. If
+//! it covers only a part, the old chunk is read, patched in memory and written once. A
+//! chunk with an exception is rewritten in place. The entry is durable before the
+//! request completes, or, with deferred commits, before the next FLUSH does.
 
 use std::ops::Range;
 
@@ -205,7 +205,7 @@ impl Core {
         });
     }
 
-    /// Collects neighbours into one I/O.
+    /// Joins neighbouring sectors into one I/O.
     fn gather(
         &mut self,
         id: RequestId,
@@ -340,7 +340,8 @@ impl Core {
         }
     }
 
-    /// No space for a snapshot's own write: P is given up, PO stays readable.
+    /// There is no space for a snapshot's own write: a P snapshot is invalidated, and a
+    /// PO snapshot stays readable.
     fn overflow(&mut self, id: SnapshotId) {
         let Some(snap) = self.snaps.get_mut(&id) else {
             return;

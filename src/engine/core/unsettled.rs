@@ -141,7 +141,7 @@ impl Unsettled {
         self.demand <= self.committed
     }
 
-    /// Who waits first for the newest exception that is demanded; a handover and a
+    /// The first waiter of the newest exception that is demanded. A handover and a
     /// clean stop demand without a waiter.
     pub(super) fn demander(&self) -> Option<Waiter> {
         let newest = self.demand.checked_sub(self.committed)?.checked_sub(1)?;
@@ -291,7 +291,7 @@ mod tests {
 
         fn next_group(&mut self) -> Vec<usize> {
             let uncommitted = self.all.iter().enumerate().filter(|(_, o)| !o.committed);
-            let newest_wanted = uncommitted.clone().filter(|(_, o)| o.wanted).last();
+            let newest_wanted = uncommitted.clone().rfind(|(_, o)| o.wanted);
             let Some((newest_wanted, _)) = newest_wanted else {
                 return Vec::new();
             };

@@ -1,18 +1,18 @@
-//! Telling how full a store is, before it is full.
+//! Notices of how full a store is, before it is full.
 //!
-//! Looked at where its use changes, in the critical section (a commit, a growth):
-//! one division a commit, nothing on the fast path.
+//! The use is checked where it changes, which is in the critical section (a commit, a
+//! growth): this costs one division per commit, and nothing on the fast path.
 
 use super::Core;
 use crate::engine::api::*;
 
-/// First step that is told, in percent, as by LVM's dmeventd.
+/// The first step with a notice, in percent, as in LVM's dmeventd.
 pub const USAGE_FIRST: u64 = 80;
-/// Distance of the steps, in percent.
+/// The distance of the steps, in percent.
 pub const USAGE_STEP: u64 = 5;
 
 impl Core {
-    /// The COW of a snapshot has this size now.
+    /// The COW device of a snapshot was enlarged to this size.
     pub(super) fn grow(&mut self, id: SnapshotId, cow_sectors: u64) -> Result<(), ControlError> {
         let snap = self
             .snaps
@@ -27,8 +27,8 @@ impl Core {
         Ok(())
     }
 
-    /// Tells when the use of a snapshot's store has come to another step. Each is
-    /// told once, until the use has fallen below it (the COW grew).
+    /// Sends a notice when the use of a snapshot's store reaches a higher step. Each
+    /// step has one notice, until the use has fallen below it (the COW grew).
     pub(super) fn watch_usage(&mut self, id: SnapshotId) {
         let Some(snap) = self.snaps.get_mut(&id).filter(|s| s.is_usable()) else {
             return;
@@ -49,7 +49,7 @@ impl Core {
     }
 }
 
-/// Rounded down; 0 of nothing.
+/// Rounded down; 0 if `whole` is 0.
 fn percent(part: u64, whole: u64) -> u64 {
     part.saturating_mul(100).checked_div(whole).unwrap_or(0)
 }
