@@ -62,16 +62,11 @@ impl Repository {
         }
     }
 
-    /// A path from the root or from `src/`; a bare file name may be anywhere.
+    /// `path` from the root, or the end of such a path.
     fn has_path(&self, path: &str) -> bool {
-        let anywhere = !path.trim_end_matches('/').contains('/');
-        self.paths.contains(path)
-            || self.paths.contains(&format!("src/{path}"))
-            || (anywhere
-                && self
-                    .paths
-                    .iter()
-                    .any(|known| known.ends_with(&format!("/{path}"))))
+        let end = format!("/{path}");
+        let mut known = self.paths.iter();
+        known.any(|known| known == path || known.ends_with(&end))
     }
 
     fn has_test_target(&self, name: &str) -> bool {
