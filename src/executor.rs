@@ -2,53 +2,19 @@
 //! the control port, the notice port and the merger.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::engine::{
     Command, ControlError, ControlRequest, Engine, Execution, MergeStep, NoSlots, Notice, Port,
-    PortRole, Wake,
+    PortRole,
 };
+use crate::event_flag::EventFlag;
 use crate::io::{Disk, Done};
 use crate::sync;
-
-/// An eventfd that other threads write to end this thread's wait.
-#[derive(Debug)]
-pub struct WakeFd(OwnedFd);
-
-impl WakeFd {
-    pub fn new() -> io::Result<Self> {
-        Ok(Self(eventfd(
-            0,
-            EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK,
-        )?))
-    }
-
-    /// Ends the next or present wait. Cannot fail: a full counter is readable too.
-    pub fn ring(&self) {
-        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
-    }
-
-    /// Takes back what was rung.
-    pub fn clear(&self) {
-        let _ = rustix::io::read(&self.0, &mut [0u8; 8]);
-    }
-}
-
-impl Wake for WakeFd {
-    fn wake(&self) {
-        self.ring();
-    }
-}
-
-impl AsFd for WakeFd {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
 
 /// What came out of a turn besides I/O.
 #[derive(Debug)]
@@ -64,7 +30,7 @@ pub enum Report {
 pub struct Executor {
     port: Port,
     disk: Box<dyn Disk + Send>,
-    wake: Arc<WakeFd>,
+    wake: Arc<EventFlag>,
     // Kept between turns for their allocation only.
     commands: Vec<Command>,
     done: Vec<Done>,
@@ -78,7 +44,7 @@ impl Executor {
         role: PortRole,
         disk: Box<dyn Disk + Send>,
     ) -> io::Result<Self> {
-        let wake = Arc::new(WakeFd::new()?);
+        let wake = Arc::new(EventFlag::new()?);
         let port = engine.open_port(role, 0, wake.clone());
         Ok(Self {
             port,
@@ -90,8 +56,8 @@ impl Executor {
         })
     }
 
-    /// Rings this executor out of its [`Self::wait`].
-    pub fn waker(&self) -> Arc<WakeFd> {
+    /// Ends this executor's [`Self::wait`] when it is set.
+    pub fn waker(&self) -> Arc<EventFlag> {
         self.wake.clone()
     }
 

@@ -8,6 +8,7 @@ pub mod cli;
 pub mod control;
 pub mod daemon;
 pub mod engine;
+mod event_flag;
 pub mod executor;
 pub mod io;
 pub mod merger;

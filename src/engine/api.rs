@@ -1,6 +1,7 @@
 //! What goes into the engine and what comes out.
 
 use super::failure::Failure;
+use crate::event_flag::EventFlag;
 use crate::io::{Buffer, DeviceId, Tag, Zeroing};
 use crate::store::{Metadata, Usage};
 
@@ -294,6 +295,12 @@ pub enum ControlError {
 /// Called (outside all locks) when a port's inbox got its first command.
 pub trait Wake: Send + Sync {
     fn wake(&self);
+}
+
+impl Wake for EventFlag {
+    fn wake(&self) {
+        self.set();
+    }
 }
 
 /// What a worker is for.

@@ -21,7 +21,6 @@ mod devices;
 mod file;
 mod head;
 mod lock;
-mod notify;
 mod open_disk;
 mod open_error;
 pub mod sim;

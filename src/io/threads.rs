@@ -8,10 +8,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use super::devices::{DeviceTable, Devices};
-use super::notify::Notify;
 use super::transfer::{Direction, Iovecs, Next, Transfer};
 use super::zeroing::{Call, ZeroWork};
 use super::{BlockFile, Disk, Done, Errno, Op, OpKind, Tag};
+use crate::event_flag::EventFlag;
 
 /// Threads of one disk at most.
 const MOST_THREADS: u32 = 8;
@@ -41,7 +41,7 @@ struct Shared {
     work: Condvar,
     /// For the owner: something is done.
     ended: Condvar,
-    notify: Notify,
+    notify: EventFlag,
     abandoned: OnceLock<fn(Tag) -> bool>,
 }
 
@@ -165,7 +165,7 @@ impl ThreadDisk {
             queues: Mutex::default(),
             work: Condvar::new(),
             ended: Condvar::new(),
-            notify: Notify::new()?,
+            notify: EventFlag::new()?,
             abandoned: OnceLock::new(),
         };
         let mut disk = Self {

@@ -16,10 +16,10 @@ use io_uring::{IoUring, opcode, squeue, types};
 
 use super::allocate::Allocate;
 use super::devices::{DeviceTable, Devices, Place};
-use super::notify::Notify;
 use super::transfer::{Direction, Iovecs, Next, Transfer};
 use super::zeroing::{Call, ZeroWork};
 use super::{BlockFile, Disk, Done, Errno, Op, OpKind, Tag};
+use crate::event_flag::EventFlag;
 
 /// Bytes that one call of `reap` hands to the kernel before it returns: what is in
 /// the page cache is copied at once, and the caller has a stop to look for.
@@ -71,7 +71,7 @@ pub struct UringDisk {
     /// Ended without the kernel.
     ended: Vec<Done>,
     iovecs: Vec<Iovecs>,
-    notify: Notify,
+    notify: EventFlag,
     abandoned: Option<fn(Tag) -> bool>,
 }
 
@@ -81,7 +81,7 @@ impl UringDisk {
     pub fn new(devices: Arc<Devices>, depth: u32) -> io::Result<Self> {
         let depth = depth.clamp(1, 4096);
         let ring = build_ring(depth)?;
-        let notify = Notify::new()?;
+        let notify = EventFlag::new()?;
         ring.submitter()
             .register_eventfd(notify.as_fd().as_raw_fd())?;
         Ok(Self {

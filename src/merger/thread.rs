@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use super::limit::{RateLimiter, RateMeter};
 use super::work::MergeWork;
 use crate::engine::{Engine, PortRole};
-use crate::executor::{Executor, WakeFd};
+use crate::event_flag::EventFlag;
+use crate::executor::Executor;
 use crate::io::Disk;
 use crate::mutation::{self, Mutation};
 use crate::sync::thread::{self, JoinHandle};
@@ -41,7 +42,7 @@ struct Shared {
 /// A handle on the running thread.
 pub struct Merger {
     shared: Arc<Mutex<Shared>>,
-    wake: Arc<WakeFd>,
+    wake: Arc<EventFlag>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -98,7 +99,7 @@ impl Merger {
     /// Bytes per second from now on, 0: no limit.
     pub fn set_rate(&self, rate: u64) {
         lock(&self.shared).rate = rate;
-        self.wake.ring();
+        self.wake.set();
     }
 
     /// Bytes per second over the last seconds.
@@ -114,7 +115,7 @@ impl Merger {
     fn end(&mut self) {
         if let Some(thread) = self.thread.take() {
             lock(&self.shared).stop = true;
-            self.wake.ring();
+            self.wake.set();
             let _ = thread.join();
         }
     }

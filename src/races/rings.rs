@@ -24,7 +24,7 @@ use crate::io::sim::{SimDevices, SimDisk};
 use crate::io::{Buffer, Disk, Done, Errno, Op, Tag};
 use crate::mutation::Mutation;
 use crate::sync;
-use crate::vhost::parts::{Handler, Signal, View};
+use crate::vhost::parts::{EventFlag, Handler, View};
 use crate::vhost::{Backend, Requests, Start, ViewConfig, ViewHooks};
 use crate::virtio_blk::{BlkDevice, ConfigSpace};
 
@@ -243,7 +243,7 @@ fn handler(volume: &Volume, memory: &File) -> Handler {
             devices: volume.devices.clone(),
         }),
         hooks: Arc::new(NoHooks),
-        leave: Arc::new(Signal::new().unwrap()),
+        leave: Arc::new(EventFlag::new().unwrap()),
         last_left: false,
     });
     handler.set_features(1 << VIRTIO_F_VERSION_1).unwrap();

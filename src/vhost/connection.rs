@@ -10,7 +10,7 @@ use tracing::warn;
 use vhost::vhost_user::{BackendReqHandler, Error};
 
 use super::handler::Handler;
-use super::notify::Signal;
+use crate::event_flag::EventFlag;
 
 /// A message that has begun must be whole after this time.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -44,7 +44,7 @@ pub enum Ending {
 
 /// Serves the front end until it leaves or `stop` is set. The handler's rings are
 /// still to be stopped, and the stream must stay open until they are.
-pub fn serve(stream: &UnixStream, handler: &Arc<Mutex<Handler>>, stop: &Signal) -> Ending {
+pub fn serve(stream: &UnixStream, handler: &Arc<Mutex<Handler>>, stop: &EventFlag) -> Ending {
     let prepared = stream
         .set_read_timeout(Some(MESSAGE_TIMEOUT))
         .and_then(|()| stream.set_write_timeout(Some(MESSAGE_TIMEOUT)))
@@ -88,7 +88,7 @@ fn acknowledges(handler: &Mutex<Handler>) -> bool {
 /// it, so that nobody has to wait for the front end in the middle of one; its
 /// header's flags. Later messages that the library cannot serve are to be picked out
 /// here.
-fn next_message(stream: &UnixStream, stop: &Signal) -> Result<u32, Ending> {
+fn next_message(stream: &UnixStream, stop: &EventFlag) -> Result<u32, Ending> {
     wait_for(stream, PollFlags::IN, stop, None)?;
     // A poll does not wait for more of what is there in part, so this asks again.
     let begun = Instant::now();
@@ -133,7 +133,7 @@ fn next_message(stream: &UnixStream, stop: &Signal) -> Result<u32, Ending> {
 fn wait_for(
     stream: &UnixStream,
     what: PollFlags,
-    stop: &Signal,
+    stop: &EventFlag,
     patience: Option<Duration>,
 ) -> Result<(), Ending> {
     let timeout = patience.and_then(|patience| Timespec::try_from(patience).ok());

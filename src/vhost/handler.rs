@@ -23,11 +23,12 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 
 use super::inflight::InflightRegion;
 use super::memory::{MAX_REGIONS, MemoryTable};
-use super::notify::{Notifier, Signal, check_eventfd};
+use super::notify::{Notifier, check_eventfd};
 use super::queue::{QueueState, RingAddresses};
 use super::reset::{Driver, ResetDetector};
 use super::worker::{self, QueueWorker};
 use super::{Backend, MAX_QUEUE_SIZE, ViewConfig, ViewHooks};
+use crate::event_flag::EventFlag;
 use crate::virtio_blk::ConfigSpace;
 
 const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
@@ -42,7 +43,7 @@ pub struct View {
     pub backend: Arc<dyn Backend>,
     pub hooks: Arc<dyn ViewHooks>,
     /// Set when the view ends.
-    pub leave: Arc<Signal>,
+    pub leave: Arc<EventFlag>,
     /// The last front end is known to have left by itself.
     pub last_left: bool,
 }

@@ -17,8 +17,8 @@ use tracing::{info, warn};
 
 use super::connection::{Ending, serve};
 use super::handler::{Handler, View};
-use super::notify::Signal;
 use super::{Backend, ViewConfig, ViewHooks};
+use crate::event_flag::EventFlag;
 use crate::virtio_blk::ConfigSpace;
 
 /// Front ends that may wait until the one that is served leaves.
@@ -192,7 +192,7 @@ pub struct ViewServer {
 }
 
 struct Shared {
-    stop: Arc<Signal>,
+    stop: Arc<EventFlag>,
 }
 
 impl ViewServer {
@@ -205,7 +205,7 @@ impl ViewServer {
         hooks: Arc<dyn ViewHooks>,
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
-            stop: Arc::new(Signal::new()?),
+            stop: Arc::new(EventFlag::new()?),
         });
         let theirs = Arc::clone(&shared);
         let (alive, ended) = mpsc::channel();

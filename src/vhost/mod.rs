@@ -28,12 +28,9 @@ mod ring_fault;
 mod slots;
 mod worker;
 
-#[cfg(all(test, feature = "loom"))]
-mod loom_tests;
 #[cfg(all(test, feature = "shuttle", not(feature = "loom")))]
 pub(crate) mod parts {
     pub use super::handler::{Handler, View};
-    pub use super::notify::Signal;
 }
 
 use std::io;

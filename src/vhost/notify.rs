@@ -1,72 +1,13 @@
-//! Event descriptors: the front end's and our own.
+//! The front end's event descriptors.
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::PoisonError;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, OFlags};
 
-use crate::engine::Wake;
-use crate::mutation::{self, Mutation};
 use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicBool, Ordering};
-
-/// Our own event: set by any thread, waited for with epoll by one, which may
-/// also look without a system call.
-#[derive(Debug)]
-pub struct Signal {
-    fd: OwnedFd,
-    set: AtomicBool,
-}
-
-impl Signal {
-    pub fn new() -> io::Result<Self> {
-        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-        Ok(Self {
-            fd: eventfd(0, flags)?,
-            set: AtomicBool::new(false),
-        })
-    }
-
-    pub fn set(&self) {
-        // Who set it before has written, or is about to.
-        if !self.set.swap(true, Ordering::AcqRel) {
-            // Fails only when the counter is full: then it is readable anyway.
-            let _ = rustix::io::write(&self.fd, &1_u64.to_ne_bytes());
-        }
-    }
-
-    pub fn is_set(&self) -> bool {
-        self.set.load(Ordering::Acquire)
-    }
-
-    /// 1. The counter back to 0, 2. the flag back to false, 3. the caller looks
-    ///    for what it was woken for. A `set` before 2 is seen by 3, a later one
-    ///    wakes again.
-    pub fn clear(&self) {
-        let _ = rustix::io::read(&self.fd, &mut [0_u8; 8]);
-        if mutation::is(Mutation::SignalClearedByStore) {
-            self.set.store(false, Ordering::SeqCst);
-        } else {
-            // Not a store: what the `set` told of that left it must be seen.
-            self.set.swap(false, Ordering::AcqRel);
-        }
-    }
-}
-
-impl AsFd for Signal {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-}
-
-impl Wake for Signal {
-    fn wake(&self) {
-        self.set();
-    }
-}
 
 /// Refuses what is not an event descriptor: writing to a full pipe or to a
 /// regular file would make a worker wait on the front end.
@@ -134,37 +75,14 @@ impl Call {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::*;
     use std::os::fd::OwnedFd;
+
+    use rustix::event::{EventfdFlags, eventfd};
+
+    use super::*;
 
     fn event(flags: EventfdFlags) -> File {
         File::from(eventfd(0, flags).unwrap())
-    }
-
-    #[test]
-    fn a_signal_set_while_it_is_cleared_is_not_lost() {
-        use std::sync::Arc;
-        use std::sync::atomic::AtomicU64;
-        let signal = Arc::new(Signal::new().unwrap());
-        let posted = Arc::new(AtomicU64::new(0));
-        let (theirs, count) = (Arc::clone(&signal), Arc::clone(&posted));
-        let rounds = 20_000;
-        let poster = std::thread::spawn(move || {
-            for _ in 0..rounds {
-                count.fetch_add(1, Ordering::SeqCst);
-                theirs.set();
-            }
-        });
-        let timeout = Timespec {
-            tv_sec: 10,
-            tv_nsec: 0,
-        };
-        while posted.load(Ordering::SeqCst) < rounds {
-            let mut fds = [PollFd::new(&*signal, PollFlags::IN)];
-            assert_eq!(poll(&mut fds, Some(&timeout)), Ok(1), "a wake-up was lost");
-            signal.clear();
-        }
-        poster.join().unwrap();
     }
 
     #[test]

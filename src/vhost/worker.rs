@@ -17,12 +17,13 @@ use vm_memory::{Bytes, GuestAddress};
 use super::guest::{GuestData, MemoryHold};
 use super::inflight::InflightQueue;
 use super::memory::GuestMap;
-use super::notify::{Call, Notifier, Signal};
+use super::notify::{Call, Notifier};
 use super::ring::{Ring, Taken};
 use super::ring_fault::RingFault;
 use super::slots::{InFlight, RequestData, Slots};
 use super::{Backend, Requests};
 use crate::engine::{Command, Execution, Request, RequestKind, Slot, Status};
+use crate::event_flag::EventFlag;
 use crate::io::{Disk, Done, Errno, Op, OpKind};
 use crate::mutation::{self, Mutation};
 use crate::sync::thread::{self, JoinHandle};
@@ -59,12 +60,12 @@ pub struct Start {
     /// The queue's part of the front end's in-flight region.
     pub inflight: Option<InflightQueue>,
     /// Set when the view ends.
-    pub leave: Arc<Signal>,
+    pub leave: Arc<EventFlag>,
 }
 
 /// A started queue.
 pub struct QueueWorker {
-    stop: Arc<Signal>,
+    stop: Arc<EventFlag>,
     hung_up: Arc<AtomicBool>,
     thread: JoinHandle<Stopped>,
 }
@@ -82,7 +83,7 @@ pub struct Stopped {
 impl QueueWorker {
     /// Starts the thread and waits until it has its disk and its port.
     pub fn start(start: Start) -> io::Result<Self> {
-        let stop = Arc::new(Signal::new()?);
+        let stop = Arc::new(EventFlag::new()?);
         let hung_up = Arc::new(AtomicBool::new(false));
         let (ready, started) = mpsc::sync_channel(1);
         let theirs = (Arc::clone(&stop), Arc::clone(&hung_up));
@@ -155,11 +156,11 @@ struct Worker {
     write_through: Arc<AtomicBool>,
     err: Option<Arc<Notifier>>,
     epoll: OwnedFd,
-    wake: Arc<Signal>,
+    wake: Arc<EventFlag>,
     // Kept open: epoll forgets a descriptor when it is closed.
     _kick: Arc<File>,
-    stop: Arc<Signal>,
-    leave: Arc<Signal>,
+    stop: Arc<EventFlag>,
+    leave: Arc<EventFlag>,
     hung_up: Arc<AtomicBool>,
     /// Heads that a worker before this one took and did not give back.
     replay: Vec<u16>,
@@ -183,12 +184,12 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(start: Start, stop: Arc<Signal>, hung_up: Arc<AtomicBool>) -> io::Result<Self> {
+    fn new(start: Start, stop: Arc<EventFlag>, hung_up: Arc<AtomicBool>) -> io::Result<Self> {
         let hold = Arc::new(MemoryHold { map: start.memory });
         let (ring, replay) = Ring::new(start.queue, hold, start.call, start.inflight)
             .inspect_err(|_| start.err.iter().for_each(|err| err.notify()))
             .map_err(io::Error::other)?;
-        let wake = Arc::new(Signal::new()?);
+        let wake = Arc::new(EventFlag::new()?);
         let disk = start.backend.disk()?;
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         // Edge-triggered: the counter need not be read back at every kick.

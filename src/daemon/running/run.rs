@@ -16,7 +16,7 @@ use crate::daemon::cow;
 use crate::daemon::identity::StorageIdentity;
 use crate::daemon::volume::{LiveVolume, lock};
 use crate::engine::{ControlError, ControlRequest};
-use crate::executor::WakeFd;
+use crate::event_flag::EventFlag;
 use crate::io::DeviceId;
 
 /// How [`run`] ended.
@@ -47,7 +47,7 @@ pub fn run(
 ) -> Result<Ended, DaemonError> {
     let mut control = Some(control);
     let failed = |e| DaemonError::system("stop in order", e);
-    let drained = Arc::new(WakeFd::new().map_err(failed)?);
+    let drained = Arc::new(EventFlag::new().map_err(failed)?);
     let mut stopper: Option<std::thread::JoinHandle<Result<Ended, ControlError>>> = None;
     loop {
         notices.turn(volume);
@@ -80,7 +80,7 @@ pub fn run(
                 .name("stop".into())
                 .spawn(move || {
                     let result = stop(&volume, control);
-                    drained.ring();
+                    drained.set();
                     result
                 });
             stopper = Some(spawned.map_err(failed)?);

@@ -8,10 +8,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use rustix::process::Signal;
 use vmm_sys_util::signal::{Error, block_signal, register_signal_handler, unblock_signal};
 
-use crate::executor::WakeFd;
+use crate::event_flag::EventFlag;
 
 /// The handler can reach nothing but statics.
-static RUNG: OnceLock<WakeFd> = OnceLock::new();
+static RUNG: OnceLock<EventFlag> = OnceLock::new();
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
 const SIGNALS: [Signal; 2] = [Signal::TERM, Signal::INT];
@@ -21,20 +21,20 @@ const SIGNALS: [Signal; 2] = [Signal::TERM, Signal::INT];
 extern "C" fn handle<T>(_: i32, _: *mut T, _: *mut std::ffi::c_void) {
     COUNT.fetch_add(1, Ordering::Release);
     if let Some(rung) = RUNG.get() {
-        rung.ring();
+        rung.set();
     }
 }
 
 /// The signals that end the daemon.
 pub struct Signals {
-    rung: &'static WakeFd,
+    rung: &'static EventFlag,
 }
 
 impl Signals {
     /// Holds the signals back from this thread and those that it starts from now
     /// on, so that no other thread's system call is interrupted.
     pub fn hold() -> io::Result<Self> {
-        let wake = WakeFd::new()?;
+        let wake = EventFlag::new()?;
         let rung = RUNG.get_or_init(|| wake);
         for signal in SIGNALS {
             match block_signal(signal.as_raw()) {

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::executor::WakeFd;
+use crate::event_flag::EventFlag;
 
 /// Longest wait. The main thread may be writing the state file; an answer that
 /// comes before its event is better than none.
@@ -11,7 +11,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Turns of the main thread, asked for by the control thread.
 pub struct Turns {
-    wake: Arc<WakeFd>,
+    wake: Arc<EventFlag>,
     counts: Mutex<Counts>,
     answered: Condvar,
 }
@@ -24,7 +24,7 @@ struct Counts {
 
 impl Turns {
     /// `wake` ends the main thread's wait.
-    pub fn new(wake: Arc<WakeFd>) -> Self {
+    pub fn new(wake: Arc<EventFlag>) -> Self {
         Self {
             wake,
             counts: Mutex::default(),
@@ -38,7 +38,7 @@ impl Turns {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         counts.asked += 1;
         let ours = counts.asked;
-        self.wake.ring();
+        self.wake.set();
         let waited = self
             .answered
             .wait_timeout_while(counts, PATIENCE, |c| c.answered < ours);
@@ -60,7 +60,7 @@ impl Turns {
         let mut counts = lock();
         counts.answered = asked;
         if counts.asked != asked {
-            self.wake.ring();
+            self.wake.set();
         }
         self.answered.notify_all();
     }
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
     use std::sync::atomic::{AtomicU32, Ordering};
 
-    fn is_rung(wake: &WakeFd) -> bool {
+    fn is_rung(wake: &EventFlag) -> bool {
         let mut fds = [PollFd::new(wake, PollFlags::IN)];
         poll(&mut fds, Some(&Timespec::default())).unwrap() > 0
     }
@@ -82,7 +82,7 @@ mod tests {
     // taken back by a turn that did not know of them.
     #[test]
     fn a_question_that_comes_during_a_turn_brings_another_turn() {
-        let wake = Arc::new(WakeFd::new().unwrap());
+        let wake = Arc::new(EventFlag::new().unwrap());
         let turns = Turns::new(wake.clone());
         std::thread::scope(|scope| {
             turns.take(|| {
@@ -100,7 +100,7 @@ mod tests {
 
     #[test]
     fn nothing_that_was_told_before_is_heard_later() {
-        let turns = Turns::new(Arc::new(WakeFd::new().unwrap()));
+        let turns = Turns::new(Arc::new(EventFlag::new().unwrap()));
         let (told, heard) = (AtomicU32::new(0), AtomicU32::new(0));
         std::thread::scope(|scope| {
             scope.spawn(|| {

@@ -1,4 +1,4 @@
-//! The wake-up of a worker under loom: real event descriptors, modelled flag.
+//! The flag under loom: real event descriptors, and a modelled atomic.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,25 +9,25 @@ use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::thread;
 use rustix::event::{PollFd, PollFlags, poll};
 
-use super::notify::Signal;
+use super::EventFlag;
 use crate::mutation::{self, Mutation};
 use crate::sync;
 
-/// Two threads that each leave something and set the signal.
+/// Two threads that each leave something and set the flag.
 fn model() {
-    let signal = Arc::new(Signal::new().unwrap());
+    let flag = Arc::new(EventFlag::new().unwrap());
     let left = Arc::new([AtomicBool::new(false), AtomicBool::new(false)]);
     let setters = [0, 1].map(|n| {
-        let (signal, left) = (signal.clone(), left.clone());
+        let (flag, left) = (flag.clone(), left.clone());
         thread::spawn(move || {
             left[n].store(true, Ordering::Relaxed);
-            signal.set();
+            flag.set();
         })
     });
     while !left.iter().all(|l| l.load(Ordering::Relaxed)) {
-        let mut fds = [PollFd::new(&*signal, PollFlags::IN)];
+        let mut fds = [PollFd::new(&*flag, PollFlags::IN)];
         sync::wait(None, |timeout| poll(&mut fds, timeout)).unwrap();
-        signal.clear();
+        flag.clear();
     }
     setters.into_iter().for_each(|s| s.join().unwrap());
 }
@@ -44,10 +44,10 @@ fn loom_whoever_is_woken_finds_what_was_left_for_it() {
             model();
         });
         let runs = runs.load(std::sync::atomic::Ordering::Relaxed);
-        println!("loom: signal: {runs} executions");
+        println!("loom: event flag: {runs} executions");
     };
     explore();
     let bug = Some(Mutation::SignalClearedByStore);
     let found = mutation::with(bug, || catch_unwind(AssertUnwindSafe(explore)));
-    assert!(found.is_err(), "a set that is lost lives");
+    assert!(found.is_err(), "a flag whose `set` is lost was not found");
 }
