@@ -20,11 +20,12 @@ use super::oracle::Oracle;
 use super::volumes::{Volume, pick};
 use super::{Kept, prove};
 use crate::engine::*;
+use crate::event_flag::EventFlag;
 use crate::io::sim::{SimDevices, SimDisk};
 use crate::io::{Buffer, Disk, Done, Errno, Op, Tag};
 use crate::mutation::Mutation;
 use crate::sync;
-use crate::vhost::parts::{EventFlag, Handler, View};
+use crate::vhost::parts::{Handler, ViewContext};
 use crate::vhost::{Backend, Requests, Start, ViewConfig, ViewHooks};
 use crate::virtio_blk::{BlkDevice, ConfigSpace};
 
@@ -235,7 +236,7 @@ fn handler(volume: &Volume, memory: &File) -> Handler {
         device: device.clone(),
         max_queues: 1,
     };
-    let mut handler = Handler::new(View {
+    let mut handler = Handler::new(ViewContext {
         config: Arc::new(config),
         space: Arc::new(ConfigSpace::new(device)),
         backend: Arc::new(Means {

@@ -26,7 +26,7 @@ use super::memory::{MAX_REGIONS, MemoryTable};
 use super::notify::{Notifier, check_eventfd};
 use super::queue::{QueueState, RingAddresses};
 use super::reset::{Driver, ResetDetector};
-use super::worker::{self, QueueWorker};
+use super::worker::{QueueSetup, QueueWorker};
 use super::{Backend, MAX_QUEUE_SIZE, ViewConfig, ViewHooks};
 use crate::event_flag::EventFlag;
 use crate::virtio_blk::ConfigSpace;
@@ -37,7 +37,7 @@ const PROTOCOL: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 
 /// What a view needs to serve connections, one after the other.
 #[derive(Clone)]
-pub struct View {
+pub struct ViewContext {
     pub config: Arc<ViewConfig>,
     pub space: Arc<ConfigSpace>,
     pub backend: Arc<dyn Backend>,
@@ -49,7 +49,7 @@ pub struct View {
 }
 
 pub struct Handler {
-    view: View,
+    view: ViewContext,
     /// Where the front end keeps what is under way.
     inflight: Option<InflightRegion>,
     /// A worker left requests undone: the front end must not take the rings' state
@@ -64,7 +64,7 @@ pub struct Handler {
 }
 
 impl Handler {
-    pub fn new(view: View) -> Self {
+    pub fn new(view: ViewContext) -> Self {
         let count = usize::from(view.config.max_queues);
         let detector = ResetDetector::new(count, view.last_left);
         Self {
@@ -206,7 +206,7 @@ impl Handler {
             return Ok(());
         };
         let ring = queue.build(&self.memory, &map, event_idx)?;
-        queue.worker = Some(QueueWorker::start(worker::Start {
+        queue.worker = Some(QueueWorker::start(QueueSetup {
             name: format!("view {} queue {index}", self.view.config.name),
             queue: ring,
             memory: map,

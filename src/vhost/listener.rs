@@ -16,7 +16,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockop
 use tracing::{info, warn};
 
 use super::connection::{Ending, serve};
-use super::handler::{Handler, View};
+use super::handler::{Handler, ViewContext};
 use super::{Backend, ViewConfig, ViewHooks};
 use crate::event_flag::EventFlag;
 use crate::virtio_blk::ConfigSpace;
@@ -26,7 +26,7 @@ const BACKLOG: i32 = 16;
 /// Pause after a failed accept (out of descriptors).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
-/// Why a view's socket cannot be had.
+/// Why a view's socket cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     #[error(
@@ -43,7 +43,7 @@ pub enum SocketError {
     Descriptor { fd: i32, reason: String },
 }
 
-/// A socket that front ends reach a view at.
+/// A socket at which front ends connect to a view.
 #[derive(Debug)]
 pub struct ViewSocket(Socket);
 
@@ -56,7 +56,8 @@ enum Socket {
     Connected(UnixStream),
 }
 
-/// The file of a socket we made; removed with it, unless replaced by then.
+/// The file of a socket that this process has made. It is removed with the socket, unless
+/// another file has replaced it.
 #[derive(Debug)]
 struct SocketFile {
     path: PathBuf,
@@ -65,10 +66,10 @@ struct SocketFile {
 }
 
 impl ViewSocket {
-    /// Listens at `path`, for this user only. A socket that nobody listens on
-    /// any more is replaced; anything else that exists is left alone.
+    /// Listens at `path`, for this user only. A socket without a listener is replaced;
+    /// anything else that exists is not touched.
     ///
-    /// The folder is locked meanwhile, so that of two processes one is refused.
+    /// The folder is locked meanwhile, so that one of two processes is refused.
     pub fn bind(path: &Path) -> Result<Self, SocketError> {
         let failed = |source: io::Error| SocketError::Listen {
             path: path.to_owned(),
@@ -101,7 +102,7 @@ impl ViewSocket {
         }))
     }
 
-    /// Takes a socket from whoever started us, listening or connected.
+    /// Takes a socket from the parent process, listening or connected.
     pub fn from_fd(fd: OwnedFd) -> Result<Self, SocketError> {
         use std::os::fd::AsRawFd;
         let number = fd.as_raw_fd();
@@ -124,7 +125,7 @@ impl ViewSocket {
     }
 }
 
-/// A socket that nobody listens on is removed; nothing else is.
+/// Removes a socket without a listener, and nothing else.
 fn remove_stale(path: &Path) -> Result<(), SocketError> {
     let failed = |source: io::Error| SocketError::Listen {
         path: path.to_owned(),
@@ -187,7 +188,7 @@ impl Drop for SocketFile {
 pub struct ViewServer {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
-    /// Closed by the thread's end.
+    /// Closed when the thread ends.
     ended: mpsc::Receiver<()>,
 }
 
@@ -196,8 +197,8 @@ struct Shared {
 }
 
 impl ViewServer {
-    /// Serves `config` on `socket` with a thread of its own, until stopped (or,
-    /// on a socket that came connected, until the front end leaves).
+    /// Serves `config` on `socket` with a thread of its own, until it is stopped or, if
+    /// the socket was passed connected, until the front end disconnects.
     pub fn start(
         socket: ViewSocket,
         config: ViewConfig,
@@ -209,7 +210,7 @@ impl ViewServer {
         });
         let theirs = Arc::clone(&shared);
         let (alive, ended) = mpsc::channel();
-        let view = View {
+        let view = ViewContext {
             space: Arc::new(ConfigSpace::new(config.device.clone())),
             config: Arc::new(config),
             backend,
@@ -235,9 +236,8 @@ impl ViewServer {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
-    /// Takes no new requests, finishes what is under way (what takes too long is left
-    /// to whoever serves the front end next), closes the socket and removes its file.
-    /// Blocks until then.
+    /// Takes no new requests, finishes those under way (those that take too long are left
+    /// to the next back end), closes the socket and removes its file. Blocks until then.
     pub fn stop(mut self) {
         self.shut_down();
     }
@@ -273,7 +273,7 @@ impl Drop for ViewServer {
 }
 
 impl Shared {
-    fn run(&self, socket: ViewSocket, mut view: View) {
+    fn run(&self, socket: ViewSocket, mut view: ViewContext) {
         match socket.0 {
             Socket::Connected(stream) => {
                 self.serve(stream, &view);
@@ -292,7 +292,7 @@ impl Shared {
     }
 
     /// The next front end; `None` when stopped.
-    fn accept(&self, listener: &UnixListener, view: &View) -> Option<UnixStream> {
+    fn accept(&self, listener: &UnixListener, view: &ViewContext) -> Option<UnixStream> {
         loop {
             let mut fds = [
                 PollFd::new(&self.stop, PollFlags::IN),
@@ -318,10 +318,10 @@ impl Shared {
         }
     }
 
-    /// 1. The hook, 2. messages until the end, 3. all rings drained (in silence if the
-    ///    front end has gone) and memory unmapped, 4. only then the hang-up: the front
-    ///    end then looks at the rings, 5. the hook, 6. the next front end.
-    fn serve(&self, stream: UnixStream, view: &View) -> Ending {
+    /// 1. The hook, 2. messages until the end, 3. all rings drained (without signals if the
+    ///    front end has disconnected) and memory unmapped, 4. only then the hang-up, after
+    ///    which the front end reads the rings, 5. the hook, 6. the next front end.
+    fn serve(&self, stream: UnixStream, view: &ViewContext) -> Ending {
         let name = &view.config.name;
         info!("view {name}: front end connected");
         view.hooks.attached();

@@ -30,7 +30,7 @@ mod worker;
 
 #[cfg(all(test, feature = "shuttle", not(feature = "loom")))]
 pub(crate) mod parts {
-    pub use super::handler::{Handler, View};
+    pub use super::handler::{Handler, ViewContext};
 }
 
 use std::io;

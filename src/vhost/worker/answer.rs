@@ -1,0 +1,112 @@
+//! From the engine to the disk and back to the ring: commands are carried out, and
+//! requests that have ended are answered.
+
+use tracing::{debug, error};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::Worker;
+use crate::engine::{Execution, Slot, Status};
+use crate::io::{Done, Errno, Op, OpKind};
+use crate::vhost::ring::Taken;
+use crate::vhost::ring_fault::RingFault;
+use crate::virtio_blk::BlkStatus;
+
+impl Worker {
+    /// Carries out the engine's commands.
+    pub(super) fn execute(&mut self) {
+        let mut commands = std::mem::take(&mut self.commands);
+        for command in commands.drain(..) {
+            match command.execution(&mut self.slots) {
+                Execution::Submit(op) => self.submit(op),
+                Execution::Refuse(done) => self.refuse(done),
+                Execution::Complete { slot, status } => self.complete(slot, status),
+                Execution::ControlDone { id, .. } => {
+                    debug!("{}: a queue has no control request {id}", self.name);
+                }
+                Execution::Notice(notice) => debug!("{}: not for a queue: {notice:?}", self.name),
+            }
+        }
+        // Executing never makes commands, so none was added meanwhile.
+        self.commands = commands;
+    }
+
+    pub(super) fn submit(&mut self, op: Op) {
+        let flush = matches!(op.kind, OpKind::Flush);
+        if self.abandoning && !flush && self.port.abandonable()(op.tag) {
+            self.done.push(Done {
+                tag: op.tag,
+                result: Err(Errno::ECANCELED),
+                buffer: None,
+            });
+            return;
+        }
+        self.disk.submit(op);
+        self.submitted = true;
+    }
+
+    /// A command names data that its request does not have. The engine still gets the
+    /// end of the operation.
+    pub(super) fn refuse(&mut self, done: Done) {
+        error!(
+            "{}: operation {} names data that its request does not have",
+            self.name, done.tag
+        );
+        self.done.push(done);
+    }
+
+    pub(super) fn complete(&mut self, slot: Slot, status: Status) {
+        let Some(request) = self.slots.remove(slot) else {
+            error!("{}: slot {slot} ended without a request", self.name);
+            return;
+        };
+        let (code, len) = match status {
+            Status::Ok => (BlkStatus::Ok, request.written),
+            // It may have failed for no other reason than that it was abandoned.
+            Status::IoError if self.abandoning => {
+                self.undone = true;
+                return;
+            }
+            Status::IoError => (BlkStatus::IoErr, 1),
+        };
+        self.answer(request.head, Some(request.status), code, len);
+    }
+
+    /// The only place where a head goes back: status byte, then used ring. A
+    /// status byte that cannot be written means that nothing was.
+    pub(super) fn answer(
+        &mut self,
+        head: Taken,
+        status: Option<GuestAddress>,
+        code: BlkStatus,
+        len: u32,
+    ) {
+        if self.silent {
+            self.undone = true;
+            return;
+        }
+        let map = &*self.ring.hold().map;
+        let told = status.is_some_and(|address| map.write_obj(code.byte(), address).is_ok());
+        let pushed = self.ring.give_back(head, if told { len } else { 0 });
+        self.check(pushed);
+    }
+
+    pub(super) fn check(&mut self, result: Result<(), RingFault>) {
+        if let Err(fault) = result {
+            self.fault(&fault);
+        }
+    }
+
+    /// Gives the ring up until the front end starts it anew.
+    pub(super) fn fault(&mut self, fault: &RingFault) {
+        if std::mem::replace(&mut self.broken, true) {
+            return;
+        }
+        error!(
+            "{}: the guest's ring is malformed and has been stopped: {fault}",
+            self.name
+        );
+        if let Some(err) = &self.err {
+            err.notify();
+        }
+    }
+}

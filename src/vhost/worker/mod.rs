@@ -1,0 +1,167 @@
+//! The thread that serves one started queue.
+
+mod answer;
+mod run;
+mod take;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use rustix::event::epoll::Event;
+use virtio_queue::{Queue, QueueT};
+
+use super::inflight::InflightQueue;
+use super::memory::GuestMap;
+use super::notify::{Call, Notifier};
+use super::ring::{Ring, Taken};
+use super::slots::Slots;
+use super::{Backend, Requests};
+use crate::engine::Command;
+use crate::event_flag::EventFlag;
+use crate::io::{Disk, Done};
+use crate::sync::mpsc;
+use crate::sync::thread::{self, JoinHandle};
+use crate::virtio_blk::{BlkRequest, ConfigSpace, Refused};
+
+/// All that a worker needs.
+pub struct QueueSetup {
+    /// View and queue, for messages.
+    pub name: String,
+    pub queue: Queue,
+    pub memory: Arc<GuestMap>,
+    pub kick: Arc<File>,
+    pub call: Arc<Call>,
+    pub err: Option<Arc<Notifier>>,
+    pub space: Arc<ConfigSpace>,
+    /// Writes must be durable when they complete.
+    pub write_through: Arc<AtomicBool>,
+    pub backend: Arc<dyn Backend>,
+    /// The queue's part of the front end's in-flight region.
+    pub inflight: Option<InflightQueue>,
+    /// Set when the view ends.
+    pub leave: Arc<EventFlag>,
+}
+
+/// A started queue.
+pub struct QueueWorker {
+    stop: Arc<EventFlag>,
+    hung_up: Arc<AtomicBool>,
+    thread: JoinHandle<Stopped>,
+}
+
+/// How a worker ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stopped {
+    /// The available index to go on at.
+    pub position: u16,
+    /// Requests were taken that the driver was not told the end of: whoever serves
+    /// the ring next has to do them.
+    pub undone: bool,
+}
+
+impl QueueWorker {
+    /// Starts the thread and waits until it has its disk and its port.
+    pub fn start(setup: QueueSetup) -> io::Result<Self> {
+        let stop = Arc::new(EventFlag::new()?);
+        let hung_up = Arc::new(AtomicBool::new(false));
+        let (ready, started) = mpsc::sync_channel(1);
+        let theirs = (Arc::clone(&stop), Arc::clone(&hung_up));
+        let builder = thread::Builder::new().name("queue".into());
+        let thread = builder.spawn(move || {
+            let (stop, hung_up) = theirs;
+            let position = setup.queue_position();
+            match Worker::new(setup, stop, hung_up) {
+                Ok(worker) => {
+                    let _ = ready.send(Ok(()));
+                    worker.run()
+                }
+                Err(e) => {
+                    let _ = ready.send(Err(e));
+                    Stopped {
+                        position,
+                        undone: false,
+                    }
+                }
+            }
+        })?;
+        match started.recv() {
+            Ok(Ok(())) => Ok(Self {
+                stop,
+                hung_up,
+                thread,
+            }),
+            Ok(Err(e)) => Err(e),
+            Err(_) => Err(io::Error::other("the queue's thread died")),
+        }
+    }
+
+    /// Takes no new requests from now on; what was taken is finished.
+    pub fn request_stop(&self) {
+        self.stop.set();
+    }
+
+    /// The front end has gone: from now on the driver is told nothing more, because
+    /// whoever resumes the ring has looked at it already. What need not be finished
+    /// is left undone.
+    pub fn hang_up(&self) {
+        self.hung_up.store(true, Ordering::Release);
+        self.request_stop();
+    }
+
+    /// Waits until all is finished and on the used ring (or left, see [`Stopped`]).
+    pub fn stop(self) -> io::Result<Stopped> {
+        self.request_stop();
+        self.thread
+            .join()
+            .map_err(|_| io::Error::other("the queue's thread died"))
+    }
+}
+
+impl QueueSetup {
+    fn queue_position(&self) -> u16 {
+        self.queue.next_avail()
+    }
+}
+
+/// A worker on its thread.
+struct Worker {
+    name: String,
+    ring: Ring,
+    broken: bool,
+    slots: Slots,
+    port: Box<dyn Requests>,
+    disk: Box<dyn Disk>,
+    space: Arc<ConfigSpace>,
+    write_through: Arc<AtomicBool>,
+    err: Option<Arc<Notifier>>,
+    epoll: OwnedFd,
+    wake: Arc<EventFlag>,
+    // Kept open: epoll forgets a descriptor when it is closed.
+    _kick: Arc<File>,
+    stop: Arc<EventFlag>,
+    leave: Arc<EventFlag>,
+    hung_up: Arc<AtomicBool>,
+    /// Heads that a worker before this one took and did not give back.
+    replay: Vec<u16>,
+    stopping: bool,
+    /// When `leave` was first seen.
+    leaving_since: Option<Instant>,
+    /// What only its request depends on is not carried out any more.
+    abandoning: bool,
+    /// The driver is told nothing any more.
+    silent: bool,
+    undone: bool,
+    /// The wake event was readable; its flag may have been cleared before.
+    woken: bool,
+    /// The disk was given something since the last reap.
+    submitted: bool,
+    // Kept to be used again.
+    commands: Vec<Command>,
+    done: Vec<Done>,
+    taken: Vec<(Taken, Result<BlkRequest, Refused>)>,
+    events: Vec<Event>,
+}
