@@ -40,7 +40,6 @@ const STILL_TOO_LONG: &[(&str, &str)] = &[
     ("engine/tests/simulator/plan.rs", "random"),
     ("engine/tests/simulator/recover.rs", "begin_again"),
     ("engine/tests/simulator/start.rs", "start_control"),
-    ("io/uring.rs", "submit"),
     (
         "virtio_blk/request_tests.rs",
         "every_framing_gives_the_same_request",

@@ -25,6 +25,7 @@ mod open_disk;
 mod open_error;
 pub mod sim;
 mod sparse;
+mod sqe;
 mod threads;
 mod transfer;
 mod uring;

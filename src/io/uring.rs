@@ -12,13 +12,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use io_uring::{IoUring, opcode, squeue, types};
+use io_uring::{IoUring, opcode, types};
 
-use super::allocate::Allocate;
 use super::devices::{DeviceTable, Devices, Place};
+use super::sqe::{allocate_sqe, flush_sqe, transfer_sqe};
 use super::transfer::{Direction, Iovecs, Next, Transfer};
 use super::zeroing::{Call, ZeroWork};
-use super::{BlockFile, Disk, Done, Errno, Op, OpKind, Tag};
+use super::{BlockFile, Buffer, DeviceId, Disk, Done, Errno, Op, OpKind, Tag, Zeroing};
 use crate::event_flag::EventFlag;
 
 /// Bytes that one call of `reap` hands to the kernel before it returns: what is in
@@ -100,11 +100,60 @@ impl UringDisk {
         })
     }
 
-    fn end(&mut self, done: Done) {
+    /// An operation ends that the kernel never gets.
+    fn end(&mut self, tag: Tag, result: Result<(), Errno>, buffer: Option<Buffer>) {
         if self.ended.is_empty() {
             self.notify.set();
         }
-        self.ended.push(done);
+        self.ended.push(Done {
+            tag,
+            result,
+            buffer,
+        });
+    }
+
+    fn submit_transfer(
+        &mut self,
+        tag: Tag,
+        device: DeviceId,
+        direction: Direction,
+        offset: u64,
+        buffer: Buffer,
+    ) {
+        let (place, file) = match self.devices.acquire(device) {
+            Ok(found) => found,
+            Err(errno) => return self.end(tag, Err(errno), Some(buffer)),
+        };
+        let iovecs = self.iovecs.pop().unwrap_or_default();
+        match Transfer::new(file, direction, offset, buffer, iovecs) {
+            Ok(transfer) if !transfer.is_empty() => {
+                self.accept(tag, place, Work::Transfer(transfer));
+            }
+            Ok(transfer) => {
+                self.devices.release(place);
+                self.end(tag, Ok(()), Some(transfer.into_parts().0));
+            }
+            Err((errno, buffer)) => {
+                self.devices.release(place);
+                self.end(tag, Err(errno), Some(buffer));
+            }
+        }
+    }
+
+    fn submit_zero(&mut self, tag: Tag, device: DeviceId, offset: u64, len: u64, how: Zeroing) {
+        let (place, file) = match self.devices.acquire(device) {
+            Ok(found) => found,
+            Err(errno) => return self.end(tag, Err(errno), None),
+        };
+        match ZeroWork::new(file, offset, len, how) {
+            Ok(zero) if !zero.is_nothing() => {
+                self.accept(tag, place, Work::Zero(Box::new(zero)));
+            }
+            ended => {
+                self.devices.release(place);
+                self.end(tag, ended.map(drop), None);
+            }
+        }
     }
 
     fn accept(&mut self, tag: Tag, place: Place, work: Work) {
@@ -154,9 +203,7 @@ impl UringDisk {
                     *window = window.saturating_sub(transfer.prepared());
                     transfer_sqe(fd, transfer)
                 }
-                Work::Flush => opcode::Fsync::new(fd)
-                    .flags(types::FsyncFlags::DATASYNC)
-                    .build(),
+                Work::Flush => flush_sqe(fd),
                 Work::Zero(zero) => {
                     let (offset, len) = zero.range();
                     match zero.prepare(file) {
@@ -325,115 +372,26 @@ fn build_ring(depth: u32) -> io::Result<IoUring> {
     }
 }
 
-fn allocate_sqe(fd: types::Fd, how: Allocate, offset: u64, len: u64) -> squeue::Entry {
-    let mode = i32::try_from(how.flags().bits()).unwrap_or(0);
-    let allocate = opcode::Fallocate::new(fd, len);
-    allocate.offset(offset).mode(mode).build()
-}
-
-fn transfer_sqe(fd: types::Fd, transfer: &Transfer) -> squeue::Entry {
-    let offset = transfer.position();
-    let iovecs = transfer.iovecs();
-    let flags = |durable| if durable { libc::RWF_DSYNC } else { 0 };
-    if let [one] = iovecs {
-        // A transfer's part has at most 2^30 bytes.
-        let len = u32::try_from(one.iov_len).unwrap_or(0);
-        return match transfer.direction() {
-            Direction::Read => opcode::Read::new(fd, one.iov_base.cast(), len)
-                .offset(offset)
-                .build(),
-            Direction::Write { durable } => {
-                let write = opcode::Write::new(fd, one.iov_base.cast_const().cast(), len);
-                write.offset(offset).rw_flags(flags(durable)).build()
-            }
-        };
-    }
-    let count = u32::try_from(iovecs.len()).unwrap_or(0);
-    match transfer.direction() {
-        Direction::Read => opcode::Readv::new(fd, iovecs.as_ptr(), count)
-            .offset(offset)
-            .build(),
-        Direction::Write { durable } => opcode::Writev::new(fd, iovecs.as_ptr(), count)
-            .offset(offset)
-            .rw_flags(flags(durable))
-            .build(),
-    }
-}
-
 impl Disk for UringDisk {
     fn submit(&mut self, op: Op) {
         let Op { tag, device, kind } = op;
-        let (direction, offset, buffer) = match kind {
-            OpKind::Read { offset, buffer } => (Direction::Read, offset, buffer),
+        match kind {
+            OpKind::Read { offset, buffer } => {
+                self.submit_transfer(tag, device, Direction::Read, offset, buffer);
+            }
             OpKind::Write {
                 offset,
                 buffer,
                 durable,
-            } => (Direction::Write { durable }, offset, buffer),
-            OpKind::Flush => {
-                return match self.devices.acquire(device) {
-                    Ok((place, _)) => self.accept(tag, place, Work::Flush),
-                    Err(errno) => self.end(Done {
-                        tag,
-                        result: Err(errno),
-                        buffer: None,
-                    }),
-                };
+            } => {
+                let direction = Direction::Write { durable };
+                self.submit_transfer(tag, device, direction, offset, buffer);
             }
-            OpKind::Zero { offset, len, how } => {
-                let ended = match self.devices.acquire(device) {
-                    Err(errno) => Err(errno),
-                    Ok((place, file)) => match ZeroWork::new(file, offset, len, how) {
-                        Ok(zero) if !zero.is_nothing() => {
-                            return self.accept(tag, place, Work::Zero(Box::new(zero)));
-                        }
-                        ended => {
-                            self.devices.release(place);
-                            ended.map(drop)
-                        }
-                    },
-                };
-                return self.end(Done {
-                    tag,
-                    result: ended,
-                    buffer: None,
-                });
-            }
-        };
-        let iovecs = self.iovecs.pop().unwrap_or_default();
-        let (place, transfer) = match self.devices.acquire(device) {
-            Ok((place, file)) => (
-                place,
-                Transfer::new(file, direction, offset, buffer, iovecs),
-            ),
-            Err(errno) => {
-                return self.end(Done {
-                    tag,
-                    result: Err(errno),
-                    buffer: Some(buffer),
-                });
-            }
-        };
-        match transfer {
-            Ok(transfer) if !transfer.is_empty() => {
-                self.accept(tag, place, Work::Transfer(transfer))
-            }
-            Ok(transfer) => {
-                self.devices.release(place);
-                self.end(Done {
-                    tag,
-                    result: Ok(()),
-                    buffer: Some(transfer.into_parts().0),
-                });
-            }
-            Err((errno, buffer)) => {
-                self.devices.release(place);
-                self.end(Done {
-                    tag,
-                    result: Err(errno),
-                    buffer: Some(buffer),
-                });
-            }
+            OpKind::Flush => match self.devices.acquire(device) {
+                Ok((place, _)) => self.accept(tag, place, Work::Flush),
+                Err(errno) => self.end(tag, Err(errno), None),
+            },
+            OpKind::Zero { offset, len, how } => self.submit_zero(tag, device, offset, len, how),
         }
     }
 
@@ -485,7 +443,7 @@ impl Drop for UringDisk {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::{Buffer, OpenOptions, OwnedBuffer};
+    use crate::io::{OpenOptions, OwnedBuffer};
 
     #[test]
     fn memory_follows_what_is_in_flight_not_what_was_submitted() {
