@@ -16,7 +16,7 @@ use crate::event_flag::EventFlag;
 use crate::io::{Disk, Done};
 use crate::sync;
 
-/// What came out of a turn besides I/O.
+/// A result of a turn that is not I/O.
 #[derive(Debug)]
 pub enum Report {
     ControlDone {

@@ -1,11 +1,11 @@
-//! Sizes as people write and read them: bytes, or binary multiples.
+//! Sizes as text for people: bytes, or binary multiples.
 
 use crate::units::{ChunkSize, SECTOR_SIZE};
 
 /// Reads `512`, `4K`, `64KiB`, `1g`; K, M, G and T are powers of 1024.
 ///
 /// # Errors
-/// Says what is wrong with `text` and what would be right.
+/// What is wrong with `text`, and how to write it.
 pub fn parse(text: &str) -> Result<u64, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
@@ -47,7 +47,7 @@ pub fn parse(text: &str) -> Result<u64, String> {
 /// A chunk size in bytes: a power of two, 512 bytes to 1 GiB.
 ///
 /// # Errors
-/// As [`parse`], and names the nearest sizes that would do.
+/// As [`parse`], with the nearest sizes that are possible.
 pub fn parse_chunk_size(text: &str) -> Result<ChunkSize, String> {
     let bytes = parse(text)?;
     let largest = ChunkSize::MAX_SECTORS * SECTOR_SIZE;
@@ -100,7 +100,7 @@ pub fn exact(bytes: u64) -> String {
         )
 }
 
-/// For reading: at most three digits before the point and one after it, cut, not rounded.
+/// For people: at most one digit after the point; it is cut, not rounded.
 pub fn human(bytes: u64) -> String {
     let Some((unit, letter)) = UNITS.iter().find(|(unit, _)| bytes >= *unit) else {
         return format!("{bytes} B");

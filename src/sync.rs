@@ -1,8 +1,8 @@
-//! Atomics, locks and threads for whatever the races' tests model.
+//! Atomics, locks and threads for the code that the tests of races model.
 //!
 //! In the program and in ordinary tests they are those of `std`. In tests with the
-//! feature `loom` or `shuttle` they are that library's, so that it decides who
-//! runs next (and, with `loom`, what a load may see) while production code runs:
+//! feature `loom` or `shuttle` they are those of that library, so that it decides which
+//! thread runs next (and, with `loom`, what a load may see) while production code runs:
 //! `docs/crash-model.md`, "Races". `Arc` is `std`'s everywhere: neither library's
 //! can hold a trait object, and nothing here relies on the order of its drops.
 
@@ -32,11 +32,11 @@ pub use modelled::OnceLock;
 
 use rustix::event::Timespec;
 
-/// A model in which every cell of a large array counts wants small arrays.
+/// In a model every cell of an array costs time, so arrays are small there.
 pub const TINY: bool = cfg!(all(test, feature = "loom"));
 
-/// Waits for events in `block`, which waits for as long as it is told (`None`: for
-/// ever) and returns their number.
+/// Waits for events in `block`, which waits for at most the time that it is given (`None`:
+/// no limit) and returns their number.
 pub fn wait<E>(
     timeout: Option<Timespec>,
     mut block: impl FnMut(Option<&Timespec>) -> Result<usize, E>,
@@ -44,8 +44,9 @@ pub fn wait<E>(
     if cfg!(not(all(test, any(feature = "loom", feature = "shuttle")))) {
         return block(timeout.as_ref());
     }
-    // A modelled thread must not stop the others: it looks, and lets them run. No
-    // time passes, so whoever is only saved by a timeout is found out.
+    // A modelled thread must not block the others, so it polls and lets them run. No time
+    // passes in a model: a thread that would only be saved by a timeout never continues,
+    // and the test fails.
     loop {
         let now = Timespec::default();
         match block(Some(&now)) {
@@ -59,8 +60,8 @@ pub fn wait<E>(
 mod modelled {
     use super::atomic::{AtomicBool, Ordering};
 
-    /// What both libraries lack. The value comes into sight with a flag that the
-    /// model knows of; as in the code that it stands in for, one thread sets it.
+    /// Both libraries lack this type. A modelled flag makes the value visible; as in the
+    /// production code, only one thread sets it.
     #[derive(Debug)]
     pub struct OnceLock<T> {
         value: std::sync::OnceLock<T>,

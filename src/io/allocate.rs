@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::FallocateFlags;
 
-/// A use of fallocate.
+/// A form of fallocate that zeroes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Allocate {
     Punch,
@@ -12,7 +12,7 @@ pub(super) enum Allocate {
 }
 
 impl Allocate {
-    /// The size of a file never changes.
+    /// The file keeps its size.
     pub(super) fn flags(self) -> FallocateFlags {
         let what = match self {
             Self::Punch => FallocateFlags::PUNCH_HOLE,
@@ -22,7 +22,7 @@ impl Allocate {
     }
 }
 
-/// What was tried on a file in vain.
+/// The forms that have failed on a file and are not tried again.
 #[derive(Debug, Default)]
 pub(super) struct Abilities {
     cannot_punch: AtomicBool,
@@ -30,7 +30,7 @@ pub(super) struct Abilities {
 }
 
 impl Abilities {
-    /// Whether it may work.
+    /// Whether `how` is worth trying.
     pub(super) fn can(&self, how: Allocate) -> bool {
         !self.known_to_fail(how).load(Ordering::Relaxed)
     }

@@ -1,6 +1,6 @@
-//! Waiting for one operation, for code that has nothing else to do: loading a
-//! store, offline verbs. The disk must be idle: completions of other operations
-//! would have nowhere to go.
+//! One operation at a time, for callers that have nothing else to do (preparing a start,
+//! offline verbs). The disk must be idle, because completions of other operations would
+//! be lost.
 
 use super::{Buffer, DeviceId, Disk, Done, Errno, Op, OpKind, OwnedBuffer};
 
@@ -20,7 +20,7 @@ pub fn read_exact(
 }
 
 /// Writes all of `buffer` at `offset` (bytes, a multiple of the block size, as is
-/// the length), and gives it back. `durable`: it survives power loss when this returns.
+/// the length), and gives it back. With `durable` it survives power loss when this returns.
 pub fn write_all(
     disk: &mut dyn Disk,
     device: DeviceId,
@@ -43,7 +43,7 @@ pub fn write_all(
     }
 }
 
-/// Makes everything written before survive power loss.
+/// Makes everything durable that was written before.
 pub fn flush(disk: &mut dyn Disk, device: DeviceId) -> Result<(), Errno> {
     run(disk, device, OpKind::Flush).map(drop)
 }

@@ -12,7 +12,8 @@ pub const BUFFER_ALIGN: usize = 4096;
 
 /// Zeroed, page-aligned memory of a fixed length.
 pub struct OwnedBuffer {
-    // Over-allocated so that an aligned window fits; a Vec never moves its heap.
+    // Over-allocated so that an aligned window fits. A Vec that does not grow keeps its
+    // address.
     memory: Vec<u8>,
     start: usize,
     len: usize,
@@ -80,7 +81,7 @@ pub struct GuestSlice {
 pub struct GuestBuffer {
     slices: SmallVec<[GuestSlice; 4]>,
     len: usize,
-    // What keeps the mapping alive (the guest memory map).
+    // Keeps the guest's memory mapped.
     _owner: Arc<dyn Any + Send + Sync>,
 }
 
@@ -198,7 +199,7 @@ impl fmt::Debug for GuestBuffer {
 /// What an operation reads into or writes from.
 #[derive(Debug)]
 pub enum Buffer {
-    /// Ours alone.
+    /// Memory of this process that only this buffer uses.
     Owned(OwnedBuffer),
     /// One source for several writes: `offset` and `len` in bytes within it.
     Shared {
@@ -206,19 +207,19 @@ pub enum Buffer {
         offset: usize,
         len: usize,
     },
-    /// The guest's.
+    /// Guest memory.
     Guest(GuestBuffer),
     /// `len` bytes of zero that take no memory, to write from.
     Zeroes { len: usize },
 }
 
-/// What [`Buffer::Zeroes`] is made of, in as many pieces as it takes. Aligned for
+/// The memory of [`Buffer::Zeroes`], used as often as its length requires. Aligned for
 /// O_DIRECT on any device.
 #[repr(align(4096))]
 struct ZeroPages([u8; 64 * 1024]);
 static ZERO_PAGES: ZeroPages = ZeroPages([0; 64 * 1024]);
 
-/// The memory of the next piece of zeroes: only ever read.
+/// The memory of the next piece of zeroes. It is only read.
 pub(super) fn zero_pages() -> &'static [u8] {
     &ZERO_PAGES.0
 }

@@ -1,9 +1,10 @@
-//! Files that somebody cuts while we use them: one rule for real and simulated
+//! Files that another program shortens while they are in use: one rule for real and simulated
 //! disks.
 //!
-//! A write behind the end would make the file longer, and what was cut would read
-//! as zeroes: so nothing that would make it longer is carried out. And a flush
-//! promises that everything written is there: so it fails if the file ends before.
+//! A write behind the end would make the file longer, and the part that was cut off would
+//! read as zeroes. Therefore no operation that would make the file longer is carried out.
+//! A flush promises that everything written is there. Therefore it fails if the file ends
+//! before that.
 
 use std::sync::atomic::Ordering;
 
@@ -29,7 +30,7 @@ pub(super) fn check_flush(size: u64, held: u64) -> Result<(), Errno> {
 }
 
 impl BlockFile {
-    /// Everything up to byte `end` has to be there from now on.
+    /// From now on everything up to byte `end` must exist.
     pub fn hold(&self, end: u64) {
         if let Some(held) = self.held()
             && held.load(Ordering::Relaxed) < end

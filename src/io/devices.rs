@@ -1,4 +1,4 @@
-//! The open devices of a process, and each thread's cheap way to them.
+//! The open devices of a process, and a cache of them for each thread.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,7 +11,7 @@ use super::{BlockFile, DeviceId, Errno};
 #[derive(Debug, Default)]
 pub struct Devices {
     files: Mutex<Registry>,
-    /// Counts removals: what threads remember from before may be gone.
+    /// Counts removals, after which the caches of threads are out of date.
     generation: AtomicU64,
 }
 
@@ -44,15 +44,15 @@ impl Devices {
         id
     }
 
-    /// Forgets a device: operations submitted from now on fail with ENODEV,
-    /// those in flight end as usual. Returns the file (drop it!), if it was there.
+    /// Removes a device: operations submitted from now on fail with ENODEV, those in
+    /// flight end as usual. Returns the file, which the caller must drop to close it.
     pub fn remove(&self, id: DeviceId) -> Option<Arc<BlockFile>> {
         let file = self.lock().files.remove(&id);
         self.generation.fetch_add(1, Ordering::Release);
         file
     }
 
-    /// The file behind an id. Whoever keeps it keeps it open.
+    /// The file behind an id. It stays open as long as the returned reference is kept.
     pub fn get(&self, id: DeviceId) -> Option<Arc<BlockFile>> {
         self.lock().files.get(&id).cloned()
     }
@@ -73,8 +73,8 @@ struct Known {
     uses: usize,
 }
 
-/// One thread's view of the registry: takes the lock only when something was
-/// removed or is met for the first time.
+/// One thread's cache of the registry: takes the lock only after a removal and for a
+/// device that the thread uses for the first time.
 #[derive(Debug)]
 pub(super) struct DeviceTable {
     devices: Arc<Devices>,

@@ -15,10 +15,10 @@ use super::lock::{self, Lock};
 use super::open_error::OpenError;
 use crate::units::SECTOR_SIZE;
 
-/// Whether to go past the page cache.
+/// Whether to bypass the page cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Direct {
-    /// Where the file can do it in sectors.
+    /// Where the file supports direct I/O in sectors.
     #[default]
     Auto,
     Off,
@@ -30,7 +30,8 @@ pub enum Direct {
 pub struct OpenOptions {
     pub read_only: bool,
     pub direct: Direct,
-    /// Who cannot write can only lock shared: read-only, `Exclusive` means `Shared`.
+    /// A descriptor without write access can only be locked shared, so with `read_only`
+    /// `Exclusive` means `Shared`.
     pub lock: Lock,
     /// Create a regular file of this many bytes (a multiple of 512); it must not exist.
     pub create: Option<u64>,
@@ -39,11 +40,11 @@ pub struct OpenOptions {
     pub sparse: bool,
     /// Space that the file has is never given back by zeroing.
     pub keep_space: bool,
-    /// Others may cut the file: nothing makes it longer then but [`BlockFile::grow`],
-    /// and flushes fail.
+    /// Detect that another program has shortened the file: from then on only
+    /// [`BlockFile::grow`] makes it longer, and flushes fail.
     pub guard_size: bool,
-    /// Also a file whose size no store or disk can have; what is left of a sector
-    /// at its end counts for nothing.
+    /// Accept a file whose size no store or disk can have; a part of a sector at its
+    /// end is ignored.
     pub any_size: bool,
 }
 
@@ -63,7 +64,7 @@ impl Default for OpenOptions {
 }
 
 impl OpenOptions {
-    /// For reading beside other readers.
+    /// For reading, while other processes may read as well.
     pub fn read_only() -> Self {
         Self {
             read_only: true,
@@ -73,7 +74,7 @@ impl OpenOptions {
     }
 }
 
-/// What makes two paths the same storage.
+/// Equal for two paths that lead to the same storage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Identity {
     File { device: u64, inode: u64 },
@@ -116,12 +117,13 @@ impl BlockFile {
             new.make_creation_durable()?;
             Ok(new)
         });
-        // What could not be finished must not be taken for a store later.
+        // An unfinished file must not be mistaken for a store later.
         opened.inspect_err(|_| drop(fs::remove_file(path)))
     }
 
     fn open_existing(path: &Path, options: OpenOptions) -> Result<Self, OpenError> {
-        // Looking first keeps us from opening what has side effects (a tape, a terminal).
+        // The type is checked first, because opening can have side effects (a tape, a
+        // terminal).
         let metadata = fs::metadata(path).map_err(|e| open_failed(path, &options, errno_of(&e)))?;
         check_type(path, metadata.file_type())?;
         let mut flags = OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
@@ -155,7 +157,7 @@ impl BlockFile {
         Ok(opened)
     }
 
-    /// Everything about an open descriptor that does not depend on its size.
+    /// Checks and locks an open descriptor, as far as that does not depend on its size.
     fn check(file: File, path: &Path, options: OpenOptions) -> Result<Self, OpenError> {
         let metadata = file
             .metadata()
@@ -183,7 +185,7 @@ impl BlockFile {
                 inode: metadata.ino(),
             }
         };
-        // O_NONBLOCK was for opening only; io_uring would give EAGAIN for it.
+        // O_NONBLOCK was for opening only; with it io_uring would return EAGAIN.
         set_direct(&file, false).map_err(|e| OpenError::io(path, "set its flags", e))?;
         let mut this = Self {
             file,
@@ -195,7 +197,7 @@ impl BlockFile {
             direct: false,
             read_only: options.read_only,
             keep_space: options.keep_space,
-            // Nobody cuts a device while it is open.
+            // A device cannot be shortened like a file.
             held: (options.guard_size && !is_device).then(AtomicU64::default),
             abilities: Abilities::default(),
         };
@@ -210,22 +212,22 @@ impl BlockFile {
         Ok(this)
     }
 
-    /// Goes past the page cache if file system and device can do that in the
-    /// blocks that guests use; otherwise all stays as it is.
+    /// Bypasses the page cache if the file system and the device support that in the
+    /// blocks that guests use; otherwise nothing changes.
     fn try_direct(&mut self) {
         let flags = StatxFlags::DIOALIGN;
         let Ok(statx) = rustix::fs::statx(&self.file, c"", AtFlags::EMPTY_PATH, flags) else {
             return;
         };
-        let told = StatxFlags::from_bits_retain(statx.stx_mask).contains(StatxFlags::DIOALIGN);
+        let reported = StatxFlags::from_bits_retain(statx.stx_mask).contains(StatxFlags::DIOALIGN);
         let (memory, offset) = (statx.stx_dio_mem_align, statx.stx_dio_offset_align);
         // A regular file is served in sectors, so it needs alignment to sectors.
-        // Where nothing is told (old kernels, tmpfs), one block fits all and a
-        // trial read shows whether it does.
-        if told && (offset == 0 || offset > self.block_size) {
+        // Where the alignment is not reported (old kernels, tmpfs), one block is assumed,
+        // and a trial read shows whether that works.
+        if reported && (offset == 0 || offset > self.block_size) {
             return;
         }
-        let memory = if told {
+        let memory = if reported {
             usize::try_from(memory).unwrap_or(1).max(1)
         } else {
             512
@@ -235,7 +237,7 @@ impl BlockFile {
                 self.direct = true;
                 self.memory_align = memory;
             } else {
-                // Cannot fail: it worked a moment ago.
+                // The same call has just succeeded.
                 let _ = set_direct(&self.file, false);
             }
         }
@@ -243,14 +245,15 @@ impl BlockFile {
 
     fn trial_read(&self) -> Result<(), Errno> {
         let mut buffer = OwnedBuffer::zeroed(usize::try_from(self.block_size).unwrap_or(512));
-        // Only EINVAL means that it cannot be done; a bad first block is not our business.
+        // Only EINVAL means that direct I/O is not supported. An unreadable first block is
+        // reported when it is used.
         match rustix::io::pread(&self.file, buffer.as_mut_slice(), 0) {
             Err(Errno::INVAL) => Err(Errno::INVAL),
             _ => Ok(()),
         }
     }
 
-    /// Size in bytes, as last looked at.
+    /// Size in bytes when it was last read.
     pub fn size(&self) -> u64 {
         self.size.load(Ordering::Acquire)
     }
@@ -260,8 +263,7 @@ impl BlockFile {
         self.size() / SECTOR_SIZE
     }
 
-    /// Looks at the size again (somebody may have enlarged the device), in bytes.
-    /// A part of a sector at the end of a file that grew is left out.
+    /// Reads the size in bytes again, because a device may have been enlarged.
     pub fn refresh_size(&self) -> Result<u64, OpenError> {
         let size = rustix::fs::seek(&self.file, rustix::fs::SeekFrom::End(0));
         let size = size.map_err(|e| OpenError::io(&self.path, "find its size", e))?;
@@ -274,7 +276,7 @@ impl BlockFile {
     pub fn grow(&self, size: u64) -> Result<u64, OpenError> {
         let path = self.path.clone();
         if let Err(why) = self.check_flush() {
-            // The lost part would come back as zeroes.
+            // The lost part would read as zeroes.
             return Err(OpenError::Cut { path, why });
         }
         let now = self.refresh_size()?;
@@ -300,11 +302,11 @@ impl BlockFile {
         self.refresh_size()
     }
 
-    /// Gives the bytes `from .. to` space, so that the lack of it shows now.
+    /// Allocates space for the bytes `from .. to`, so that a lack of space shows now.
     fn preallocate(&self, from: u64, to: u64) -> Result<(), OpenError> {
-        // Trying what cannot work would take everybody's space until it fails.
+        // An attempt that must fail would use up the space of other files until it does.
         let free = match rustix::fs::fstatvfs(&self.file) {
-            // Some network file systems count nothing.
+            // Some network file systems do not report their size.
             Ok(fs) if fs.f_blocks > 0 => fs.f_bavail.saturating_mul(fs.f_frsize),
             _ => u64::MAX,
         };
@@ -328,8 +330,8 @@ impl BlockFile {
         let result = match allocated {
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => rustix::fs::ftruncate(&self.file, to),
             Err(e) => {
-                // Some file systems keep what they got; that the size did not
-                // change matters more than whether giving it back works.
+                // Some file systems keep what they have allocated. The original error is
+                // reported, whether or not the space can be given back.
                 let _ = rustix::fs::ftruncate(&self.file, from);
                 Err(e)
             }
@@ -344,7 +346,7 @@ impl BlockFile {
         })
     }
 
-    /// Makes the file `size` bytes long without giving it space.
+    /// Makes the file `size` bytes long without allocating space.
     fn set_size(&self, size: u64) -> Result<(), OpenError> {
         rustix::fs::ftruncate(&self.file, size).map_err(|e| match e {
             Errno::FBIG => OpenError::TooLarge {
@@ -366,7 +368,7 @@ impl BlockFile {
             .unwrap_or(Path::new("."));
         let parent = File::open(parent).map_err(|e| failed(errno_of(&e)))?;
         match rustix::fs::fsync(&parent) {
-            // Some file systems have no such operation for directories.
+            // Some file systems do not support this for directories.
             Err(Errno::INVAL) | Ok(()) => Ok(()),
             Err(e) => Err(failed(e)),
         }
@@ -377,12 +379,12 @@ impl BlockFile {
         self.block_size
     }
 
-    /// What addresses in memory must be multiples of, in bytes.
+    /// The alignment in bytes that addresses in memory must have.
     pub const fn memory_align(&self) -> usize {
         self.memory_align
     }
 
-    /// Whether I/O goes past the page cache.
+    /// Whether I/O bypasses the page cache.
     pub const fn is_direct(&self) -> bool {
         self.direct
     }
@@ -391,7 +393,7 @@ impl BlockFile {
         self.read_only
     }
 
-    /// Whether zeroing must leave it the space that it has.
+    /// Whether zeroing must not give its space back.
     pub const fn keeps_space(&self) -> bool {
         self.keep_space
     }
@@ -401,7 +403,7 @@ impl BlockFile {
         self.held.as_ref()
     }
 
-    /// What of zeroing is known not to work here.
+    /// The forms of zeroing that are known to fail on this file.
     pub(super) const fn abilities(&self) -> &Abilities {
         &self.abilities
     }

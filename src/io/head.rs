@@ -1,5 +1,5 @@
-//! A few bytes at the beginning of a file, through the page cache and whatever
-//! the file's size: for headers that must be reached also in what is damaged.
+//! A few bytes at the beginning of a file, through the page cache and for any size of
+//! the file: headers must be readable in damaged files, too.
 
 use rustix::io::Errno as Os;
 

@@ -8,22 +8,22 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
-/// Who else may use the file meanwhile.
+/// The use of the file that other processes may make meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lock {
-    /// Nobody: neither readers nor writers.
+    /// None: neither readers nor writers.
     Exclusive,
     /// Other readers.
     Shared,
-    /// No lock: the caller accepts that the content changes while it looks.
+    /// No lock: the caller accepts that the content changes while it reads.
     None,
 }
 
-/// QEMU shows that it reads (writes, resizes) an image by a read lock on byte
-/// 100 (101, 103), and that it bears no writer (resizer) by one on 201 (203);
-/// it takes its own locks first and then looks for their opposites. This is a
-/// reader that bears neither; QEMU's own readers get along with it. A writer's
-/// lock over all bytes collides with every one of them.
+/// QEMU takes a read lock on byte 100 (101, 103) while it reads (writes, resizes) an
+/// image, and one on byte 201 (203) if no other process may write (resize) it. It takes
+/// its own locks first and then looks for conflicting ones. These bytes are those of a
+/// reader that permits neither; QEMU's own readers do not conflict with it. The lock of
+/// a writer covers all bytes and therefore conflicts with each of these.
 const READER: [i64; 3] = [100, 201, 203];
 const OTHERS_WRITING: [i64; 2] = [101, 103];
 
@@ -50,10 +50,10 @@ fn set(fd: BorrowedFd<'_>, kind: i32, start: i64, len: i64) -> io::Result<()> {
     }
 }
 
-/// Fails with EAGAIN if somebody else has any lock on the byte.
+/// Fails with EAGAIN if another process has any lock on the byte.
 fn look(fd: BorrowedFd<'_>, byte: i64) -> io::Result<()> {
     let mut lock = flock(libc::F_WRLCK, byte, 1);
-    // SAFETY: as in `set`; the kernel also writes `lock`, which nobody else uses.
+    // SAFETY: as in `set`; the kernel also writes `lock`, which nothing else uses.
     let result = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) };
     if result == -1 {
         Err(io::Error::last_os_error())
@@ -64,8 +64,8 @@ fn look(fd: BorrowedFd<'_>, byte: i64) -> io::Result<()> {
     }
 }
 
-/// Takes the lock at once. `Ok(false)`: somebody else has one that conflicts.
-/// File systems without locks count as success, as they do for QEMU.
+/// Tries to take the lock. `Ok(false)`: another process has one that conflicts.
+/// A file system without locks counts as success, as it does for QEMU.
 fn take(fd: BorrowedFd<'_>, lock: Lock) -> io::Result<bool> {
     let result = match lock {
         Lock::None => Ok(()),
@@ -88,13 +88,13 @@ fn take(fd: BorrowedFd<'_>, lock: Lock) -> io::Result<bool> {
     }
 }
 
-/// Longest time that the I/O of a killed process is waited for.
-const DYING: Duration = Duration::from_secs(1);
+/// The longest wait for the I/O of a killed process.
+const KILLED_IO_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Takes a lock, or says who has one that conflicts, if that can be found out.
+/// Takes a lock, or names the process that has a conflicting one, if it can be found.
 ///
-/// A process that was killed is gone before its last io_uring requests are, and
-/// these keep the lock, as they must: its successor waits until they have ended.
+/// The last io_uring requests of a killed process outlive it and keep its lock, as they
+/// must. Its successor waits until they have ended.
 pub(super) fn take_or_find_user(
     fd: BorrowedFd<'_>,
     lock: Lock,
@@ -103,7 +103,7 @@ pub(super) fn take_or_find_user(
     while !take(fd, lock)? {
         let metadata = rustix::fs::fstat(fd)?;
         let user = find_user(metadata.st_dev, metadata.st_ino);
-        if user.is_some() || start.elapsed() > DYING {
+        if user.is_some() || start.elapsed() > KILLED_IO_TIMEOUT {
             return Ok(Err(user));
         }
         std::thread::sleep(Duration::from_millis(5));
@@ -112,8 +112,8 @@ pub(super) fn take_or_find_user(
 }
 
 /// Names a process that has this file open, as "qemu-system-x86 (pid 17)".
-/// Best effort: processes of other users may not let us look. For an error
-/// message only; it reads all of /proc.
+/// Best effort: the processes of other users may be unreadable. For an error message
+/// only, because it reads all of /proc.
 pub(super) fn find_user(device: u64, inode: u64) -> Option<String> {
     let me = std::process::id();
     for process in fs::read_dir("/proc").ok()?.flatten() {
@@ -130,11 +130,11 @@ pub(super) fn find_user(device: u64, inode: u64) -> Option<String> {
         let is_it = |fd: fs::DirEntry| {
             fs::metadata(fd.path()).is_ok_and(|m| (m.dev(), m.ino()) == (device, inode))
         };
-        // This process holds the descriptor that just failed to get the lock.
+        // This process itself holds the descriptor that has just failed to get the lock.
         let holds = fds.flatten().filter(|_| pid != me).any(is_it);
         if holds {
             let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-            // The name is the process's choice: keep it out of the terminal's way.
+            // A process chooses its name: control characters must not reach the terminal.
             let name: String = name
                 .trim_end()
                 .chars()

@@ -42,11 +42,12 @@ pub use uring::UringDisk;
 
 use std::os::fd::BorrowedFd;
 
-/// Names an open device within one process; never used again after removal.
+/// Identifies an open device within one process. The number of a removed device is
+/// not used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeviceId(pub u32);
 
-/// What the submitter wants back with the completion.
+/// A value of the submitter's choice that comes back with the completion.
 pub type Tag = u64;
 
 /// An operation. Offsets and lengths are in bytes and must be multiples of the
@@ -70,10 +71,10 @@ pub enum OpKind {
         buffer: Buffer,
         durable: bool,
     },
-    /// Everything written (and reaped) before becomes durable.
+    /// Makes everything durable that was written, and reaped, before.
     Flush,
-    /// Zeroes `len` bytes, without data and as cheaply as the device can; for a
-    /// flush a write like any other.
+    /// Zeroes `len` bytes without data, in the cheapest way that the device supports.
+    /// For a flush it is a write like any other.
     Zero {
         offset: u64,
         len: u64,
@@ -81,14 +82,15 @@ pub enum OpKind {
     },
 }
 
-/// What becomes of the range of an [`OpKind::Zero`].
+/// The effect of an [`OpKind::Zero`] on its range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Zeroing {
     /// It reads as zeroes and keeps its space.
     Keep,
-    /// It reads as zeroes; its space is given back where the device can and may.
+    /// It reads as zeroes; its space is given back where the device supports that and
+    /// it is permitted.
     Unmap,
-    /// A hint to give its space back: each block reads as zeroes, or as before.
+    /// A hint to give its space back: each block reads as zeroes or as before.
     Discard,
 }
 
@@ -101,7 +103,7 @@ pub struct Done {
     pub buffer: Option<Buffer>,
 }
 
-/// An errno as the kernel gave it; `0` never occurs.
+/// An errno as the kernel returned it; never `0`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Errno(pub i32);
 
@@ -115,7 +117,7 @@ impl std::fmt::Display for Errno {
 }
 
 impl Errno {
-    /// No number of the kernel's: a file became shorter than what was written to
+    /// Not one of the kernel's numbers: a file became shorter than what was written to
     /// it, or than it was when it was opened.
     pub const CUT: Self = Self(10_001);
     pub const EIO: Self = Self(5);
@@ -136,9 +138,9 @@ pub trait Disk {
     /// if nothing is in flight.
     fn reap(&mut self, wait: bool, done: &mut Vec<Done>);
 
-    /// Transfers and zeroing that `which` names need not be finished: those that have
-    /// not begun end with ECANCELED, others at the next place where they can. A wish:
-    /// a disk may finish them all the same.
+    /// Transfers and zeroing that `which` selects need not be finished: those that have
+    /// not begun end with ECANCELED, the others at the next point where they can be
+    /// stopped. A disk may finish them nevertheless.
     fn abandon(&mut self, which: fn(Tag) -> bool) {
         let _ = which;
     }
@@ -146,7 +148,7 @@ pub trait Disk {
     /// Operations accepted and not yet reaped.
     fn in_flight(&self) -> usize;
 
-    /// Becomes readable when `reap` would return something, for use with epoll.
+    /// A descriptor for epoll that is readable when `reap` would return something.
     /// `None` for disks that are driven by their test.
     fn event_fd(&self) -> Option<BorrowedFd<'_>>;
 }

@@ -1,14 +1,14 @@
-//! Which kind of disk to use.
+//! The choice between io_uring and threads.
 
 use std::io;
 use std::sync::Arc;
 
 use super::{Devices, Disk, ThreadDisk, UringDisk};
 
-/// How to talk to the kernel.
+/// The interface to the kernel that a disk uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum IoEngine {
-    /// io_uring, or threads where that is missing or forbidden.
+    /// io_uring, or threads where io_uring is missing or forbidden.
     #[default]
     Auto,
     IoUring,
@@ -18,8 +18,8 @@ pub enum IoEngine {
 /// A disk for one thread. `depth`: operations that the kernel works on at once
 /// (threads: at most 8).
 ///
-/// The disk belongs to the thread that calls [`Disk::reap`] first; move it there
-/// before that, and drop it there.
+/// The disk belongs to the thread that calls [`Disk::reap`] first: move it there before
+/// that call, and drop it there.
 pub fn open_disk(
     engine: IoEngine,
     devices: Arc<Devices>,

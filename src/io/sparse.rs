@@ -1,4 +1,4 @@
-//! Where a file holds data and where it only has a hole that reads as zeroes.
+//! Where a file holds data, and where it has a hole that reads as zeroes.
 
 use std::ops::Range;
 use std::os::fd::AsFd;
@@ -8,19 +8,19 @@ use rustix::io::Errno;
 
 use super::BlockFile;
 
-/// Holes are looked at in units of this many bytes, whatever the file system's are.
+/// The granularity of holes in bytes, independent of the file system's block size.
 const GRAIN: u64 = 4096;
 
 impl BlockFile {
-    /// The next bytes at or after `from` that may be other than zero, widened
-    /// to whole 4 KiB; `None` if zeroes follow to the end. Where nobody can
-    /// tell (devices, some file systems), that is everything up to the end.
+    /// The next bytes at or after `from` that may differ from zero, widened to whole
+    /// 4 KiB; `None` if only zeroes follow. On devices and file systems that do not
+    /// report holes, everything up to the end counts as data.
     pub fn next_data(&self, from: u64) -> Option<Range<u64>> {
         let size = self.size();
         if from >= size {
             return None;
         }
-        // Reads and writes name their offset; moving the file's own harms nobody.
+        // All reads and writes pass an offset, so moving the file's own is harmless.
         let start = match rustix::fs::seek(self.as_fd(), SeekFrom::Data(from)) {
             Ok(start) => start,
             Err(Errno::NXIO) => return None,

@@ -1,4 +1,4 @@
-//! Disk over a few blocking threads, for where io_uring is missing or forbidden.
+//! Disk over a few blocking threads, where io_uring is missing or forbidden.
 #![allow(unsafe_code)] // Named file: hands pointers to the kernel.
 
 use std::collections::VecDeque;
@@ -13,8 +13,8 @@ use super::zeroing::{Call, ZeroWork};
 use super::{BlockFile, Disk, Done, Errno, Op, OpKind, Tag};
 use crate::event_flag::EventFlag;
 
-/// Threads of one disk at most.
-const MOST_THREADS: u32 = 8;
+/// Most threads of one disk.
+const THREADS_MAX: u32 = 8;
 
 enum Work {
     Transfer(Transfer),
@@ -37,9 +37,9 @@ struct Queues {
 
 struct Shared {
     queues: Mutex<Queues>,
-    /// For the threads: there are jobs, or it is over.
+    /// Wakes the threads: there are jobs, or the disk is closed.
     work: Condvar,
-    /// For the owner: something is done.
+    /// Wakes the owner: an operation has ended.
     ended: Condvar,
     notify: EventFlag,
     abandoned: OnceLock<fn(Tag) -> bool>,
@@ -63,7 +63,7 @@ impl Shared {
         self.ended.notify_one();
     }
 
-    /// What each thread does.
+    /// The loop of each thread.
     fn work(&self) {
         let mut queues = self.lock();
         loop {
@@ -172,7 +172,7 @@ impl ThreadDisk {
             devices: DeviceTable::new(devices),
             shared: Arc::new(shared),
             threads: Vec::new(),
-            most_threads: usize::try_from(depth.clamp(1, MOST_THREADS)).unwrap_or(1),
+            most_threads: usize::try_from(depth.clamp(1, THREADS_MAX)).unwrap_or(1),
             in_flight: 0,
         };
         // With one thread everything works; so a later shortage does no harm.
@@ -303,12 +303,12 @@ impl Disk for ThreadDisk {
         }
         self.in_flight -= queues.done.len();
         done.append(&mut queues.done);
-        // Under the lock, so that it cannot wipe out what comes next.
+        // Under the lock, so that it does not clear the flag of a later completion.
         self.shared.notify.clear();
     }
 
     fn abandon(&mut self, which: fn(Tag) -> bool) {
-        // Once is enough: nothing is taken back.
+        // Only the first call counts: nothing withdraws it.
         let _ = self.shared.abandoned.set(which);
     }
 
@@ -326,13 +326,13 @@ impl Drop for ThreadDisk {
         let dropped = {
             let mut queues = self.shared.lock();
             queues.closed = true;
-            // What no thread has begun need not begin.
+            // Jobs that no thread has begun need not begin.
             std::mem::take(&mut queues.jobs)
         };
         drop(dropped);
         self.shared.work.notify_all();
         for thread in self.threads.drain(..) {
-            // A thread that panicked has said so itself.
+            // The panic of a thread was already reported.
             let _ = thread.join();
         }
     }

@@ -1,26 +1,26 @@
-//! One read or write on its way through the kernel: what is left of it, in
-//! iovecs that the file can take, and what a result means for it.
+//! One read or write operation: the part that is left, as iovecs that suit the file, and
+//! how a result is handled.
 //!
-//! Shared by all real disks, so that short transfers, end of file, alignment
-//! and retries are handled (and tested) once.
+//! All real disks share it, so that short transfers, the end of a file, alignment and
+//! retries are handled and tested once.
 #![allow(unsafe_code)] // Named file: iovecs point into buffers and cross threads.
 
 use super::buffer::zero_pages;
 use super::{BlockFile, Buffer, Errno, GuestSlice, OwnedBuffer};
 use crate::mutation::{self, Mutation};
 
-/// Bytes moved by one system call at most when its memory has to be copied:
-/// bounds what badly aligned guests make us allocate.
+/// Most bytes of one system call whose memory has to be copied. It bounds the memory that
+/// misaligned requests of a guest cost.
 const BOUNCE: usize = 128 * 1024;
-/// Bytes moved by one system call at most: a guest may ask for gigabytes at once, and
-/// a stop waits for the call under way.
-const MOST: usize = 4 << 20;
-/// Memory pieces in one system call at most (the kernel's UIO_MAXIOV).
+/// Most bytes of one system call: a guest may request gigabytes at once, and a stop waits
+/// for the call under way.
+const CALL_BYTES_MAX: usize = 4 << 20;
+/// Most pieces of memory in one system call (the kernel's UIO_MAXIOV).
 const PIECES: usize = 1024;
-/// How often the kernel may say "again" in a row.
-const PATIENCE: u32 = 1000;
+/// How often in a row the kernel may ask for a retry.
+const RETRIES_MAX: u32 = 1000;
 
-/// Reading, or writing, maybe durably.
+/// The direction of a transfer; a write may have to be durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Direction {
     Read,
@@ -39,8 +39,8 @@ pub(super) struct Transfer {
     bounce: Option<OwnedBuffer>,
     /// The prepared part is in `bounce`.
     bounced: bool,
-    /// The memory is aligned, but the kernel refused it; copy from now on.
-    distrust: bool,
+    /// The kernel refused memory that is aligned as reported: copy from now on.
+    copy_always: bool,
     iovecs: Iovecs,
     prepared: usize,
     attempts: u32,
@@ -54,7 +54,7 @@ pub(super) struct Iovecs(Vec<libc::iovec>);
 // and what it names belongs to the transfer that holds it, which is Send.
 unsafe impl Send for Iovecs {}
 
-/// What comes after a system call.
+/// The step after a system call.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Next {
     /// Prepare and submit again.
@@ -63,7 +63,7 @@ pub(super) enum Next {
 }
 
 impl Next {
-    /// When `done` of `total` bytes were moved: a short transfer goes on.
+    /// After `done` of `total` bytes: a short transfer is continued.
     pub(super) fn after(done: usize, total: usize) -> Self {
         if done >= total || mutation::is(Mutation::ShortTransferTakenForWhole) {
             Self::Finished(Ok(()))
@@ -112,7 +112,7 @@ impl Transfer {
             buffer,
             bounce: None,
             bounced: false,
-            distrust: false,
+            copy_always: false,
             iovecs,
             prepared: 0,
             attempts: 0,
@@ -156,11 +156,11 @@ impl Transfer {
         self.buffer.is_empty()
     }
 
-    /// Names the memory of the next part.
+    /// Sets the iovecs to the memory of the next part.
     pub(super) fn prepare(&mut self, file: &BlockFile) {
         self.iovecs.0.clear();
         let left = self.buffer.len().saturating_sub(self.done);
-        self.bounced = self.distrust || !self.direct_memory(file, left.min(MOST));
+        self.bounced = self.copy_always || !self.direct_memory(file, left.min(CALL_BYTES_MAX));
         if !self.bounced {
             return;
         }
@@ -215,7 +215,7 @@ impl Transfer {
             Buffer::Zeroes { len } => {
                 let page = zero_pages();
                 (0..*len).step_by(page.len().max(1)).all(|at| {
-                    // Only ever written from, so the pointer stays a reader's.
+                    // Zeroes are only written from, so the kernel only reads this memory.
                     add(GuestSlice {
                         pointer: page.as_ptr().cast_mut(),
                         len: page.len().min(*len - at),
@@ -223,7 +223,7 @@ impl Transfer {
                 })
             }
             shared @ Buffer::Shared { .. } => {
-                // Only ever written from, so the pointer stays a reader's.
+                // A shared buffer is only written from, so the kernel only reads it.
                 let memory = shared.shared_slice().unwrap_or_default();
                 add(GuestSlice {
                     pointer: memory.as_ptr().cast_mut(),
@@ -232,8 +232,7 @@ impl Transfer {
             }
         };
         self.prepared = most - left;
-        // Unaligned pieces of a buffered file may end between two blocks when
-        // there are too many of them for one call.
+        // If one call cannot take all pieces, it could end inside a block.
         suits && self.prepared.is_multiple_of(block)
     }
 
@@ -243,13 +242,13 @@ impl Transfer {
             Ok(moved) => moved.min(self.prepared),
             Err(Errno(libc::EINTR | libc::EAGAIN)) => return self.again(Errno(libc::EAGAIN)),
             Err(Errno::EINVAL) if file.is_direct() && !self.bounced => {
-                // The file told a weaker alignment than it wants.
-                self.distrust = true;
+                // The file needs a stricter alignment than it reported.
+                self.copy_always = true;
                 return self.again(Errno::EINVAL);
             }
             Err(errno) => return Next::Finished(Err(errno)),
         };
-        // What goes on must be aligned again: count whole blocks only.
+        // The rest must start at a block again: only whole blocks count.
         let block = usize::try_from(file.block_size()).unwrap_or(512);
         let moved = moved - moved % block;
         if moved == 0 {
@@ -268,7 +267,7 @@ impl Transfer {
 
     fn again(&mut self, errno: Errno) -> Next {
         self.attempts += 1;
-        if self.attempts < PATIENCE {
+        if self.attempts < RETRIES_MAX {
             Next::Again
         } else {
             Next::Finished(Err(errno))
@@ -350,7 +349,7 @@ mod tests {
                 Next::Finished(end) => break end,
             }
         };
-        assert_eq!((calls, end), (PATIENCE, Err(Errno(libc::EAGAIN))));
+        assert_eq!((calls, end), (RETRIES_MAX, Err(Errno(libc::EAGAIN))));
     }
 
     #[test]

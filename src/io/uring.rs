@@ -1,9 +1,9 @@
 //! Disk over io_uring: one ring, used by one thread.
 //!
-//! The ring defers the kernel's completion work to the owner's own calls, which
-//! is the cheapest mode where a thread handles many operations at once. In that
-//! mode nothing completes until the owner enters the ring; the event descriptor
-//! still fires as soon as there is something to complete.
+//! The ring defers the kernel's completion work to system calls of the owner, which is
+//! the cheapest mode if one thread handles many operations at once. In this mode nothing
+//! completes until the owner enters the ring, but the event descriptor becomes readable
+//! as soon as there is something to complete.
 #![allow(unsafe_code)] // Named file: hands pointers to the kernel.
 
 use std::collections::VecDeque;
@@ -21,8 +21,8 @@ use super::zeroing::{Call, ZeroWork};
 use super::{BlockFile, Buffer, DeviceId, Disk, Done, Errno, Op, OpKind, Tag, Zeroing};
 use crate::event_flag::EventFlag;
 
-/// Bytes that one call of `reap` hands to the kernel before it returns: what is in
-/// the page cache is copied at once, and the caller has a stop to look for.
+/// Bytes that one call of `reap` submits before it returns: the kernel copies what is in
+/// the page cache during the call, and the caller must check for a stop in between.
 const WINDOW: usize = 64 << 20;
 
 /// What an operation does.
@@ -47,8 +47,8 @@ impl Work {
     }
 }
 
-/// An accepted operation. Lives at its index until its completion is taken, so
-/// that all memory the kernel uses stays where it is.
+/// An accepted operation. It stays at its index until its completion is taken, so that
+/// the memory that the kernel uses does not move.
 struct Entry {
     tag: Tag,
     place: Place,
@@ -65,10 +65,10 @@ pub struct UringDisk {
     devices: DeviceTable,
     entries: Vec<Option<Entry>>,
     free: Vec<usize>,
-    /// Accepted but not with the kernel: new, or to be continued.
+    /// Accepted and not submitted to the kernel: new, or to be continued.
     ready: VecDeque<usize>,
     in_kernel: usize,
-    /// Ended without the kernel.
+    /// Ended without a submission to the kernel.
     ended: Vec<Done>,
     iovecs: Vec<Iovecs>,
     notify: EventFlag,
@@ -76,8 +76,8 @@ pub struct UringDisk {
 }
 
 impl UringDisk {
-    /// `depth`: operations that the kernel works on at once, 1 ..= 4096; more can
-    /// be submitted and wait inside. Fails where io_uring is missing or forbidden.
+    /// `depth`: operations that the kernel works on at once, 1 ..= 4096; further ones
+    /// wait in a queue. Fails where io_uring is missing or forbidden.
     pub fn new(devices: Arc<Devices>, depth: u32) -> io::Result<Self> {
         let depth = depth.clamp(1, 4096);
         let ring = build_ring(depth)?;
@@ -100,7 +100,7 @@ impl UringDisk {
         })
     }
 
-    /// An operation ends that the kernel never gets.
+    /// Ends an operation that is not submitted to the kernel.
     fn end(&mut self, tag: Tag, result: Result<(), Errno>, buffer: Option<Buffer>) {
         if self.ended.is_empty() {
             self.notify.set();
@@ -171,8 +171,8 @@ impl UringDisk {
         self.ready.push_back(index);
     }
 
-    /// Moves what is ready into the submission queue, as far as it goes and `window`
-    /// bytes allow. What is abandoned ends instead.
+    /// Moves what is ready into the submission queue, as far as it has room and `window`
+    /// bytes allow. Abandoned operations end instead.
     fn fill_queue(&mut self, window: &mut usize, done: &mut Vec<Done>) {
         while self.in_kernel < self.depth
             && *window > 0
@@ -209,7 +209,7 @@ impl UringDisk {
                     match zero.prepare(file) {
                         Some(Call::Write(transfer)) => transfer_sqe(fd, transfer),
                         Some(Call::Allocate(how)) => allocate_sqe(fd, how, offset, len),
-                        // Such an operation is never accepted.
+                        // `submit` does not accept such an operation.
                         None => opcode::Nop::new().build(),
                     }
                 }
@@ -227,8 +227,8 @@ impl UringDisk {
         }
     }
 
-    /// Enters the kernel if there is a reason to; with `wait` until a completion
-    /// is there. False: the kernel could not take what was submitted; try later.
+    /// Enters the kernel if that is needed; with `wait`, until there is a completion.
+    /// False: the kernel could not take the submissions; try again later.
     fn enter(&mut self, wait: bool) -> bool {
         if !self.enabled {
             self.ring
@@ -249,14 +249,14 @@ impl UringDisk {
                 Some(libc::EINTR) => true,
                 // Out of memory, or completions have to be taken first.
                 Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM) => false,
-                // Only a mistake in this program leads here (EEXIST: another
-                // thread than the owner), and going on could lose guest data.
+                // Only a defect of this program leads here (EEXIST: a thread that is not
+                // the owner), and to continue could lose guest data.
                 _ => panic!("io_uring_enter: {e}"),
             },
         }
     }
 
-    /// Takes all completions that are there; returns whether there were any.
+    /// Takes all completions; returns whether there were any.
     fn take_completions(&mut self, done: &mut Vec<Done>) -> bool {
         let mut any = false;
         loop {
@@ -288,7 +288,7 @@ impl UringDisk {
         match next {
             Next::Again => {
                 *slot = Some(entry);
-                // First in the row: what has begun should end.
+                // At the front of the queue, because it has begun.
                 self.ready.push_front(index);
             }
             Next::Finished(result) => {
@@ -298,7 +298,7 @@ impl UringDisk {
         }
     }
 
-    /// Ends an operation that the kernel does not have.
+    /// Ends an operation that the kernel does not work on.
     fn finish(&mut self, index: usize, result: Result<(), Errno>, done: &mut Vec<Done>) {
         let Some(entry) = self.entries.get_mut(index).and_then(Option::take) else {
             return;
@@ -320,8 +320,8 @@ impl UringDisk {
         });
     }
 
-    /// Submits and takes until there is nothing more to do without waiting;
-    /// waits for completions while `until` says no.
+    /// Submits operations and takes completions until there is nothing to do without
+    /// waiting; waits for completions while `until` returns false.
     fn run(&mut self, done: &mut Vec<Done>, until: impl Fn(&Self, &[Done]) -> bool) {
         let mut window = WINDOW;
         loop {
@@ -331,7 +331,8 @@ impl UringDisk {
             let any = self.take_completions(done);
             if !entered && !any {
                 if !wait {
-                    // Nothing will fire for what stays in the queue: ask to be called again.
+                    // No completion will come for what stays in the queue, so the owner must
+                    // be woken to call again.
                     self.notify.set();
                     return;
                 }
@@ -352,7 +353,7 @@ impl UringDisk {
     }
 }
 
-/// The cheapest ring that this kernel has.
+/// The cheapest kind of ring that this kernel supports.
 fn build_ring(depth: u32) -> io::Result<IoUring> {
     let deferred = IoUring::builder()
         .setup_r_disabled()
@@ -402,9 +403,9 @@ impl Disk for UringDisk {
             !wait || done.len() > before || disk.in_flight() == 0
         });
         if !wait {
-            // 1 Clear → 2 look again. The kernel makes a completion (or the wish
-            // to be entered) visible before it sets the descriptor, so whatever
-            // was set before 1 is seen by 2, and what comes later sets it again.
+            // 1 Clear → 2 look again. The kernel makes a completion (or the request to be
+            // entered) visible before it writes to the descriptor, so step 2 sees the
+            // reason of a write before step 1, and a later write sets it again.
             self.notify.clear();
             self.run(done, |_, _| true);
         }
@@ -412,7 +413,7 @@ impl Disk for UringDisk {
 
     fn abandon(&mut self, which: fn(Tag) -> bool) {
         self.abandoned = Some(which);
-        // What is not with the kernel ends without it.
+        // Operations that wait in the queue end without the kernel.
         self.notify.set();
     }
 
@@ -426,9 +427,10 @@ impl Disk for UringDisk {
 }
 
 impl Drop for UringDisk {
-    /// The kernel works on with our memory even if the ring is closed: wait for it.
+    /// The kernel goes on using the operations' memory after the ring is closed, so this
+    /// waits until it has finished.
     fn drop(&mut self) {
-        // What the kernel has not seen yet need not begin.
+        // What was not submitted to the kernel need not begin.
         self.ready.clear();
         let mut done = Vec::new();
         while self.in_kernel > 0 {

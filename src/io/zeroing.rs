@@ -1,28 +1,27 @@
-//! One zeroing on its way through the kernel: which call comes next, and what a
-//! result means for it.
+//! One zeroing operation: which system call comes next, and how a result is handled.
 //!
-//! The kernel is asked for the cheapest way first. What a file or device cannot do
-//! it is not asked again; in the end zeroes are written.
+//! The cheapest call is tried first. A call that the file or device does not support is
+//! not tried on it again; the last resort is to write zeroes.
 
 use super::allocate::Allocate;
 use super::transfer::{Direction, Iovecs, Next, Transfer};
 use super::{BlockFile, Buffer, Errno, Zeroing};
 
-/// How often the kernel may say "again" in a row.
-const PATIENCE: u32 = 1000;
+/// How often in a row the kernel may ask for a retry.
+const RETRIES_MAX: u32 = 1000;
 
 #[derive(Debug)]
 enum Step {
     Allocate(Allocate),
     Write(Transfer),
-    /// A hint that nobody can take.
+    /// A hint that the file does not support.
     Nothing,
 }
 
 /// The system call to make now.
 pub(super) enum Call<'a> {
     Allocate(Allocate),
-    /// Prepared already.
+    /// The transfer is prepared.
     Write(&'a Transfer),
 }
 
@@ -44,7 +43,7 @@ impl ZeroWork {
         len: u64,
         how: Zeroing,
     ) -> Result<Self, Errno> {
-        // Made (and thrown away) for its checks alone: it has no memory.
+        // This transfer is made for its checks only and then dropped; it has no memory.
         write(file, offset, len)?;
         let mut work = Self {
             offset,
@@ -109,7 +108,7 @@ impl ZeroWork {
             Ok(_) => Next::Finished(Ok(())),
             Err(Errno(libc::EINTR | libc::EAGAIN)) => {
                 self.attempts += 1;
-                if self.attempts < PATIENCE {
+                if self.attempts < RETRIES_MAX {
                     Next::Again
                 } else {
                     Next::Finished(Err(Errno(libc::EAGAIN)))

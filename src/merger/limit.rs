@@ -1,21 +1,21 @@
-//! How fast the merge may go, and how fast it goes. Both take the time as an
-//! argument; the clock belongs to the merger's loop.
+//! The rate limit of a merge, and the measurement of its rate. Both take the time as an
+//! argument; only the merger's loop reads the clock.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// Smallest batch that a limit cuts down to, in bytes.
+/// The smallest batch in bytes that a limit leads to.
 const BATCH_MIN: u64 = 64 * 1024;
-/// How much a limited merge may copy at once, as a part of its rate: small
-/// enough that the rate holds over any second.
+/// A limited merge copies at most this fraction of its rate at once, so that the rate
+/// holds over any second.
 const BATCHES_PER_SECOND: u64 = 8;
 /// Window of the displayed rate.
 const METER_WINDOW: Duration = Duration::from_secs(5);
 
-/// What the limiter says to the next batch.
+/// Whether the next batch may start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Permit {
-    /// Go on, with a batch of at most this many bytes.
+    /// Now, with at most this many bytes.
     Now { max_bytes: u64 },
     /// Not before this time has passed.
     After(Duration),

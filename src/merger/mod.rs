@@ -1,6 +1,5 @@
-//! The merge, moved forward: on a thread of its own in the daemon, on the
-//! caller's thread offline. What is copied, and in which order things become
-//! durable, the engine decides; here are the clock and the limits.
+//! The loop that drives a merge, on a thread of its own. The engine decides what is copied
+//! and in which order it becomes durable; this module has the clock and the rate limit.
 
 mod limit;
 mod thread;
@@ -10,5 +9,5 @@ pub use limit::{Permit, RateLimiter, RateMeter};
 pub use thread::{Merger, MergerSettings};
 pub use work::MergeWork;
 
-/// Bytes that one batch copies at most, unless told otherwise.
+/// The default for the most bytes that one batch copies.
 pub const BATCH_BYTES: u64 = 16 * 1024 * 1024;

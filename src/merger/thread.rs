@@ -14,12 +14,12 @@ use crate::mutation::{self, Mutation};
 use crate::sync::thread::{self, JoinHandle};
 use crate::sync::{Mutex, MutexGuard, mpsc};
 
-/// How the thread goes about it.
+/// The settings of a merge.
 #[derive(Clone, Copy, Debug)]
 pub struct MergerSettings {
     /// Bytes per second, 0: no limit.
     pub rate: u64,
-    /// Bytes in a batch at most (never less than a chunk).
+    /// Most bytes in a batch (at least one chunk).
     pub batch_bytes: u64,
 }
 
@@ -32,14 +32,14 @@ impl Default for MergerSettings {
     }
 }
 
-/// What other threads tell the merger, and what it shows them.
+/// The requests of other threads to the merger, and its rate for them.
 struct Shared {
     rate: u64,
     stop: bool,
     meter: RateMeter,
 }
 
-/// A handle on the running thread.
+/// A handle to the running thread.
 pub struct Merger {
     shared: Arc<Mutex<Shared>>,
     wake: Arc<EventFlag>,
@@ -148,8 +148,8 @@ fn run(mut work: MergeWork, shared: &Mutex<Shared>) {
         } else {
             stepped.again
         };
-        // The step has cleared the wake: what was said while it ran must be seen
-        // here, what is said from here on rings.
+        // The step has cleared the wake-up. A request made during the step must be seen
+        // here; a later one sets the wake-up again.
         let nothing_new = {
             let shared = lock(shared);
             (shared.rate, shared.stop) == (rate, stop)
@@ -169,7 +169,7 @@ mod tests {
     use crate::io::sim::{Fill, SimDevices};
     use crate::io::{Done, Op};
 
-    /// Takes its time over the first look for completions.
+    /// Delays the first reap.
     struct Slow<D> {
         disk: D,
         entered: Option<SyncSender<()>>,
@@ -197,10 +197,10 @@ mod tests {
         }
     }
 
-    // An offline merge whose stop fell into the merger's step hung for ever: the
-    // step cleared the wake that came with the stop, and then nothing rang.
+    // An offline merge that was stopped during the merger's step hung for ever: the step
+    // cleared the wake-up of the stop, and no other followed.
     #[test]
-    fn a_stop_during_a_step_is_heard() {
+    fn a_stop_during_a_step_takes_effect() {
         let devices = SimDevices::new(1);
         let device = devices.add(64, Fill::Zeroes);
         let engine = Engine::new(OriginParams {
@@ -222,6 +222,6 @@ mod tests {
         });
         has_ended
             .recv_timeout(Duration::from_secs(10))
-            .expect("the merger sleeps on");
+            .expect("the merger did not stop");
     }
 }

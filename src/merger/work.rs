@@ -1,4 +1,4 @@
-//! One turn of the merge, for whoever has a thread to run it on.
+//! One step of the merge, independent of the thread that runs it.
 
 use std::time::{Duration, Instant};
 
@@ -6,22 +6,22 @@ use super::limit::{Permit, RateLimiter};
 use crate::engine::{MergeStep, Notice};
 use crate::executor::{Executor, Report};
 
-/// How long nobody may look whether a batch under way has ended: only a guard,
-/// the engine rings when it has.
+/// The longest time between two checks of a batch under way. It is only a safeguard: the
+/// engine wakes the merger when the batch has ended.
 const GUARD: Duration = Duration::from_millis(200);
 
 /// A merger port with the state of its merge loop.
 pub struct MergeWork {
     executor: Executor,
     limiter: RateLimiter,
-    /// The engine may have a batch for us.
+    /// The engine may have a batch to merge.
     wanted: bool,
-    /// A batch was started and not seen to end.
+    /// A batch was started, and its end was not seen yet.
     running: bool,
     reports: Vec<Report>,
 }
 
-/// What [`MergeWork::step`] did and wants.
+/// What [`MergeWork::step`] did, and when it must be called again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stepped {
     /// Bytes of the batch that was started, 0 for none.
@@ -31,8 +31,8 @@ pub struct Stepped {
 }
 
 impl MergeWork {
-    /// `executor` has the merger's role. Looks for work at the first step, so a
-    /// merge that began before is taken up.
+    /// `executor` has the merger's role. The first step looks for work, so that a merge
+    /// that began earlier continues.
     pub fn new(executor: Executor, limiter: RateLimiter) -> Self {
         Self {
             executor,
@@ -51,8 +51,8 @@ impl MergeWork {
         &mut self.limiter
     }
 
-    /// Does what can be done now. With `stopping`, no background batch is
-    /// started; chunks that guest writes wait for still are.
+    /// Does what can be done now. With `stopping`, no background batch is started, but
+    /// chunks that guest writes wait for are still merged.
     pub fn step(&mut self, now: Instant, stopping: bool) -> Stepped {
         self.executor.turn(&mut self.reports);
         for report in self.reports.drain(..) {
@@ -73,8 +73,8 @@ impl MergeWork {
                 Permit::Now { max_bytes } => max_bytes,
                 Permit::After(_) => 0,
             };
-            // What guest writes wait for is merged in any case, and as much of it
-            // as a batch can hold: the limit must not make them wait for several.
+            // Chunks that guest writes wait for are merged in any case, as many as one
+            // batch holds: the limit must not make the writes wait for several batches.
             let urgent = self.limiter.batch_max();
             match self.executor.merge_step(background, urgent) {
                 MergeStep::Started { bytes } => {
@@ -90,7 +90,7 @@ impl MergeWork {
                 }
                 MergeStep::Idle => {
                     self.running = false;
-                    // Held back by the limit, there is work left to come back to.
+                    // If the limit delayed the batch, there is still work to do.
                     match permit {
                         Permit::After(wait) => again = Some(wait),
                         Permit::Now { .. } => self.wanted = false,

@@ -1,4 +1,4 @@
-//! Everything that is wrong with a store, without changing a byte of it.
+//! Finding all damage of a store without changing it.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use crate::io::{BlockFile, OpenError, OpenOptions};
 use crate::store::{self, Entry, Holes, StoreError, Survey};
 use crate::units::SECTOR_SIZE;
 
-/// Examples told of each kind of damage.
+/// Most examples of each kind of damage.
 const EXAMPLES: usize = 5;
 
 /// What `check` found: a stable interface.
@@ -28,7 +28,7 @@ pub struct Check {
     /// Entries found, good and bad.
     pub entries: u64,
     pub damage: Vec<Damage>,
-    /// Bytes after the log's end that are not clear.
+    /// Bytes after the log's end that are not zero.
     pub stale_bytes: u64,
     /// Entries whose copy lies in a hole of the file and reads as zeroes: zeroed
     /// chunks and sparse copies do, and files that were cut and made longer again.
@@ -46,12 +46,12 @@ pub struct Check {
     pub repair: Repair,
 }
 
-/// Looks at all of the store at `cow`, and with `origin` whether it fits that.
-/// Nobody may be writing them. Takes the memory of the entries that are there
-/// and a little more. `known`: what is recorded of it elsewhere.
+/// Checks all of the store at `cow`, and with `origin` whether the store fits it. No
+/// process may write them meanwhile. Takes little more memory than the entries. `known`:
+/// what a state file records of the store.
 ///
 /// # Errors
-/// A file is in use, or cannot be opened or read. Damage is no error.
+/// A file is in use, or cannot be opened or read. Damage is not an error.
 pub fn check(
     cow: &Path,
     origin: Option<&Path>,
@@ -121,7 +121,7 @@ pub fn check(
     })
 }
 
-/// What the open itself has against the file.
+/// The result for a file whose size is refused when it is opened.
 fn odd_size(
     cow: &Path,
     size: u64,
@@ -198,7 +198,7 @@ impl Found {
         }
     }
 
-    /// Puts the entries beside each other and everything together.
+    /// Compares the entries with each other and gives the verdict on everything.
     fn judge(&mut self, survey: Survey, entries: &[Entry]) -> (Verdict, u64) {
         let (junk, missing_area) = match survey {
             Survey::New => return (Verdict::New, 0),
@@ -214,7 +214,7 @@ impl Found {
         if let Some(error) = missing_area {
             self.note(DamageKind::MissingArea, || error.to_string());
         }
-        // Never stops early, so it cannot fail.
+        // The closure returns no error, so this cannot fail.
         let _ = store::for_each_repeat(entries, &mut |repeat| {
             match repeat.conflict() {
                 Some(error) => {

@@ -7,8 +7,8 @@ use crate::io::{BlockFile, OpenOptions, blocking};
 use crate::store::{self, Layout};
 use crate::units::{ChunkSize, SECTOR_SIZE};
 
-/// How far into an existing file [`create`] looks for somebody's data: past the
-/// labels of partition tables, LVM, and the common file systems.
+/// The length of the part of an existing file that must be empty for [`create`]. It covers
+/// the labels of partition tables, LVM and the common file systems.
 const LOOK: u64 = 1 << 20;
 const PIECE: u64 = 64 << 10;
 
@@ -18,9 +18,9 @@ pub struct CreateOptions {
     /// Bytes, a multiple of 512; `None` for a file or device that exists.
     pub size: Option<u64>,
     pub chunk_size: ChunkSize,
-    /// Also over data.
+    /// Overwrite existing data.
     pub force: bool,
-    /// Give a new file no space yet.
+    /// Do not allocate space for a new file yet.
     pub sparse: bool,
 }
 
@@ -30,7 +30,7 @@ pub struct Created {
     /// Bytes of the file or device.
     pub size: u64,
     pub chunk_size: ChunkSize,
-    /// Chunks that it can keep.
+    /// Most chunks that it can hold.
     pub capacity: u64,
     /// Bytes that the file system of a new, sparse file has free now.
     pub free: Option<u64>,
@@ -63,7 +63,7 @@ pub fn create(cow: &Path, options: &CreateOptions) -> Result<Created, OfflineErr
         .map(|fs| fs.f_bavail.saturating_mul(fs.f_frsize));
     let made = fill(cow, file, options).map(|made| Created { free, ..made });
     if is_new && made.is_err() {
-        // The error to report is the one that is there already.
+        // The original error is the one to report.
         let _ = std::fs::remove_file(cow);
     }
     made

@@ -2,27 +2,27 @@
 
 use serde::Serialize;
 
-/// May the store be used?
+/// Whether the store may be used, and by which program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
-    /// By us and by Linux.
+    /// By snapback and by Linux.
     Good,
-    /// Begins with zeroes: nothing made there yet.
+    /// Begins with zeroes: no store was made there yet.
     New,
-    /// By us, who mend it without loss before the first use; Linux might take
+    /// By snapback, which repairs it without loss before the first use; Linux might take
     /// stale bytes for entries.
     Stale,
-    /// Invalidated, for good.
+    /// Invalidated permanently.
     Invalid,
     Damaged,
 }
 
-/// What can be wrong.
+/// A kind of damage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DamageKind {
-    /// The file's size is none that a store can have.
+    /// No store can have the file's size.
     FileSize,
     Header,
     /// The next metadata area lies beyond the end of the file.

@@ -24,14 +24,14 @@ pub struct Change {
     /// 0: the COW is the topmost layer.
     pub depth: u32,
     pub present: bool,
-    /// The snapshot reads as zeroes here (not looked at where no data is read).
+    /// The snapshot reads as zeroes here (always false where no data is read).
     pub zero: bool,
     pub data: bool,
     /// Where the data is in the COW.
     pub offset: u64,
 }
 
-/// How much was found.
+/// The totals of a comparison.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DiffSummary {
     /// Bytes of the snapshot.
@@ -49,8 +49,9 @@ pub struct Diff {
 }
 
 impl Diff {
-    /// Opens both for reading. Nobody may be writing them. `known`: what is recorded
-    /// of the store, such as that the snapshot is shorter than the origin is now.
+    /// Opens both for reading. No process may write them meanwhile. `known`: what is
+    /// recorded of the store, for example that the snapshot is shorter than the origin is
+    /// now.
     ///
     /// # Errors
     /// As for [`super::export`].
@@ -59,10 +60,10 @@ impl Diff {
         Ok(Self { disk, view })
     }
 
-    /// Gives every part that the store keeps to `emit`, ascending, and reads no data.
+    /// Passes every part that the store keeps to `emit`, ascending, and reads no data.
     ///
     /// # Errors
-    /// What `emit` says.
+    /// The errors of `emit`.
     pub fn entries<E>(self, emit: &mut Emit<'_, E>) -> Result<DiffSummary, E> {
         let mut joined = Joined { last: None, emit };
         for extent in self.view.extents(0..self.view.size()) {
@@ -79,12 +80,12 @@ impl Diff {
         })
     }
 
-    /// Gives every part that differs to `emit`, ascending: what the store keeps
-    /// is compared with the origin in blocks of 4 KiB (or a chunk). `progress`
-    /// gets the bytes of kept data done and altogether.
+    /// Passes every part that differs to `emit`, ascending: the parts that the store keeps
+    /// are compared with the origin in blocks of 4 KiB (or a chunk). `progress` gets the
+    /// bytes of kept data that are done, and their total.
     ///
     /// # Errors
-    /// I/O failed, or what `emit` says.
+    /// I/O failed, or the errors of `emit`.
     pub fn changes<E: From<OfflineError>>(
         mut self,
         mut progress: impl FnMut(u64, u64),
@@ -123,7 +124,7 @@ impl Diff {
     }
 }
 
-/// Takes what was found.
+/// Receives the parts that differ.
 pub type Emit<'a, E> = dyn FnMut(Change) -> Result<(), E> + 'a;
 
 type Pair = ((u64, u64), SmallVec<[Piece; 2]>);
@@ -169,7 +170,7 @@ fn compare<E>(
     Ok(changed)
 }
 
-/// Joins neighbours that differ in nothing.
+/// Joins adjacent parts with the same properties.
 struct Joined<'a, 'b, E> {
     last: Option<Change>,
     emit: &'a mut Emit<'b, E>,

@@ -1,4 +1,4 @@
-//! The entries of a store as they are, good or not.
+//! The entries of a store as they are, valid or not.
 
 use std::path::Path;
 
@@ -35,14 +35,14 @@ pub struct Dump {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DumpEnd {
     pub entries: u64,
-    /// Bytes after the log's end that are not clear.
+    /// Bytes after the log's end that are not zero.
     pub stale_bytes: u64,
-    /// Why there is no more; `None` if all is there.
+    /// Why the dump ended early; `None` if it is complete.
     pub problem: Option<String>,
 }
 
 impl Dump {
-    /// Opens the store at `cow`. Nobody may be writing it.
+    /// Opens the store at `cow`. No process may write it meanwhile.
     ///
     /// # Errors
     /// The file cannot be opened or read.
@@ -59,10 +59,10 @@ impl Dump {
         })
     }
 
-    /// Gives the entries to `emit`, in runs, in the order of the log.
+    /// Passes the entries to `emit`, in runs, in the order of the log.
     ///
     /// # Errors
-    /// The store cannot be read, or what `emit` says.
+    /// The store cannot be read, or the errors of `emit`.
     pub fn runs<E: From<OfflineError>>(
         mut self,
         emit: &mut dyn FnMut(Run) -> Result<(), E>,

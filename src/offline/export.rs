@@ -12,7 +12,7 @@ use super::read_ahead::{PIECE, Piece, Stopped, read_ahead};
 use super::view::{Extent, SnapshotView};
 use super::{Known, OfflineError};
 
-/// What is zero in whole blocks of this many bytes becomes a hole.
+/// Whole blocks of this many bytes that are zero become holes.
 const BLOCK: usize = 4096;
 
 /// [`PIECE`] as a step.
@@ -40,13 +40,13 @@ pub struct Exported {
     pub data: u64,
 }
 
-/// Writes what the snapshot shows to a new file, with holes where it is zero.
-/// The file appears under its name when all of it is durable, where the file
-/// system can do that. `progress` gets bytes done and bytes altogether.
+/// Writes the content of the snapshot to a new file, with holes where it is zero. Where the
+/// file system supports that, the file appears under its name only after all of it is
+/// durable. `progress` gets the bytes done and their total.
 ///
 /// # Errors
-/// A file is in use or cannot be opened, the store has no view of this origin,
-/// the file to write exists, or I/O failed; no file is left then.
+/// A file is in use or cannot be opened, the store does not belong to this origin, the
+/// file to write exists, or I/O failed; no file is left behind.
 pub fn export(
     options: &ExportOptions,
     mut progress: impl FnMut(u64, u64),
@@ -93,7 +93,7 @@ fn check_range(view: &SnapshotView, range: Option<(u64, u64)>) -> Result<Range<u
     }
 }
 
-/// The parts of the view that may be other than zero, each with its place.
+/// The parts of the view that may differ from zero, each with its place.
 fn pieces(
     view: &SnapshotView,
     range: Range<u64>,
@@ -211,7 +211,7 @@ impl<'a> Out<'a> {
         }
         self.finished = true;
         match File::open(folder(self.path)).and_then(|folder| folder.sync_all()) {
-            // Some file systems have no such operation for directories.
+            // Some file systems do not support this for directories.
             Err(e) if e.raw_os_error() != Some(rustix::io::Errno::INVAL.raw_os_error()) => {
                 Err(failed(e))
             }
@@ -223,7 +223,7 @@ impl<'a> Out<'a> {
 impl Drop for Out<'_> {
     fn drop(&mut self) {
         if self.named && !self.finished {
-            // The error to report is the one that is there already.
+            // The original error is the one to report.
             let _ = std::fs::remove_file(self.path);
         }
     }

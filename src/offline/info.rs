@@ -1,4 +1,4 @@
-//! What a COW file holds, without changing a byte of it.
+//! Describing a COW file without changing it.
 
 use std::path::Path;
 
@@ -14,15 +14,15 @@ use crate::units::SECTOR_SIZE;
 #[serde(rename_all = "kebab-case")]
 pub enum StoreState {
     Valid,
-    /// Invalidated, for good: a chunk could not be kept.
+    /// Invalidated permanently: a chunk could not be kept.
     Invalid,
-    /// Begins with zeroes: nothing made there yet.
+    /// Begins with zeroes: no store was made there yet.
     New,
     /// Not a store, or one that contradicts itself.
     Corrupt,
 }
 
-/// The header as it is in the file, believed or not.
+/// The header as it is in the file, not checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct HeaderFields {
     pub magic: u32,
@@ -36,14 +36,14 @@ pub struct HeaderFields {
 pub struct Contents {
     pub chunk_sectors: u64,
     pub exceptions: u64,
-    /// Exceptions that can be kept altogether.
+    /// Most exceptions that the store can hold.
     pub capacity: u64,
     pub areas_used: u64,
     pub areas: u64,
     pub allocated_sectors: u64,
     pub total_sectors: u64,
     pub metadata_sectors: u64,
-    /// Bytes after the log's end that are not clear; cleared before the next use.
+    /// Bytes after the log's end that are not zero; they are cleared before the next use.
     pub stale_bytes: u64,
     /// Entries that repeat another, as a removal that was cut short leaves
     /// them; dropped before the next use.
@@ -64,12 +64,12 @@ pub struct Info {
     pub problem: Option<String>,
 }
 
-/// Reads the store at `cow`. Nobody may be writing it. `known`: what is recorded
-/// of it elsewhere.
+/// Reads the store at `cow`. No process may write it meanwhile. `known`: what a state file
+/// records of it.
 ///
 /// # Errors
-/// The file cannot be opened or read. A file that holds no good store is no
-/// error, but an [`Info`] that says so.
+/// The file cannot be opened or read. A file without a valid store is not an error; the
+/// [`Info`] describes it.
 pub fn info(cow: &Path, known: Option<&Known>) -> Result<Info, OfflineError> {
     let file = BlockFile::open(cow, OpenOptions::read_only())?;
     let size = file.size();

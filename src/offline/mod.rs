@@ -1,4 +1,4 @@
-//! What can be done to a COW store without a daemon.
+//! Operations on a COW store without a daemon.
 
 mod check;
 mod create;
@@ -26,7 +26,7 @@ pub use repair::Repair;
 use crate::io::{BlockFile, DeviceId, Devices, Errno, OpenError, ThreadDisk};
 use crate::store::StoreError;
 
-/// What somebody has recorded of a store beside the store itself.
+/// What a state file records of a store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Known {
     pub state_file: PathBuf,
@@ -38,11 +38,11 @@ pub struct Known {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// The store is what its header says.
+    /// The header is right.
     Kept,
     /// The snapshot is invalid, whatever the header says.
     Invalid,
-    /// What its daemon knew ended with it; no header is to be believed.
+    /// Its state was lost when its daemon ended; the header has no meaning.
     Transient,
 }
 
@@ -159,7 +159,7 @@ impl OfflineError {
     }
 }
 
-/// One open file and the disk to reach it through.
+/// One open file, and the disk to access it.
 struct Opened {
     disk: ThreadDisk,
     device: DeviceId,

@@ -1,4 +1,4 @@
-//! Reading ahead: several pieces under way, handed over in order.
+//! Reading ahead: several pieces are read at once and passed on in order.
 
 use std::collections::VecDeque;
 
@@ -6,9 +6,9 @@ use smallvec::SmallVec;
 
 use crate::io::{Buffer, DeviceId, Disk, Done, Errno, Op, OpKind, OwnedBuffer};
 
-/// Bytes in a piece at most.
+/// Most bytes in a piece.
 pub(super) const PIECE: u64 = 1 << 20;
-/// Pieces under way or waiting to be handed over.
+/// Pieces that are being read or wait for those before them.
 const AHEAD: usize = 8;
 
 /// Bytes to read, at most [`PIECE`].
@@ -36,9 +36,9 @@ struct Reading {
     result: Option<Result<OwnedBuffer, Errno>>,
 }
 
-/// Reads the pieces of each job and hands what they hold to `take`, job after
-/// job. Memory is bounded by eight jobs. The disk must be idle, and is again
-/// when this returns.
+/// Reads the pieces of each job and passes their content to `take`, one job after the
+/// other. Memory is bounded by eight jobs. The disk must be idle, and is idle again when
+/// this returns.
 pub(super) fn read_ahead<T, E>(
     disk: &mut dyn Disk,
     jobs: impl IntoIterator<Item = (T, SmallVec<[Piece; 2]>)>,

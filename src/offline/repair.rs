@@ -1,4 +1,4 @@
-//! What it would cost to make a damaged store usable.
+//! The cost of making a damaged store usable.
 
 use serde::Serialize;
 
@@ -15,7 +15,7 @@ pub struct Repair {
     pub keeps_entries: u64,
     /// Stale bytes that it would clear.
     pub clears_bytes: u64,
-    /// The same for people.
+    /// The same as text for people.
     pub text: String,
 }
 

@@ -1,4 +1,4 @@
-//! What a snapshot shows: its own copies over the origin.
+//! The content of a snapshot: its own copies over the origin.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ pub(super) struct Extent {
     pub copy: Option<u64>,
 }
 
-/// A snapshot and its origin, open for reading; nobody may be writing either.
+/// A snapshot and its origin, open for reading; no process may write either.
 pub(super) struct SnapshotView {
     pub origin: DeviceId,
     pub cow: DeviceId,

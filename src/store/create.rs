@@ -11,11 +11,11 @@ use crate::units::ChunkSize;
 /// Chunks of the smallest store that can hold anything: header, metadata, data.
 const CHUNKS_MIN: u64 = 3;
 
-/// Makes an empty store; chunks from 2 on are not touched. Whatever `device`
-/// held is lost: the caller has made sure that nobody wants it.
+/// Makes an empty store; chunks from 2 on are not touched. The previous content of
+/// `device` is lost: the caller has made sure that it is not needed.
 ///
-/// The final bytes are those that Linux writes. The order differs so that at no
-/// instant a header stands before an area that is not its own:
+/// The final bytes are those that Linux writes. The order differs, so that at no time a
+/// header precedes an area that does not belong to it:
 /// 1 the header's unit zeroed, durable (an old store is gone) → 2 the rest of
 /// chunk 0 and area 0 zeroed → 3 durable → 4 header, durable.
 ///
@@ -35,7 +35,7 @@ pub fn create(
     create_as(disk, device, Layout::new(chunk_size), cow_sectors, unit)
 }
 
-/// As [`create`], with areas where `layout` says.
+/// As [`create`], with the areas of `layout`.
 pub(crate) fn create_as(
     disk: &mut dyn Disk,
     device: DeviceId,

@@ -1,5 +1,5 @@
-//! One operation at a time on a disk that nobody else uses meanwhile: for
-//! loading and making stores, before the engine has them.
+//! One operation at a time on a disk that nothing else uses meanwhile, for loading and
+//! making stores before the engine has them.
 
 use super::StoreError;
 use crate::io::{Buffer, DeviceId, Disk, Errno, Op, OpKind, OwnedBuffer};

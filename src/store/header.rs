@@ -12,10 +12,10 @@ pub const VERSION: u32 = 1;
 /// Meaningful bytes of the header chunk.
 pub const HEADER_BYTES: usize = 16;
 
-/// Where the word is, in bytes, that is not zero while the store is valid.
+/// The bytes of the word that is not zero while the store is valid.
 pub const VALID_WORD: Range<usize> = 4..8;
 
-/// A header as it was read. Nothing in it may be believed before [`Self::check`].
+/// A header as it was read. Its fields must not be used before [`Self::check`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RawHeader {
     magic: u32,
@@ -27,7 +27,7 @@ pub struct RawHeader {
 /// A checked header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// False once the store was invalidated; there is no way back.
+    /// False once the store was invalidated, which is permanent.
     pub valid: bool,
     pub chunk_size: ChunkSize,
 }
@@ -46,20 +46,19 @@ impl RawHeader {
         }
     }
 
-    /// Whether somebody could take it for the header of a good store.
+    /// Whether a reader could take it for the header of a valid store.
     pub fn says_valid(self) -> bool {
         self.magic == MAGIC && self.valid != 0
     }
 
-    /// Believes the header, or says why not. `None`: magic 0, a new store,
-    /// whatever the other bytes are. `block_bytes`: the largest atomic or
-    /// logical block of the COW device and the origin; a smaller chunk could
-    /// not be written.
+    /// Checks the header. `None`: magic 0, a new store, whatever the other bytes are.
+    /// `block_bytes`: the largest atomic or logical block of the COW device and the
+    /// origin; a smaller chunk could not be written.
     ///
     /// # Errors
-    /// Foreign magic, a chunk size that no store can have or these devices
-    /// cannot take, or another version, in this order. All also for an
-    /// invalidated store.
+    /// A foreign magic, a chunk size that no store can have or that these devices cannot
+    /// use, or another version, in this order. An invalidated store is checked in the
+    /// same way.
     pub fn check(self, block_bytes: u64) -> Result<Option<Header>, StoreError> {
         if self.magic == 0 {
             return Ok(None);

@@ -1,8 +1,8 @@
-//! What of a store lies in holes of its file, and so reads as zeroes.
+//! The parts of a store that lie in holes of its file, and therefore read as zeroes.
 //!
-//! A file that was cut and made longer again looks so; a chunk that was zeroed,
-//! space that was allocated and never written, and a sparse copy do, too. So this
-//! is a reason to ask, never one to refuse.
+//! Such holes are found in a file that was cut and made longer again, but also after a
+//! chunk was zeroed, in space that was allocated and never written, and in a sparse copy.
+//! They are therefore a reason for a warning and never for a refusal.
 
 use std::ops::Range;
 
@@ -24,7 +24,7 @@ impl Holes {
     pub fn find(file: &BlockFile, layout: Layout, entries: &[Entry]) -> Self {
         let mut data = DataMap { file, known: 0..0 };
         let chunk_bytes = layout.chunk_size.bytes();
-        // The origin may end inside its last chunk, and nobody writes behind it.
+        // The origin may end inside its last chunk, and the rest is never written.
         let last = entries.iter().map(|e| e.old).max();
         let is_cut = |data: &mut DataMap<'_>, entry: &Entry| {
             let start = layout.chunk_offset(entry.new);
@@ -60,8 +60,8 @@ impl Holes {
     }
 }
 
-/// Where the file holds data, remembered for the next question: copies mostly
-/// lie in the order of the log.
+/// Where the file holds data. The last answer is kept, because copies mostly lie in the
+/// order of the log.
 struct DataMap<'a> {
     file: &'a BlockFile,
     known: Range<u64>,

@@ -1,4 +1,4 @@
-//! Where things are in a store: arithmetic only.
+//! The places of header, metadata and data in a store: arithmetic only.
 //!
 //! Chunk 0 is the header. Metadata area N is chunk `1 + N * (e + 1)`, where `e`
 //! is the number of entries in an area; the `e` chunks after it hold data.
@@ -18,9 +18,8 @@ pub const FIRST_DATA_CHUNK: u64 = 2;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
     pub chunk_size: ChunkSize,
-    /// Entries in an area, if a test wants fewer than fit: the rest of the
-    /// metadata chunk is unused then, and zero. No store in the world has such
-    /// areas, so nothing but a test can ask for them.
+    /// Entries in an area, if a test uses fewer than fit: the rest of the metadata chunk
+    /// is unused and zero then. No real store has such areas.
     #[cfg(test)]
     short_area: Option<usize>,
 }
@@ -34,8 +33,8 @@ impl Layout {
         }
     }
 
-    /// Areas that end after `entries` entries, at least 1: borders between areas
-    /// where a test can reach them.
+    /// Areas that end after `entries` entries, at least 1, so that a test reaches the
+    /// borders between areas.
     #[cfg(test)]
     pub fn with_short_areas(chunk_size: ChunkSize, entries: usize) -> Self {
         let whole = Self::new(chunk_size);

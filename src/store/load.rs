@@ -13,17 +13,17 @@ use crate::units::ChunkSize;
 /// What is on a COW device.
 #[derive(Debug)]
 pub enum Loaded {
-    /// Magic 0: nothing yet; [`create`](super::create) makes a store here.
+    /// Magic 0: no store yet; [`create`](super::create) makes one here.
     New,
-    /// Invalidated, for good. Its entries mean nothing and were not read.
+    /// Invalidated permanently. Its entries have no meaning and were not read.
     Invalid { chunk_size: ChunkSize },
-    /// A store, checked, and not yet written to.
+    /// A checked store that was not yet written to.
     Valid(Box<ValidStore>),
 }
 
-/// Reads the store on `device`. The chunk size is the header's. Nothing is
-/// written; memory and time are bounded by the entries that are there and one
-/// area, and every size in the file is checked against the device first.
+/// Reads the store on `device`; the header gives the chunk size. Nothing is written.
+/// Memory and time are bounded by the existing entries and one area, and every size in
+/// the file is checked against the device first.
 ///
 /// # Errors
 /// I/O errors; a header, entry or size that Linux would refuse; and entries
@@ -37,7 +37,7 @@ pub fn load(
     load_as(disk, device, params, Layout::new)
 }
 
-/// As [`load`], with areas where `layout` says.
+/// As [`load`], with the areas of `layout`.
 pub(crate) fn load_as(
     disk: &mut dyn Disk,
     device: DeviceId,

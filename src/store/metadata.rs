@@ -1,7 +1,7 @@
 //! The exception log of one store in memory, and the writes that extend it.
 //!
-//! Every byte that goes to an area is made from this log, never from what was
-//! read: stale bytes after the terminator cannot be written back and revive.
+//! Every byte written to an area is made from this log and never from what was read, so
+//! that stale bytes after the terminator are not written back and taken for entries.
 
 use std::collections::HashMap;
 
@@ -41,7 +41,7 @@ pub struct AppendPlan {
     /// One unit each, ascending: a crash between two leaves a shorter log,
     /// never an entry after the terminator.
     pub writes: Vec<MetaWrite>,
-    /// How many of the offered entries are in; the rest needs another plan.
+    /// How many of the offered entries are included; the others need another plan.
     pub taken: usize,
 }
 
@@ -56,11 +56,11 @@ pub struct Metadata {
     /// Slots of entries that are not in the home slot of their data chunk
     /// (removals, stores of older kernels): new chunk → slot.
     strays: HashMap<u64, usize>,
-    /// The next chunk to give out; never goes down.
+    /// The next chunk to allocate; never decreases.
     next_free: u64,
-    /// What the kernel's `next_free` would be; goes down while merging.
+    /// The value that the kernel's `next_free` would have; decreases while merging.
     shown_next_free: u64,
-    /// Chunks given out whose entries are not appended yet.
+    /// Allocated chunks whose entries are not appended yet.
     outstanding: usize,
 }
 
@@ -154,12 +154,11 @@ impl Metadata {
         self.layout.chunk_offset(chunks)
     }
 
-    /// Gives out the next data chunk. The last slot of an area is given out only
-    /// if the next area fits on the device as well: the store could not be
-    /// loaded otherwise.
+    /// Allocates the next data chunk. The last slot of an area is used only if the next
+    /// area fits on the device as well: the store could not be loaded otherwise.
     ///
     /// # Errors
-    /// [`NoSpace`]; nothing has changed then.
+    /// [`NoSpace`]; then nothing has changed.
     pub fn allocate(&mut self) -> Result<u64, NoSpace> {
         let chunk = self.next_free;
         let chunks = self.layout.chunk_size.whole_chunks(self.cow_sectors);
@@ -182,7 +181,7 @@ impl Metadata {
     }
 
     /// Plans to append a prefix of `entries`, up to the end of the current area.
-    /// For a transient store: everything taken, nothing written.
+    /// For a transient store all entries are taken and nothing is written.
     pub fn plan_append(&self, entries: &[Entry]) -> AppendPlan {
         if self.unit.is_none() {
             return AppendPlan {
@@ -246,8 +245,8 @@ impl Metadata {
             .or_else(|| self.strays.get(&new).copied().filter(holds))
     }
 
-    /// As the kernel counts: everything below the next free chunk, an area chunk
-    /// just skipped included; for a transient store the data alone.
+    /// Counted as the kernel does: everything below the next free chunk, including an area
+    /// chunk that was just skipped; for a transient store only the data.
     pub fn usage(&self) -> Usage {
         let metadata = match self.unit {
             Some(_) => {
@@ -263,13 +262,13 @@ impl Metadata {
         }
     }
 
-    /// The COW device grew to `sectors`. A smaller value is ignored: chunks
-    /// given out cannot be taken back.
+    /// The COW device grew to `sectors`. A smaller value is ignored, because allocated
+    /// chunks cannot be taken back.
     pub fn set_cow_sectors(&mut self, sectors: u64) {
         self.cow_sectors = self.cow_sectors.max(sectors);
     }
 
-    /// The write that marks the store invalid on disk, for good. It must be
+    /// The write that marks the store permanently invalid on disk. It must be
     /// durable before an origin write that the store misses is issued. `None`
     /// for a transient store.
     pub fn invalidate_write(&self) -> Option<MetaWrite> {
@@ -341,8 +340,8 @@ impl Metadata {
         Self::from_log(self.layout, self.cow_sectors, unit, self.entries)
     }
 
-    /// Shows the use that the kernel shows after a merge step: the current area
-    /// and its entries, whatever chunks the data is in.
+    /// From now on the usage is the one that the kernel shows after a merge step: the
+    /// current area and its entries, whichever chunks hold the data.
     pub(super) fn show_packed(&mut self) {
         let in_area = (self.entries.len() % self.layout.area_len()) as u64;
         let area = self

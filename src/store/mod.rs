@@ -1,9 +1,9 @@
 //! The Linux dm-snapshot exception store, persistent format version 1, as pure
 //! code: bytes in, plans out. `docs/format.md` has the byte tables.
 //!
-//! [`Metadata`] is the log of a store that is in use; it plans writes and never
-//! does I/O. [`load`] and [`create`] run over a [`Disk`](crate::io::Disk) that
-//! nothing else uses meanwhile.
+//! [`Metadata`] is the log of a store in use; it plans writes and never does I/O.
+//! [`load`] and [`create`] use a [`Disk`](crate::io::Disk) that nothing else uses
+//! meanwhile.
 
 mod create;
 mod disk;

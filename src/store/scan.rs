@@ -11,13 +11,13 @@ use crate::io::OwnedBuffer;
 use crate::mutation::{self, Mutation};
 use crate::units::SECTOR_SIZE;
 
-/// What the devices are.
+/// The properties of the devices that loading depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct LoadParams {
     /// Size of the COW device in sectors.
     pub cow_sectors: u64,
-    /// Size of the origin in sectors; `None` if it is not at hand, then old
-    /// chunks are not checked against it.
+    /// Size of the origin in sectors. `None` if the origin is not available; old chunks
+    /// are not checked against it then.
     pub origin_sectors: Option<u64>,
     /// Bytes that the COW device writes atomically, 512 or 4096; at least its
     /// logical block size.
@@ -44,15 +44,15 @@ pub(super) fn read_header(
     Ok(RawHeader::decode(bytes.unwrap_or_default()))
 }
 
-/// Gets each entry with its slot.
+/// Receives each entry with its slot.
 pub(super) type Sink<'a> = dyn FnMut(usize, Entry) -> Result<(), StoreError> + 'a;
 
-/// Reads areas until one has a terminator, in pieces, and gives each entry
-/// before it to `sink`. Returns the byte range, in whole units, of what is not
-/// zero from the terminator to the end of its area.
+/// Reads areas in pieces until one has a terminator, and passes each entry before it to
+/// `sink`. Returns the byte range, in whole units, of what is not zero from the
+/// terminator to the end of its area.
 ///
 /// # Errors
-/// I/O errors, an area that is not on the device, and whatever `sink` says.
+/// I/O errors, an area that is not on the device, and the errors of `sink`.
 pub(super) fn read_log(
     disk: &mut StoreDisk<'_>,
     layout: Layout,
@@ -84,7 +84,7 @@ pub(super) fn read_log(
     Ok(scan.end.and_then(|end| end.junk))
 }
 
-/// The areas as far as they were read.
+/// The state of reading the areas.
 struct Scan<'a, 'b> {
     unit: usize,
     /// Entries so far.
@@ -99,8 +99,8 @@ struct End {
 }
 
 impl Scan<'_, '_> {
-    /// Reads one area to its end, also behind the terminator: what is left
-    /// there would revive when the log grows over it.
+    /// Reads one area to its end, also behind the terminator: stale entries there would
+    /// become valid again when the log grows up to them.
     fn read_area(
         &mut self,
         disk: &mut StoreDisk<'_>,

@@ -1,4 +1,4 @@
-//! A checked store, and what must be written before it may be used.
+//! A checked store, and the writes that must precede its use.
 
 use std::ops::Range;
 
@@ -39,13 +39,13 @@ impl ValidStore {
         }
     }
 
-    /// The log, each chunk once: for looking only.
+    /// The log with each chunk once, for reading only.
     pub fn metadata(&self) -> &Metadata {
         &self.metadata
     }
 
-    /// Bytes of the COW device, in whole units, that hold something stale after
-    /// the log's end. Linux would take it for entries once the log has grown.
+    /// Bytes of the COW device, in whole units, that hold stale data after the log's end.
+    /// Linux would take it for entries once the log has grown.
     pub fn junk(&self) -> Option<Range<u64>> {
         self.junk.clone()
     }
@@ -62,8 +62,8 @@ impl ValidStore {
 
     /// Clears what is stale after the log's end, then removes the duplicates.
     ///
-    /// Order: 0 flush: what was read may be a dead process's writing that power
-    /// loss would take back, and the origin is written on the strength of it →
+    /// Order: 0 flush: what was read may have been written by a process that was killed,
+    /// and power loss could undo it, while origin writes rely on it →
     /// 1 units behind the one where the log ends zeroed → 2 durable →
     /// 3 the unit where it ends rewritten, durable (the terminator stays where
     /// it is through 1–3, so what is left of the junk stays dead) → 4 moves →

@@ -1,5 +1,5 @@
-//! A look at a store that goes on after the first damage, where
-//! [`load`](super::load) stops.
+//! Reading a damaged store to its end, where [`load`](super::load) stops at the first
+//! damage.
 
 use std::ops::Range;
 
@@ -15,25 +15,25 @@ use crate::units::ChunkSize;
 /// What a device was found to hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Survey {
-    /// No header that could be believed.
+    /// The header is not valid.
     NoHeader(StoreError),
-    /// Magic 0: nothing yet.
+    /// Magic 0: no store yet.
     New,
-    /// Invalidated; the entries mean nothing and were not looked at.
+    /// Invalidated; the entries have no meaning and were not read.
     Invalid { chunk_size: ChunkSize },
     Log {
         layout: Layout,
         /// Entries before the terminator.
         entries: usize,
-        /// Bytes behind the terminator that are not clear, in whole units.
+        /// Bytes behind the terminator that are not zero, in whole units.
         junk: Option<Range<u64>>,
-        /// The area that should follow a full one is not on the device.
+        /// The area that must follow a full one is not on the device.
         missing_area: Option<StoreError>,
     },
 }
 
-/// Reads the store on `device` and gives every entry to `visit`, with its slot
-/// and what the loader has against it by itself. Nothing is written and no
+/// Reads the store on `device` and passes every entry to `visit`, with its slot and the
+/// error for which the loader would refuse that entry alone. Nothing is written and no
 /// entry is kept.
 ///
 /// # Errors
@@ -47,7 +47,7 @@ pub fn survey(
     survey_as(disk, device, params, Layout::new, visit)
 }
 
-/// As [`survey`], with areas where `layout` says.
+/// As [`survey`], with the areas of `layout`.
 pub(crate) fn survey_as(
     disk: &mut dyn Disk,
     device: DeviceId,

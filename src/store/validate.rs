@@ -1,11 +1,11 @@
-//! What an entry must be to be believed. Linux checks nothing here: such a
-//! store would give EIO, or one content to readers and another to a merge.
+//! The checks of entries. Linux has none: with invalid entries it would return EIO, or
+//! show one content to readers and another to a merge.
 
 use super::StoreError;
 use super::entry::Entry;
 use super::layout::Layout;
 
-/// Bounds for each entry by itself.
+/// Bounds for a single entry.
 #[derive(Clone, Copy, Debug)]
 pub struct EntryRules {
     pub layout: Layout,

@@ -12,19 +12,19 @@ use vhost::vhost_user::{BackendReqHandler, Error};
 use super::handler::Handler;
 use crate::event_flag::EventFlag;
 
-/// A message that has begun must be whole after this time.
+/// A message that has begun must be complete within this time.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often to look whether the rest of a header has come.
+/// The interval of checks for the rest of a message.
 const PART_PAUSE: Duration = Duration::from_millis(10);
 
-/// A front end that is refused more often has lost its way; it shall not fill
-/// the log as well.
+/// A front end that is refused more often is broken and is disconnected, so that it does
+/// not fill the log.
 const REFUSALS_MAX: u32 = 32;
 
 /// Bytes of a message header: request, flags, size of the payload.
 const HEADER_LEN: usize = 12;
 const HEADER_BYTES: u64 = 12;
-/// Bytes of payload at most.
+/// Most bytes of payload.
 const PAYLOAD_MAX: u64 = 4096;
 /// The header's flag that asks for an acknowledgement.
 const NEED_REPLY: u32 = 1 << 3;
@@ -64,7 +64,7 @@ pub fn serve(stream: &UnixStream, handler: &Arc<Mutex<Handler>>, stop: &EventFla
             Ok(()) => {}
             Err(_) if stop.is_set() => return Ending::Stopped,
             Err(Error::Disconnected) => return Ending::Left,
-            // The handler refused. The front end goes on if it knows.
+            // A front end that gets the refusal as an answer can continue.
             Err(Error::ReqHandlerError(e)) if flags & NEED_REPLY != 0 && acknowledges(handler) => {
                 refusals += 1;
                 if refusals > REFUSALS_MAX {
@@ -84,13 +84,13 @@ fn acknowledges(handler: &Mutex<Handler>) -> bool {
         .reply_ack()
 }
 
-/// Waits until the next message is whole and its answer has room, without taking
-/// it, so that nobody has to wait for the front end in the middle of one; its
-/// header's flags. Later messages that the library cannot serve are to be picked out
+/// Waits until the next message is complete and its answer has room, without taking it,
+/// so that the thread never waits for the front end in the middle of a message. Returns
+/// the flags of its header. Messages that the library does not support can be handled
 /// here.
 fn next_message(stream: &UnixStream, stop: &EventFlag) -> Result<u32, Ending> {
     wait_for(stream, PollFlags::IN, stop, None)?;
-    // A poll does not wait for more of what is there in part, so this asks again.
+    // A poll returns at once for a part of a message, so this loop checks again.
     let begun = Instant::now();
     let mut gone = false;
     loop {
@@ -100,7 +100,7 @@ fn next_message(stream: &UnixStream, stop: &EventFlag) -> Result<u32, Ending> {
             Ok(HEADER_LEN) => {
                 let [_, _, _, _, a, b, c, d, e, f, g, h] = header;
                 let size = u64::from(u32::from_ne_bytes([e, f, g, h]));
-                // The library refuses a longer one when it sees the header.
+                // The library refuses a longer message because of its header.
                 let whole = HEADER_BYTES + size.min(PAYLOAD_MAX);
                 let there = rustix::io::ioctl_fionread(stream)
                     .map_err(|e| Ending::Protocol(e.to_string()))?;
@@ -123,7 +123,7 @@ fn next_message(stream: &UnixStream, stop: &EventFlag) -> Result<u32, Ending> {
         if poll(&mut fds, Some(&pause)) == Ok(1) {
             return Err(Ending::Stopped);
         }
-        // Looked at before the rest is: what came before the end is still taken.
+        // Checked before the rest is read: what came before the end is still taken.
         let mut fds = [PollFd::new(stream, PollFlags::RDHUP)];
         gone = poll(&mut fds, Some(&Timespec::default())) == Ok(1);
     }
@@ -134,9 +134,9 @@ fn wait_for(
     stream: &UnixStream,
     what: PollFlags,
     stop: &EventFlag,
-    patience: Option<Duration>,
+    limit: Option<Duration>,
 ) -> Result<(), Ending> {
-    let timeout = patience.and_then(|patience| Timespec::try_from(patience).ok());
+    let timeout = limit.and_then(|limit| Timespec::try_from(limit).ok());
     loop {
         let mut fds = [PollFd::new(stream, what), PollFd::new(stop, PollFlags::IN)];
         match poll(&mut fds, timeout.as_ref()) {

@@ -1,4 +1,4 @@
-//! A request's data in guest memory, as the kernel and the engine use it.
+//! A request's data in guest memory, in the form that disks and the engine use.
 #![allow(unsafe_code)] // Named file: makes buffers of pointers into guest memory, and copies from it.
 
 use std::any::Any;
@@ -11,8 +11,8 @@ use super::memory::GuestMap;
 use crate::io::{GuestBuffer, GuestSlice};
 use crate::virtio_blk::request::Segment;
 
-/// One worker's hold on the guest's memory. Each worker has its own, so that
-/// counting its requests' references touches no other worker's cache line.
+/// One worker's reference to the guest's memory. Each worker has its own, so that the
+/// reference counts of its requests do not share a cache line with other workers.
 #[derive(Debug)]
 pub struct MemoryHold {
     pub map: Arc<GuestMap>,
@@ -30,8 +30,8 @@ pub struct GuestData {
 unsafe impl Send for GuestData {}
 
 impl GuestData {
-    /// Finds the segments' memory; `None` if some of it is not guest memory.
-    /// A segment may span regions that adjoin.
+    /// Finds the memory of the segments; `None` if a part is not guest memory. A segment
+    /// may span adjacent regions.
     pub fn map(hold: &Arc<MemoryHold>, segments: &[Segment]) -> Option<Self> {
         let mut slices = SmallVec::new();
         let mut len = 0_usize;
@@ -74,8 +74,8 @@ impl GuestData {
         Some(unsafe { GuestBuffer::new(slices, owner) })
     }
 
-    /// Copies the bytes from `offset` to `to`; false beyond the end. What the
-    /// guest writes meanwhile may or may not be seen.
+    /// Copies the bytes from `offset` to `to`; false beyond the end. Concurrent writes of
+    /// the guest may or may not be included.
     pub fn copy_out(&self, offset: usize, to: &mut [u8]) -> bool {
         let Some(slices) = self.part(offset, to.len()) else {
             return false;
@@ -95,7 +95,7 @@ impl GuestData {
         true
     }
 
-    /// Copies as much of `from` as there is room for; the number of bytes.
+    /// Copies as much of `from` as there is room for; returns the number of bytes.
     pub fn copy_in(&self, from: &[u8]) -> usize {
         let mut rest = from;
         for slice in &self.slices {

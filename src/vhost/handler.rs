@@ -1,8 +1,8 @@
 //! The front end's messages. One handler lives as long as one connection and
 //! is used by the view's thread only.
 //!
-//! A refusal is always [`Error::ReqHandlerError`]: the connection goes on if the
-//! front end was told so, see [`super::connection`].
+//! A refusal is always [`Error::ReqHandlerError`]: the connection continues if the front
+//! end gets it as an answer, see [`super::connection`].
 
 use std::fs::File;
 use std::io;
@@ -44,16 +44,16 @@ pub struct ViewContext {
     pub hooks: Arc<dyn ViewHooks>,
     /// Set when the view ends.
     pub leave: Arc<EventFlag>,
-    /// The last front end is known to have left by itself.
+    /// The last front end is known to have disconnected by itself.
     pub last_left: bool,
 }
 
 pub struct Handler {
     view: ViewContext,
-    /// Where the front end keeps what is under way.
+    /// The front end's record of requests under way.
     inflight: Option<InflightRegion>,
-    /// A worker left requests undone: the front end must not take the rings' state
-    /// for settled.
+    /// A worker left requests undone: the state of the rings is not final for the front
+    /// end.
     undone: bool,
     memory: MemoryTable,
     queues: Vec<QueueState>,
@@ -80,7 +80,7 @@ impl Handler {
         }
     }
 
-    /// Whether the front end can be told that a message was refused.
+    /// Whether the front end gets an answer when a message is refused.
     pub const fn reply_ack(&self) -> bool {
         self.features & PROTOCOL != 0
             && self.protocol_features & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0
@@ -95,7 +95,8 @@ impl Handler {
         }
     }
 
-    /// The front end has gone: ends all workers without another word to the driver.
+    /// The front end has disconnected: ends all workers without further signals to the
+    /// driver.
     pub fn hang_up(&mut self) {
         for worker in self.queues.iter().filter_map(|queue| queue.worker.as_ref()) {
             worker.hang_up();
@@ -114,8 +115,8 @@ impl Handler {
             .ok_or_else(|| refusal(format!("queue {index} does not exist, there are {count}")))
     }
 
-    /// Stops the queue's worker, lets the change be made, and starts or stops
-    /// the queue according to what is now set.
+    /// Stops the queue's worker, makes the change, and starts the worker again if the
+    /// queue's new settings say so.
     fn change(
         &mut self,
         index: usize,
@@ -128,7 +129,7 @@ impl Handler {
         changed.and(started)
     }
 
-    /// Ends the queue's worker, if it has one, when all is finished.
+    /// Ends the queue's worker, if it has one, after all its requests have ended.
     fn stop(&mut self, index: usize) {
         let Some(queue) = self.queues.get_mut(index) else {
             return;
@@ -147,7 +148,7 @@ impl Handler {
         self.view.hooks.ring_stopped();
     }
 
-    /// Starts the queue's worker if it should run and does not.
+    /// Starts the queue's worker if it should run and does not run yet.
     fn start(&mut self, index: usize) -> Result<()> {
         let Some(queue) = self.queues.get(index) else {
             return Ok(());
@@ -165,9 +166,9 @@ impl Handler {
         })
     }
 
-    /// 1. All rings are stopped and drained, 2. the daemon hears of a driver that
-    ///    begins, 3. its rings start. Where only a later ring shows that a driver
-    ///    begins, those before it are stopped again for 2.
+    /// 1. All rings are stopped and drained, 2. the daemon is notified of the start, 3. the
+    ///    rings start. If only a later ring shows that a new driver has begun, the rings
+    ///    before it are stopped again for 2.
     fn ring_starts(&mut self, index: usize) {
         let base = self.queues.get(index).map_or(0, |queue| queue.base);
         let some_run = self.queues.iter().any(|q| q.worker.is_some());
@@ -236,9 +237,8 @@ impl Handler {
         }
     }
 
-    /// Starts all that should run, after a [`Self::pause`] that the guest does
-    /// not know of. A ring that does not fit the memory any more waits for the
-    /// next change.
+    /// Starts all workers that should run, after a [`Self::pause`] that the guest does not
+    /// notice. A ring that no longer fits into the memory waits for the next change.
     fn resume(&mut self) {
         for index in 0..self.queues.len() {
             if self.queues.get(index).is_some_and(QueueState::should_run) {
@@ -256,8 +256,8 @@ impl Handler {
         }
     }
 
-    /// Changes the memory. 1. Workers end: nothing points into the old memory
-    /// any more, 2. the table changes, 3. workers go on with the new one.
+    /// Changes the memory. 1. Workers end, so that nothing points into the old memory,
+    /// 2. the table changes, 3. new workers start with the new table.
     fn change_memory(
         &mut self,
         change: impl FnOnce(&mut MemoryTable) -> io::Result<()>,
@@ -314,7 +314,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
             self.resume();
         }
         if features & PROTOCOL == 0 {
-            // Without protocol features no message enables rings.
+            // Without protocol features there is no message that enables rings.
             for index in 0..self.queues.len() {
                 self.queue(index)?.enabled = true;
                 self.start(index)?;
@@ -389,12 +389,12 @@ impl VhostUserBackendReqHandlerMut for Handler {
 
     fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
         let place = to_index(index);
-        // There is no way to refuse in the answer.
+        // The answer has no form of a refusal.
         self.queue(place).map_err(|_| Error::InvalidParam)?;
         self.stop(place);
         if self.undone {
-            // The view ends. A front end that loses its connection knows that there
-            // may be more than the ring's state says.
+            // The view ends. A front end that loses its connection does not rely on the
+            // ring's state.
             return Err(Error::InvalidParam);
         }
         let queue = self.queue(place).map_err(|_| Error::InvalidParam)?;
@@ -420,7 +420,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         let queue = self.queue(usize::from(index))?;
         queue.call.set(notifier);
         if queue.worker.is_some() {
-            // What was signalled to the old descriptor may have been missed.
+            // A signal to the old descriptor may have been missed.
             queue.call.notify();
         }
         Ok(())
@@ -502,7 +502,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         let (queues, size) = (inflight.num_queues, inflight.queue_size);
         InflightRegion::create(queues, size, self.queues.len()).map_err(|e| {
             warn!("view {}: {e}", self.view.config.name);
-            // There is no way to refuse in the answer.
+            // The answer has no form of a refusal.
             Error::InvalidParam
         })
     }

@@ -1,8 +1,8 @@
-//! The record of requests under way that a front end keeps for its back end, so
-//! that one which is started anew goes on where the last one died (vhost-user,
-//! "Inflight I/O tracking", split rings).
+//! The record of requests under way that a front end keeps for its back end, so that a
+//! restarted back end continues where the last one died (vhost-user, "Inflight I/O
+//! tracking", split rings).
 //!
-//! The record outlives this process, and the front end can write it: whatever is
+//! The record outlives this process, and the front end can write it: everything that is
 //! read from it is checked. Each queue has 16 bytes of header and 16 bytes for
 //! each descriptor, from a multiple of 64 on:
 //!
@@ -11,7 +11,7 @@
 //!  descriptor  0 in flight      6 next in its batch              8 counter
 //! ```
 //!
-//! Death may come between any two stores, so their order is what counts:
+//! The process may die between any two stores, so their order matters:
 //!
 //! - taking a head: 1 counter → 2 in flight;
 //! - giving heads back: 1 each is linked to the one before it → 2 it is the last
@@ -68,8 +68,8 @@ fn invalid(message: String) -> io::Error {
 }
 
 impl InflightRegion {
-    /// An empty record for `queues` rings of up to `size` entries; its memory can
-    /// be neither cut nor grown.
+    /// An empty record for `queues` rings of up to `size` entries, in memory whose size is
+    /// sealed.
     pub fn create(queues: u16, size: u16, most: usize) -> io::Result<(VhostUserInflight, File)> {
         check(queues, size, most)?;
         let len = u64::try_from(stride(size) * usize::from(queues)).map_err(io::Error::other)?;
@@ -80,11 +80,11 @@ impl InflightRegion {
         Ok((VhostUserInflight::new(len, 0, queues, size), file))
     }
 
-    /// Takes the record that a front end hands over. `most`: queues of the view.
+    /// Takes the record that a front end passes. `most`: queues of the view.
     ///
     /// # Errors
-    /// It is not sealed memory of the size that it must have, or holds another
-    /// layout than this. Memory that can be cut would kill the process.
+    /// It is not sealed memory of the required size, or has another layout. If memory that
+    /// is not sealed were shortened, an access would kill the process.
     pub fn open(message: &VhostUserInflight, file: File, most: usize) -> io::Result<Self> {
         let (queues, size) = (message.num_queues, message.queue_size);
         check(queues, size, most)?;
@@ -144,13 +144,13 @@ fn check(queues: u16, size: u16, most: usize) -> io::Result<()> {
     Ok(())
 }
 
-/// The record of one queue, in the hands of its worker.
+/// The record of one queue, owned by its worker.
 #[derive(Debug)]
 pub struct InflightQueue {
     mapping: Arc<MmapRegion>,
     base: usize,
     size: u16,
-    /// Of the next request that is taken.
+    /// The counter of the next request that is taken.
     counter: u64,
     /// Heads that were given back and are not published.
     batch: Vec<u16>,
@@ -181,12 +181,12 @@ impl InflightQueue {
         Ok(())
     }
 
-    /// Brings the record up to date with a ring whose indices are these; the heads
-    /// that are to be done (again), in the order in which they were taken.
+    /// Brings the record up to date with a ring that has these indices. Returns the heads
+    /// that must be carried out (again), in the order in which they were taken.
     ///
     /// 1. a batch that was published is not in flight, 2. the used index, 3. the rest
     ///    in the order of their counters. A ring that has nothing under way, or whose
-    ///    used index is no batch ahead, is a new one: the device was reset meanwhile.
+    ///    used index is not one batch ahead, is new: the device was reset meanwhile.
     ///
     /// # Errors
     /// More is in flight than such a ring can have.
@@ -228,7 +228,7 @@ impl InflightQueue {
         Ok(heads.into_iter().map(|(_, head)| head).collect())
     }
 
-    /// A head was taken from the ring: before anything is done for it.
+    /// A head was taken from the ring; called before anything is done for it.
     pub fn taken(&mut self, head: u16) -> Result<(), RingFault> {
         let at = self.descriptor(head)?;
         let counter = self.counter;
@@ -297,8 +297,8 @@ impl InflightQueue {
         loaded.map_err(|_| RingFault::Memory)
     }
 
-    /// Only another process ever sees what is stored, after the death of this one:
-    /// the order of the instructions is all that counts.
+    /// Only the next process reads what is stored, after this one has died, so only the
+    /// order of the instructions matters.
     fn store<T: AtomicAccess>(&self, at: usize, value: T) -> Result<(), RingFault> {
         if mutation::is_dead() {
             return Ok(());

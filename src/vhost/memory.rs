@@ -1,4 +1,4 @@
-//! The guest's memory, as the front end hands it over.
+//! The guest's memory, as the front end passes it.
 
 use std::fs::File;
 use std::io;
@@ -12,15 +12,15 @@ use vm_memory::bitmap::{Bitmap, RefSlice, WithBitmapSlice};
 use vm_memory::mmap::NewBitmap;
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
 
-/// Most regions at a time, as the kernel's own vhost has it.
+/// Most regions at a time; the kernel's vhost has the same limit.
 pub const MAX_REGIONS: usize = 509;
 
-/// The guest's memory as mapped at one time.
+/// The guest's memory as it is mapped at one time.
 pub type GuestMap = GuestMemoryMmap<DirtyBitmap>;
 
-/// Where a region's dirty pages are logged during a migration. While that is
-/// off a write costs one load: `BitmapMmapRegion` alone takes a lock that all
-/// queues share, at every access.
+/// The log of a region's dirty pages during a migration. While it is off, a write costs
+/// one load; `BitmapMmapRegion` alone would take a lock that all queues share at every
+/// access.
 #[derive(Debug, Default)]
 pub struct DirtyBitmap {
     on: AtomicBool,
@@ -53,7 +53,7 @@ impl NewBitmap for DirtyBitmap {
     }
 }
 
-/// Where a region lies for the guest and for the front end's process.
+/// The addresses of a region for the guest and for the front end's process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Place {
     guest: u64,
@@ -61,8 +61,8 @@ struct Place {
     len: u64,
 }
 
-/// All regions. Change it only while no worker runs: a worker holds on to the
-/// map that it started with, so that old regions stay mapped until it has ended.
+/// All regions. They may be changed only while no worker runs: a worker keeps the map with
+/// which it started, so that old regions stay mapped until it has ended.
 pub struct MemoryTable {
     map: Arc<GuestMap>,
     // In the order of the map's regions: by guest address.
@@ -138,8 +138,8 @@ impl MemoryTable {
         })
     }
 
-    /// All of it lies where the front end's process has it: a program that drives
-    /// the disk itself names its own addresses, while a guest's memory begins low.
+    /// All guest addresses equal those of the front end's process: a program that drives
+    /// the disk itself uses its own addresses, while a guest's memory begins at low ones.
     pub fn is_the_front_ends_own(&self) -> bool {
         !self.places.is_empty() && self.places.iter().all(|p| p.guest == p.user)
     }
@@ -173,8 +173,8 @@ fn insert(map: &GuestMap, region: &VhostUserMemoryRegion, file: File) -> io::Res
         .map_err(|e| invalid(format!("memory region at {:#x}: {e}", address.0)))
 }
 
-/// The same memory, and a page of our own where the guest has none; its address.
-/// `None` if there is no such place.
+/// The same memory with an additional page of this process where the guest has none, and
+/// the page's address. `None` if there is no such place.
 pub fn with_scratch(map: &GuestMap) -> Option<(GuestMap, GuestAddress)> {
     const LEN: usize = 4096;
     let address = map.last_addr().checked_add(1)?.checked_align_up(4096)?;
@@ -209,7 +209,7 @@ fn check_backing(region: &VhostUserMemoryRegion, file: &File) -> io::Result<()> 
     }
 }
 
-/// What a descriptor leads to, in words.
+/// The kind of file behind a descriptor, in words.
 pub(super) const fn kind_of(kind: FileType) -> &'static str {
     match kind {
         FileType::RegularFile => "a regular file",

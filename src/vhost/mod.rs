@@ -9,9 +9,9 @@
 //! ```
 //!
 //! Workers of different queues share nothing that is written on the way of a
-//! request: each has its own disk, its own port, its own handle on the guest's
-//! memory. A worker ends only when all that it took from its ring is back on it
-//! and all that it does for the engine is done; only then is memory unmapped.
+//! request: each has its own disk, port and handle on the guest's memory. A worker ends
+//! only after all requests that it took are back on its ring and all its work for the
+//! engine is done; guest memory is unmapped only after that.
 
 mod connection;
 mod guest;
@@ -44,13 +44,13 @@ use crate::engine::Wake;
 use crate::io::Disk;
 use crate::virtio_blk::BlkDevice;
 
-/// Queues that a front end may start where nothing else is asked for.
+/// Queues that a front end may start by default.
 pub const DEFAULT_MAX_QUEUES: u16 = 64;
 
 /// Largest ring that a front end may set up, a power of two.
 pub const MAX_QUEUE_SIZE: u16 = 1024;
 
-/// What a view's guest sees, and how the view is called in messages.
+/// What a view's guest sees, and the view's name in messages.
 #[derive(Clone, Debug)]
 pub struct ViewConfig {
     /// Such as `origin` or the snapshot's name.
@@ -61,7 +61,7 @@ pub struct ViewConfig {
     pub max_queues: u16,
 }
 
-/// Where a view's workers get their means from.
+/// The source of the disks and engine ports of a view's workers.
 pub trait Backend: Send + Sync {
     /// A disk for the calling thread.
     fn disk(&self) -> io::Result<Box<dyn Disk>>;
@@ -70,22 +70,22 @@ pub trait Backend: Send + Sync {
     fn port(&self, slots: usize, wake: Arc<dyn Wake>) -> Box<dyn Requests>;
 }
 
-/// What the daemon wants to know about a view's guest. Called on the view's own
-/// thread, never two at a time.
+/// Events of a view's guest, for the daemon. Called on the view's own thread, never two
+/// at a time.
 pub trait ViewHooks: Send + Sync {
     /// A front end has connected.
     fn attached(&self);
 
-    /// The front end has gone and all it had asked for is done.
+    /// The front end has disconnected, and all its requests have ended.
     fn detached(&self);
 
-    /// The rings start, and what that means. Nothing of the view is in flight, and
-    /// no ring starts before this returns.
+    /// The rings start; `start` tells a reset from a pause. No request of the view is in
+    /// flight, and no ring starts before this returns.
     fn rings_start(&self, start: Start);
 
     /// A ring runs from now on.
     fn ring_started(&self) {}
 
-    /// A ring has stopped, and all that it had asked for is done.
+    /// A ring has stopped, and all its requests have ended.
     fn ring_stopped(&self) {}
 }

@@ -30,7 +30,7 @@ pub fn check_eventfd(file: &File) -> io::Result<()> {
 #[derive(Debug)]
 pub struct Notifier {
     file: File,
-    /// A write could block, if somebody filled the counter.
+    /// A write blocks if the counter is full.
     blocking: bool,
 }
 
@@ -41,7 +41,7 @@ impl Notifier {
         Ok(Self { file, blocking })
     }
 
-    /// Adds one. A full counter needs no more to be seen.
+    /// Adds one. A full counter is readable already.
     pub fn notify(&self) {
         if self.blocking {
             let mut fds = [PollFd::new(&self.file, PollFlags::OUT)];

@@ -1,4 +1,4 @@
-//! What the front end has said about one queue, and its worker while it runs.
+//! The settings of one queue that the front end has made, and its worker while it runs.
 
 use std::fs::File;
 use std::io;
@@ -12,8 +12,8 @@ use super::memory::{GuestMap, MemoryTable};
 use super::notify::{Call, Notifier};
 use super::worker::QueueWorker;
 
-/// The ring's parts, at addresses of the front end's process: they stay right
-/// when the front end replaces the memory table.
+/// The ring's parts, as addresses of the front end's process: these stay valid when the
+/// front end replaces the memory table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingAddresses {
     pub descriptors: u64,
@@ -53,7 +53,7 @@ impl QueueState {
         self.kick.is_some() && self.addresses.is_some()
     }
 
-    /// A worker should serve it.
+    /// A worker should serve the ring.
     pub const fn should_run(&self) -> bool {
         self.is_set_up() && self.enabled
     }

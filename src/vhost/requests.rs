@@ -1,4 +1,4 @@
-//! What a worker needs of an engine port.
+//! The part of an engine port that a worker uses.
 
 use crate::engine::{Command, Port, Request};
 use crate::io::{Buffer, Errno, Tag};
@@ -17,16 +17,16 @@ pub trait Requests: Send {
         out: &mut Vec<Command>,
     );
 
-    /// Takes what other ports' events left here.
+    /// Takes the commands that events of other ports have left for this one.
     fn take_inbox(&mut self, out: &mut Vec<Command>);
 
     /// Nothing under way: no request, no I/O.
     fn is_idle(&self) -> bool;
 
-    /// Requests that have not begun may end with an error: nobody will be told.
+    /// Requests that have not begun may end with an error, because they are not answered.
     fn abandon(&mut self) {}
 
-    /// Tells the transfers whose failure fails their request and does nothing else.
+    /// Selects the transfers whose failure has no effect but the failure of their request.
     fn abandonable(&self) -> fn(Tag) -> bool {
         |_| false
     }

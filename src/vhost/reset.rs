@@ -1,14 +1,14 @@
-//! What it means that the rings start: does a driver go on, or does one begin,
-//! and is that the machine's reset?
+//! What the start of the rings means: whether a driver continues or a new one begins, and
+//! whether the machine was reset.
 //!
-//! A front end does not say why it stops and starts the rings. Where they start
-//! again tells whether the driver goes on or a driver begins. Of one that begins
-//! its features tell more: firmware asks for few of them, so a machine that boots
-//! shows a start with those before the one of its system. A system's driver that
-//! begins without that was restarted (suspend and resume, unbind and bind, kexec,
-//! a disk that was reset because it answered late): the guest's memory still
-//! knows the disk. RESET_DEVICE adds nothing to this: a driver's restart resets
-//! the device, too.
+//! A front end does not say why it stops and starts the rings. The positions at which they
+//! start again show whether the driver continues or a new one begins. The features of a
+//! new driver show more: firmware asks for few of them, so a machine that boots shows a
+//! start with few features before that of its operating system. A driver of an operating
+//! system that begins without that was restarted (suspend and resume, unbind and bind,
+//! kexec, a disk that was reset because it answered late): the guest's memory may still
+//! hold data of the disk. RESET_DEVICE adds no information, because the restart of a
+//! driver resets the device, too.
 
 use vhost::vhost_user::message::VhostUserVirtioFeatures;
 use virtio_bindings::virtio_blk::{
@@ -24,8 +24,8 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 const NOT_THE_DRIVERS: u64 =
     VhostUserVirtioFeatures::LOG_ALL.bits() | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 
-/// What a firmware's driver may ask for: SeaBIOS and OVMF read one ring in a
-/// simple way. Every system's driver asks for something beside these.
+/// The features that a firmware's driver may ask for: SeaBIOS and OVMF use one ring in a
+/// simple way. The driver of every operating system asks for further ones.
 const FIRMWARES: u64 = 1 << VIRTIO_F_VERSION_1
     | 1 << VIRTIO_F_ACCESS_PLATFORM
     | 1 << VIRTIO_F_ANY_LAYOUT
@@ -38,39 +38,40 @@ const FIRMWARES: u64 = 1 << VIRTIO_F_VERSION_1
     | 1 << VIRTIO_BLK_F_FLUSH
     | 1 << VIRTIO_BLK_F_TOPOLOGY;
 
-/// What makes rings fast.
+/// Features that make rings fast.
 const FAST_RINGS: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX;
 
 /// What the rings' start means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// The driver goes on: a pause, or a front end that reconnects.
+    /// The driver continues after a pause, or after a front end has reconnected.
     Resume,
     /// A firmware's driver begins: the machine was reset, or is a new one.
     Firmware,
-    /// The machine that the firmware began to boot goes on booting.
+    /// The machine whose firmware has begun to boot continues to boot.
     Boot,
-    /// A system's driver begins again, without the firmware's before it.
+    /// A system's driver begins again, without a firmware's driver before it.
     DriverRestart,
     /// A system's driver begins on a new connection, the last front end having
     /// left: a machine that boots without firmware, or a disk that was plugged in.
     NewGuest,
-    /// The same, but how the last connection ended is not known: its guest may
-    /// have come back, with a driver that was restarted meanwhile.
+    /// As `NewGuest`, but it is not known how the last connection ended: the same guest
+    /// may have reconnected, with a driver that was restarted meanwhile.
     Unclear,
     /// The front end drives the disk itself and has no guest: QEMU's tools do so.
     Program,
 }
 
-/// Who starts the rings.
+/// The driver that starts the rings.
 #[derive(Clone, Copy, Debug)]
 pub struct Driver {
     pub features: u64,
-    /// The memory that it hands over is its own process's.
+    /// The memory that the front end passes is that of its own process.
     pub is_program: bool,
 }
 
-/// Follows one connection. Give it every stop of a ring, ask it at every start.
+/// Follows one connection. Must be notified of every stop of a ring and asked at every
+/// start.
 #[derive(Debug)]
 pub struct ResetDetector {
     /// Until a ring starts: whether the last front end is known to have left.
@@ -140,8 +141,8 @@ impl ResetDetector {
         } else if one_stopped_elsewhere {
             one_moved_to_zero
         } else {
-            // All stopped at 0 and start there: nothing was ever done, or just
-            // 65,536 requests. Only another driver tells.
+            // All stopped at 0 and start there: there were no requests, or exactly
+            // 65,536. Only the features of another driver show the difference.
             all_at_zero && self.driver.features != driver.features
         };
         let start = if begins {
@@ -173,7 +174,7 @@ impl ResetDetector {
             .is_some_and(|position| position != 0)
     }
 
-    /// What a driver is that begins.
+    /// The kind of a driver that begins.
     fn begins(&self, driver: Driver) -> Start {
         let same = driver.features == self.driver.features;
         match self.fresh {
@@ -181,7 +182,7 @@ impl ResetDetector {
             Some(_) if is_firmware(driver.features, None) => Start::Firmware,
             Some(true) => Start::NewGuest,
             Some(false) => Start::Unclear,
-            // In the boot loader: a reset, or a firmware that opens its disks anew.
+            // In the boot loader: a reset, or a firmware that opens its disks again.
             None if self.in_firmware && same => Start::Firmware,
             None if self.in_firmware => Start::Boot,
             None if same => Start::DriverRestart,

@@ -3,11 +3,10 @@
 //! `virtio_queue` reads the available ring; the used ring is written here, so
 //! that a batch of completions costs one index update and at most one signal.
 //!
-//! Whoever serves the ring after this process died must know which requests are
-//! done. With an in-flight region the region says so, and requests go back in the
-//! order in which they end. Without one the used index alone says it: requests go
-//! back in the order in which they were taken, so that the first so many available
-//! ones are done and no other.
+//! If this process dies, the next back end must find out which requests are done. With an
+//! in-flight region the region records it, and requests go back in the order in which
+//! they end. Without one, only the used index records it: requests go back in the order
+//! in which they were taken, so that the used index counts the requests that are done.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -32,7 +31,7 @@ const USED_ELEMENT: u64 = 8;
 /// The driver wants no interrupts (without EVENT_IDX).
 const NO_INTERRUPT: u16 = 1;
 
-/// A request that was taken from the ring and is to go back to it.
+/// A request that was taken from the ring and must go back to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Taken {
     pub head: u16,
@@ -40,10 +39,10 @@ pub struct Taken {
     position: u16,
 }
 
-/// How requests go back.
+/// The order in which requests go back.
 enum Tracking {
-    /// In available order: the lengths of those that have ended, from the oldest on
-    /// that has not gone back.
+    /// In available order: for each request from the oldest on that has not gone back,
+    /// its head and length if it has ended.
     InOrder(VecDeque<Option<(u16, u32)>>),
     /// In any order.
     Region(InflightQueue),
@@ -67,9 +66,9 @@ impl Ring {
     /// back end left it; returns it with the heads that are to be done again, oldest
     /// first.
     ///
-    /// Whichever index the front end resumes at, it goes on behind what is done: a
-    /// hung-up front end may have looked at the used index too early, or take what
-    /// was under way for done.
+    /// The ring continues after the requests that are done, whichever index the front end
+    /// resumes at: a front end that lost its connection may have read the used index too
+    /// early, or count requests under way as done.
     pub fn new(
         mut queue: Queue,
         hold: Arc<MemoryHold>,
@@ -100,7 +99,7 @@ impl Ring {
                 (Tracking::Region(region), replay)
             }
             None => {
-                // What is nonsense shows when requests are taken.
+                // Invalid indices are found when requests are taken.
                 if available.wrapping_sub(used) <= queue.size()
                     && !mutation::is(Mutation::ResumedAtTheTold)
                 {
@@ -124,7 +123,7 @@ impl Ring {
         self.queue.size()
     }
 
-    /// Where the ring must go on when it is started again.
+    /// The available index at which the ring must continue when it is started again.
     pub fn next_avail(&self) -> u16 {
         self.queue.next_avail()
     }
@@ -133,8 +132,9 @@ impl Ring {
         &self.hold
     }
 
-    /// Gives every available chain to `each`. Refuses more than the ring can hold
-    /// beside what has not gone back: an honest driver never offers that.
+    /// Passes every available chain to `each`. Refuses more than the ring has room for
+    /// beside the requests that have not gone back: a correct driver never makes that
+    /// many available.
     pub fn take_available(
         &mut self,
         mut each: impl FnMut(Taken, DescriptorChain<&GuestMap>),
@@ -157,7 +157,7 @@ impl Ring {
         }
         let chains = self.queue.iter(map).map_err(|_| RingFault::Memory)?;
         let mut taken = 0;
-        // The iterator may see a later index; what came after the check waits.
+        // The iterator may see a later index; chains that came after the check wait.
         for chain in chains.take(usize::from(available)) {
             let head = chain.head_index();
             if head >= size {
@@ -178,11 +178,11 @@ impl Ring {
         }
     }
 
-    /// Gives the chains of `heads` to `each`: those that [`Self::new`] returned.
+    /// Passes the chains of `heads`, which [`Self::new`] returned, to `each`.
     ///
-    /// `virtio_queue` makes chains from an available ring only, and the driver's may
-    /// have been written over since; so they come from one of our own, beside the
-    /// guest's memory.
+    /// `virtio_queue` makes chains from an available ring only, and the driver may have
+    /// overwritten its own since; so they come from an available ring in a page of this
+    /// process, beside the guest's memory.
     pub fn replay(
         &self,
         heads: &[u16],
@@ -210,7 +210,7 @@ impl Ring {
             .map_err(|_| RingFault::Memory)?;
         let chains = queue.iter(&map).map_err(memory)?;
         for (chain, head) in chains.zip(heads) {
-            // With a region the position says nothing.
+            // With a region the position has no meaning.
             let taken = Taken {
                 head: *head,
                 position: 0,
@@ -265,7 +265,7 @@ impl Ring {
         Ok(())
     }
 
-    /// Shows the driver what went back, and signals it if it wants to know.
+    /// Makes what went back visible to the driver, and signals it if it asked for that.
     pub fn publish(&mut self) -> Result<(), RingFault> {
         let (old, new) = (self.published, self.queue.next_used());
         if old == new {
@@ -281,7 +281,8 @@ impl Ring {
         if let Tracking::Region(region) = &mut self.tracking {
             region.published(new)?;
         }
-        // The index before the driver's wish is read: it does it the other way round.
+        // The index is stored before the driver's event index is read; the driver does it
+        // in the opposite order.
         fence(Ordering::SeqCst);
         let wanted = if self.queue.event_idx_enabled() {
             let offset = ELEMENTS + u64::from(self.queue.size()) * AVAIL_ELEMENT;
@@ -297,12 +298,12 @@ impl Ring {
         Ok(())
     }
 
-    /// Signals the driver without a reason: it may have missed one.
+    /// Signals the driver, which may have missed a signal.
     pub fn signal(&self) {
         self.call.notify();
     }
 
-    /// Asks for kicks. True: more became available meanwhile, look again.
+    /// Asks for kicks. True: more became available meanwhile, so look again.
     pub fn arm(&mut self) -> Result<bool, RingFault> {
         self.armed = true;
         let map = &*self.hold.map;
@@ -311,7 +312,7 @@ impl Ring {
             .map_err(|_| RingFault::Memory)
     }
 
-    /// Asks for no kicks while the ring is looked at anyway.
+    /// Asks for no kicks while the worker polls the ring.
     pub fn disarm(&mut self) -> Result<(), RingFault> {
         if !std::mem::take(&mut self.armed) {
             return Ok(());

@@ -1,5 +1,5 @@
-//! The requests that a worker has under way, by the slot number the engine
-//! knows them by.
+//! The requests that a worker has under way, by the slot number that the engine uses for
+//! them.
 
 use super::guest::GuestData;
 use super::ring::Taken;
@@ -45,7 +45,8 @@ impl RequestData {
     }
 }
 
-/// A fixed number of slots; the one freed last is used next, while it is warm.
+/// A fixed number of slots. The slot that was freed last is used next, because it is in
+/// the cache.
 pub struct Slots {
     entries: Vec<Option<InFlight>>,
     free: Vec<Slot>,

@@ -19,12 +19,12 @@ const MAX_WRITE_ZEROES: usize = 48;
 const MAX_WRITE_ZEROES_SEG: usize = 52;
 const WRITE_ZEROES_MAY_UNMAP: usize = 56;
 
-/// cloud-hypervisor up to v50 asks for the configuration space at this offset,
-/// where it begins in the virtio-mmio register layout.
+/// cloud-hypervisor up to v50 reads the configuration space at this offset, where it
+/// begins in the virtio-mmio register layout.
 const MMIO_OFFSET: u32 = 0x100;
 
-/// The configuration space of one disk. It outlives connections: a front end
-/// that reconnects remembers the write-cache mode that it once set.
+/// The configuration space of one disk. It outlives connections, because a front end that
+/// reconnects expects the write-cache mode that it has set before.
 #[derive(Debug)]
 pub struct ConfigSpace {
     device: BlkDevice,
@@ -75,7 +75,7 @@ impl ConfigSpace {
         bytes
     }
 
-    /// What goes with DISCARD and WRITE_ZEROES, where they are offered.
+    /// The fields of DISCARD and WRITE_ZEROES, if these are offered.
     fn put_zeroing(&self, bytes: &mut [u8; CONFIG_LEN]) {
         let device = &self.device;
         if device.discards() {
@@ -112,8 +112,8 @@ impl ConfigSpace {
         out
     }
 
-    /// Takes the writeback byte (0: write-through, else write-back); nothing
-    /// else can be written.
+    /// Sets the writeback byte (0: write-through, else write-back), the only field that
+    /// can be written.
     pub fn write(&self, offset: u32, data: &[u8]) -> Result<(), ReadOnlyField> {
         let place = offset.checked_sub(MMIO_OFFSET).unwrap_or(offset);
         match data {

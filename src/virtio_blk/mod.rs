@@ -1,5 +1,5 @@
-//! virtio-blk: what a guest may say and what it is told. Knows descriptor
-//! chains and the configuration space; nothing of sockets, threads or disks.
+//! virtio-blk: the requests of a guest and the answers to it. Handles descriptor chains
+//! and the configuration space, without sockets, threads or disks.
 
 pub mod config;
 pub mod request;
@@ -12,25 +12,25 @@ pub use request::{Action, BlkRequest, Refused, parse};
 /// Bytes of the identifier that `VIRTIO_BLK_T_GET_ID` returns.
 pub const ID_LEN: usize = 20;
 
-/// Most data segments that a request should have, as told to the driver: what
-/// fits a ring of 128 beside header and status.
+/// Most data segments that a request should have, as the configuration space says: what
+/// fits into a ring of 128 beside header and status.
 pub const SEG_MAX: u32 = 126;
 
-/// Most sectors that one WRITE_ZEROES may name (4 MiB): it costs what a write of
-/// as much does.
+/// Most sectors of one WRITE_ZEROES (4 MiB): it may cost as much as a write of that
+/// length.
 pub const MAX_WRITE_ZEROES_SECTORS: u32 = 8192;
 
-/// Most sectors that one DISCARD of the origin may name (32 MiB): each of its
-/// chunks is looked up.
+/// Most sectors of one DISCARD of the origin (32 MiB): each of its chunks is looked up.
 pub const MAX_DISCARD_SECTORS: u32 = 65536;
 
 /// Segments that a DISCARD or a WRITE_ZEROES may have.
 pub const MAX_ZEROING_SEGMENTS: u32 = 1;
 
-/// What a discard should be aligned to (bytes): what file systems give back.
+/// The alignment in bytes that a discard should have: the unit in which file systems
+/// give space back.
 const DISCARD_ALIGNMENT: u32 = 4096;
 
-/// Feature bits of virtio-blk that are offered or looked at.
+/// Feature bits of virtio-blk that are offered or checked.
 pub mod feature {
     pub const SEG_MAX: u64 = 1 << 2;
     pub const RO: u64 = 1 << 5;
@@ -55,8 +55,8 @@ pub struct BlkDevice {
     pub serial: String,
     /// Request queues, as the configuration space tells the driver.
     pub num_queues: u16,
-    /// Most sectors in one DISCARD; 0: DISCARD is not offered. A read-only disk
-    /// offers none, whatever this says.
+    /// Most sectors in one DISCARD; 0: DISCARD is not offered. A read-only disk never
+    /// offers it.
     pub max_discard_sectors: u32,
 }
 
@@ -80,12 +80,12 @@ impl BlkDevice {
         !self.read_only && self.max_discard_sectors > 0
     }
 
-    /// What a discard should be aligned to, in sectors.
+    /// The alignment that a discard should have, in sectors.
     pub fn discard_alignment(&self) -> u32 {
         self.block_size.max(DISCARD_ALIGNMENT) >> SECTOR_SHIFT
     }
 
-    /// The serial as GET_ID gives it: padded with zeroes.
+    /// The serial as GET_ID returns it: padded with zeroes.
     pub fn id(&self) -> [u8; ID_LEN] {
         let mut id = [0; ID_LEN];
         for (to, from) in id.iter_mut().zip(self.serial.bytes()) {

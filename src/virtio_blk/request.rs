@@ -1,9 +1,9 @@
 //! From a descriptor chain to a validated request.
 //!
-//! Nothing of the chain is believed and everything is read once: the header is
-//! copied before it is looked at, descriptors are copied by the iterator. Once a
-//! [`BlkRequest`] exists its range lies within the disk; only whether its data
-//! segments are guest memory is still to be seen, when they are mapped.
+//! The chain is not trusted, and everything is read once: the header is copied before it
+//! is checked, and the iterator copies the descriptors. The range of a [`BlkRequest`]
+//! lies within the disk; only whether its data segments are guest memory is checked
+//! later, when they are mapped.
 
 use std::ops::Deref;
 
@@ -14,8 +14,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory};
 use super::{BlkDevice, BlkStatus, MAX_WRITE_ZEROES_SECTORS};
 use crate::units::{SECTOR_SHIFT, SECTOR_SIZE};
 
-/// Most descriptors that a chain may have (an iovec array of the kernel holds
-/// as many); bounds what one request can cost.
+/// Most descriptors that a chain may have, which bounds the cost of one request. An iovec
+/// array of the kernel has the same limit.
 pub const MAX_DESCRIPTORS: usize = 1024;
 
 const HEADER_LEN: usize = 16;
@@ -48,7 +48,7 @@ pub struct Segment {
 
 pub type Segments = SmallVec<[Segment; 4]>;
 
-/// What the guest wants. Sectors lie within the disk and `sectors` > 0.
+/// The operation of a request. Its sectors lie within the disk, and `sectors` > 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     Read {
@@ -71,7 +71,7 @@ pub enum Action {
         sectors: u64,
     },
     Flush,
-    /// The data takes the identifier, cut off or padded with zeroes.
+    /// The identifier goes into the data, cut off or padded with zeroes.
     GetId,
 }
 
@@ -79,13 +79,13 @@ pub enum Action {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlkRequest {
     pub action: Action,
-    /// The data, without header and status; bytes as many as the action's sectors.
+    /// The data without header and status, as many bytes as the action's sectors.
     pub data: Segments,
-    /// Where the status byte goes.
+    /// The address of the status byte.
     pub status: GuestAddress,
 }
 
-/// A chain that is answered at once. Without a place for the status byte the
+/// A chain that is refused and answered at once. Without a place for the status byte the
 /// head goes back with length 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused {
@@ -94,8 +94,8 @@ pub struct Refused {
     pub reason: &'static str,
 }
 
-/// Checks a chain completely. Any framing is accepted that keeps readable
-/// before writable: the 16 bytes of header come first, the status byte last.
+/// Checks a chain completely. Any framing is accepted that has readable descriptors before
+/// writable ones: the 16 bytes of header come first, the status byte last.
 pub fn parse<M>(chain: DescriptorChain<M>, device: &BlkDevice) -> Result<BlkRequest, Refused>
 where
     M: Deref + Clone,
@@ -193,8 +193,8 @@ fn check_range(sector: u64, sectors: u64, device: &BlkDevice) -> Result<(u64, u6
     Ok((sector, sectors))
 }
 
-/// A DISCARD or a WRITE_ZEROES, from the one segment that names its range. The
-/// segment is copied before it is looked at, as the header was.
+/// A DISCARD or a WRITE_ZEROES, from the one segment that holds its range. The segment is
+/// copied before it is checked, like the header.
 fn zeroing<M: GuestMemory + ?Sized>(
     header: &Header,
     layout: &mut Layout,
@@ -256,8 +256,7 @@ struct Header {
 }
 
 impl Header {
-    /// Whether the request would change the disk; every type that may, offered
-    /// or not.
+    /// Whether the request would change the disk; this includes types that are not offered.
     fn is_write(&self) -> bool {
         matches!(
             self.kind,
@@ -329,7 +328,7 @@ impl Layout {
         Ok(layout)
     }
 
-    /// Cuts the last writable byte off.
+    /// Takes the last writable byte off.
     fn take_status(&mut self) -> Result<GuestAddress, Refused> {
         let malformed = |reason| Refused {
             status: None,
@@ -350,7 +349,7 @@ impl Layout {
             .ok_or(malformed("a descriptor beyond the address space"))
     }
 
-    /// Cuts the header off and copies it, once.
+    /// Takes the header off and copies it once.
     fn take_header<M: GuestMemory + ?Sized>(&mut self, memory: &M) -> Option<Header> {
         let bytes = self.take_bytes::<M, HEADER_LEN>(memory)?;
         let (kind, _) = bytes.split_first_chunk::<4>()?;
@@ -361,7 +360,7 @@ impl Layout {
         })
     }
 
-    /// Cuts the first readable bytes off and copies them, once.
+    /// Takes the first readable bytes off and copies them once.
     fn take_bytes<M: GuestMemory + ?Sized, const N: usize>(
         &mut self,
         memory: &M,

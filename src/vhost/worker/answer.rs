@@ -61,7 +61,7 @@ impl Worker {
         };
         let (code, len) = match status {
             Status::Ok => (BlkStatus::Ok, request.written),
-            // It may have failed for no other reason than that it was abandoned.
+            // It may have failed only because it was abandoned.
             Status::IoError if self.abandoning => {
                 self.undone = true;
                 return;
@@ -71,8 +71,8 @@ impl Worker {
         self.answer(request.head, Some(request.status), code, len);
     }
 
-    /// The only place where a head goes back: status byte, then used ring. A
-    /// status byte that cannot be written means that nothing was.
+    /// The only place where a head goes back: status byte, then used ring. If the status
+    /// byte cannot be written, the length is 0.
     pub(super) fn answer(
         &mut self,
         head: Taken,
@@ -96,7 +96,7 @@ impl Worker {
         }
     }
 
-    /// Gives the ring up until the front end starts it anew.
+    /// Stops serving the ring until the front end starts it again.
     pub(super) fn fault(&mut self, fault: &RingFault) {
         if std::mem::replace(&mut self.broken, true) {
             return;

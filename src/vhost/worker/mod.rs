@@ -27,7 +27,7 @@ use crate::sync::mpsc;
 use crate::sync::thread::{self, JoinHandle};
 use crate::virtio_blk::{BlkRequest, ConfigSpace, Refused};
 
-/// All that a worker needs.
+/// What a worker needs to serve a queue.
 pub struct QueueSetup {
     /// View and queue, for messages.
     pub name: String,
@@ -56,10 +56,10 @@ pub struct QueueWorker {
 /// How a worker ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stopped {
-    /// The available index to go on at.
+    /// The available index at which the ring must continue.
     pub position: u16,
-    /// Requests were taken that the driver was not told the end of: whoever serves
-    /// the ring next has to do them.
+    /// Requests were taken and not answered: the next worker of the ring has to carry
+    /// them out.
     pub undone: bool,
 }
 
@@ -99,20 +99,20 @@ impl QueueWorker {
         }
     }
 
-    /// Takes no new requests from now on; what was taken is finished.
+    /// From now on no new requests are taken; those that were taken are finished.
     pub fn request_stop(&self) {
         self.stop.set();
     }
 
-    /// The front end has gone: from now on the driver is told nothing more, because
-    /// whoever resumes the ring has looked at it already. What need not be finished
-    /// is left undone.
+    /// The front end has disconnected: from now on the worker neither answers nor signals,
+    /// because the next back end may already have read the ring. Requests that need not
+    /// be finished are left undone.
     pub fn hang_up(&self) {
         self.hung_up.store(true, Ordering::Release);
         self.request_stop();
     }
 
-    /// Waits until all is finished and on the used ring (or left, see [`Stopped`]).
+    /// Waits until all requests are on the used ring, or left undone (see [`Stopped`]).
     pub fn stop(self) -> io::Result<Stopped> {
         self.request_stop();
         self.thread
@@ -140,26 +140,26 @@ struct Worker {
     err: Option<Arc<Notifier>>,
     epoll: OwnedFd,
     wake: Arc<EventFlag>,
-    // Kept open: epoll forgets a descriptor when it is closed.
+    // Kept open, because epoll drops a descriptor when it is closed.
     _kick: Arc<File>,
     stop: Arc<EventFlag>,
     leave: Arc<EventFlag>,
     hung_up: Arc<AtomicBool>,
-    /// Heads that a worker before this one took and did not give back.
+    /// Heads that an earlier worker took and did not give back.
     replay: Vec<u16>,
     stopping: bool,
     /// When `leave` was first seen.
     leaving_since: Option<Instant>,
-    /// What only its request depends on is not carried out any more.
+    /// Operations that matter only to their request are no longer carried out.
     abandoning: bool,
-    /// The driver is told nothing any more.
+    /// Requests are no longer answered.
     silent: bool,
     undone: bool,
-    /// The wake event was readable; its flag may have been cleared before.
+    /// The wake-up's descriptor was readable; its flag may have been cleared before.
     woken: bool,
-    /// The disk was given something since the last reap.
+    /// Operations were submitted since the last reap.
     submitted: bool,
-    // Kept to be used again.
+    // Kept between rounds for their allocation only.
     commands: Vec<Command>,
     done: Vec<Done>,
     taken: Vec<(Taken, Result<BlkRequest, Refused>)>,

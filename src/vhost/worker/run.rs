@@ -25,11 +25,11 @@ const WAKE: u64 = 2;
 const STOP: u64 = 3;
 const LEAVE: u64 = 4;
 
-/// How long the requests under way may take when the daemon ends; what is not done
-/// then is left to the next one.
+/// How long the requests under way may take when the daemon ends. Those that are not done
+/// then are left to the next daemon.
 const GRACE: Duration = Duration::from_millis(300);
 
-/// A drain that takes this long is worth a line in the log.
+/// A drain that takes this long is logged.
 const SLOW_DRAIN_SECONDS: i64 = 5;
 
 impl Worker {
@@ -56,7 +56,7 @@ impl Worker {
         }
         let slots = Slots::new(ring.size());
         let count = usize::from(ring.size());
-        // Last, since nothing may fail once a port is open.
+        // Last, because nothing may fail once a port is open.
         let port = setup.backend.port(count, wake.clone());
         Ok(Self {
             name: setup.name,
@@ -91,8 +91,8 @@ impl Worker {
 
     pub(super) fn run(mut self) -> Stopped {
         self.replay();
-        // An interrupt may have got lost with the back end that served before,
-        // and a kick with it: the ring is looked at unasked.
+        // An interrupt and a kick may have been lost with the previous back end, so the
+        // driver is signalled and the ring is read without a kick.
         self.ring.signal();
         loop {
             if self.step() {
@@ -121,12 +121,12 @@ impl Worker {
 
     /// One round; false if there was nothing to do.
     ///
-    /// 1. take all available heads, 2. carry out commands, 3. hand operations to
-    ///    the kernel and feed completions back, 4. publish all at once.
+    /// 1. take all available heads, 2. carry out commands, 3. submit operations to the
+    ///    kernel and pass completions to the engine, 4. publish all answers at once.
     fn step(&mut self) -> bool {
         self.look_for_stop();
         let mut progress = !self.stopping && !self.broken && self.take_heads() > 0;
-        // Looked at in every round: a busy queue never waits for events.
+        // Checked in every round, because a busy queue never waits for events.
         if std::mem::take(&mut self.woken) || self.wake.is_set() {
             if mutation::is(Mutation::WakeClearedLate) {
                 self.port.take_inbox(&mut self.commands);
@@ -161,9 +161,9 @@ impl Worker {
         progress
     }
 
-    /// A stop: no new requests, all that was taken is finished. The end of the
-    /// view: the same, but after [`GRACE`] what need not be finished is abandoned. A
-    /// hang-up: the same at once, and in silence.
+    /// A stop: no new requests are taken, and those that were taken are finished. The end
+    /// of the view: the same, but after [`GRACE`] what need not be finished is abandoned.
+    /// A hang-up: the same at once, and without answers.
     fn look_for_stop(&mut self) {
         let leaving = self.leave.is_set();
         self.stopping = leaving || self.stop.is_set();
@@ -196,7 +196,7 @@ impl Worker {
     /// Sleeps until a kick, a completion, the engine or a stop.
     fn wait(&mut self) {
         if self.disk.in_flight() > 0 && self.disk.event_fd().is_none() {
-            // A disk driven by its test: it completes when asked.
+            // A disk that a test drives completes operations on this call.
             self.disk.reap(true, &mut self.done);
         }
         let timeout = if !self.done.is_empty() {
@@ -231,10 +231,10 @@ impl Worker {
             match event.data.u64() {
                 KICK => kicked = true,
                 WAKE => self.woken = true,
-                // Also with nothing in flight: the descriptor can be set after its
-                // completion was taken, and only reaping clears it.
+                // Also with nothing in flight: the descriptor can become readable after its
+                // completion was taken, and only a reap clears it.
                 DISK => self.submitted = true,
-                // The next round looks at the stop flag.
+                // The next round checks the stop flags.
                 _ => {}
             }
         }

@@ -14,7 +14,7 @@ use crate::vhost::slots::{InFlight, RequestData};
 use crate::virtio_blk::{Action, BlkDevice, BlkRequest, BlkStatus, parse};
 
 impl Worker {
-    /// Does what a worker before this one left undone, before anything new.
+    /// Carries out what an earlier worker left undone, before any new request.
     pub(super) fn replay(&mut self) {
         let heads = std::mem::take(&mut self.replay);
         if heads.is_empty() {
@@ -33,7 +33,7 @@ impl Worker {
         self.accept_taken(result);
     }
 
-    /// Takes what is available; the number of heads.
+    /// Takes all available heads; returns their number.
     pub(super) fn take_heads(&mut self) -> usize {
         let device: &BlkDevice = self.space.device();
         let taken = &mut self.taken;
@@ -62,7 +62,7 @@ impl Worker {
         count
     }
 
-    /// Hands a valid request to the engine, or answers it here.
+    /// Passes a valid request to the engine, or answers it here.
     pub(super) fn accept(&mut self, head: Taken, request: BlkRequest) {
         let status = Some(request.status);
         let Some(data) = GuestData::map(self.ring.hold(), &request.data) else {
@@ -120,7 +120,7 @@ impl Worker {
                 };
                 self.port.request(request, &mut self.commands);
             }
-            // The ring was asked for no more than there are slots.
+            // The ring never gives more requests than there are slots.
             Err(request) => self.answer(request.head, Some(request.status), BlkStatus::IoErr, 1),
         }
     }
