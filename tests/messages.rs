@@ -1,4 +1,5 @@
-//! What people read is words: no message shows how a value looks inside the program.
+//! Messages consist of words: none shows a value in the form that it has inside the
+//! program.
 #![allow(
     clippy::unwrap_used,
     clippy::string_slice,
@@ -9,8 +10,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Files and folders that no message to users comes from: tests, and what only
-/// tests use.
+/// Files and folders without messages to users: tests, and code that only tests use.
 const FOR_TESTS: [&str; 7] = [
     "/tests/",
     "_tests.rs",
@@ -47,7 +47,7 @@ fn statement(code: &str, at: usize) -> &str {
     &code[start.unwrap_or(0)..at]
 }
 
-/// What only a developer sees, or nobody.
+/// Whether only developers see the text, or nobody.
 fn is_for_developers(statement: &str) -> bool {
     ["debug!(", "trace!(", "assert!(", "unreachable!("]
         .iter()

@@ -292,7 +292,7 @@ impl Buffer {
                 offset,
                 len,
             } => memory.as_slice().get(*offset..offset.checked_add(*len)?),
-            _ => None,
+            Self::Owned(_) | Self::Guest(_) | Self::Zeroes { .. } => None,
         }
     }
 }

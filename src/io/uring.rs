@@ -283,7 +283,9 @@ impl UringDisk {
                 Next::Again
             }
             (Work::Flush, Some(file)) => Next::Finished(result.and_then(|_| file.check_flush())),
-            (_, _) => Next::Finished(result.map(drop)),
+            (Work::Transfer(_) | Work::Flush | Work::Zero(_), None) => {
+                Next::Finished(result.map(drop))
+            }
         };
         match next {
             Next::Again => {

@@ -58,7 +58,9 @@ impl MergeWork {
         for report in self.reports.drain(..) {
             match report {
                 Report::Notice(Notice::MergeWork { .. }) => self.wanted = true,
-                other => tracing::debug!(?other, "not the merger's"),
+                other @ (Report::Notice(_) | Report::ControlDone { .. }) => {
+                    tracing::debug!(?other, "not for the merger");
+                }
             }
         }
         let mut started_bytes = 0;

@@ -90,7 +90,8 @@ pub fn check(
     .map_err(OfflineError::store(cow))?;
     let holes = match (&survey, opened.file()) {
         (Survey::Log { layout, .. }, Some(file)) => Holes::find(&file, *layout, &entries),
-        _ => Holes::default(),
+        (Survey::Log { .. }, None)
+        | (Survey::NoHeader(_) | Survey::New | Survey::Invalid { .. }, _) => Holes::default(),
     };
     let (mut verdict, stale_bytes) = found.judge(survey, &entries);
     let recorded = known.and_then(Known::forbids);
@@ -174,7 +175,12 @@ impl Found {
             StoreError::TwoCopies { .. } => DamageKind::TwoCopies,
             StoreError::SharedCopy { .. } => DamageKind::SharedCopy,
             StoreError::Truncated { .. } => DamageKind::BeyondStore,
-            _ => DamageKind::Header,
+            StoreError::Io { .. }
+            | StoreError::NotAStore { .. }
+            | StoreError::HeaderChunkSize { .. }
+            | StoreError::ChunkBelowBlock { .. }
+            | StoreError::Version { .. }
+            | StoreError::TooSmall { .. } => DamageKind::Header,
         };
         self.note(kind, || error.to_string());
     }
