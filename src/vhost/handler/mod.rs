@@ -1,0 +1,282 @@
+//! The front end's messages. One handler lives as long as one connection and
+//! is used by the view's thread only.
+//!
+//! A refusal is always [`Error::ReqHandlerError`]: the connection continues if the front
+//! end gets it as an answer, see [`super::connection`].
+
+mod messages;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tracing::{debug, warn};
+use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use vhost::vhost_user::{Error, Result};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+
+use super::inflight::InflightRegion;
+use super::memory::MemoryTable;
+use super::queue::QueueState;
+use super::reset::{Driver, ResetDetector};
+use super::worker::{QueueSetup, QueueWorker};
+use super::{Backend, ViewConfig, ViewHooks};
+use crate::event_flag::EventFlag;
+use crate::virtio_blk::ConfigSpace;
+
+const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
+const RING_FEATURES: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC | EVENT_IDX;
+const PROTOCOL: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+
+/// What a view needs to serve connections, one after the other.
+#[derive(Clone)]
+pub struct ViewContext {
+    pub config: Arc<ViewConfig>,
+    pub space: Arc<ConfigSpace>,
+    pub backend: Arc<dyn Backend>,
+    pub hooks: Arc<dyn ViewHooks>,
+    /// Set when the view ends.
+    pub leave: Arc<EventFlag>,
+    /// The last front end is known to have disconnected by itself.
+    pub last_left: bool,
+}
+
+pub struct Handler {
+    view: ViewContext,
+    /// The front end's record of requests under way.
+    inflight: Option<InflightRegion>,
+    /// A worker left requests undone: the state of the rings is not final for the front
+    /// end.
+    undone: bool,
+    memory: MemoryTable,
+    queues: Vec<QueueState>,
+    features: u64,
+    protocol_features: u64,
+    write_through: Arc<AtomicBool>,
+    detector: ResetDetector,
+}
+
+impl Handler {
+    pub fn new(view: ViewContext) -> Self {
+        let count = usize::from(view.config.max_queues);
+        let detector = ResetDetector::new(count, view.last_left);
+        Self {
+            view,
+            inflight: None,
+            undone: false,
+            memory: MemoryTable::new(),
+            queues: (0..count).map(|_| QueueState::new()).collect(),
+            features: 0,
+            protocol_features: 0,
+            write_through: Arc::new(AtomicBool::new(true)),
+            detector,
+        }
+    }
+
+    /// Whether the front end gets an answer when a message is refused.
+    pub const fn reply_ack(&self) -> bool {
+        self.features & PROTOCOL != 0
+            && self.protocol_features & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0
+    }
+
+    /// Finishes everything and stops all rings.
+    pub fn stop_all(&mut self) {
+        self.pause();
+        for queue in &mut self.queues {
+            queue.kick = None;
+            queue.enabled = false;
+        }
+    }
+
+    /// The front end has disconnected: ends all workers without further signals to the
+    /// driver.
+    pub fn hang_up(&mut self) {
+        for worker in self.queues.iter().filter_map(|queue| queue.worker.as_ref()) {
+            worker.hang_up();
+        }
+        self.stop_all();
+    }
+
+    fn offered(&self) -> u64 {
+        self.view.space.device().features() | RING_FEATURES | PROTOCOL
+    }
+
+    fn queue(&mut self, index: usize) -> Result<&mut QueueState> {
+        let count = self.queues.len();
+        self.queues
+            .get_mut(index)
+            .ok_or_else(|| refusal(format!("queue {index} does not exist, there are {count}")))
+    }
+
+    /// Stops the queue's worker, makes the change, and starts the worker again if the
+    /// queue's new settings say so.
+    fn change(
+        &mut self,
+        index: usize,
+        change: impl FnOnce(&mut QueueState) -> Result<()>,
+    ) -> Result<()> {
+        self.queue(index)?;
+        self.stop(index);
+        let changed = self.queue(index).and_then(change);
+        let started = self.start(index);
+        changed.and(started)
+    }
+
+    /// Ends the queue's worker, if it has one, after all its requests have ended.
+    fn stop(&mut self, index: usize) {
+        let Some(queue) = self.queues.get_mut(index) else {
+            return;
+        };
+        let Some(worker) = queue.worker.take() else {
+            return;
+        };
+        match worker.stop() {
+            Ok(stopped) => {
+                queue.base = stopped.position;
+                self.undone |= stopped.undone;
+            }
+            Err(e) => warn!("view {} queue {index}: {e}", self.view.config.name),
+        }
+        self.detector.stopped(index, queue.base);
+        self.view.hooks.ring_stopped();
+    }
+
+    /// Starts the queue's worker if it should run and does not run yet.
+    fn start(&mut self, index: usize) -> Result<()> {
+        let Some(queue) = self.queues.get(index) else {
+            return Ok(());
+        };
+        if !queue.should_run() || queue.worker.is_some() {
+            return Ok(());
+        }
+        self.ring_starts(index);
+        self.spawn(index).map_err(|e| {
+            warn!(
+                "view {} queue {index} cannot start: {e}",
+                self.view.config.name
+            );
+            Error::ReqHandlerError(e)
+        })
+    }
+
+    /// 1. All rings are stopped and drained, 2. the daemon is notified of the start, 3. the
+    ///    rings start. If only a later ring shows that a new driver has begun, the rings
+    ///    before it are stopped again for 2.
+    fn ring_starts(&mut self, index: usize) {
+        let base = self.queues.get(index).map_or(0, |queue| queue.base);
+        let some_run = self.queues.iter().any(|q| q.worker.is_some());
+        let start = if some_run {
+            self.detector.another_starts(index, base)
+        } else {
+            let set_up = self.queues.iter().enumerate();
+            let set_up = set_up.filter(|(_, queue)| queue.is_set_up());
+            let rings: Vec<_> = set_up.map(|(index, queue)| (index, queue.base)).collect();
+            let driver = Driver {
+                features: self.features,
+                is_program: self.memory.is_the_front_ends_own(),
+            };
+            Some(self.detector.starting(rings, driver))
+        };
+        let Some(start) = start else { return };
+        let (name, features) = (&self.view.config.name, self.features);
+        debug!("view {name}: rings start with features {features:#x}: {start:?}");
+        let running: Vec<usize> = (0..self.queues.len())
+            .filter(|i| self.queues.get(*i).is_some_and(|q| q.worker.is_some()))
+            .collect();
+        self.pause();
+        self.view.hooks.rings_start(start);
+        for index in running {
+            self.go_on(index);
+        }
+    }
+
+    fn spawn(&mut self, index: usize) -> io::Result<()> {
+        let map = self.memory.map();
+        let event_idx = self.features & EVENT_IDX != 0;
+        let Some(queue) = self.queues.get_mut(index) else {
+            return Ok(());
+        };
+        let Some(kick) = queue.kick.clone() else {
+            return Ok(());
+        };
+        let ring = queue.build(&self.memory, &map, event_idx)?;
+        queue.worker = Some(QueueWorker::start(QueueSetup {
+            name: format!("view {} queue {index}", self.view.config.name),
+            queue: ring,
+            memory: map,
+            kick,
+            call: Arc::clone(&queue.call),
+            err: queue.err.clone(),
+            space: Arc::clone(&self.view.space),
+            write_through: Arc::clone(&self.write_through),
+            backend: Arc::clone(&self.view.backend),
+            inflight: self
+                .inflight
+                .as_ref()
+                .and_then(|region| region.queue(index)),
+            leave: Arc::clone(&self.view.leave),
+        })?);
+        self.view.hooks.ring_started();
+        Ok(())
+    }
+
+    /// Ends all workers, all at the same time; the queues stay as they are set.
+    fn pause(&mut self) {
+        for worker in self.queues.iter().filter_map(|queue| queue.worker.as_ref()) {
+            worker.request_stop();
+        }
+        for index in 0..self.queues.len() {
+            self.stop(index);
+        }
+    }
+
+    /// Starts all workers that should run, after a [`Self::pause`] that the guest does not
+    /// notice. A ring that no longer fits into the memory waits for the next change.
+    fn resume(&mut self) {
+        for index in 0..self.queues.len() {
+            if self.queues.get(index).is_some_and(QueueState::should_run) {
+                self.go_on(index);
+            }
+        }
+    }
+
+    fn go_on(&mut self, index: usize) {
+        if let Err(e) = self.spawn(index) {
+            warn!(
+                "view {} queue {index} cannot go on: {e}",
+                self.view.config.name
+            );
+        }
+    }
+
+    /// Changes the memory. 1. Workers end, so that nothing points into the old memory,
+    /// 2. the table changes, 3. new workers start with the new table.
+    fn change_memory(
+        &mut self,
+        change: impl FnOnce(&mut MemoryTable) -> io::Result<()>,
+    ) -> Result<()> {
+        self.pause();
+        let result = change(&mut self.memory).map_err(Error::ReqHandlerError);
+        self.resume();
+        if let Err(e) = &result {
+            warn!("view {}: {e}", self.view.config.name);
+        }
+        result
+    }
+
+    fn update_write_through(&self) {
+        let write_through = self.view.space.write_through(self.features);
+        self.write_through.store(write_through, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Handler {
+    fn drop(&mut self) {
+        self.stop_all();
+    }
+}
+
+fn refusal(message: String) -> Error {
+    Error::ReqHandlerError(io::Error::new(io::ErrorKind::InvalidInput, message))
+}
