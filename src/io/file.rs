@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, StatxFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 
 use super::OwnedBuffer;
@@ -271,109 +271,6 @@ impl BlockFile {
         Ok(size)
     }
 
-    /// Enlarges to `size` bytes, durably: allocates a regular file's space now,
-    /// and for a device checks that it has been enlarged. Returns the new size.
-    pub fn grow(&self, size: u64) -> Result<u64, OpenError> {
-        let path = self.path.clone();
-        if let Err(why) = self.check_flush() {
-            // The lost part would read as zeroes.
-            return Err(OpenError::Cut { path, why });
-        }
-        let now = self.refresh_size()?;
-        if !size.is_multiple_of(SECTOR_SIZE) {
-            return Err(OpenError::OddSize { path, size });
-        }
-        if size < now {
-            return Err(OpenError::Shrink {
-                path,
-                from: now,
-                to: size,
-            });
-        }
-        if size == now {
-            return Ok(now);
-        }
-        if matches!(self.identity, Identity::Device { .. }) {
-            return Err(OpenError::FixedSize { path, size: now });
-        }
-        self.preallocate(now, size)?;
-        rustix::fs::fsync(&self.file)
-            .map_err(|e| OpenError::io(&self.path, "make its size durable", e))?;
-        self.refresh_size()
-    }
-
-    /// Allocates space for the bytes `from .. to`, so that a lack of space shows now.
-    fn preallocate(&self, from: u64, to: u64) -> Result<(), OpenError> {
-        // An attempt that must fail would use up the space of other files until it does.
-        let free = match rustix::fs::fstatvfs(&self.file) {
-            // Some network file systems do not report their size.
-            Ok(fs) if fs.f_blocks > 0 => fs.f_bavail.saturating_mul(fs.f_frsize),
-            _ => u64::MAX,
-        };
-        if free < to.saturating_sub(from) {
-            return Err(OpenError::NoSpace {
-                path: self.path.clone(),
-                size: to,
-            });
-        }
-        let allocated = loop {
-            match rustix::fs::fallocate(
-                &self.file,
-                FallocateFlags::empty(),
-                from,
-                to.saturating_sub(from),
-            ) {
-                Err(Errno::INTR) => {}
-                other => break other,
-            }
-        };
-        let result = match allocated {
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => rustix::fs::ftruncate(&self.file, to),
-            Err(e) => {
-                // Some file systems keep what they have allocated. The original error is
-                // reported, whether or not the space can be given back.
-                let _ = rustix::fs::ftruncate(&self.file, from);
-                Err(e)
-            }
-            Ok(()) => Ok(()),
-        };
-        result.map_err(|e| match e {
-            Errno::NOSPC | Errno::DQUOT | Errno::FBIG => OpenError::NoSpace {
-                path: self.path.clone(),
-                size: to,
-            },
-            e => OpenError::io(&self.path, "allocate its space", e),
-        })
-    }
-
-    /// Makes the file `size` bytes long without allocating space.
-    fn set_size(&self, size: u64) -> Result<(), OpenError> {
-        rustix::fs::ftruncate(&self.file, size).map_err(|e| match e {
-            Errno::FBIG => OpenError::TooLarge {
-                path: self.path.clone(),
-                size,
-            },
-            e => OpenError::io(&self.path, "set its size", e),
-        })
-    }
-
-    /// 1 the file and its size durable → 2 its name durable.
-    fn make_creation_durable(&self) -> Result<(), OpenError> {
-        let failed = |e: Errno| OpenError::io(&self.path, "make it durable", e);
-        rustix::fs::fsync(&self.file).map_err(failed)?;
-        let parent = self
-            .path
-            .parent()
-            .filter(|p| !p.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
-        let parent = File::open(parent).map_err(|e| failed(errno_of(&e)))?;
-        match rustix::fs::fsync(&parent) {
-            // Some file systems do not support this for directories.
-            Err(Errno::INVAL) | Ok(()) => Ok(()),
-            Err(e) => Err(failed(e)),
-        }
-    }
-
     /// Logical block size in bytes: offsets and lengths must be multiples of it.
     pub const fn block_size(&self) -> u32 {
         self.block_size
@@ -443,7 +340,7 @@ impl AsFd for BlockFile {
     }
 }
 
-fn errno_of(error: &std::io::Error) -> Errno {
+pub(super) fn errno_of(error: &std::io::Error) -> Errno {
     Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
 

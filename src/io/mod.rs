@@ -24,6 +24,7 @@ mod lock;
 mod open_disk;
 mod open_error;
 pub mod sim;
+mod space;
 mod sparse;
 mod sqe;
 mod threads;
