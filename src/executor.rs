@@ -31,7 +31,7 @@ pub struct Executor {
     port: Port,
     disk: Box<dyn Disk + Send>,
     wake: Arc<EventFlag>,
-    // Kept between turns for their allocation only.
+    // Empty between turns; kept to reuse their allocations.
     commands: Vec<Command>,
     done: Vec<Done>,
     next_control: u64,

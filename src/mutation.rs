@@ -1,4 +1,4 @@
-//! Seeded bugs, for the test of the tests.
+//! Seeded bugs, which show that the tests find bugs.
 //!
 //! Bugs in what happens between the engine and a disk (a dropped flush, an error that
 //! is reported as success) are made by the tests' executor, in
@@ -37,10 +37,8 @@ pub(crate) enum Mutation {
     FailedRemovalForgotten,
     RegistrationSkipped,
     StaleConfiguration,
-    WriteThroughBeforeEntry,
     OriginWriteBeforeCopy,
     FlushForgetsEntries,
-    PartialWriteTakenForWhole,
     PublishedBeforeWritten,
     WriteAckedBeforeEntry,
     OverflowMixedUp,
@@ -66,7 +64,7 @@ pub(crate) enum Mutation {
     HeaderLeftValid,
     CutRegrown,
     CutUnnoticed,
-    // Races: the simulator has one thread and cannot see them.
+    // Races. The simulator has one thread and cannot find them.
     RegistrationUnfenced,
     ChangeUnfenced,
     EndUnfenced,
@@ -118,6 +116,8 @@ pub(crate) enum Mutation {
     NextAreaZeroedLate,
     RepairVolatile,
     LoadedStoreVolatile,
+    WriteThroughBeforeEntry,
+    PartialWriteTakenForWhole,
 }
 
 #[cfg(not(test))]
@@ -125,7 +125,8 @@ pub(crate) const fn is(_: Mutation) -> bool {
     false
 }
 
-/// Asked before every store that outlives the process: whether it has died by now.
+/// Called before every store to memory that outlives the process. True if the process
+/// has died in the test.
 #[cfg(not(test))]
 pub(crate) const fn is_dead() -> bool {
     false
@@ -136,7 +137,7 @@ pub(crate) use chosen::{ALL, is, is_any, with};
 #[cfg(test)]
 pub(crate) use death::{dying_after, has_died, is_dead};
 
-/// Death between two stores, for tests that try each place.
+/// Death between two stores, for tests that try every position.
 #[cfg(test)]
 mod death {
     use std::cell::Cell;
@@ -154,8 +155,8 @@ mod death {
         }
     }
 
-    /// Runs `body`, of which only the first `stores` stores on this thread happen;
-    /// returns whether they were used up.
+    /// Runs `body`, of which only the first `stores` stores on this thread take effect.
+    /// Returns whether `body` made as many.
     pub fn dying_after(stores: u64, body: impl FnOnce()) -> bool {
         LEFT.set(Some(stores));
         body();

@@ -1,7 +1,8 @@
-//! What a discard does: a hint that no snapshot pays for.
+//! What a discard does. It is a hint, and it never causes a copy-out.
 //!
-//! On an origin view only what every snapshot has already is given back. A copy-out
-//! for the rest would keep, in every store, what the guest wants to be rid of.
+//! On an origin view it frees only the chunks that every snapshot has copied. A
+//! copy-out of the others would keep, in every store, data that the guest does not
+//! need.
 
 use std::sync::Arc;
 
@@ -12,14 +13,15 @@ use crate::io::Zeroing;
 use crate::mutation::{self, Mutation};
 use crate::units::{SECTOR_SHIFT, byte_count};
 
-/// Runs of the origin that one discard gives back at most: bounds what a guest
-/// gets out of one request where settled chunks and others alternate.
+/// Largest number of runs of the origin that one discard frees. It limits the
+/// commands for one request if settled chunks and others alternate.
 const MOST_RUNS: usize = 128;
 
 /// What a discard may touch, for its registration before anything is looked up.
 pub(super) const TOUCHES: u64 = WRITE | COW | PASSDOWN;
 
-/// Resolves a discard; `None` if it has to wait for the gate. Returns what it touches.
+/// Calls `each` with what the discard changes, and returns what it touches. `None` if
+/// the discard has to wait for the gate.
 pub(super) fn resolve(
     mode: &ViewMode,
     start: u64,
@@ -36,7 +38,7 @@ pub(super) fn resolve(
             settled_runs(preserve, start, end, |e| each(e, Zeroing::Discard));
             Some(WRITE)
         }
-        // No effect, as in Linux: the chunk may be under way between the two.
+        // No effect, as in Linux: a running batch may be copying the chunk.
         ViewMode::Merge { .. } => Some(0),
         ViewMode::Snapshot {
             snapshot, passdown, ..

@@ -150,10 +150,9 @@ impl FastRequest<'_> {
         durable: bool,
         out: &mut Vec<Command>,
     ) -> Decision {
-        let durable_entry = durable && !mutation::is(Mutation::WriteThroughBeforeEntry);
         let in_place = snapshot.chunks(self.sector, self.end).all(|c| {
             let e = snapshot.table.get(c);
-            e.is_some() && (e.is_settled() || !durable_entry)
+            e.is_some() && (e.is_settled() || !durable)
         });
         if in_place {
             self.cow_write(snapshot, durable, out)

@@ -1,6 +1,6 @@
 //! The engine under loom: every order in which threads may run (up to a number of
-//! preemptions) and every value that the memory model lets a load see. The disks
-//! are relaxed atomics, so data is where it should be only if the engine ordered it.
+//! preemptions) and every value that the memory model lets a load return. The disks
+//! are relaxed atomics, so a read finds its data only if the engine orders the two.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -28,8 +28,8 @@ const CHUNKS: usize = 8;
 const COW_CHUNKS: usize = 40;
 const STACK: usize = 64 << 10; // words
 
-/// Explores `model` and prints how much that was. `preemptions`: how often a thread
-/// may be stopped where it could go on; `None`: no bound.
+/// Explores `model` and prints the number of executions. `preemptions`: how often a
+/// thread may be stopped although it could continue; `None`: no limit.
 fn explore(
     name: &str,
     preemptions: Option<usize>,
@@ -43,7 +43,7 @@ fn explore(
     let start = std::time::Instant::now();
     builder.check(move || {
         counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        // The engine wants more stack than loom's first thread has.
+        // The engine needs more stack than loom's first thread has.
         let thread = thread::Builder::new().stack_size(STACK);
         thread.spawn(model).unwrap().join().unwrap();
     });
@@ -51,7 +51,7 @@ fn explore(
     println!("loom: {name}: {runs} executions, {:.1?}", start.elapsed());
 }
 
-/// The model holds, and with any of these bugs in it does not.
+/// The model passes, and fails with each of these bugs.
 fn prove(
     name: &str,
     preemptions: Option<usize>,
@@ -73,7 +73,7 @@ fn spawn<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> thread
     builder.spawn(body).unwrap()
 }
 
-/// Forgotten while a failed model is torn down: loom is not there to drop it in.
+/// Leaked when a model fails, because it cannot be dropped outside of loom's execution.
 struct Kept<T>(Option<T>);
 
 impl<T> Drop for Kept<T> {
@@ -94,7 +94,7 @@ impl Wake for Bell {
     }
 }
 
-/// Both devices, a number a chunk.
+/// Both devices, with one number for each chunk.
 #[derive(Clone)]
 struct Disks(Arc<[AtomicU64; CHUNKS + COW_CHUNKS]>);
 
@@ -235,7 +235,7 @@ impl Actor {
         }
     }
 
-    /// Sleeps until it is rung, and does what there is.
+    /// Sleeps until it is woken, and carries out the commands in its inbox.
     fn wait(&mut self) {
         self.bell.0.wait();
         let mut commands = Vec::new();
@@ -280,7 +280,7 @@ impl Actor {
         assert_eq!(self.done.take(), Some(Ok(())));
     }
 
-    /// Starts what batches there are, as the merger's thread does.
+    /// Starts a batch if there is one, as the merger's thread does.
     fn merge_step(&mut self) -> MergeStep {
         let mut commands = Vec::new();
         let step = self.port().merge_step(1 << 20, 1 << 20, &mut commands);
@@ -319,7 +319,7 @@ impl Volume {
     }
 }
 
-/// A snapshot without anything on disk but its chunks.
+/// A snapshot without metadata on disk.
 fn transient() -> ControlRequest {
     let layout = store::Layout::new(ChunkSize::new(1).unwrap());
     add(store::Metadata::transient(layout, COW_CHUNKS as u64))
@@ -548,7 +548,7 @@ fn loom_what_is_left_in_an_inbox_is_taken_out() {
                 merger.wait();
             }
         });
-        // Each tells the merger.
+        // Each notifies the merger.
         volume.control.control(ControlRequest::ResumeMerge);
         volume.control.control(ControlRequest::ResumeMerge);
         waiting.join().unwrap();

@@ -243,9 +243,10 @@ impl Port {
         self.enter(out, Event::Control { id, request });
     }
 
-    /// Starts the next merge batch: of chunks that guest writes wait for up to
-    /// `urgent` bytes, those that came first, and others until it has `background`
-    /// bytes; with 0 of these none. At least one chunk of a kind that is wanted.
+    /// Starts the next merge batch. It takes up to `urgent` bytes of the chunks that
+    /// guest writes wait for, in the order in which they began to wait, and then other
+    /// chunks until it has `background` bytes. A limit of 0 excludes that kind; any
+    /// other limit admits at least one chunk.
     pub fn merge_step(
         &mut self,
         background: u64,
@@ -257,13 +258,13 @@ impl Port {
     }
 
     /// From now on a request that waits for something ends with an error when the
-    /// wait is over. For the end of a port whose requests are left undone.
+    /// wait is over. For a port that ends while requests are under way.
     pub fn abandon(&mut self) {
         self.shared.abandoned.store(true, Ordering::Release);
     }
 
-    /// Whether the transfer with this tag matters to nothing but its request: if it
-    /// fails, the request does. (A flush that fails is remembered.)
+    /// Whether only its request depends on the transfer with this tag: if it fails,
+    /// the request fails, and nothing else changes. (A failed flush has consequences.)
     pub const fn is_abandonable(tag: Tag) -> bool {
         tags::is_fast_transfer(tag)
     }

@@ -1,9 +1,9 @@
-//! What a port's requests are touching right now.
+//! The requests that a port has under way, and what each of them touches.
 //!
 //! The fast path takes no lock, so a state change must be able to find the
 //! requests that were decided before it. Both sides follow one rule:
 //!
-//! - a request *registers, fences, then looks up* the state it depends on;
+//! - a request *registers, fences, then looks up* the state that it depends on;
 //! - a change *stores the new state, fences, then scans* the registrations.
 //!
 //! So either the request sees the new state or the change sees the request.
@@ -32,13 +32,13 @@ pub(super) const PASSDOWN: u64 = 16;
 
 #[derive(Debug, Default)]
 struct Registration {
-    /// 0: free.
+    /// 0: the slot is free.
     touches: AtomicU64,
     start: AtomicU64,
     end: AtomicU64,
 }
 
-/// One port's registrations, a slot each.
+/// One port's registrations, one for each slot.
 #[derive(Debug)]
 pub(super) struct Registrations {
     slots: Box<[Registration]>,
@@ -70,7 +70,7 @@ impl Registrations {
         }
     }
 
-    /// Ends a registration; the caller must then look whether somebody drains.
+    /// Ends a registration. The caller must then check whether a change waits for it.
     pub fn clear(&self, slot: Slot) {
         if let Some(r) = self.slots.get(usize::from(slot)) {
             r.touches.store(0, Ordering::Release);
@@ -80,8 +80,8 @@ impl Registrations {
         }
     }
 
-    /// Whether a registration touches any of `mask` within a range that `hit` picks.
-    /// The caller has fenced after its state change.
+    /// Whether a registration with any of `mask` covers a range for which `hit` is
+    /// true. The caller has fenced after its state change.
     pub fn any(&self, mask: u64, hit: impl Fn(u64, u64) -> bool) -> bool {
         self.slots.iter().any(|r| {
             r.touches.load(Ordering::Acquire) & mask != 0

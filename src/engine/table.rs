@@ -1,5 +1,5 @@
-//! The exceptions of one snapshot as every thread sees them: origin chunk → COW
-//! chunk, looked up without a lock.
+//! The exceptions of one snapshot, origin chunk → COW chunk. Every thread looks them up
+//! without a lock.
 
 use crate::mutation::{self, Mutation};
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +13,7 @@ const MIDDLE: usize = 1 << MIDDLE_SHIFT;
 type Leaf = Box<[AtomicU64; LEAF]>;
 type Middle = Box<[OnceLock<Leaf>]>;
 
-/// What the table says of one chunk.
+/// The table's element for one chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Exception(u64);
 
@@ -43,7 +43,7 @@ impl Exception {
     }
 }
 
-/// Three levels, allocated as they are touched; readers never wait.
+/// Three levels, allocated when they are first used. Readers never wait.
 #[derive(Debug)]
 pub(super) struct ExceptionTable {
     top: Box<[OnceLock<Middle>]>,

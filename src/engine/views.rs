@@ -1,5 +1,5 @@
-//! What each view shows at present, published as one immutable table; and how a
-//! read resolves in it.
+//! The mode of each view, published as one immutable configuration, and where a read
+//! finds its data.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,20 +12,20 @@ use crate::mutation::{self, Mutation};
 use crate::sync::atomic::AtomicBool;
 use crate::units::ChunkSize;
 
-/// The part of a snapshot that every thread may look at.
+/// The part of a snapshot that every thread may read.
 #[derive(Debug)]
 pub(super) struct SharedSnapshot {
     pub id: ViewId,
     pub device: DeviceId,
     pub chunk_size: ChunkSize,
-    /// The snapshot ends here, whatever the origin has behind it.
+    /// Length of the snapshot; the origin may be longer.
     pub sectors: u64,
     pub table: ExceptionTable,
     /// Acknowledged writes may have entries that are not durable yet.
     pub defer_commits: bool,
     pub discards: Discards,
-    /// A flush of a merging store failed, or the store was given up: no flush of it
-    /// is believed any more, nor one that was under way.
+    /// A flush of the merging store failed, or the snapshot is invalid: from then on
+    /// every flush of the store fails, including those under way.
     pub flush_failed: AtomicBool,
 }
 
@@ -54,8 +54,8 @@ impl Extent {
 }
 
 impl SharedSnapshot {
-    /// Splits `start .. end` into runs by where the data is. Behind the snapshot's
-    /// end (in a merge view) that is the origin, also where a copy goes on.
+    /// Splits `start .. end` into runs by where the data is. After the snapshot's end
+    /// (in a merge view) that is the origin, even in a chunk that has a copy.
     pub fn resolve(&self, start: u64, end: u64, mut each: impl FnMut(Extent)) {
         let cs = self.chunk_size;
         let mut run: Option<Extent> = None;
@@ -105,7 +105,7 @@ impl SharedSnapshot {
         }
     }
 
-    /// The snapshot's chunks in `start .. end`: none behind its end.
+    /// The snapshot's chunks in `start .. end`, without those after its end.
     pub fn chunks(&self, start: u64, end: u64) -> std::ops::Range<u64> {
         let end = if mutation::is(Mutation::CopyOutBehindSnapshot) {
             end
@@ -119,7 +119,7 @@ impl SharedSnapshot {
     }
 }
 
-/// Snapshots that an origin write must not take anything from.
+/// Snapshots that need the old data of a chunk before the origin is overwritten.
 pub(super) type PreserveList = Arc<Vec<Arc<SharedSnapshot>>>;
 
 /// Whether every snapshot's chunks in `start .. end` may be overwritten in the origin.
@@ -141,8 +141,8 @@ pub(super) enum ViewMode {
     Snapshot {
         snapshot: Arc<SharedSnapshot>,
         overflow: bool,
-        /// The snapshots that a discard of the origin through this view must not
-        /// take anything from; `None`: there is no such discard now.
+        /// The other snapshots, whose data a discard of the origin through this view
+        /// must keep; `None`: discards do not reach the origin now.
         passdown: Option<PreserveList>,
     },
     Merge {

@@ -13,8 +13,8 @@ use crate::engine::tests::guest_disk::GuestDisk;
 use crate::engine::*;
 use crate::io::Done;
 
-/// Puts a thread to sleep and wakes it: nobody else does, so that a wake-up that
-/// is lost ends in a deadlock, which shuttle reports.
+/// Puts a thread to sleep and wakes it. Nothing else wakes it, so a lost wake-up ends
+/// in a deadlock, which shuttle reports.
 #[derive(Default)]
 pub struct Bell {
     rung: Mutex<bool>,
@@ -52,7 +52,7 @@ pub struct Guest {
     open: BTreeMap<Slot, Open>,
     /// What the last read showed.
     shown: Vec<Stamp>,
-    /// The view may answer with errors: its snapshot is going.
+    /// The view may answer with errors, because its snapshot is being removed.
     pub may_fail: bool,
 }
 
@@ -152,7 +152,7 @@ impl Guest {
         }
     }
 
-    /// Waits until the port may go, as a worker does.
+    /// Waits until the port may be dropped, as a worker does.
     pub fn close(mut self) {
         while !self.port.get().is_idle() || self.disk.get().in_flight() > 0 {
             self.turn();

@@ -1,6 +1,7 @@
 //! Threads on one volume under shuttle: real ports, the real merger and real ring
-//! workers over simulated disks; shuttle decides at every atomic, lock and wait who
-//! goes on. What the guests see must obey `oracle`, everything asked must end.
+//! workers over simulated disks. At every atomic, lock and wait, shuttle decides which
+//! thread continues. What the guests read must agree with `oracle`, and every request
+//! must end.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -25,7 +26,8 @@ fn schedules() -> usize {
     asked.and_then(|n| n.parse().ok()).unwrap_or(1000)
 }
 
-/// More than any run takes: who needs them waits for what does not come.
+/// More than any correct run takes. A run that reaches it waits for an event that does
+/// not happen.
 const STEPS: usize = 100_000;
 const SEED: u64 = 0x5eed;
 
@@ -47,7 +49,7 @@ fn explore(n: usize, quiet: bool, scenario: fn()) -> usize {
         + run(PctScheduler::new_from_seed(SEED, 3, n), quiet, scenario)
 }
 
-/// The scenario holds, and with any of these bugs in it does not.
+/// The scenario passes, and fails with each of these bugs.
 fn prove(name: &str, scenario: fn(), bugs: &[Mutation]) {
     let start = std::time::Instant::now();
     let runs = explore(schedules(), false, scenario);
@@ -63,7 +65,7 @@ fn prove(name: &str, scenario: fn(), bugs: &[Mutation]) {
     }
 }
 
-/// Forgotten by a thread that fails: its drop would go on with the run.
+/// Leaked by a thread that panics, because its drop would continue the run.
 struct Kept<T>(Option<T>);
 
 impl<T> Kept<T> {

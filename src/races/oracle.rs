@@ -1,9 +1,9 @@
-//! What each view may show, whatever the order of what is under way.
+//! What each view may show, in whatever order the requests under way take effect.
 //!
-//! A sector is a register whose writes are known by number. A read may give what
-//! was there when it began or what a write brought that it met; what it gave with
-//! nothing else under way stays. A handover is a write of the whole snapshot to the
-//! origin, a cut a read of the whole origin into the snapshot.
+//! A sector is a register whose writes have numbers. A read may return the value from
+//! before it began, or that of a write that it overlaps. A value that was read while no
+//! write was under way stays. A handover is a write of the whole snapshot to the
+//! origin; a cut is a read of the whole origin into the snapshot.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -17,11 +17,11 @@ type Values = BTreeSet<Stamp>;
 #[derive(Clone)]
 struct Write {
     values: Values,
-    /// What may come after it: writes that it overlaps.
+    /// The values of the writes that it overlaps, which may come after it.
     met: Values,
 }
 
-/// A read under way: what it may give, and whether it met a write.
+/// A read under way: what it may return, and whether it overlaps no write.
 #[derive(Clone)]
 struct Read {
     may: Values,
@@ -90,7 +90,7 @@ struct State {
     told: Vec<Told>,
 }
 
-/// Shared by all threads of a run. Its lock is no scheduling point.
+/// Shared by all threads of a run. Its lock is not a scheduling point.
 #[derive(Clone, Default)]
 pub struct Oracle(Arc<Mutex<State>>);
 
@@ -198,8 +198,8 @@ impl Oracle {
         origin.iter_mut().for_each(|s| s.end_write(id));
     }
 
-    /// What a snapshot shows is one moment of the origin: no write is in it while
-    /// one is missing that had ended before it began. A sector has one writer.
+    /// A snapshot shows the origin at one moment: if it contains a write, it contains
+    /// every write that had ended before that one began. Each sector has one writer.
     pub fn assert_one_moment(&self, shown: &[Stamp]) {
         let state = self.state();
         let place = |sector: usize, stamp| {

@@ -1,5 +1,5 @@
-//! A ring's worker, stopped and started by the front end's messages while requests
-//! are under way: the real handler, worker and event descriptors over guest memory.
+//! A ring's worker that the front end's messages stop and start while requests are
+//! under way: the real handler, worker and event descriptors over guest memory.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -66,7 +66,8 @@ impl Requests for KeptPort {
     }
 }
 
-/// Must have nothing in flight when it goes: then guest memory is unmapped.
+/// Must have nothing in flight when it is dropped, because guest memory is unmapped
+/// then.
 struct Emptied(SimDisk);
 
 impl Disk for Emptied {
@@ -122,7 +123,7 @@ fn event() -> File {
     File::from(eventfd(0, EventfdFlags::NONBLOCK).unwrap())
 }
 
-/// The guest's driver: all it knows is its memory and two event descriptors.
+/// The guest's driver. It has its memory and two event descriptors, nothing else.
 struct Driver {
     memory: File,
     kick: File,
@@ -186,7 +187,8 @@ impl Driver {
         }
     }
 
-    /// Offers all, and sleeps until the device's interrupts have told of all.
+    /// Offers all requests, and sleeps until the device's interrupts have reported all
+    /// of them.
     fn run(mut self) {
         let mut seen = 0;
         for n in 0..COUNT {
@@ -202,7 +204,7 @@ impl Driver {
         }
     }
 
-    /// Takes what is on the used ring; each request is there once.
+    /// Takes the heads on the used ring. Each request must be there once.
     fn take(&mut self, seen: &mut u16) -> u16 {
         while *seen != load(&self.memory, USED + 2) {
             let head = load(&self.memory, USED + 4 + 8 * u64::from(*seen));
@@ -265,8 +267,8 @@ fn handler(volume: &Volume, memory: &File) -> Handler {
     handler
 }
 
-/// The front end stops the ring in the middle, and starts it again; a snapshot is
-/// taken meanwhile, and guests of other queues write to the same chunks.
+/// The front end stops the ring while requests are under way, and starts it again.
+/// Meanwhile a snapshot is taken, and guests of other queues write to the same chunks.
 fn ring_stops() {
     let mut volume = Volume::new();
     volume.snapshot(ViewId(1), 2);
@@ -283,7 +285,7 @@ fn ring_stops() {
         ended: BTreeSet::new(),
     };
     let mut driver = Some(thread::spawn(move || driver.run()));
-    let neighbours = [1, 3, 5, 7].map(|own| volume.guest(ViewId::ORIGIN, own..own + 1, 2));
+    let neighbours = [1, 3, 5, 7].map(|own| volume.guest(ViewId::ORIGIN, own..own + 1, 4));
     let front_end = thread::spawn(move || {
         let mut base = 0;
         for last in [false, true] {
@@ -314,8 +316,9 @@ fn ring_stops() {
     volume.at_rest();
 }
 
-/// The front end loses the back end in the middle, and the next one takes over what
-/// is under way: by the region, or by the used index, whichever index it is told.
+/// The front end loses the back end while requests are under way, and the next back
+/// end takes them over: by the in-flight region, or by the used index. The front end
+/// passes the used or the available index.
 fn back_end_lost(with_region: bool) {
     let mut volume = Volume::new();
     volume.snapshot(ViewId(1), 2);

@@ -1,5 +1,5 @@
-//! Guests of several views against what changes a volume: cuts, handover and
-//! merge, pause, removal, clean stop.
+//! Guests of several views while a volume changes: cuts, handover and merge, pause,
+//! removal, clean stop.
 
 use std::sync::Arc;
 
@@ -115,7 +115,7 @@ impl Volume {
         Kept::new(Merger::start(&self.engine, open, settings).unwrap())
     }
 
-    /// What answers the engine's notices until it is told to end.
+    /// The thread that takes the engine's notices, until the returned function ends it.
     fn main_thread(&mut self) -> impl FnOnce() + use<> {
         let mut notices = Kept(self.notices.0.take());
         let waker = notices.get().waker();
@@ -149,7 +149,7 @@ impl Volume {
         }
     }
 
-    /// A guest that writes and reads at random; no other writes its sectors.
+    /// A guest that writes and reads at random. No other guest writes its sectors.
     pub fn guest(
         &self,
         view: ViewId,
@@ -178,7 +178,7 @@ impl Volume {
         })
     }
 
-    /// A guest that only looks; what it sees at last.
+    /// A guest that only reads; returns the result of its last read.
     fn reader(&self, view: ViewId) -> JoinHandle<Vec<Stamp>> {
         let mut guest = Guest::new(self, view);
         thread::spawn(move || {
@@ -203,7 +203,7 @@ impl Volume {
     }
 }
 
-/// Snapshots come while two guests write the origin.
+/// Snapshots are taken while two guests write the origin.
 fn cuts() {
     let mut volume = Volume::new();
     let guests = [0..4, 4..8].map(|own| volume.guest(ViewId::ORIGIN, own, 4));
@@ -220,14 +220,14 @@ fn cuts() {
     volume.at_rest();
 }
 
-/// Snapshots come while guests write, and their stores have no room for it.
+/// Snapshots are taken while guests write, and their stores are too small.
 fn full_stores() {
     let mut volume = Volume::new();
     let end_main_thread = volume.main_thread();
     volume.snapshot(TWO, 2);
     let two = volume.reader(TWO);
     let guests = [0..4, 4..8].map(|own| volume.guest(ViewId::ORIGIN, own, 4));
-    // Header, one area, and so many chunks.
+    // Header, one area, and one to three data chunks.
     volume.snapshot_of(ONE, 1, 2 + 1 + pick(3) as u64);
     guests.into_iter().for_each(|g| g.join().unwrap());
     two.join().unwrap();
@@ -251,7 +251,7 @@ fn snapshot_writes() {
     end_main_thread();
 }
 
-/// A snapshot goes while its guest and the origin's are at work.
+/// A snapshot is removed while its guest and the origin's guest write and read.
 fn removal() {
     let mut volume = Volume::new();
     volume.snapshot(ONE, 2);
@@ -284,7 +284,7 @@ fn removal() {
     volume.at_rest();
 }
 
-/// Handover and merge under two guests, with another snapshot that stays exact.
+/// Handover and merge while two guests write; another snapshot must not change.
 fn merge_under(writes: MergeWrites) {
     let mut volume = Volume::new();
     volume.snapshot(ONE, 1);
@@ -321,7 +321,7 @@ fn merge_under(writes: MergeWrites) {
     );
 }
 
-/// The merger's thread is stopped at any moment; another one goes on.
+/// The merger's thread is stopped at any moment; another one continues.
 fn merger_stops() {
     let mut volume = Volume::new();
     volume.snapshot(ONE, 1);

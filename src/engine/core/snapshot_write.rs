@@ -61,7 +61,7 @@ impl Part {
     }
 
     fn is_whole(&self) -> bool {
-        self.written == self.all || mutation::is(Mutation::PartialWriteTakenForWhole)
+        self.written == self.all
     }
 
     /// Where it is in the chunk's COW chunk.
@@ -127,10 +127,7 @@ impl Core {
         }
         let part = Part::new(request, shared, chunk, origin_end);
         if let Some(cow) = shared.table.get(chunk).cow_chunk() {
-            if request.is_durable()
-                && snap.unsettled.contains(chunk)
-                && !mutation::is(Mutation::WriteThroughBeforeEntry)
-            {
+            if request.is_durable() && snap.unsettled.contains(chunk) {
                 wait_for_entry(id, request, snap, chunk);
                 self.tasks.push_back(Task::Commit(shared.id));
             }

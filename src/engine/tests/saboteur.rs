@@ -5,9 +5,9 @@
 //! carries out a command, and the engine says what the command is for.
 
 use crate::engine::core::IoPurpose;
-use crate::engine::{Command, Port};
+use crate::engine::{Command, Port, Request, RequestKind};
 use crate::io::sim::SimDisk;
-use crate::io::{Disk, Done, Op, OpKind};
+use crate::io::{Buffer, Disk, Done, Op, OpKind};
 use crate::mutation::{self, Mutation};
 
 /// How an operation is carried out.
@@ -99,9 +99,33 @@ pub fn manner(port: &Port, op: &Op) -> Manner {
     chosen.map_or(AsAsked, |(_, manner)| *manner)
 }
 
+/// Puts the bug that this thread runs with into a request.
+pub fn spoil_request(request: &mut Request) {
+    if let RequestKind::Write { durable } = &mut request.kind
+        && mutation::is(Mutation::WriteThroughBeforeEntry)
+    {
+        *durable = false; // its data is written durably all the same, see below
+    }
+}
+
 /// Puts the bug that this thread runs with into a command that moves guest data.
 pub fn spoil(command: &mut Command) {
     match command {
+        Command::GuestWrite { durable, .. } if mutation::is(Mutation::WriteThroughBeforeEntry) => {
+            *durable = true;
+        }
+        Command::Write {
+            offset,
+            buffer,
+            patch: Some(patch),
+            ..
+        } if mutation::is(Mutation::PartialWriteTakenForWhole) => {
+            *offset += patch.buffer_offset as u64;
+            patch.buffer_offset = 0;
+            if let Buffer::Owned(buffer) = buffer {
+                buffer.set_len(patch.len);
+            }
+        }
         Command::GuestRead { slot_offset, .. } | Command::GuestWrite { slot_offset, .. }
             if mutation::is(Mutation::SlotOffsetIgnored) =>
         {

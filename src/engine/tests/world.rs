@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::guest_disk::GuestDisk;
+use super::saboteur;
 use crate::engine::*;
 use crate::io::sim::{Fill, Rng, SimDevices};
 use crate::io::{DeviceId, Done};
@@ -236,7 +237,8 @@ impl World {
         snapshot
     }
 
-    pub fn submit(&mut self, actor: usize, request: Request, data: Vec<u8>) {
+    pub fn submit(&mut self, actor: usize, mut request: Request, data: Vec<u8>) {
+        saboteur::spoil_request(&mut request);
         self.actors[actor]
             .disk
             .memory
