@@ -60,7 +60,7 @@ pub(crate) enum Mutation {
     PassdownNotDrained,
     IoToWhoeverCalls,
     LowestChunkFirst,
-    // Found by `engine/tests/faults.rs` and `engine/tests/cut.rs`.
+    // Found by `engine/tests/io_errors.rs` and `engine/tests/truncated_store.rs`.
     HeaderLeftValid,
     CutRegrown,
     CutUnnoticed,

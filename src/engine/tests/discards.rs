@@ -1,7 +1,7 @@
 //! Discards and writes of zeroes. The rows named here are those of
 //! `docs/checklist.md`.
 
-use super::bench::*;
+use super::helpers::*;
 use super::world::*;
 use crate::engine::*;
 use crate::io::Zeroing;

@@ -1,7 +1,7 @@
 //! Copies larger than one piece (1 MiB), and more copy-outs than may be under way at
 //! once (16 MiB).
 
-use super::bench::*;
+use super::helpers::*;
 use super::world::*;
 use crate::engine::*;
 use crate::io::sim::{Fill, LoggedKind};

@@ -5,21 +5,22 @@
     clippy::cast_possible_wrap
 )]
 
-mod bench;
-mod cut;
+mod abandoned_port;
+mod basics;
 mod discards;
-mod faults;
 pub(crate) mod guest_disk;
+mod helpers;
+mod io_errors;
 mod large_copies;
-mod leaving;
-mod mended;
-mod merging;
-mod originals;
+mod linux_faults;
+mod merge;
+mod notices;
+mod origin_view;
 mod saboteur;
-mod scenarios;
-mod shadowing;
-mod shorter;
+mod short_snapshot;
 mod simulator;
+mod snapshot_view;
+mod stamps;
 mod store_release;
-mod telling;
+mod truncated_store;
 mod world;

@@ -1,7 +1,7 @@
 //! A store is let go, by the end of its merge or its removal, only when nothing uses
 //! it any more: its device may be closed then.
 
-use super::bench::*;
+use super::helpers::*;
 use super::world::*;
 use crate::engine::*;
 use crate::io::sim::{Keep, SimDevices};

@@ -1,7 +1,7 @@
 //! O06: snapshots that are shorter than their origin, because it grew after they
 //! were taken.
 
-use super::bench::*;
+use super::helpers::*;
 use super::world::*;
 use crate::engine::*;
 use crate::store::Entry;

@@ -1,7 +1,7 @@
 //! Origin writes and what they leave in the snapshots. The rows named here are
 //! those of `docs/checklist.md`.
 
-use super::bench::*;
+use super::helpers::*;
 use super::world::*;
 use crate::engine::*;
 use crate::io::sim::LoggedKind;

@@ -1,6 +1,6 @@
 //! Merges. The rows named here are those of `docs/checklist.md`.
 
-use super::bench::*;
+use super::helpers::*;
 use super::world::*;
 use crate::engine::*;
 use crate::io::sim::{Keep, LoggedKind};

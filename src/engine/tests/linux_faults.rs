@@ -1,7 +1,7 @@
 //! Faults of the kernel's dm-snapshot that are none here: each test fails with
 //! the kernel's behaviour. Rows and numbers are those of `docs/checklist.md`.
 
-use super::bench::*;
+use super::helpers::*;
 use super::world::*;
 use crate::engine::*;
 use crate::io::Errno;

@@ -1,6 +1,6 @@
 //! What is told, and in which order. I04 of `docs/checklist.md`.
 
-use super::bench::*;
+use super::helpers::*;
 use super::world::*;
 use crate::engine::*;
 

@@ -1,14 +1,10 @@
-//! Single promises, one test each.
+//! The basic guarantees of copy-out, snapshot writes, overflow, merge and removal,
+//! one test each.
 
+use super::helpers::*;
 use super::world::*;
 use crate::engine::*;
 use crate::io::sim::{Keep, LoggedEvent, LoggedKind};
-
-fn world(sectors: u64) -> (World, usize) {
-    let mut w = World::new(7, sectors);
-    let origin = w.add_actor(PortRole::View(ViewId::ORIGIN));
-    (w, origin)
-}
 
 #[test]
 fn a_snapshot_keeps_what_the_origin_held_at_the_cut() {

@@ -1,0 +1,137 @@
+//! Merges: both policies, holes in the log, several units, interruptions, pauses.
+
+use super::super::plan::{Action, Case, Store};
+use crate::engine::MergeWrites;
+use crate::engine::MergeWrites::{Redirect, Wait};
+
+pub fn merge(writes: MergeWrites) -> Case {
+    Case::new("a merge", 4)
+        .store(Store::new(1, "P", 1, 60))
+        .write(0, 0..1)
+        .write(0, 2..4)
+        .rest()
+        .batch(512)
+        .handover(1, writes, false)
+        .write(0, 0..1)
+        .flush(0)
+        .write(0, 3..4)
+        .read(0, 0..4)
+        .flush(0)
+}
+
+pub fn merge_with_another() -> Case {
+    Case::new("a merge beside another snapshot", 4)
+        .store(Store::new(1, "P", 1, 60))
+        .write(0, 0..2)
+        .rest()
+        .then(Action::Add(Store::new(2, "P", 2, 60)))
+        .rest()
+        .handover(1, Redirect, true)
+        .write(0, 1..2)
+        .read(2, 0..4)
+        .flush(0)
+}
+
+/// The chunk of the log's first entry jumps the queue, so that the last entry moves.
+pub fn hole() -> Case {
+    Case::new("a merge from the middle of the log", 6)
+        .store(Store::new(1, "P", 1, 60))
+        .write(0, 0..1)
+        .rest()
+        .write(0, 1..2)
+        .rest()
+        .write(0, 2..3)
+        .rest()
+        .batch(512)
+        .handover(1, Wait, false)
+        .write(0, 0..1)
+        .flush(0)
+        .write(0, 1..2)
+        .write(0, 4..5)
+}
+
+/// As [`hole`], and the entries lie in different units.
+pub fn hole_across_units() -> Case {
+    Case::new("a merge from the first unit of a longer log", 68)
+        .store(Store::new(1, "P", 2, 200).filled(34))
+        .batch(1024)
+        .handover(1, Wait, false)
+        .write(0, 66..68)
+        .flush(0)
+        .write(0, 64..65)
+}
+
+/// Removal of many entries empties several units.
+pub fn long_tail() -> Case {
+    Case::new("a merge of several units at once", 68)
+        .store(Store::new(1, "P", 2, 200).filled(34))
+        .batch(34 << 10)
+        .handover(1, Redirect, false)
+        .write(0, 10..12)
+        .flush(0)
+}
+
+/// Power and process end in turns while a merge runs.
+pub fn interrupted() -> Case {
+    Case::new("a merge interrupted", 6)
+        .store(Store::new(1, "P", 1, 60))
+        .write(0, 0..1)
+        .write(0, 1..2)
+        .write(0, 2..4)
+        .flush(0)
+        .rest()
+        .batch(512)
+        .handover(1, Wait, false)
+        .write(0, 0..1)
+        .then(Action::PowerLoss)
+        .write(0, 1..2)
+        .then(Action::ProcessDeath)
+        .write(0, 2..3)
+        .flush(0)
+        .then(Action::PowerLoss)
+        .write(0, 3..4)
+}
+
+/// Found by the sweep: while a merge stood still, a flush of its store failed, and
+/// the guest's next flush was believed.
+pub fn paused() -> Case {
+    Case::new("a merge that is paused", 4)
+        .store(Store::new(1, "P", 1, 60))
+        .write(0, 0..4)
+        .rest()
+        .batch(512)
+        .handover(1, Redirect, false)
+        .then(Action::Pause)
+        .write(0, 0..1)
+        .rest()
+        .flush(0)
+        .rest()
+        .flush(0)
+        .rest()
+        .then(Action::MergeWrites(Wait))
+        .write(0, 1..2)
+        .rest()
+        .then(Action::Resume)
+        .read(0, 0..4)
+}
+
+/// The origin grew since the snapshot was taken. Its last chunk goes on behind its
+/// end, where the origin has something else by the time of the merge.
+pub fn shorter(writes: MergeWrites) -> Case {
+    Case::new("a snapshot shorter than its origin", 6)
+        .store(Store::new(1, "P", 2, 80).shorter_by(3))
+        .store(Store::new(2, "P", 1, 60))
+        .write(0, 2..6)
+        .rest()
+        .write(0, 3..5)
+        .write(1, 2..3)
+        .rest()
+        .batch(512)
+        .handover(1, writes, false)
+        .read(0, 0..6)
+        .write(0, 2..4)
+        .write(0, 3..4)
+        .read(0, 0..6)
+        .flush(0)
+        .read(2, 0..6)
+}
