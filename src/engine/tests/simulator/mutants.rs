@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::explore::Depth;
-use super::plan::{Weather, random};
+use super::random::{Weather, random};
 use super::{prove, run, scenarios, sweep};
 use crate::mutation::{self, Mutation};
 

@@ -1,10 +1,12 @@
 //! What came of it: completions, notices and control replies, held against the model.
 
 use super::content::Content;
-use super::sim::{Asked, Control, Recorded, Sim, Verdict};
+use super::plan::Store;
+use super::sim::{Asked, Control, Merging, Recorded, Sim, Verdict};
 use super::start::FILLED;
 use crate::engine::tests::world::*;
 use crate::engine::*;
+use crate::io::DeviceId;
 
 impl Sim {
     pub fn collect(&mut self) -> Verdict {
@@ -66,33 +68,7 @@ impl Sim {
             return Ok(()); // its snapshot is gone
         };
         if status != Status::Ok {
-            // A full store may have grown between a write's failure and its end.
-            let changes = matches!(request, Asked::Write { .. } | Asked::Discard { .. });
-            if self.may_fail(id) || (self.may_fill.contains(&id) && changes) {
-                if let Asked::Discard {
-                    sector,
-                    sectors,
-                    passdown: true,
-                } = request
-                    && let Some(origin) = self.views.get_mut(&ViewId::ORIGIN)
-                {
-                    origin.content.fail_write(sector, sectors);
-                }
-                if let (
-                    Asked::Write {
-                        sector, sectors, ..
-                    }
-                    | Asked::Discard {
-                        sector, sectors, ..
-                    },
-                    Some(view),
-                ) = (&request, self.views.get_mut(&id))
-                {
-                    view.content.fail_write(*sector, *sectors);
-                }
-                return Ok(());
-            }
-            return Err(format!("{id:?}: {request:?} failed"));
+            return self.request_failed(id, &request);
         }
         let Some(view) = self.views.get_mut(&id) else {
             return Ok(());
@@ -119,6 +95,33 @@ impl Sim {
             }
             Asked::Flush { floors, sure: true } => view.content.flushed(&floors),
             _ => {} // across a handover: before it or after it
+        }
+        Ok(())
+    }
+
+    fn request_failed(&mut self, id: ViewId, request: &Asked) -> Verdict {
+        // A full store may have grown between a write's failure and its end.
+        let changes = matches!(request, Asked::Write { .. } | Asked::Discard { .. });
+        let allowed = self.may_fail(id) || self.may_fill.contains(&id) && changes;
+        if !allowed {
+            return Err(format!("{id:?}: {request:?} failed"));
+        }
+        let (sector, sectors, passdown) = match *request {
+            Asked::Write {
+                sector, sectors, ..
+            } => (sector, sectors, false),
+            Asked::Discard {
+                sector,
+                sectors,
+                passdown,
+            } => (sector, sectors, passdown),
+            Asked::Read { .. } | Asked::Flush { .. } => return Ok(()),
+        };
+        let origin = Some(ViewId::ORIGIN).filter(|_| passdown);
+        for changed in [Some(id), origin].into_iter().flatten() {
+            if let Some(view) = self.views.get_mut(&changed) {
+                view.content.fail_write(sector, sectors);
+            }
         }
         Ok(())
     }
@@ -189,99 +192,96 @@ impl Sim {
                 store,
                 device,
                 before,
-            } => {
-                if let Err(error) = result {
-                    return if faulty {
-                        Ok(())
-                    } else {
-                        Err(format!("{error}"))
-                    };
-                }
-                let id = store.snapshot();
-                let mut content = Content::at_cut(&before, &self.views[&ViewId::ORIGIN].content);
-                content.cut_short(content.len() - store.lacks);
-                content.overlay(store.filled, store.chunk, FILLED);
-                let recorded = Recorded {
-                    device,
-                    kind: store.kind,
-                    sectors: content.len(),
-                    area: store.area,
-                    defer: store.defer,
-                    discards: store.discards,
-                    valid: true,
-                };
-                self.record.snapshots.insert(id, recorded);
-                self.add_view(id, content);
-            }
-            Control::Remove(id) => {
-                match result {
-                    // The record stays, and says that it is invalid.
-                    Err(ControlError::NotMarked(_)) if faulty => return Ok(()),
-                    result => result.map_err(|e| format!("{id:?} cannot be removed: {e}"))?,
-                }
-                if let Some(recorded) = self.record.snapshots.get_mut(&id)
-                    && recorded.kind != "N"
-                {
-                    // Nobody has a record any more: the header alone must say it.
-                    recorded.valid = true;
-                    self.given_up.insert(id);
-                    self.check()?;
-                }
-                self.is_let_go(id)?;
-                self.record.snapshots.remove(&id);
-                self.views.remove(&id);
-            }
-            Control::Handover { merging, window } => {
-                if let Err(error) = result {
+            } => match result {
+                Ok(()) => self.added(&store, device, &before),
+                Err(_) if faulty => {}
+                Err(error) => return Err(format!("{error}")),
+            },
+            Control::Remove(id) => match result {
+                Ok(()) => self.removed(id)?,
+                // The record stays, and says that it is invalid.
+                Err(ControlError::NotMarked(_)) if faulty => {}
+                Err(error) => return Err(format!("{id:?} cannot be removed: {error}")),
+            },
+            Control::Handover { merging, window } => match result {
+                Ok(()) => self.handover_done(merging, &window),
+                Err(error) => {
                     self.record.merging = None;
-                    return if faulty || self.may_fill.contains(&merging.snapshot) {
-                        Ok(())
-                    } else {
-                        Err(format!("handover: {error}"))
-                    };
-                }
-                if let (Some(merged), Some(origin)) = (
-                    self.views.remove(&merging.snapshot),
-                    self.views.get_mut(&ViewId::ORIGIN),
-                ) {
-                    origin.content = merged.content.over(&origin.content);
-                    for (sector, sectors, stamp) in window {
-                        origin
-                            .content
-                            .wild_write(sector, sectors, stamp, self.next_stamp);
-                    }
-                    if merging.follow {
-                        origin.actors.extend(merged.actors);
+                    if !faulty && !self.may_fill.contains(&merging.snapshot) {
+                        return Err(format!("handover: {error}"));
                     }
                 }
-            }
-            Control::Sync(floors) => {
-                if result.is_ok() {
-                    for (id, floors) in floors {
-                        if self
-                            .w
-                            .engine
-                            .status()
-                            .snapshots
-                            .iter()
-                            .any(|s| s.snapshot == id && s.state == SnapshotState::Invalid)
-                        {
-                            continue; // nobody promises anything of it any more
-                        }
-                        if let Some(view) = self.views.get_mut(&id) {
-                            view.content.flushed(&floors);
-                        }
-                    }
-                }
-            }
-            Control::Other => {}
-            Control::Resume => {
-                if result.is_ok() {
-                    self.merge_failed = false;
-                }
-            }
+            },
+            Control::Sync(floors) if result.is_ok() => self.synced(floors),
+            Control::Resume if result.is_ok() => self.merge_failed = false,
+            Control::Sync(_) | Control::Resume | Control::Other => {}
         }
         Ok(())
+    }
+
+    fn added(&mut self, store: &Store, device: DeviceId, before: &Content) {
+        let id = store.snapshot();
+        let mut content = Content::at_cut(before, &self.views[&ViewId::ORIGIN].content);
+        content.cut_short(content.len() - store.lacks);
+        content.overlay(store.filled, store.chunk, FILLED);
+        let recorded = Recorded {
+            device,
+            kind: store.kind,
+            sectors: content.len(),
+            area: store.area,
+            defer: store.defer,
+            discards: store.discards,
+            valid: true,
+        };
+        self.record.snapshots.insert(id, recorded);
+        self.add_view(id, content);
+    }
+
+    fn removed(&mut self, id: SnapshotId) -> Verdict {
+        if let Some(recorded) = self.record.snapshots.get_mut(&id)
+            && recorded.kind != "N"
+        {
+            // Nobody has a record any more: the header alone must say it.
+            recorded.valid = true;
+            self.given_up.insert(id);
+            self.check()?;
+        }
+        self.is_let_go(id)?;
+        self.record.snapshots.remove(&id);
+        self.views.remove(&id);
+        Ok(())
+    }
+
+    fn handover_done(&mut self, merging: Merging, window: &[(u64, u64, u64)]) {
+        let Some(merged) = self.views.remove(&merging.snapshot) else {
+            return;
+        };
+        let Some(origin) = self.views.get_mut(&ViewId::ORIGIN) else {
+            return;
+        };
+        origin.content = merged.content.over(&origin.content);
+        for (sector, sectors, stamp) in window {
+            origin
+                .content
+                .wild_write(*sector, *sectors, *stamp, self.next_stamp);
+        }
+        if merging.follow {
+            origin.actors.extend(merged.actors);
+        }
+    }
+
+    fn synced(&mut self, floors: Vec<(ViewId, Vec<u64>)>) {
+        let status = self.w.engine.status();
+        let is_invalid =
+            |s: &SnapshotStatus, id| s.snapshot == id && s.state == SnapshotState::Invalid;
+        for (id, floors) in floors {
+            if status.snapshots.iter().any(|s| is_invalid(s, id)) {
+                continue; // nobody promises anything of it any more
+            }
+            if let Some(view) = self.views.get_mut(&id) {
+                view.content.flushed(&floors);
+            }
+        }
     }
 
     /// The user may take the store's device away now.

@@ -2,7 +2,7 @@
 
 use super::content::End;
 use super::plan::layout;
-use super::sim::{Sim, Verdict, nothing_works};
+use super::sim::{Recorded, Sim, Verdict, nothing_works};
 use crate::engine::tests::saboteur::StartDisk;
 use crate::engine::*;
 use crate::io::DeviceId;
@@ -30,18 +30,7 @@ impl Sim {
     /// Takes up what `old` left. Order, as the daemon keeps it: 1 each store
     /// loaded and settled → 2 each snapshot added → 3 the merge handed over again.
     pub fn begin_again(&mut self, old: &Self, end: End) -> Verdict {
-        let valid = match self.record.merging {
-            Some(merging) => self.is_valid(merging.snapshot)?,
-            None => true, // over already
-        };
-        if let Some(content) = old.handed_over().filter(|_| valid)
-            && let Some(origin) = self.views.get_mut(&ViewId::ORIGIN)
-        {
-            origin.content = content;
-            if let Some(merging) = self.record.merging {
-                self.views.remove(&merging.snapshot);
-            }
-        }
+        self.believe_the_handover(old)?;
         self.record
             .snapshots
             .retain(|_, r| r.kind != "N" && r.valid);
@@ -50,35 +39,7 @@ impl Sim {
         }
         let snapshots = self.record.snapshots.clone();
         for (id, recorded) in &snapshots {
-            let devices = self.w.devices.clone();
-            match load(&devices, recorded.device, recorded.area, self.origin())? {
-                store::Loaded::Valid(found) => {
-                    let mut disk = StartDisk::new(devices.disk());
-                    let metadata = found
-                        .settle(&mut disk, recorded.device)
-                        .map_err(|e| e.to_string())?;
-                    let store = Box::new(SnapshotStore {
-                        device: recorded.device,
-                        metadata,
-                        sectors: recorded.sectors,
-                        keep_on_overflow: recorded.kind == "PO",
-                        valid: true,
-                        marked: false,
-                        defer_commits: recorded.defer,
-                        discards: recorded.discards,
-                    });
-                    self.control(ControlRequest::AddSnapshot {
-                        snapshot: *id,
-                        store,
-                    })?;
-                }
-                store::Loaded::Invalid { .. } => {
-                    store::settle_invalid(&mut StartDisk::new(devices.disk()), recorded.device)
-                        .map_err(|e| e.to_string())?;
-                    self.given_up.insert(*id);
-                }
-                store::Loaded::New => return Err(format!("{id:?}: no store any more")),
-            }
+            self.take_up(*id, recorded)?;
         }
         let given_up = self.given_up.clone();
         // Forgotten, as the daemon asks for it: its handover never took place.
@@ -114,6 +75,54 @@ impl Sim {
         self.see_what_is_there(ViewId::ORIGIN, end)?;
         self.check()?;
         self.record.snapshots.retain(|id, _| !given_up.contains(id));
+        Ok(())
+    }
+
+    /// The record says that the handover under way took place, if its store is valid.
+    fn believe_the_handover(&mut self, old: &Self) -> Verdict {
+        let valid = match self.record.merging {
+            Some(merging) => self.is_valid(merging.snapshot)?,
+            None => true, // over already
+        };
+        if let Some(content) = old.handed_over().filter(|_| valid)
+            && let Some(origin) = self.views.get_mut(&ViewId::ORIGIN)
+        {
+            origin.content = content;
+            if let Some(merging) = self.record.merging {
+                self.views.remove(&merging.snapshot);
+            }
+        }
+        Ok(())
+    }
+
+    /// Loads and settles a store, and adds its snapshot if it is valid.
+    fn take_up(&mut self, snapshot: SnapshotId, recorded: &Recorded) -> Verdict {
+        let devices = self.w.devices.clone();
+        match load(&devices, recorded.device, recorded.area, self.origin())? {
+            store::Loaded::Valid(found) => {
+                let mut disk = StartDisk::new(devices.disk());
+                let metadata = found
+                    .settle(&mut disk, recorded.device)
+                    .map_err(|e| e.to_string())?;
+                let store = Box::new(SnapshotStore {
+                    device: recorded.device,
+                    metadata,
+                    sectors: recorded.sectors,
+                    keep_on_overflow: recorded.kind == "PO",
+                    valid: true,
+                    marked: false,
+                    defer_commits: recorded.defer,
+                    discards: recorded.discards,
+                });
+                self.control(ControlRequest::AddSnapshot { snapshot, store })?;
+            }
+            store::Loaded::Invalid { .. } => {
+                store::settle_invalid(&mut StartDisk::new(devices.disk()), recorded.device)
+                    .map_err(|e| e.to_string())?;
+                self.given_up.insert(snapshot);
+            }
+            store::Loaded::New => return Err(format!("{snapshot:?}: no store any more")),
+        }
         Ok(())
     }
 

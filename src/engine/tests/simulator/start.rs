@@ -282,27 +282,7 @@ impl Sim {
                 }
                 self.start_add(store)?;
             }
-            Action::Remove { id } => {
-                let id = ViewId(*id);
-                let merging = self.record.merging.is_some_and(|m| m.snapshot == id);
-                if merging || !self.record.snapshots.contains_key(&id) {
-                    return Ok(true);
-                }
-                // The state file says so first; else an unwritable header would matter.
-                if let Some(recorded) = self.record.snapshots.get_mut(&id)
-                    && !self.faulty.is_empty()
-                {
-                    recorded.valid = false;
-                }
-                self.control = Some(Control::Remove(id));
-                self.w.control(
-                    1,
-                    ControlRequest::RemoveSnapshot {
-                        snapshot: id,
-                        force: false,
-                    },
-                );
-            }
+            Action::Remove { id } => self.start_remove(ViewId(*id)),
             Action::Handover { id, writes, follow } => {
                 return self.start_handover(ViewId(*id), *writes, *follow);
             }
@@ -311,22 +291,7 @@ impl Sim {
                 self.control = Some(Control::Sync(floors.collect()));
                 self.w.control(1, ControlRequest::Sync);
             }
-            Action::Grow { id } => {
-                let snapshot = ViewId(*id);
-                let Some(recorded) = self.record.snapshots.get(&snapshot) else {
-                    return Ok(true);
-                };
-                let cow_sectors = self.w.devices.sectors(recorded.device) + 64;
-                self.w.devices.resize(recorded.device, cow_sectors);
-                self.control = Some(Control::Other);
-                self.w.control(
-                    1,
-                    ControlRequest::Grow {
-                        snapshot,
-                        cow_sectors,
-                    },
-                );
-            }
+            Action::Grow { id } => self.start_grow(ViewId(*id)),
             other => {
                 let request = match other {
                     Action::Pause => ControlRequest::PauseMerge,
@@ -345,6 +310,36 @@ impl Sim {
         }
         self.collect()?;
         Ok(true)
+    }
+
+    fn start_remove(&mut self, snapshot: SnapshotId) {
+        let merging = self.record.merging.is_some_and(|m| m.snapshot == snapshot);
+        let Some(recorded) = self.record.snapshots.get_mut(&snapshot) else {
+            return;
+        };
+        if merging {
+            return;
+        }
+        // The state file says so first; else an unwritable header would matter.
+        recorded.valid &= self.faulty.is_empty();
+        self.control = Some(Control::Remove(snapshot));
+        let force = false;
+        self.w
+            .control(1, ControlRequest::RemoveSnapshot { snapshot, force });
+    }
+
+    fn start_grow(&mut self, snapshot: SnapshotId) {
+        let Some(recorded) = self.record.snapshots.get(&snapshot) else {
+            return;
+        };
+        let cow_sectors = self.w.devices.sectors(recorded.device) + 64;
+        self.w.devices.resize(recorded.device, cow_sectors);
+        self.control = Some(Control::Other);
+        let request = ControlRequest::Grow {
+            snapshot,
+            cow_sectors,
+        };
+        self.w.control(1, request);
     }
 
     fn start_handover(
