@@ -20,7 +20,7 @@ use shuttle::{Config, FailurePersistence, MaxSteps, Runner};
 
 use crate::mutation::{self, Mutation};
 
-/// Schedules of each kind; `SNAPBACK_SCHEDULES` asks for more.
+/// Schedules of each kind; `SNAPBACK_SCHEDULES` overrides the number.
 fn schedules() -> usize {
     let asked = std::env::var("SNAPBACK_SCHEDULES").ok();
     asked.and_then(|n| n.parse().ok()).unwrap_or(1000)

@@ -75,7 +75,7 @@ impl Sector {
     }
 }
 
-/// A write of a guest to the origin, for the order of a cut.
+/// A guest's write to the origin, for the check of a cut.
 struct Told {
     sector: usize,
     stamp: Stamp,
@@ -110,7 +110,7 @@ impl Oracle {
         self.0.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// A number for the next operation, and for what it writes: far from the
+    /// A number for the next operation and the value that it writes, distinct from the
     /// origin's first content.
     pub fn next(&self) -> u64 {
         let mut state = self.state();

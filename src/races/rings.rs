@@ -31,7 +31,7 @@ use crate::virtio_blk::{BlkDevice, ConfigSpace};
 
 const SIZE: u16 = 32;
 const MEMORY: u64 = 0x10000;
-/// Where the front end's process has the guest's memory.
+/// Address of the guest's memory in the front end's process.
 const USER: u64 = 0x7000_0000;
 const AVAILABLE: u64 = 0x1000;
 const USED: u64 = 0x2000;

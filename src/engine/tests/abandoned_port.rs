@@ -1,5 +1,5 @@
-//! A port whose requests are left undone, because the daemon ends or the front end
-//! has gone: what others depend on is finished.
+//! A port whose requests are abandoned, because the daemon stops or the front end
+//! has disconnected: work that other requests depend on is still completed.
 
 use super::world::*;
 use crate::engine::*;
@@ -14,8 +14,8 @@ fn write(slot: Slot, sector: u64, sectors: u64) -> Request {
     }
 }
 
-/// Requests that wait for copy-outs end with an error, at whatever moment they are
-/// given up; the snapshots stay exact and valid, and others' requests go on.
+/// Requests that wait for copy-outs end with an error, whenever they are abandoned.
+/// The snapshots stay exact and valid, and requests of other ports complete.
 #[test]
 fn what_an_abandoned_port_had_begun_for_others_is_finished() {
     let mut failed = 0;
@@ -29,7 +29,7 @@ fn what_an_abandoned_port_had_begun_for_others_is_finished() {
             let at = 16 * u64::from(slot);
             w.submit(leaving, write(slot, at, 16), data_of(at, 16, 900));
         }
-        // The same chunks: whose copy-out it is shall make no difference.
+        // The same chunks: it must not matter which port started a copy-out.
         w.submit(staying, write(0, 4, 200), data_of(4, 200, 901));
         for _ in 0..moment {
             w.step();
@@ -69,8 +69,8 @@ fn what_an_abandoned_port_had_begun_for_others_is_finished() {
     assert!(failed > 100, "only {failed} were left undone");
 }
 
-/// What may be abandoned on its way fails its request and nothing else; what may not
-/// is told apart by its tag.
+/// An I/O command whose tag says that it may be abandoned fails its request and
+/// nothing else.
 #[test]
 fn only_transfers_that_matter_to_nobody_else_may_be_abandoned() {
     let mut w = World::new(5, 64);
@@ -112,6 +112,6 @@ fn only_transfers_that_matter_to_nobody_else_may_be_abandoned() {
         "{out:?}"
     );
     assert_eq!(w.engine.status().snapshots[0].state, SnapshotState::Active);
-    // The world is left with the write under way.
+    // The world is dropped while the write is under way.
     std::mem::forget((port, first_write));
 }

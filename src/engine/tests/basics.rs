@@ -125,7 +125,7 @@ fn a_full_store_is_given_up_durably_before_the_origin_changes() {
             ..
         }
     )));
-    // Even if everything that was not flushed is lost.
+    // Even if power loss takes everything that was not flushed.
     let crashed = w.devices.crash(Keep::Nothing);
     assert!(
         World::offline_view(&crashed, w.origin, w.cows[&s]).is_none(),
@@ -232,7 +232,7 @@ fn a_merge_ends_with_the_snapshot_in_the_origin_and_an_empty_store() {
                 .notices
                 .contains(&Notice::MergeDone { snapshot: s })
         );
-        // And the view goes on as an origin view, the other snapshot stays exact.
+        // The view continues as an origin view, and the other snapshot stays exact.
         assert_eq!(w.write(origin, 0, 203, 901), Status::Ok);
         assert_eq!(
             w.read(other_view, 0, 203).unwrap(),

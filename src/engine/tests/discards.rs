@@ -44,7 +44,7 @@ fn discard(w: &mut World, actor: usize, sector: u64, sectors: u64) -> Status {
     w.wait_for(actor, RequestKind::Discard, sector, data).0
 }
 
-/// What was zeroed since the last look: device, sectors, how.
+/// What was zeroed since the last call: device, first sector, sectors, how.
 fn zeroed(w: &World) -> Vec<(DeviceId, u64, u64, Zeroing)> {
     let all = submitted(w).into_iter();
     all.map(|l| match l.kind {
@@ -60,7 +60,7 @@ fn a_discard_of_the_origin_takes_only_what_every_snapshot_has() {
     let (mut w, origin) = world(64);
     let (_, first) = snapshot(&mut w, 1, 8, Discards::default());
     let (_, second) = snapshot(&mut w, 2, 4, Discards::default());
-    // The large chunk 1 is saved in both, of chunk 3 the second has one half.
+    // Chunk 1 is saved in both snapshots; the second one has half of chunk 3.
     w.write(origin, 8, 8, 900);
     w.write(origin, 28, 1, 901);
     w.settle();
@@ -79,7 +79,7 @@ fn a_discard_of_the_origin_takes_only_what_every_snapshot_has() {
     for view in [first, second] {
         assert_eq!(w.read(view, 0, 64).unwrap(), numbers(64));
     }
-    // It cost no snapshot anything.
+    // No snapshot had to copy anything.
     for (was, is) in before.snapshots.iter().zip(&w.engine.status().snapshots) {
         assert_eq!(
             (was.usage.allocated, was.exceptions),
@@ -126,7 +126,7 @@ fn behind_a_shorter_snapshots_end_everything_can_be_discarded() {
     assert_eq!(w.read(view, 0, 20).unwrap(), numbers(20));
 }
 
-/// O11: a guest cannot make unbounded work out of one discard.
+/// O11: one discard of a guest causes a bounded number of operations.
 #[test]
 fn a_discard_of_alternating_chunks_ends_after_a_number_of_runs() {
     let (mut w, origin) = world(1200);
@@ -145,8 +145,8 @@ fn a_discard_of_alternating_chunks_ends_after_a_number_of_runs() {
     );
 }
 
-/// O11, O12: the cut waits for a discard that was decided before it, and one that
-/// comes while it waits is decided by the new state.
+/// O11, O12: a new snapshot waits for a discard that was decided before; one that
+/// arrives while it waits is decided by the new state.
 #[test]
 fn a_discard_is_wholly_before_or_after_a_cut() {
     let (mut w, origin) = world(64);
@@ -234,7 +234,7 @@ fn a_discard_of_a_snapshot_zeroes_what_is_in_its_store() {
     assert_eq!(stamps(&left), expected);
 }
 
-/// N16: an exception that is still being made is none.
+/// N16: an exception that is not published yet does not count.
 #[test]
 fn a_discard_of_a_chunk_that_is_being_saved_leaves_it() {
     let (mut w, origin) = world(64);
@@ -309,14 +309,14 @@ fn a_discard_is_passed_down_where_every_other_snapshot_has_its_own() {
     shown[16..24].fill(901);
     assert_eq!(w.read(other, 0, 64).unwrap(), shown);
     assert_eq!(origin_now(&w)[24..], numbers(64)[24..]);
-    // What has no exception reads what the origin reads, as in Linux.
+    // Chunks without an exception show the origin, as in Linux.
     let ours = w.read(view, 0, 32).unwrap();
     assert_eq!(ours[16..24], origin_now(&w)[16..24]);
     assert_eq!((&ours[..8], &ours[24..]), (&[0; 8][..], &[0; 8][..]));
 }
 
-/// N17: while a snapshot is taken or handed over, or merges, nothing is passed down;
-/// and what was passed down before is waited for.
+/// N17: while a snapshot is being taken or handed over, or merges, nothing is passed
+/// down; each of these waits for discards that were passed down before.
 #[test]
 fn a_discard_that_is_passed_down_keeps_clear_of_every_change() {
     let changes: [fn(&mut World) -> ControlRequest; 2] = [
@@ -342,7 +342,7 @@ fn a_discard_that_is_passed_down_keeps_clear_of_every_change() {
         let request = change(&mut w);
         submitted(&w);
         w.control(5, request);
-        // One that comes meanwhile zeroes its own store only.
+        // A discard that arrives meanwhile zeroes its own store only.
         start_discard(&mut w, view, 2, 8, 8);
         let new = zeroed(&w);
         assert_eq!((new.len(), new[0].3), (1, Zeroing::Keep));
@@ -351,7 +351,7 @@ fn a_discard_that_is_passed_down_keeps_clear_of_every_change() {
         w.settle();
         assert_eq!(w.actors[CONTROL].control_done, [(5, Ok(()))]);
         assert_done(&mut w, view, [1, 2]);
-        // A merge takes care of the origin alone.
+        // During a merge only the merger changes the origin.
         submitted(&w);
         discard(&mut w, view, 16, 8);
         let passed = zeroed(&w).iter().filter(|z| z.0 == w.origin).count();

@@ -1,4 +1,4 @@
-//! Small tools for the tests of single promises.
+//! Helper functions for the tests of single guarantees.
 
 use super::world::*;
 use crate::engine::*;
@@ -6,7 +6,7 @@ use crate::io::DeviceId;
 use crate::io::sim::{Keep, Logged, LoggedEvent, LoggedKind, SimDevices};
 use crate::store::{self, Entry, Metadata};
 
-/// An origin whose sector n holds stamp n, and a guest on it.
+/// A world with an origin whose sector n holds stamp n, and the origin view's port.
 pub fn world(sectors: u64) -> (World, usize) {
     let mut w = World::new(7, sectors);
     let origin = w.add_actor(PortRole::View(ViewId::ORIGIN));
@@ -18,7 +18,7 @@ pub fn stamps(bytes: &[u8]) -> Vec<u64> {
     stamps_from(0, bytes)
 }
 
-/// What the origin device holds now.
+/// The stamps that the origin device holds now.
 pub fn origin_now(w: &World) -> Vec<u64> {
     stamps(&w.devices.current(w.origin))
 }
@@ -27,7 +27,7 @@ pub fn numbers(sectors: u64) -> Vec<u64> {
     (0..sectors).collect()
 }
 
-/// What was submitted since the last call.
+/// The operations that were submitted since the last call.
 pub fn submitted(w: &World) -> Vec<Logged> {
     let log = w.devices.take_log().into_iter();
     log.filter(|l| l.event == LoggedEvent::Submitted).collect()
@@ -38,7 +38,7 @@ pub fn count(log: &[Logged], kind: LoggedKind, device: DeviceId) -> usize {
     of.count()
 }
 
-/// A write that is not waited for.
+/// Submits a write and does not wait for it.
 pub fn start_write(
     w: &mut World,
     actor: usize,
@@ -55,7 +55,7 @@ pub fn start_write(
     w.submit(actor, request, data_of(sector, sectors, stamp));
 }
 
-/// The writes of these slots have ended well, and nothing else has ended.
+/// Asserts that the requests in these slots have succeeded and no other has ended.
 pub fn assert_done(w: &mut World, actor: usize, slots: impl IntoIterator<Item = Slot>) {
     let mut done = std::mem::take(&mut w.actors[actor].completed);
     done.sort_unstable_by_key(|(slot, _)| *slot);
@@ -78,13 +78,13 @@ pub fn state_of(w: &World, snapshot: SnapshotId) -> SnapshotState {
     of.next().unwrap().state
 }
 
-/// What power loss may leave of this instant.
+/// Some of the states that power loss at this instant may leave.
 pub fn cuts(seed: u64) -> [Keep<'static>; 4] {
     let seeded = Keep::Seeded(seed);
     [Keep::Nothing, Keep::Everything, seeded, Keep::Seeded(!seed)]
 }
 
-/// A store as the loader sees it; `None` if it is invalid.
+/// Loads and settles a store; `None` if it is invalid.
 pub fn load(devices: &SimDevices, origin: DeviceId, cow: DeviceId) -> Option<Metadata> {
     let params = store::LoadParams {
         cow_sectors: devices.sectors(cow),
@@ -104,7 +104,7 @@ pub fn entries(devices: &SimDevices, origin: DeviceId, cow: DeviceId) -> Vec<Ent
     metadata.entries().to_vec()
 }
 
-/// A new process over what a power cut left, with these persistent snapshots.
+/// A new process on the devices that power loss left, with these persistent snapshots.
 pub fn restart(devices: SimDevices, origin: DeviceId, cows: &[(SnapshotId, DeviceId)]) -> World {
     let mut w = World::over(devices, origin, 11);
     for (snapshot, device) in cows {

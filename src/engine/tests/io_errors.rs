@@ -1,4 +1,4 @@
-//! What a failing device may and may not do.
+//! Failing devices: what they may cost, and what must survive them.
 
 use super::world::*;
 use crate::engine::*;
@@ -17,7 +17,7 @@ fn the_origin_lives_on_whatever_operation_of_the_store_fails() {
             w.devices
                 .fail(Fault::new(on, Errno::EIO).device(w.cows[&s]).after(nth));
             for n in 0..8 {
-                // Nobody can record the invalidation: answer for the daemon.
+                // The header cannot be written: record the invalidation, as the daemon would.
                 let data = data_of(n * 20, 16, 900 + n);
                 let kind = RequestKind::Write { durable: false };
                 w.submit(
@@ -117,13 +117,13 @@ fn a_merge_that_fails_anywhere_keeps_the_right_content() {
                 expected,
                 "{on:?} cow {cow} {nth}"
             );
-            // Writes go by the redirect rule, or are refused; they are never lost.
+            // Writes follow the redirect rule or are refused; they are never lost.
             let status = w.write(origin, 100, 50, 901);
             let seen = w.read(origin, 0, 512).unwrap();
             if status == Status::Ok {
                 assert_eq!(seen[100..150], [901; 50], "{on:?} cow {cow} {nth}");
             }
-            // A new start finishes it from what is on disk.
+            // What is on disk is enough for a new start to finish the merge.
             let image = World::offline_view(&w.devices, w.origin, w.cows[&s]).unwrap();
             assert_eq!(stamps_from(0, &image), seen, "{on:?} cow {cow} {nth}");
             if w.engine.status().merge.is_some()
@@ -142,8 +142,8 @@ fn a_merge_that_fails_anywhere_keeps_the_right_content() {
 
 #[test]
 fn a_flush_that_failed_for_a_guest_is_not_believed_for_the_merge() {
-    // What went wrong: the batch's own flush succeeded after a guest's had taken
-    // the error, and entries were removed whose data the origin may have lost.
+    // A bug that was found: the batch's own flush succeeded after a guest's flush had
+    // got the error, and entries were removed whose data the origin may have lost.
     let mut w = World::new(5, 256);
     let origin = w.add_actor(PortRole::View(ViewId::ORIGIN));
     let s = w.add_snapshot(1, 8, 2000, "P", false);
@@ -171,7 +171,7 @@ fn a_flush_that_failed_for_a_guest_is_not_believed_for_the_merge() {
     assert!(w.control_wait(ControlRequest::Sync).is_err());
 }
 
-/// Two flushes of one view under way at once; the first to end has failed.
+/// Two flushes of one view are under way at once; the first to end fails.
 fn two_flushes(w: &mut World, view: ViewId, failing: crate::io::DeviceId) -> [Status; 2] {
     let pair = [0, 1].map(|_| w.add_actor(PortRole::View(view)));
     let fault = Fault::new(FaultOn::Flush, Errno::EIO).device(failing);
@@ -193,7 +193,7 @@ fn two_flushes(w: &mut World, view: ViewId, failing: crate::io::DeviceId) -> [St
 
 #[test]
 fn a_flush_beside_one_that_failed_is_not_believed() {
-    // What went wrong: the failed one had lost what the other covered, too.
+    // A bug that was found: the failed flush had lost data that the other one covered.
     let failed = [Status::IoError; 2];
     let mut w = World::new(6, 256);
     let s = w.add_snapshot(1, 8, 2000, "P", false);
@@ -245,7 +245,7 @@ fn no_snapshot_is_taken_after_or_beside_a_failed_flush_of_the_origin() {
         let snapshot = ViewId(1);
         let store = Box::new(w.new_store(snapshot, 8, 400, "P", false));
         w.control(1, ControlRequest::AddSnapshot { snapshot, store });
-        // The flush of the guest ends first, and that of the cut ends well.
+        // The guest's flush fails first; the flush of the cut succeeds.
         w.settle_without(&[CONTROL]);
         assert_eq!(w.actors[origin].completed, [(1, Status::IoError)]);
         w.settle();
@@ -255,13 +255,13 @@ fn no_snapshot_is_taken_after_or_beside_a_failed_flush_of_the_origin() {
         assert_eq!(failure.device, FailedDevice::Origin);
         assert_eq!(failure.operation, Operation::Flush);
         assert!(w.engine.status().snapshots.is_empty());
-        assert_eq!(w.write(origin, 0, 8, 901), Status::Ok, "life goes on");
+        assert_eq!(w.write(origin, 0, 8, 901), Status::Ok, "the origin works");
     }
 }
 
-/// What went wrong: a merge was resumed while pieces of the batch that had failed
-/// were still being copied. They ended well, the batch went on, and the entry of
-/// the piece that had failed was removed without its data.
+/// A bug that was found: a merge was resumed while pieces of the failed batch were
+/// still being copied. They succeeded, the batch continued, and the entry of the
+/// failed piece was removed although its data was not in the origin.
 #[test]
 fn a_merge_that_is_resumed_while_its_failed_batch_ends_loses_nothing() {
     for (on, cow) in [(FaultOn::Read, true), (FaultOn::Write, false)] {
@@ -269,7 +269,7 @@ fn a_merge_that_is_resumed_while_its_failed_batch_ends_loses_nothing() {
             let mut w = World::new(seed, 512);
             let origin = w.add_actor(PortRole::View(ViewId::ORIGIN));
             let s = w.add_snapshot(1, 8, 4000, "P", false);
-            // In an order that makes every chunk a run of its own.
+            // In this order every chunk becomes a run of its own.
             for n in 0..64 {
                 w.write(origin, n * 40 % 512, 8, 900);
             }
@@ -296,8 +296,8 @@ fn a_merge_that_is_resumed_while_its_failed_batch_ends_loses_nothing() {
     }
 }
 
-/// What was told of a merge's failures: device, operation, and whether it can be
-/// resumed; each must be true.
+/// The notice of a merge's failure names the device and the operation, and says
+/// whether the merge can be resumed.
 #[test]
 fn every_failure_of_a_merge_is_told_with_the_way_on() {
     use FailedDevice::{Cow, Origin};
@@ -358,7 +358,7 @@ fn every_failure_of_a_merge_is_told_with_the_way_on() {
     }
 }
 
-/// A flush that fails while the merge has stopped takes the easy way on away.
+/// After a flush that fails while the merge is stopped, it can no longer be resumed.
 #[test]
 fn a_stopped_merge_that_cannot_be_resumed_any_more_is_told_again() {
     for (of_origin, device) in [(true, FailedDevice::Origin), (false, FailedDevice::Cow)] {
@@ -397,7 +397,7 @@ fn a_stopped_merge_that_cannot_be_resumed_any_more_is_told_again() {
     }
 }
 
-/// What went wrong: an origin that could not be read was told as a COW that failed.
+/// A bug that was found: an unreadable origin was reported as a failed COW.
 #[test]
 fn a_lost_snapshot_is_told_with_the_device_that_failed() {
     use FailedDevice::{Cow, Origin};
@@ -439,7 +439,8 @@ fn a_lost_snapshot_is_told_with_the_device_that_failed() {
     }
 }
 
-/// Removes a snapshot whose header cannot be written, until it can or by force.
+/// Tries to remove a snapshot whose header cannot be written, until the device works
+/// again or by force.
 fn remove_without_a_header(invalid_before: bool, force: bool) -> Result<(), String> {
     let mut w = World::new(7, 64);
     let origin = w.add_actor(PortRole::View(ViewId::ORIGIN));
@@ -473,7 +474,7 @@ fn remove_without_a_header(invalid_before: bool, force: bool) -> Result<(), Stri
         assert_eq!(status.snapshots[0].state, SnapshotState::Invalid);
         assert!(is_valid(&w), "nothing was written");
     }
-    // The origin does not wait for it.
+    // Origin writes do not wait for the removal.
     assert_eq!(w.write(origin, 8, 8, 901), Status::Ok);
     if !force {
         w.devices.clear_faults();

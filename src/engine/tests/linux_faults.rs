@@ -1,5 +1,5 @@
-//! Faults of the kernel's dm-snapshot that are none here: each test fails with
-//! the kernel's behaviour. Rows and numbers are those of `docs/checklist.md`.
+//! dm-snapshot bugs that snapback does not have: each test would fail with the
+//! kernel's behaviour. The rows named here are those of `docs/checklist.md`.
 
 use super::helpers::*;
 use super::world::*;
@@ -19,7 +19,7 @@ fn no_power_cut_shows_a_full_snapshot_as_valid_with_the_origins_new_data() {
         start_write(&mut w, origin, 1, (16, 8), 901);
         while w.actors[origin].completed.is_empty() {
             w.advance();
-            // The worst: all of the origin has landed, and of the COW only what must.
+            // The worst case: the whole origin is on disk, and of the COW only what is durable.
             let now = w.devices.crash(Keep::Everything).current(w.origin);
             let lost = w.devices.crash(Keep::Nothing);
             if stamps(&now)[16..24] != [16, 17, 18, 19, 20, 21, 22, 23] {
@@ -31,7 +31,7 @@ fn no_power_cut_shows_a_full_snapshot_as_valid_with_the_origins_new_data() {
 }
 
 /// S14, B26: 34 chunks of one sector, so that the next area would be one past
-/// the end. Linux gives the 32nd chunk out, cannot clear that area, and loses
+/// the end. Linux allocates the 32nd chunk, cannot clear that area, and loses
 /// the snapshot.
 #[test]
 fn an_exact_fit_store_overflows_and_stays_loadable() {
@@ -86,7 +86,8 @@ fn a_failed_removal_never_touches_origin_chunk_zero() {
     }
 }
 
-/// B21: old chunk 0 is no terminator, neither when loaded nor when merged.
+/// B21: an entry for origin chunk 0 is not taken for the terminator, neither by the
+/// loader nor by a merge.
 #[test]
 fn origin_chunk_zero_is_merged_like_any_other() {
     let (mut w, origin) = world(64);
@@ -103,7 +104,7 @@ fn origin_chunk_zero_is_merged_like_any_other() {
     assert_eq!(origin_now(&again), numbers(64));
 }
 
-/// B2, B1: a store that is loaded half full, with areas before and behind.
+/// B2, B1: a store is loaded and then filled further, over area borders.
 #[test]
 fn a_loaded_store_goes_on_where_it_was() {
     let (mut w, origin) = world(100);
@@ -153,7 +154,7 @@ fn an_invalidation_among_commits_damages_neither_header_nor_area() {
     }
 }
 
-/// B6: everything ends, whichever write of the store fails under load.
+/// B6: every request ends, whichever write of the store fails under load.
 #[test]
 fn one_failed_write_of_the_store_hangs_nobody() {
     for nth in 0..24 {

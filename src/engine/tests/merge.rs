@@ -7,7 +7,8 @@ use crate::io::sim::{Keep, LoggedKind};
 
 const DURABLE: LoggedKind = LoggedKind::Write { durable: true };
 
-/// A world of `sectors`, snapshot 1 with all of it copied out, the origin all 900.
+/// An origin of `sectors` that was overwritten with stamp 900, and snapshot 1 with
+/// the copies of all its chunks.
 fn overwritten(seed: u64, sectors: u64, chunk: u64) -> (World, usize, SnapshotId) {
     let mut w = World::new(seed, sectors);
     let origin = w.add_actor(PortRole::View(ViewId::ORIGIN));
@@ -20,7 +21,7 @@ fn chunks_left(w: &World) -> u64 {
     w.engine.status().merge.map_or(0, |m| m.chunks_left)
 }
 
-/// M02: and one commit removes them all.
+/// M02: one commit removes all entries of a batch.
 #[test]
 fn a_batch_takes_many_runs_from_the_tail() {
     let (mut w, origin) = world(512);
@@ -47,7 +48,7 @@ fn a_batch_takes_many_runs_from_the_tail() {
     assert_eq!(count(&done, DURABLE, w.cows[&s]), 1, "one commit");
 }
 
-/// M02: neighbours on both sides are one copy.
+/// M02: chunks that are neighbours in both devices are copied in one piece.
 #[test]
 fn a_run_is_copied_in_one_piece() {
     let (mut w, _, s) = overwritten(7, 128, 8);
@@ -56,12 +57,12 @@ fn a_run_is_copied_in_one_piece() {
     w.settle();
     let write = LoggedKind::Write { durable: false };
     let copies = count(&submitted(&w), write, w.origin);
-    // 16 KiB a batch are 4 chunks; 16 chunks are 4 batches.
+    // A batch of 16 KiB is 4 chunks; 16 chunks are 4 batches.
     assert_eq!(copies, 4);
 }
 
-/// M01, M03, M11, S21, B10: looked at after every step. A cut leaves the
-/// snapshot's content, and a new start ends the merge with it.
+/// M01, M03, M11, S21, B10: checked after every step. Power loss leaves the
+/// snapshot's content, and after a new start the merge ends with it.
 #[test]
 fn power_may_go_at_any_instant_of_a_merge() {
     for seed in 0..3 {
@@ -98,15 +99,15 @@ fn power_may_go_at_any_instant_of_a_merge() {
     }
 }
 
-/// Waiting writes are served in the order in which they came, and each chunk of a
-/// write in the next batch that has room for it.
+/// Chunks that writes wait for are merged in the order in which the writes arrived,
+/// each in the next batch that has room for it.
 #[test]
 fn the_write_that_waits_longest_is_in_the_next_batch() {
     let (mut w, origin, s) = overwritten(7, 512, 8);
     w.merge_background = false;
     w.merge_bytes = 4 * 4096;
     hand_over(&mut w, s, MergeWrites::Wait);
-    // The highest chunk, and then more low ones than three batches hold.
+    // The highest chunk first, then more lower chunks than three batches hold.
     start_write(&mut w, origin, 0, (63 * 8, 2), 901);
     for slot in 1..13 {
         start_write(&mut w, origin, slot, (u64::from(slot) * 8, 2), 902);
@@ -124,7 +125,7 @@ fn the_write_that_waits_longest_is_in_the_next_batch() {
     assert_done(&mut w, origin, 0..13);
 }
 
-/// M04, M05: what Linux does with writes to chunks that are not merged yet.
+/// M04, M05: writes to chunks that are not merged yet go to the store, as in Linux.
 #[test]
 fn a_redirected_write_stays_in_the_store_and_comes_with_the_merge() {
     let (mut w, origin, s) = overwritten(7, 64, 8);
@@ -163,7 +164,7 @@ fn a_redirected_write_under_way_is_merged_and_not_lost() {
     assert_eq!(origin_now(&w), expected);
 }
 
-/// M05: whatever the order of the log, and wherever in it the chunk is.
+/// M05: whatever the order of the entries, and wherever in it the chunk is.
 #[test]
 fn a_batch_waits_for_redirected_writes_to_each_of_its_chunks() {
     let order = [3, 7, 0, 5, 1, 6, 2, 4];
@@ -191,7 +192,7 @@ fn a_batch_waits_for_redirected_writes_to_each_of_its_chunks() {
     }
 }
 
-/// M03: what is removed is removed durably, before a write goes to the origin.
+/// M03: entries are removed durably before a write goes to the origin.
 #[test]
 fn a_removed_entry_never_comes_back_over_a_newer_write() {
     for at in [0, 30, 56] {
@@ -264,7 +265,7 @@ fn other_snapshots_stay_exact_in_the_middle_of_a_merge() {
             }
             w.merge_background = false;
             w.settle();
-            // Plain chunks, chunks to be merged and merged ones: none is special.
+            // Chunks without an exception, chunks that are still to be merged, merged chunks.
             let mut expected = numbers(203);
             for (at, stamp) in [(2, 901), (50, 902), (150, 903), (190, 904)] {
                 assert_eq!(w.write(origin, at, 10, stamp), Status::Ok);
@@ -353,7 +354,7 @@ fn the_old_snapshot_view_fails_from_the_handover_on() {
     assert_eq!(origin_now(&w), numbers(64));
 }
 
-/// M18: Linux shows "Merge failed" for ever.
+/// M18: Linux reports "Merge failed" for ever.
 #[test]
 fn a_merge_that_goes_on_after_a_failure_shows_itself_merging() {
     use crate::io::Errno;
@@ -395,7 +396,7 @@ fn a_handover_with_copies_under_way_loses_nothing() {
         assert_done(&mut w, origin, 0..6);
         assert_done(&mut w, view, [1]);
         assert!(w.engine.status().merge.is_none());
-        // A write is whole, before the handover (and undone) or after it.
+        // A write came before the handover (and is undone) or after it, as a whole.
         let seen = w.read(origin, 0, 200).unwrap();
         for n in 0..6 {
             let at = n * 16..n * 16 + 12;

@@ -1,4 +1,4 @@
-//! The engine over simulated devices.
+//! Tests of the engine on simulated devices.
 #![allow(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,

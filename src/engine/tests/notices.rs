@@ -1,19 +1,19 @@
-//! What is told, and in which order. I04 of `docs/checklist.md`.
+//! Which notices are sent, and in which order. I04 of `docs/checklist.md`.
 
 use super::helpers::*;
 use super::world::*;
 use crate::engine::*;
 
-/// A store of 100 chunks: each is a percent of it.
+/// Sectors of a store of 100 chunks, so that each chunk is one percent.
 const HUNDRED: u64 = 800;
 
-fn told(w: &mut World) -> Vec<Notice> {
+fn take_notices(w: &mut World) -> Vec<Notice> {
     w.settle();
     std::mem::take(&mut w.actors[NOTICES].notices)
 }
 
 fn usage(w: &mut World) -> Vec<u64> {
-    let notices = told(w).into_iter();
+    let notices = take_notices(w).into_iter();
     notices
         .filter_map(|n| match n {
             Notice::Usage { percent, .. } => Some(percent),
@@ -23,22 +23,22 @@ fn usage(w: &mut World) -> Vec<u64> {
 }
 
 #[test]
-fn every_step_of_use_is_told_once_and_again_when_it_had_fallen_below() {
+fn each_usage_step_is_reported_once_and_again_after_usage_fell_below_it() {
     let (mut w, origin) = world(8 * 300);
     let s = w.add_snapshot(1, 8, HUNDRED, "P", false);
-    // Header and area are two of the hundred.
+    // The header and the area are two of the hundred chunks.
     for chunk in 0..77 {
         assert_eq!(w.write(origin, chunk * 8, 1, 900), Status::Ok);
     }
     assert_eq!(usage(&mut w), [0; 0], "79 %");
     for chunk in 77..98 {
         assert_eq!(w.write(origin, chunk * 8, 1, 900), Status::Ok);
-        // Once more: no step is told twice.
+        // Written again: no step is reported twice.
         assert_eq!(w.write(origin, chunk * 8, 1, 901), Status::Ok);
     }
     assert_eq!(usage(&mut w), [80, 85, 90, 95, 100]);
 
-    // A tenth of it more: 100 of 110 are 90 %, a step that was told.
+    // Grown by a tenth: 100 of 110 chunks are 90 %, a step that was reported before.
     let grow = |w: &mut World, cow_sectors| {
         w.devices.resize(w.cows[&s], cow_sectors);
         w.control_wait(ControlRequest::Grow {
@@ -48,7 +48,7 @@ fn every_step_of_use_is_told_once_and_again_when_it_had_fallen_below() {
         .unwrap();
     };
     grow(&mut w, 8 * 110);
-    assert_eq!(told(&mut w), [Notice::Grown { snapshot: s }]);
+    assert_eq!(take_notices(&mut w), [Notice::Grown { snapshot: s }]);
     grow(&mut w, 8 * 200);
     for chunk in 98..200 {
         assert_eq!(w.write(origin, chunk * 8, 1, 900), Status::Ok);
@@ -57,7 +57,7 @@ fn every_step_of_use_is_told_once_and_again_when_it_had_fallen_below() {
 }
 
 #[test]
-fn a_write_that_passes_several_steps_tells_the_last() {
+fn a_write_that_passes_several_usage_steps_reports_the_last_one() {
     let (mut w, origin) = world(8 * 98);
     w.add_snapshot(1, 8, HUNDRED, "P", false);
     assert_eq!(w.write(origin, 0, 8 * 91, 900), Status::Ok);
@@ -65,7 +65,7 @@ fn a_write_that_passes_several_steps_tells_the_last() {
 }
 
 #[test]
-fn a_store_that_comes_nearly_full_is_told_when_it_comes() {
+fn a_store_that_is_nearly_full_when_added_is_reported_at_once() {
     let (mut w, origin) = world(8 * 98);
     let s = w.add_snapshot(1, 8, HUNDRED, "P", false);
     assert_eq!(w.write(origin, 0, 8 * 84, 900), Status::Ok);
@@ -79,11 +79,11 @@ fn a_store_that_comes_nearly_full_is_told_when_it_comes() {
             percent: 86,
         },
     ];
-    assert_eq!(told(&mut again), expected);
+    assert_eq!(take_notices(&mut again), expected);
 }
 
 #[test]
-fn a_merge_is_told_from_its_handover_to_its_end_in_order() {
+fn the_notices_of_a_merge_come_in_order_from_handover_to_end() {
     let (mut w, origin) = world(64);
     let s = w.add_snapshot(1, 8, HUNDRED, "P", false);
     w.write(origin, 0, 64, 900);
@@ -105,5 +105,5 @@ fn a_merge_is_told_from_its_handover_to_its_end_in_order() {
         Notice::MergeResumed { snapshot: s },
         Notice::MergeDone { snapshot: s },
     ];
-    assert_eq!(told(&mut w), expected);
+    assert_eq!(take_notices(&mut w), expected);
 }

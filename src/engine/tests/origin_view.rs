@@ -1,5 +1,5 @@
-//! Origin writes and what they leave in the snapshots. The rows named here are
-//! those of `docs/checklist.md`.
+//! The origin view, and what its writes leave in the snapshots. The rows named here
+//! are those of `docs/checklist.md`.
 
 use super::helpers::*;
 use super::world::*;
@@ -34,8 +34,8 @@ fn origin_reads_and_flushes_go_straight_to_the_origin() {
     }
 }
 
-/// O05, B9: two writes at once within one big chunk, which are chunks of their
-/// own in another snapshot.
+/// O05, B9: two writes are under way in one large chunk of a snapshot; in another
+/// snapshot they are in different chunks.
 #[test]
 fn every_snapshot_keeps_its_chunks_whatever_their_sizes() {
     for seed in 0..20 {
@@ -60,7 +60,7 @@ fn every_snapshot_keeps_its_chunks_whatever_their_sizes() {
 
 /// O08.
 #[test]
-fn a_snapshot_that_runs_full_ends_alone_and_says_so() {
+fn a_snapshot_whose_store_is_full_becomes_invalid_alone_and_is_reported() {
     let (mut w, origin) = world(64);
     let small = w.add_snapshot(1, 8, 32, "P", false);
     let ample = w.add_snapshot(2, 8, 400, "P", false);
@@ -84,7 +84,7 @@ fn a_snapshot_that_runs_full_ends_alone_and_says_so() {
     assert_eq!(told, [small]);
 }
 
-/// N09, O07: nobody ever opens the snapshot's view; the last chunk is a part of one.
+/// N09, O07: the snapshot's view is never opened, and the last chunk is partial.
 #[test]
 fn a_snapshot_without_a_guest_gets_its_copy_outs() {
     let (mut w, origin) = world(101);
@@ -95,7 +95,7 @@ fn a_snapshot_without_a_guest_gets_its_copy_outs() {
     assert_eq!(entries(&w.devices, w.origin, w.cows[&s]).len(), 13);
 }
 
-/// S18, S20, S21, B4: looked at after every step, under every kind of power cut.
+/// S18, S20, S21, B4: checked after every step, for several kinds of power loss.
 #[test]
 fn the_origin_changes_only_when_copy_and_entry_are_durable() {
     for seed in 0..4 {
@@ -112,7 +112,7 @@ fn the_origin_changes_only_when_copy_and_entry_are_durable() {
                 let crashed = w.devices.crash(keep);
                 let view = World::offline_view(&crashed, w.origin, w.cows[&s]).unwrap();
                 assert_eq!(stamps(&view), numbers(64), "seed {seed}, step {step}");
-                // In the order of their chunks, and none is missing.
+                // Entries are in the order of allocation, without a gap.
                 let log = entries(&crashed, w.origin, w.cows[&s]);
                 let news: Vec<u64> = log.iter().map(|e| e.new).collect();
                 assert_eq!(news, (2..2 + log.len() as u64).collect::<Vec<u64>>());
@@ -127,8 +127,8 @@ fn the_origin_changes_only_when_copy_and_entry_are_durable() {
     }
 }
 
-/// S12, B3: the COW is full of noise, so that an area which was not cleared in
-/// time would be read as entries.
+/// S12, B3: the COW is full of noise, so an area that is not cleared in time would be
+/// read as entries.
 #[test]
 fn the_next_area_is_clear_before_an_area_is_full() {
     let (mut w, origin) = world(80);
@@ -158,7 +158,7 @@ fn writes_at_once_share_their_commits() {
     for n in 0..12 {
         start_write(&mut w, origin, n, (u64::from(n) * 16, 1), 900);
     }
-    // All copies end before the first commit can.
+    // All copies end before the first commit can end.
     w.settle_without(&[]);
     assert_done(&mut w, origin, 0..12);
     let log = submitted(&w);
@@ -169,9 +169,9 @@ fn writes_at_once_share_their_commits() {
     );
 }
 
-/// O12, B27: without a suspend step, whatever chunks the others have.
+/// O12, B27: without a suspend step, whatever chunk size other snapshots have.
 #[test]
-fn a_snapshot_added_under_io_loses_no_chunk_and_is_a_cut() {
+fn a_snapshot_taken_under_io_loses_no_chunk_and_is_consistent() {
     for seed in 0..40 {
         let mut w = World::new(seed, 64);
         let origin = w.add_actor(PortRole::View(ViewId::ORIGIN));
@@ -192,7 +192,7 @@ fn a_snapshot_added_under_io_loses_no_chunk_and_is_a_cut() {
             seen == vec![900; 64] || seen == numbers(64),
             "seed {seed}: {seen:?}"
         );
-        // And one goes while a write needs it.
+        // A snapshot is removed while a write waits for its copy-outs.
         start_write(&mut w, origin, 3, (0, 64), 902);
         w.control_wait(ControlRequest::RemoveSnapshot {
             snapshot: s,
@@ -205,9 +205,9 @@ fn a_snapshot_added_under_io_loses_no_chunk_and_is_a_cut() {
     }
 }
 
-/// B11: one request at a time per queue, and snapshots come and go.
+/// B11: a queue with one request at a time, while snapshots are added and removed.
 #[test]
-fn a_queue_of_one_request_never_blocks_snapshots_coming_and_going() {
+fn a_queue_of_one_request_never_blocks_adding_and_removing_snapshots() {
     let (mut w, origin) = world(64);
     for round in 0..20 {
         start_write(&mut w, origin, 1, (round, 40), 900 + round);

@@ -6,7 +6,7 @@ use super::world::*;
 use crate::engine::*;
 use crate::store::Entry;
 
-/// Sectors of the origin, and of the snapshot: it ends within its chunk 2.
+/// Sectors of the origin and of the snapshot, which ends within its chunk 2.
 const ORIGIN: u64 = 64;
 const LENGTH: u64 = 20;
 const CHUNK: u64 = 8;
@@ -43,12 +43,12 @@ fn origin_writes_behind_a_snapshots_end_take_no_room_of_it() {
     let (mut w, origin, s, view) = shorter();
     let before = used(&w, s);
     submitted(&w);
-    // From within its last chunk, right behind its end, to the origin's end.
+    // From the snapshot's end, which is within its last chunk, to the origin's end.
     assert_eq!(w.write(origin, LENGTH, ORIGIN - LENGTH, 900), Status::Ok);
     let log = submitted(&w);
     assert_eq!(log.len(), 1, "one write and nothing else: {log:?}");
     assert_eq!(used(&w, s), before);
-    // One that begins before its end takes the whole chunk, as far as the origin goes.
+    // A write that begins before its end copies the whole chunk, up to the origin's end.
     assert_eq!(w.write(origin, LENGTH - 1, 8, 901), Status::Ok);
     let kept = [Entry { old: 2, new: 2 }];
     assert_eq!(entries(&w.devices, w.origin, w.cows[&s]), kept);
@@ -57,7 +57,7 @@ fn origin_writes_behind_a_snapshots_end_take_no_room_of_it() {
     assert_eq!(w.read(view, 0, LENGTH).unwrap(), numbers(LENGTH));
 }
 
-/// The whole snapshot fits, the whole origin does not.
+/// The store has room for the whole snapshot, but not for the whole origin.
 #[test]
 fn a_store_with_room_for_its_snapshot_is_never_ended_by_what_lies_behind() {
     let (mut w, origin) = world(ORIGIN);
@@ -79,7 +79,8 @@ fn a_store_with_room_for_its_snapshot_is_never_ended_by_what_lies_behind() {
     }
 }
 
-/// At every step of the merge: the snapshot up to its end, the origin behind it.
+/// At every step of the merge the view shows the snapshot up to its end, and the
+/// origin beyond.
 #[test]
 fn a_merge_touches_nothing_behind_the_snapshots_end() {
     for writes in [MergeWrites::Wait, MergeWrites::Redirect] {
@@ -93,11 +94,11 @@ fn a_merge_touches_nothing_behind_the_snapshots_end() {
         let mut expected = numbers(LENGTH);
         expected.resize(ORIGIN as usize, 901);
         assert_eq!(w.read(origin, 0, ORIGIN).unwrap(), expected);
-        // Behind the end it is an origin write, even in a chunk that is to be merged.
+        // Beyond the end it is an origin write, even in a chunk that is still to be merged.
         submitted(&w);
         assert_eq!(w.write(origin, LENGTH, 2, 902), Status::Ok);
         assert_eq!(submitted(&w).len(), 1);
-        // Over the end it is both.
+        // A write across the end is both.
         assert_eq!(w.write(origin, LENGTH - 2, 3, 903), Status::Ok);
         expected[LENGTH as usize..][..2].fill(902);
         expected[LENGTH as usize - 2..][..3].fill(903);
@@ -111,7 +112,7 @@ fn a_merge_touches_nothing_behind_the_snapshots_end() {
     }
 }
 
-/// Linux takes entries behind a short table's end, and never shows them.
+/// Linux accepts entries beyond the end of a short table, and never shows them.
 #[test]
 fn entries_behind_the_end_are_loaded_and_neither_shown_nor_merged() {
     let (mut w, origin) = world(ORIGIN);

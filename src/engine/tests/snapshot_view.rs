@@ -210,7 +210,7 @@ fn overflow_by_its_guest_keeps_a_po_store_and_a_copy_out_without_room_ends_it() 
     let seen = w.read(view, 0, 64).unwrap();
     let store = World::offline_view(&w.devices, w.origin, w.cows[&s]);
     assert_eq!(stamps(&store.unwrap()), seen);
-    // What is in the COW needs no room.
+    // Chunks that are in the COW need no more room.
     assert_eq!(w.write(origin, 0, 8, 903), Status::Ok);
     assert_eq!(w.read(view, 0, 64).unwrap(), seen);
     assert_eq!(w.write(origin, 24, 1, 904), Status::Ok);

@@ -1,5 +1,5 @@
-//! A store is let go, by the end of its merge or its removal, only when nothing uses
-//! it any more: its device may be closed then.
+//! A store is released, by the end of its merge or its removal, only when nothing uses
+//! it any more, because the daemon then closes its device.
 
 use super::helpers::*;
 use super::world::*;
@@ -107,7 +107,7 @@ fn a_removal_ends_when_no_request_of_its_view_uses_the_store() {
     }
 }
 
-/// They write the store in the name of the origin's guest.
+/// Copy-outs write the store although no request of its view is under way.
 #[test]
 fn a_removal_ends_when_no_copy_out_writes_the_store() {
     let (mut w, origin) = world(64);
@@ -136,7 +136,7 @@ fn a_removal_ends_when_no_write_of_a_new_exception_is_under_way() {
     }
 }
 
-/// Else the origin's next write could reach what the read is to show.
+/// Otherwise the origin's next write could overwrite what the read has to show.
 #[test]
 fn a_removal_ends_when_no_read_of_the_origin_through_its_view_is_under_way() {
     let (mut w, origin) = world(64);

@@ -1,6 +1,6 @@
-//! Somebody cuts the file of a store while guests use it, at any instant and
-//! anywhere: its snapshot ends at the next commit, what was cut never reads as
-//! zeroes, and nobody else notices.
+//! The file of a store is truncated while guests use it, at any instant and to any
+//! size: its snapshot becomes invalid at the next commit, what was cut off never reads
+//! as zeroes, and the origin and other snapshots are not affected.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,7 @@ use crate::store::{self, LoadParams, Loaded};
 
 const SECTORS: u64 = 256;
 const CHUNK: u64 = 8;
-/// Chunks that the snapshot has before anything happens.
+/// Chunks that the store holds before the file is truncated.
 const KEPT: u64 = 6;
 
 struct Trial {
@@ -21,7 +21,7 @@ struct Trial {
     origin: usize,
     view: usize,
     snapshot: SnapshotId,
-    /// What the snapshot shows.
+    /// What the snapshot must show.
     shown: Vec<u64>,
     reasons: Vec<InvalidReason>,
 }
@@ -63,7 +63,7 @@ impl Trial {
         }
     }
 
-    /// Does what the daemon does for an invalidation without a header.
+    /// Records an invalidation whose header could not be written, as the daemon does.
     fn answer(&mut self) {
         loop {
             self.w.settle();
@@ -109,7 +109,7 @@ impl Trial {
         status.snapshots[0].state == SnapshotState::Active
     }
 
-    /// Each chunk of the snapshot reads right, or not at all.
+    /// Each chunk of the snapshot reads correctly or fails.
     fn read(&mut self) -> Result<(), String> {
         for chunk in 0..SECTORS / CHUNK {
             let at = (chunk * CHUNK) as usize;
@@ -123,7 +123,7 @@ impl Trial {
     }
 }
 
-/// Cuts the store to `sectors` after so many `steps` of four first writes.
+/// Truncates the store to `sectors` after `steps` steps of four first writes.
 fn cut(seed: u64, kind: &str, steps: usize, sectors: u64) -> Result<(), String> {
     let mut t = Trial::new(seed, kind);
     let cow = t.w.cows[&t.snapshot];
@@ -148,7 +148,7 @@ fn cut(seed: u64, kind: &str, steps: usize, sectors: u64) -> Result<(), String> 
     if ended.len() != 4 || ended.iter().any(|(_, status)| *status != Status::Ok) {
         return Err(format!("origin writes: {ended:?}"));
     }
-    // What the origin lost since then is kept, or the snapshot is none any more.
+    // What the origin lost since then is in the store, or the snapshot is invalid.
     for chunk in under_way.filter(|c| kind != "N" && !entered.contains(c)) {
         if t.is_active() && t.w.read(t.view, chunk * CHUNK, CHUNK).is_err() {
             return Err(format!("chunk {chunk} was overwritten without a copy"));
@@ -156,7 +156,7 @@ fn cut(seed: u64, kind: &str, steps: usize, sectors: u64) -> Result<(), String> 
     }
     t.read()?;
     for chunk in (0..KEPT).rev() {
-        // In place, maybe behind the new end.
+        // In place, possibly beyond the new end.
         let _ = t.write_snapshot(chunk, 4000 + chunk);
     }
     t.read()?;
@@ -192,7 +192,7 @@ fn cut(seed: u64, kind: &str, steps: usize, sectors: u64) -> Result<(), String> 
 fn search(seeds: std::ops::Range<u64>) -> Result<(), String> {
     for seed in seeds {
         for kind in ["P", "PO", "N"] {
-            // All of them lose something: the store holds the chunks before KEPT.
+            // Each size loses something: the store holds the chunks before KEPT.
             let held = (KEPT + if kind == "N" { 0 } else { 2 }) * CHUNK;
             for sectors in [0, 1, 7, 8, 9, 16, 17, held / 2, held - CHUNK, held - 1] {
                 for steps in [0, 3, 6, 9, 12, 15, 18, 21, 24, 28, 32, 40, 60] {

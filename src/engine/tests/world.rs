@@ -1,4 +1,4 @@
-//! Ports, disks and guest memory around one engine, moved one step at a time.
+//! One engine with its ports, disks and guest memory, driven one step at a time.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -43,8 +43,8 @@ pub struct World {
     pub cows: BTreeMap<SnapshotId, DeviceId>,
     pub merge_background: bool,
     pub merge_bytes: u64,
-    /// Control requests under way. Nobody looks after the control port without
-    /// one: its thread has gone on to other things.
+    /// Control requests under way. Without one the control port is not driven: its
+    /// thread does something else.
     driven: usize,
 }
 
@@ -61,7 +61,7 @@ impl World {
         Self::over(devices, origin, seed)
     }
 
-    /// A new process over devices that are there.
+    /// A new process on existing devices.
     pub fn over(devices: SimDevices, origin: DeviceId, seed: u64) -> Self {
         let origin_sectors = devices.sectors(origin);
         let engine = Engine::new(OriginParams {
@@ -85,7 +85,7 @@ impl World {
         world
     }
 
-    /// For a port that is moved by hand.
+    /// For a port that the test drives itself.
     pub fn no_wake(&self) -> Arc<dyn Wake> {
         Arc::new(NoWake)
     }
@@ -101,7 +101,7 @@ impl World {
         self.actors.len() - 1
     }
 
-    /// A new store on a new device of noise, ready for `AddSnapshot`.
+    /// A new store on a new device full of noise, ready for `AddSnapshot`.
     pub fn new_store(
         &mut self,
         id: SnapshotId,
@@ -171,7 +171,7 @@ impl World {
         id
     }
 
-    /// A snapshot of the origin's first `sectors`, taken before the rest was there.
+    /// A snapshot of the origin's first `sectors`, taken before the origin grew.
     pub fn add_shorter(&mut self, id: u32, chunk: u64, sectors: u64, kind: &str) -> SnapshotId {
         let snapshot = ViewId(id);
         let mut store = self.new_store(snapshot, chunk, 1000, kind, false);
@@ -194,7 +194,7 @@ impl World {
         self.execute(actor, out);
     }
 
-    /// One write, read or flush, waited for. A read's data comes back.
+    /// Submits a request and waits for its end; returns the data of a read.
     pub fn wait_for(
         &mut self,
         actor: usize,
@@ -272,22 +272,22 @@ impl World {
         }
     }
 
-    /// Lets one actor, chosen by the seed, do one thing. False if it had nothing.
+    /// Drives one actor, chosen by the seed, one step. False if it had nothing to do.
     pub fn step(&mut self) -> bool {
         let index = self.rng.below(self.actors.len());
         let disk = self.rng.one_in(2);
         self.turn(index, disk)
     }
 
-    /// Lets one actor that has something to do, chosen by the seed, do one thing.
-    /// False if nobody has: nothing moves any more.
+    /// Drives one actor that has something to do, chosen by the seed, one step. False if
+    /// no actor has.
     pub fn advance(&mut self) -> bool {
         let turns = 2 * self.actors.len();
         let first = self.rng.below(turns);
         (first..first + turns).any(|n| self.turn(n % turns / 2, n % 2 == 0))
     }
 
-    /// Completes one disk operation of an actor, or hands it its inbox.
+    /// Completes one disk operation of an actor, or processes its inbox.
     fn turn(&mut self, index: usize, disk: bool) -> bool {
         if index == CONTROL && self.driven == 0 {
             return false;
@@ -328,7 +328,7 @@ impl World {
         moved
     }
 
-    /// Runs until nothing moves any more.
+    /// Runs until no actor has anything to do.
     pub fn settle(&mut self) {
         let mut idle = 0;
         for _ in 0..2_000_000 {
@@ -340,7 +340,7 @@ impl World {
         panic!("the engine does not come to rest");
     }
 
-    /// As [`settle`](Self::settle), but these actors do not move at all.
+    /// As [`settle`](Self::settle), but does not drive these actors at all.
     pub fn settle_without(&mut self, held: &[usize]) {
         for _ in 0..200_000 {
             let mut moved = false;
@@ -355,13 +355,13 @@ impl World {
         panic!("the engine does not come to rest");
     }
 
-    /// One actor's inbox and one of its disk operations.
+    /// Processes one actor's inbox and one of its disk operations.
     pub fn step_actor(&mut self, index: usize) -> bool {
         let inbox = self.turn(index, false);
         self.turn(index, true) || inbox
     }
 
-    /// The view that a store and an origin image give, by the format alone.
+    /// The content of a snapshot as the origin and the store give it, without the engine.
     pub fn offline_view(devices: &SimDevices, origin: DeviceId, cow: DeviceId) -> Option<Vec<u8>> {
         let mut image = devices.read_now(origin, 0, devices.sectors(origin) * 512);
         let params = store::LoadParams {

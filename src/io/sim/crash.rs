@@ -1,5 +1,5 @@
-//! Power loss and process death: a new world made from an old one, which stays
-//! as it is, so that recovery can be tried from every instant of a run.
+//! Power loss and process death. Both make a new world from an old one, which stays
+//! unchanged, so that recovery can be tested at every instant of a run.
 
 use std::collections::BTreeMap;
 
@@ -19,8 +19,8 @@ pub enum Keep<'a> {
     Everything,
     /// Any, by this seed.
     Seeded(u64),
-    /// For the n-th of [`SimDevices::unsettled`]: 0 the durable one, k the k-th
-    /// version since. What is missing counts as 0.
+    /// For the n-th of [`SimDevices::unsettled`]: 0 the durable version, k the k-th
+    /// version since. Missing choices count as 0.
     Choice(&'a [usize]),
 }
 
@@ -30,18 +30,18 @@ pub struct Unsettled {
     pub device: DeviceId,
     /// In bytes.
     pub offset: u64,
-    /// Versions beside the durable one, unfinished writes included.
+    /// Versions besides the durable one, unfinished writes included.
     pub versions: usize,
 }
 
-/// A version's place: landed (in the medium) or on its way (operation, unit).
+/// The versions of a unit: landed on the medium, or carried by operations under way.
 pub(super) struct Candidates {
     landed: usize,
     under_way: Vec<u64>,
 }
 
 impl Candidates {
-    /// Versions beside the durable one.
+    /// Versions besides the durable one.
     pub(super) fn count(&self) -> usize {
         self.landed + self.under_way.len()
     }
@@ -142,8 +142,8 @@ impl SimDevices {
         Self::with_devices(rng.next(), devices, world.next_device)
     }
 
-    /// The world after the death of the process (the kernel lives on): what was
-    /// written is there, unflushed still; of what was in flight, any part.
+    /// The world after the death of the process, while the kernel continues: completed
+    /// writes are there and still unflushed; of those in flight any part is there.
     pub fn process_death(&self, seed: u64) -> Self {
         let world = self.world();
         let mut rng = Rng::new(seed);
@@ -163,7 +163,7 @@ impl SimDevices {
             medium.adopt();
         }
         let next = Self::with_devices(rng.next(), devices, world.next_device);
-        // What a dead process has written must not pass for a new operation's.
+        // Writes of the dead process must not be taken for those of a new operation.
         next.world().next_op = world.next_op;
         next
     }

@@ -57,7 +57,7 @@ impl InFlight {
         self.first_unit..self.first_unit.saturating_add(count)
     }
 
-    /// Lets the units that `choose` picks by their place reach the device.
+    /// Lets the units whose index `choose` accepts reach the device.
     fn land(&mut self, number: u64, medium: &mut Medium, mut choose: impl FnMut(usize) -> bool) {
         for (unit, i) in self.units().zip(0..) {
             if self.landed.get(i) == Some(&false)
@@ -208,7 +208,7 @@ impl World {
         number
     }
 
-    /// Some writes get a little further without completing.
+    /// Lets some units of some writes reach the device without completing the writes.
     fn drift(&mut self) {
         let Self {
             rng,
@@ -239,7 +239,7 @@ impl World {
         {
             op.short = false;
             let units = op.buffer.as_ref().map_or(0, Buffer::len) / medium.unit();
-            // A part is not none and not all: those are the other outcomes.
+            // A part is neither none nor all: those are separate outcomes.
             let part = 1 + self.rng.below(units.saturating_sub(1));
             if part < units && Next::after(part, units) == Next::Again {
                 op.carry(number, medium, part);
@@ -250,7 +250,7 @@ impl World {
         }
         if let Some(medium) = self.devices.get_mut(&op.device).filter(|_| !op.refused) {
             match (op.kind, result) {
-                // Only a device that shrank meanwhile has too little.
+                // Only a device that shrank meanwhile is too short.
                 (LoggedKind::Read, Ok(())) if !op.carry(number, medium, end) => {
                     result = Err(Errno::EIO);
                 }
@@ -263,7 +263,7 @@ impl World {
                         medium.commit_write(number, op.units());
                     }
                 }
-                // A hint is taken in some blocks, in others not.
+                // A discard takes effect in any subset of the blocks.
                 (LoggedKind::Zero(Zeroing::Discard), Ok(())) => {
                     op.land(number, medium, |_| self.rng.one_in(2));
                     medium.reaped(number, op.units(), clock);

@@ -1,11 +1,11 @@
-//! What can go wrong, and when.
+//! Faults that tests inject, and when they apply.
 
 use std::ops::Range;
 
 use super::LoggedKind;
 use crate::io::{DeviceId, Errno};
 
-/// Which operations a fault hits.
+/// Which operations a fault applies to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FaultOn {
     Any,
@@ -19,13 +19,13 @@ pub enum FaultOn {
 pub enum Blow {
     /// It fails.
     Error(Errno),
-    /// The device moves a part of it; whoever carries it out has to go on with the
-    /// rest. Flushes and operations of one block are not affected.
+    /// The device transfers a part of it, and the caller has to continue with the rest.
+    /// Flushes and operations of one block are not affected.
     Short,
 }
 
-/// A blow that is to come. Build it with [`Fault::new`] and the
-/// methods that narrow it.
+/// A fault that will occur. Build it with [`Fault::new`] and restrict it with the other
+/// methods.
 #[derive(Clone, Debug)]
 pub struct Fault {
     on: FaultOn,
@@ -42,7 +42,7 @@ impl Fault {
         Self::of(on, Blow::Error(errno))
     }
 
-    /// The same with any blow.
+    /// The same with any effect.
     pub const fn of(on: FaultOn, blow: Blow) -> Self {
         Self {
             on,
@@ -72,7 +72,7 @@ impl Fault {
         self
     }
 
-    /// Hits one operation, then is gone.
+    /// Applies to one operation only.
     pub const fn once(mut self) -> Self {
         self.once = true;
         self
@@ -107,7 +107,7 @@ impl Faults {
         self.0.clear();
     }
 
-    /// What hits an operation that is being submitted.
+    /// The effect on an operation that is being submitted.
     pub(super) fn strike(
         &mut self,
         kind: LoggedKind,

@@ -81,14 +81,14 @@ impl Medium {
         &self.durable
     }
 
-    /// Somebody cuts the file that this is.
+    /// The file behind this device is truncated.
     pub(super) fn cut(&mut self, len: usize) {
         self.cut = true;
         self.resize(len.min(self.len()));
     }
 
-    /// What `bytes` behind the end are to a write: behind a file that was cut, or
-    /// behind a device.
+    /// The error of a write up to `bytes` beyond the end: of a truncated file, or of a
+    /// device.
     pub(super) fn check_write(&mut self, end: u64) -> Result<(), Errno> {
         let size = u64::try_from(self.len()).unwrap_or(u64::MAX);
         let fits = cut::check_write(size, end);
@@ -120,7 +120,7 @@ impl Medium {
         index(unit).saturating_mul(self.unit)
     }
 
-    /// Puts bytes there, durably, as if they had always been there.
+    /// Sets bytes durably, as if they had always been there.
     pub(super) fn put(&mut self, at: usize, data: &[u8]) {
         lay(&mut self.current, at, data);
         lay(&mut self.durable, at, data);
@@ -154,8 +154,8 @@ impl Medium {
         }
     }
 
-    /// Makes durable, in each unit, the last version that `covers` says yes to,
-    /// and forgets what it superseded.
+    /// Makes the last version that `covers` accepts durable in each unit, and drops the
+    /// versions that it supersedes.
     fn commit(&mut self, units: std::ops::Range<u64>, covers: impl Fn(&Version) -> bool) {
         let unit = self.unit;
         for (number, versions) in self.pending.range_mut(units) {
@@ -178,8 +178,8 @@ impl Medium {
         self.commit(units, |v| v.write == write);
     }
 
-    /// A flush that was submitted at `clock` ended well. Nothing beyond its
-    /// promise becomes durable, so that a missing flush shows.
+    /// A flush that was submitted at `clock` succeeded. Only what it covers becomes
+    /// durable, so that a missing flush is noticed.
     pub(super) fn flush(&mut self, clock: u64) {
         self.commit(0..u64::MAX, |v| v.reaped < clock && !v.lost);
     }

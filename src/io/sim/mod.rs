@@ -1,4 +1,5 @@
-//! Simulated devices: deterministic, in memory, and as unkind as real ones may be.
+//! Simulated devices: deterministic, in memory, and with all the freedom that real
+//! devices have.
 //!
 //! One seed decides the order of completions and how far unfinished writes got;
 //! operations only advance inside [`Disk::reap`](crate::io::Disk::reap) or
@@ -46,7 +47,7 @@ use medium::Medium;
 pub enum Fill {
     Zeroes,
     Byte(u8),
-    /// Pseudo-random bytes: whoever relies on never-written space being zero gets caught.
+    /// Pseudo-random bytes, so that code which relies on zeroes in unwritten space fails.
     Noise,
     /// These bytes, and zeroes behind them.
     Image(Vec<u8>),
@@ -61,7 +62,7 @@ pub enum LoggedKind {
     Zero(Zeroing),
 }
 
-/// A moment in the life of an operation.
+/// What happened to an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LoggedEvent {
     Submitted,
@@ -161,7 +162,7 @@ impl SimDevices {
         id
     }
 
-    /// New operations on the device fail with ENODEV; its content stays to look at.
+    /// New operations on the device fail with ENODEV; tests can still read its content.
     pub fn remove(&self, id: DeviceId) {
         if let Some(medium) = self.world().devices.get_mut(&id) {
             medium.removed = true;
@@ -176,8 +177,8 @@ impl SimDevices {
         }
     }
 
-    /// Somebody cuts the file that this device is. What is under way behind the new
-    /// end gets nowhere; see [`super::cut`] for what comes later.
+    /// Truncates the file behind this device. Writes under way beyond the new end have no
+    /// effect; [`super::cut`] describes what happens to later operations.
     pub fn cut(&self, id: DeviceId, sectors: u64) {
         let len = usize::try_from(sectors.saturating_mul(SECTOR_SIZE)).unwrap_or(usize::MAX);
         if let Some(medium) = self.world().devices.get_mut(&id) {
@@ -208,7 +209,7 @@ impl SimDevices {
             .to_vec()
     }
 
-    /// Puts bytes onto the device, durably, past all queues and faults.
+    /// Writes bytes durably, bypassing queues and faults.
     pub fn write_now(&self, id: DeviceId, offset: u64, data: &[u8]) {
         if let Some(medium) = self.world().devices.get_mut(&id) {
             medium.put(usize::try_from(offset).unwrap_or(usize::MAX), data);
@@ -235,7 +236,7 @@ impl SimDevices {
         u64::try_from(len).unwrap_or(u64::MAX) / SECTOR_SIZE
     }
 
-    /// Puts a fault in force, for operations submitted from now on.
+    /// Injects a fault for operations submitted from now on.
     pub fn fail(&self, fault: Fault) {
         self.world().faults.push(fault);
     }

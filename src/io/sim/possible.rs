@@ -1,5 +1,5 @@
-//! What power loss may leave, told block by block: for tests that walk through
-//! all the images of an instant without building a world for each.
+//! What power loss may leave, block by block, for tests that check all images of an
+//! instant without building a world for each.
 
 use super::SimDevices;
 use super::medium::Medium;
@@ -16,8 +16,8 @@ pub struct Possible {
 }
 
 impl SimDevices {
-    /// The blocks that power loss now may leave in more than one state, with what
-    /// they may hold. The same choice as [`SimDevices::crash`] makes.
+    /// The blocks that power loss now may leave in more than one state, with their
+    /// possible contents: the choices that [`SimDevices::crash`] makes.
     pub fn possibilities(&self) -> Vec<Possible> {
         let world = self.world();
         let mut all = Vec::new();

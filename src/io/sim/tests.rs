@@ -1,4 +1,4 @@
-//! What the simulator itself promises.
+//! Tests of the simulated devices themselves.
 
 use super::*;
 use crate::io::{Buffer, Disk, Done, Op, OpKind, OwnedBuffer};

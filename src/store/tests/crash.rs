@@ -1,5 +1,5 @@
-//! Sequences of appends and removals, cut at every write. At each instant the
-//! image is read by a decoder that knows the format and nothing else.
+//! Sequences of appends and removals with power loss at every write. At each instant
+//! a decoder that shares no code with the store reads the image.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +14,7 @@ use crate::units::ChunkSize;
 /// Chunks on the device of a store with whole areas, and with short ones.
 const CHUNKS: u64 = 600;
 const FEW_CHUNKS: u64 = 70;
-/// Old chunks are scattered over this many (a prime).
+/// Old chunks are spread over this many chunks (a prime).
 const OLDS: u64 = 10_007;
 
 #[derive(Clone, Debug)]
@@ -58,8 +58,8 @@ fn short(chunk_sectors: u64, entries: usize) -> Layout {
     Layout::with_short_areas(ChunkSize::new(chunk_sectors).unwrap(), entries)
 }
 
-/// The image holds every entry of `must`, nothing that is not in `may`, no
-/// old chunk with two copies, and nothing behind its end.
+/// Asserts that the image holds every entry of `must`, no entry that is not in `may`,
+/// no old chunk with two copies, and nothing after its end.
 fn check(decoded: Decoded, must: &[Entry], may: &[Entry]) -> Vec<Entry> {
     assert!(!decoded.junk, "something is left after the terminator");
     let may: BTreeSet<(u64, u64)> = may.iter().map(|e| (e.old, e.new)).collect();
@@ -321,7 +321,7 @@ fn the_last_entry_moves_from_one_area_to_another() {
     assert_eq!(plan.moves[0].offset, 512, "to area 0 in chunk 1");
     assert_eq!(plan.zeroes[0].offset, 9 * 512, "from area 2 in chunk 9");
     bench.remove(&[1]);
-    // Area 2 is empty now, and still what ends the log after the full area 1.
+    // Area 2 is empty now, but still terminates the log after the full area 1.
     assert_eq!(bench.metadata.entries().len(), 6);
     bench.reload();
 }
@@ -335,7 +335,7 @@ fn a_store_with_short_areas_is_another_store_to_who_does_not_know() {
     let Loaded::Valid(store) = load(&mut disk, DEVICE, &params).unwrap() else {
         panic!("not valid")
     };
-    // The image says nothing of it: production reads 32 entries to an area.
+    // The image does not record this: production code reads 32 entries in an area.
     assert_eq!(store.metadata().layout(), whole(1));
     assert_eq!(store.metadata().entries().len(), 2);
 }

@@ -1,4 +1,4 @@
-//! Stores made to hurt: any byte may be anything.
+//! Corrupt and malicious stores: any byte may have any value.
 
 use proptest::prelude::*;
 
@@ -61,7 +61,7 @@ fn survive(image: Vec<u8>) {
     }
 }
 
-/// Places that mean something: header, area 0 in chunk 1, area 1 in chunk 34.
+/// Offsets with a meaning: header, area 0 in chunk 1, area 1 in chunk 34.
 fn place() -> impl Strategy<Value = usize> {
     prop_oneof![
         0..16usize,

@@ -36,7 +36,7 @@ fn settle(image: Vec<u8>) -> (MemoryDisk, Metadata) {
 
 #[test]
 fn creation_never_leaves_a_header_before_a_foreign_area() {
-    // An older store, whose first area has entries, makes way for a new one.
+    // A new store replaces an older one, whose first area has entries.
     let mut disk = MemoryDisk::new(store(&[(1, 2), (5, 3)]));
     let before = disk.image.clone();
     create(&mut disk, DEVICE, chunk_size(), 400, 512).unwrap();

@@ -1,4 +1,4 @@
-//! Tests of the whole module: kernel-written stores, crashes, hostile bytes.
+//! Tests of the whole module: stores that Linux wrote, crashes, corrupt stores.
 #![allow(clippy::cast_possible_truncation)]
 
 mod crash;
@@ -14,7 +14,7 @@ use crate::units::SECTOR_SIZE;
 
 pub const DEVICE: DeviceId = DeviceId(0);
 
-/// What a [`MemoryDisk`] was asked to change.
+/// A change that a [`MemoryDisk`] recorded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     Write {
@@ -147,8 +147,8 @@ pub fn apply(image: &mut [u8], offset: u64, data: &[u8]) {
     image[offset as usize..offset as usize + data.len()].copy_from_slice(data);
 }
 
-/// What the format says a store holds; written from its description alone, with
-/// nothing of the code under test.
+/// What a store holds by the description of the format, decoded without the code under
+/// test.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Decoded {
     pub entries: Vec<Entry>,
@@ -161,8 +161,8 @@ pub fn decode(image: &[u8]) -> Decoded {
     decode_as(image, chunk / 16)
 }
 
-/// As [`decode`], with areas that end after `per_area` entries; what is left of
-/// their chunks counts as behind the terminator.
+/// As [`decode`], with areas that end after `per_area` entries; the rest of their
+/// chunks counts as after the terminator.
 pub fn decode_as(image: &[u8], per_area: usize) -> Decoded {
     let word = |at: usize| u64::from_le_bytes(image[at..at + 8].try_into().unwrap());
     assert_eq!(&image[..4], b"SnAp");

@@ -5,10 +5,10 @@ use super::plan::{Action, Case, Store};
 use super::scenarios;
 use crate::engine::MergeWrites::{Redirect, Wait};
 
-/// Sizes of areas that [`of`] is for.
+/// Sizes of areas that [`of`] is called with.
 pub const SIZES: [usize; 3] = [2, 3, 4];
 
-/// One exception after the other fills an area, a group crosses the next border.
+/// Single exceptions fill an area, then a group crosses the next border.
 fn copy_outs(n: u64) -> Case {
     Case::new("copy-outs fill one area after the other", 2 * n + 2)
         .store(Store::new(1, "P", 1, 60))
@@ -45,7 +45,7 @@ fn snapshot_writes(n: u64) -> Case {
         .read(1, 0..2 * n + 1)
 }
 
-/// What waits for a flush is more than an area takes.
+/// More entries wait for a flush than an area holds.
 fn deferred(n: u64) -> Case {
     Case::new("deferred writes for several areas", 2 * n + 2)
         .store(Store::new(1, "P", 1, 60).deferred())
@@ -56,7 +56,7 @@ fn deferred(n: u64) -> Case {
         .flush(0)
 }
 
-/// The slot that is left cannot be used: the next area would lie off the end.
+/// The last slot cannot be used, because the next area would be beyond the end.
 fn no_room(n: u64) -> Case {
     Case::new("no room for the next area, soon", 2 * n)
         .store(Store::new(1, "P", 1, n + 2))
@@ -68,7 +68,7 @@ fn no_room(n: u64) -> Case {
         .flush(0)
 }
 
-/// The device ends with an area that is never to be full.
+/// The device ends with an area that must never be full.
 fn no_room_later(n: u64) -> Case {
     Case::new("no room for a third area", 2 * n + 1)
         .store(Store::new(1, "P", 1, 2 * (n + 1) + 1))
@@ -79,7 +79,7 @@ fn no_room_later(n: u64) -> Case {
         .flush(0)
 }
 
-/// An overflow at the end of an area is over when the next area has its room.
+/// An overflow at the end of an area ends when the device has room for the next area.
 fn grown(n: u64) -> Case {
     Case::new("a store grows at the end of an area", 2 * n)
         .store(Store::new(1, "PO", 1, n + 2))
@@ -119,8 +119,8 @@ fn merge_of_areas(n: u64) -> Case {
         .flush(0)
 }
 
-/// The first entry's chunk jumps the queue: the last entry moves to another area,
-/// and the area that it leaves is empty then.
+/// The first entry's chunk is merged first: the last entry moves to another area and
+/// leaves its own area empty.
 fn hole(n: u64) -> Case {
     let origin = 2 * n + 2;
     Case::new("the last entry moves to another area", origin)
@@ -133,7 +133,8 @@ fn hole(n: u64) -> Case {
         .write(0, 0..1)
 }
 
-/// As [`hole`], and only guests' writes drive the merge: they find what has moved.
+/// As [`hole`], but only guests' writes drive the merge, so they must find entries that
+/// have moved.
 fn hole_paused(n: u64) -> Case {
     let origin = 2 * n + 2;
     Case::new("a paused merge from the middle of the log", origin)
@@ -151,7 +152,7 @@ fn hole_paused(n: u64) -> Case {
         .then(Action::Resume)
 }
 
-/// As [`hole`]; what it leaves is settled and goes on, again and again.
+/// As [`hole`], interrupted several times; each start settles the store and continues.
 fn hole_interrupted(n: u64) -> Case {
     let origin = 2 * n + 2;
     Case::new("a move to another area interrupted", origin)

@@ -1,14 +1,14 @@
 //! What a view may show: for each sector every value that a read, the death of
 //! the process or power loss may leave.
 //!
-//! Values are stamps, handed out in ascending order; two writes to one sector of
+//! Values are stamps, assigned in ascending order; two writes to one sector of
 //! a view are never under way at once, so a larger stamp is a later write.
 
 use smallvec::SmallVec;
 
 pub type Stamps = SmallVec<[u64; 4]>;
 
-/// Stamps from here on tell by their lowest bit whether they stand for zeroes.
+/// From this stamp on the lowest bit says whether the write was one of zeroes.
 pub const FIRST_STAMP: u64 = 1000;
 
 /// What the disk holds for a stamp.
@@ -31,16 +31,16 @@ pub struct Cell {
     seen: u64,
     /// The newest that a flush has covered: power loss leaves no older one.
     durable: u64,
-    /// Of the stamps up to here exactly one is there; which, was not seen yet.
+    /// Exactly one of the stamps up to this one is present; no read has shown which.
     cut: u64,
-    /// Writes that a handover may have let by before or after it: possible until
-    /// something at least as new as `wild_until` replaces them.
+    /// Writes that may have come before or after a handover: possible until a stamp of
+    /// at least `wild_until` replaces them.
     wild: Stamps,
     wild_until: u64,
-    /// Zeroes of discards that reads may show or not, now so and now so: what is
-    /// passed down may miss the copy-out that is under way.
+    /// Zeroes of discards that each read may show or not: a discard that is passed down
+    /// may miss a copy-out that is under way.
     hints: Stamps,
-    /// A write failed: no flush promises what it left.
+    /// A write failed: no flush guarantees what it left.
     doubtful: bool,
 }
 
@@ -70,8 +70,8 @@ impl Cell {
         settled.chain(wild.iter().copied())
     }
 
-    /// The stamp that explains `seen` and teaches least: of several zeroes the
-    /// newest, which says nothing of what a flush or a cut has kept.
+    /// The stamp that explains `seen` and restricts the model least: of several zeroes
+    /// the newest, which implies nothing about what a flush or a cut has kept.
     fn explain(&self, floor: u64, seen: u64) -> Option<u64> {
         let fits = |s: &u64| value(*s) == seen;
         let hint = self.hints.iter().copied().find(|s| *s >= floor && fits(s));
@@ -85,7 +85,7 @@ impl Cell {
         }
     }
 
-    /// `stamp` was seen by a read that nothing older could answer.
+    /// A read has shown `stamp`, and no later read may show an older one.
     fn seen(&mut self, stamp: u64) {
         if self.hints.contains(&stamp) {
             return;
@@ -105,7 +105,7 @@ impl Cell {
 pub enum End {
     Power,
     Process,
-    /// Of the process, for a view whose entries wait in memory for a flush.
+    /// Death of the process, for a view whose entries wait in memory for a flush.
     ProcessDeferred,
 }
 
@@ -136,8 +136,8 @@ impl Content {
         }
     }
 
-    /// A write that a handover, which ended when stamp `until` was next, may have
-    /// let by before or after it.
+    /// A write that may have come before or after a handover, which ended when `until`
+    /// was the next stamp.
     pub fn wild_write(&mut self, sector: u64, sectors: u64, stamp: u64, until: u64) {
         for cell in self.range(sector, sectors) {
             cell.wild.push(stamp);
@@ -145,7 +145,7 @@ impl Content {
         }
     }
 
-    /// The write is acknowledged; `durable`: with the promise of a flush.
+    /// The write is acknowledged; `durable`: with the guarantee of a flush.
     pub fn end_write(&mut self, sector: u64, sectors: u64, stamp: u64, durable: bool) {
         for cell in self.range(sector, sectors) {
             cell.acked = cell.acked.max(stamp);
@@ -156,20 +156,20 @@ impl Content {
         }
     }
 
-    /// The write failed: any part of it may be there, for any time.
+    /// The write failed: any part of it may be present, and may still appear or vanish.
     pub fn fail_write(&mut self, sector: u64, sectors: u64) {
         for cell in self.range(sector, sectors) {
             cell.doubtful = true;
         }
     }
 
-    /// What a read that is submitted now must find.
+    /// The oldest stamps that a read submitted now may show.
     pub fn floors(&self, sector: u64, sectors: u64) -> Vec<u64> {
         let cells = &self.0[sector as usize..(sector + sectors) as usize];
         cells.iter().map(|c| c.seen).collect()
     }
 
-    /// What a flush that is submitted now covers.
+    /// The newest stamps that a flush submitted now covers.
     pub fn covered(&self) -> Vec<u64> {
         self.0.iter().map(|c| c.acked).collect()
     }
@@ -180,7 +180,7 @@ impl Content {
         }
     }
 
-    /// Judges a read, and learns from it.
+    /// Checks a read, and restricts the model by what it showed.
     pub fn read(&mut self, sector: u64, floors: &[u64], seen: &[u64]) -> Result<(), String> {
         let first = sector;
         for (n, (floor, stamp)) in floors.iter().zip(seen).enumerate() {
@@ -235,7 +235,7 @@ impl Content {
             .collect()
     }
 
-    /// The daemon starts again and sees this; nothing that was under way comes later.
+    /// After a new start the view shows `seen`; nothing that was under way arrives later.
     pub fn restarted(&mut self, end: End, seen: &[u64]) -> Result<(), String> {
         for (n, (cell, stamp)) in self.0.iter_mut().zip(seen).enumerate() {
             let floor = cell.floor(end);
@@ -270,13 +270,13 @@ impl Content {
         }
     }
 
-    /// Without what lies behind `sectors`.
+    /// Drops what lies beyond `sectors`.
     pub fn cut_short(&mut self, sectors: u64) {
         self.0.truncate(sectors as usize);
     }
 
-    /// What a merge view shows that this, a snapshot's content, is handed over to:
-    /// behind the snapshot's end what `origin` has.
+    /// What the merge view shows after the handover of this snapshot: beyond the
+    /// snapshot's end the content of `origin`.
     pub fn over(&self, origin: &Self) -> Self {
         let rest = origin.0.iter().skip(self.0.len());
         Self(self.0.iter().chain(rest).cloned().collect())

@@ -1,4 +1,4 @@
-//! What was done, over all tests of the process.
+//! Counters over all tests of the process.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -7,14 +7,14 @@ pub static STATES: AtomicU64 = AtomicU64::new(0);
 pub static RECOVERIES: AtomicU64 = AtomicU64::new(0);
 pub static FAULTS: AtomicU64 = AtomicU64::new(0);
 
-/// Runs with a seeded bug in do not count.
+/// Runs with a seeded bug are not counted.
 pub fn add(counter: &AtomicU64, n: u64) {
     if !crate::mutation::is_any() {
         counter.fetch_add(n, Ordering::Relaxed);
     }
 }
 
-/// One line on the present state, past the test harness's capture.
+/// Prints the counters in one line, bypassing the capture of the test harness.
 pub fn report(what: &str) {
     use std::io::Write;
     let get = |c: &AtomicU64| c.load(Ordering::Relaxed);

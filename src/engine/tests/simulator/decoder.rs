@@ -1,5 +1,5 @@
 //! A second reader of the on-disk format, written from the format's description
-//! and sharing no code with the store: what the oracles believe is on a disk.
+//! that shares no code with the store. The oracles rely on it alone.
 
 /// What a COW image is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,7 +84,7 @@ pub fn decode(image: &[u8], sectors: usize, per_area: usize) -> Result<Decoded, 
     Ok(Decoded::Valid { chunk, entries })
 }
 
-/// Writes a store with these entries over `image`, `junk` behind its terminator.
+/// Writes a store with these entries into `image`, with `junk` after its terminator
 /// unless the area ends there.
 pub fn encode(
     image: &mut [u8],

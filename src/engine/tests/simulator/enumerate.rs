@@ -1,5 +1,5 @@
-//! Small scenarios under many schedules, every crash point of each with every
-//! subset of up to twelve unflushed blocks.
+//! Small scenarios under many schedules. At every crash point each subset of up to
+//! twelve unflushed blocks is checked.
 
 use super::explore::Depth;
 use super::{prove, scenarios, with_seeds};

@@ -1,5 +1,5 @@
-//! All that may be left of an instant: every image that power loss or the death
-//! of the process can leave is decoded and judged.
+//! Every image that power loss or the death of the process can leave at an instant is
+//! decoded and checked.
 
 use super::content::{Content, End, Stamps};
 use super::counts;
@@ -10,12 +10,12 @@ use crate::engine::{SnapshotId, SnapshotState, ViewId};
 use crate::io::DeviceId;
 use crate::io::sim::{Keep, Possible, Rng};
 
-/// How much is looked at after each event.
+/// How much is checked after each event.
 #[derive(Clone, Copy, Debug)]
 pub struct Depth {
-    /// Images of power loss; all, if there are no more.
+    /// At most so many images of power loss.
     pub states: usize,
-    /// One in so many instants is recovered from by production code; 0: none.
+    /// At one in so many instants production code recovers from an image; 0: never.
     pub recover: usize,
 }
 
@@ -39,7 +39,7 @@ impl Depth {
     };
 }
 
-/// One snapshot's store and what its image must be.
+/// One snapshot's store, and what its image is checked against.
 struct StoreFrame {
     id: SnapshotId,
     /// Index into the images.
@@ -50,12 +50,12 @@ struct StoreFrame {
     area: usize,
     must_be_valid: bool,
     given_up: bool,
-    /// `None`: its view is not to be judged.
+    /// `None`: its view is not checked.
     allowed: Option<Vec<Stamps>>,
     merging: bool,
 }
 
-/// What all images of one instant are judged by. Image 0 is the origin's.
+/// What all images of one instant are checked against. Image 0 is the origin's.
 struct Frame {
     devices: Vec<DeviceId>,
     stores: Vec<StoreFrame>,
@@ -100,7 +100,7 @@ impl Frame {
             });
             devices.push(recorded.device);
         }
-        // A merge of nothing may be over before anybody heard that it began.
+        // A merge without entries may end before its handover is reported.
         let over = handed_over.as_ref().filter(|_| merging.is_none());
         let origin = over
             .unwrap_or(&sim.views[&ViewId::ORIGIN].content)
@@ -136,7 +136,7 @@ impl Frame {
                         at[old] = Some(new);
                     }
                     for (sector, allowed) in allowed.iter().enumerate() {
-                        // A copy counts up to the snapshot's end only.
+                        // A copy is used up to the snapshot's end only.
                         let copy = at[sector / chunk].filter(|_| sector < store.sectors);
                         let (image, at) = match copy {
                             Some(new) => (store.image, new * chunk + sector % chunk),
@@ -219,7 +219,7 @@ impl Walk<'_> {
         }
     }
 
-    /// None, all, each one lost, each one kept, and random subsets.
+    /// All blocks lost, all kept, each one lost, each one kept, and random subsets.
     fn some(&mut self, most: usize, rng: &mut Rng) -> Result<u64, String> {
         let blocks = self.blocks.len();
         let mut states = 0;
@@ -311,17 +311,17 @@ impl Sim {
         frame.judge(&images)
     }
 
-    /// Production code takes up what is left, on a copy.
+    /// Production code recovers from what is left, on a copy.
     fn try_recovery(&mut self) -> Verdict {
         let seed = self.rng.next();
         let (end, devices) = match self.rng.below(4) {
-            // What a failed flush lost, no later process knows of.
+            // A later process cannot know what a failed flush lost.
             0 if self.faulty.is_empty() => (End::Process, self.w.devices.process_death(seed)),
             1 => (End::Power, self.w.devices.crash(Keep::Nothing)),
             2 => (End::Power, self.w.devices.crash(Keep::Everything)),
             _ => (End::Power, self.w.devices.crash(Keep::Seeded(seed))),
         };
-        let mut next = self.reborn(devices, seed);
+        let mut next = self.restarted(devices, seed);
         next.depth = if self.rng.one_in(2) {
             Depth::RECOVERED
         } else {
@@ -330,7 +330,7 @@ impl Sim {
         next.trace
             .push(format!("{end:?} ends, and all begins again"));
         let recovered = next.begin_again(self, end).and_then(|()| {
-            // A guest goes on writing, and the power fails again.
+            // A guest continues to write, and the power fails again.
             next.after_recovery()
         });
         counts::add(&counts::RECOVERIES, 1);

@@ -1,4 +1,4 @@
-//! The simulator: `docs/crash-model.md` says what it promises and how to run it.
+//! The simulator. `docs/crash-model.md` describes what it checks and how to run it.
 
 mod areas;
 mod content;
@@ -26,7 +26,7 @@ use sim::Sim;
 
 thread_local!(static QUIET: Cell<bool> = const { Cell::new(false) });
 
-/// Assertions inside a run are findings; they are told by who runs it.
+/// A failed assertion inside a run is a finding, which the caller of the run reports.
 fn silence_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -39,7 +39,7 @@ fn silence_panics() {
     });
 }
 
-/// One run; what it found, and the actions that had started.
+/// One run. An error is what it found, with the log of the run.
 fn run(case: &Case, seed: u64, depth: Depth) -> Result<(), (String, Vec<String>)> {
     silence_panics();
     let outer = QUIET.replace(true);
@@ -63,7 +63,7 @@ fn run(case: &Case, seed: u64, depth: Depth) -> Result<(), (String, Vec<String>)
     found.map_err(|e| (e, trace))
 }
 
-/// Leaves out actions and stores as long as the run still fails in the same words.
+/// Removes actions and stores as long as the run fails with the same message.
 fn shrink(case: &Case, seed: u64, depth: Depth, error: &str) -> Case {
     let words = |e: &str| e.replace(|c: char| c.is_ascii_digit(), "");
     let error = words(error);
@@ -93,7 +93,7 @@ fn shrink(case: &Case, seed: u64, depth: Depth, error: &str) -> Case {
     case
 }
 
-/// As [`run`], and tells a finding in the smallest words that still fail.
+/// As [`run`], and panics with the smallest case that still fails.
 fn prove(case: &Case, seed: u64, depth: Depth) {
     let Err((error, trace)) = run(case, seed, depth) else {
         return;
@@ -108,7 +108,8 @@ fn prove(case: &Case, seed: u64, depth: Depth) {
     );
 }
 
-/// Runs `body` with a test's seeds and says every so often, and at the end, how far it is.
+/// Runs `body` with a test's seeds, and reports progress every `every` seeds and at the
+/// end.
 fn with_seeds(default: std::ops::Range<u64>, what: &str, every: usize, mut body: impl FnMut(u64)) {
     for (seed, n) in seeds(default).zip(1..) {
         body(seed);
@@ -119,7 +120,7 @@ fn with_seeds(default: std::ops::Range<u64>, what: &str, every: usize, mut body:
     counts::report(what);
 }
 
-/// `SNAPBACK_SEEDS=first..end` runs other seeds than a test's own, or one again.
+/// `SNAPBACK_SEEDS=first..end` replaces the seeds of a test.
 fn seeds(default: std::ops::Range<u64>) -> std::ops::Range<u64> {
     let chosen = std::env::var("SNAPBACK_SEEDS").ok().and_then(|s| {
         let (first, end) = s.split_once("..")?;

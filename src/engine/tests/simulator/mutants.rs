@@ -1,4 +1,4 @@
-//! Seeded bugs must die: this is what shows that the oracles see.
+//! Every seeded bug must be found, which shows that the oracles work.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,7 +8,7 @@ use super::random::{Weather, random};
 use super::{prove, run, scenarios, sweep};
 use crate::mutation::{self, Mutation};
 
-/// Enough for every bug that is not subtle; the random worlds are for the rest.
+/// Enough for bugs that are not subtle; random worlds find the rest.
 const DEPTH: Depth = Depth {
     states: 256,
     recover: 15,
@@ -16,7 +16,7 @@ const DEPTH: Depth = Depth {
 const SEEDS: u64 = 25;
 const WORLDS: u64 = 1000;
 
-/// What was found with the bug in, and by what.
+/// The first finding with the bug in place, and what found it.
 fn hunt(mutation: Mutation) -> Option<String> {
     mutation::with(Some(mutation), || {
         for seed in 0..SEEDS {
@@ -44,7 +44,7 @@ fn hunt(mutation: Mutation) -> Option<String> {
     })
 }
 
-/// The same hunt: what it finds in the mutants must be the mutation.
+/// The same search without a bug, so that what it finds otherwise is the bug.
 #[test]
 fn without_a_seeded_bug_there_is_nothing_to_find() {
     for seed in 0..SEEDS {

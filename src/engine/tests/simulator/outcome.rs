@@ -1,4 +1,4 @@
-//! What came of it: completions, notices and control replies, held against the model.
+//! Checks completions, notices and control replies against the model.
 
 use super::content::Content;
 use super::plan::Store;
@@ -241,7 +241,7 @@ impl Sim {
         if let Some(recorded) = self.record.snapshots.get_mut(&id)
             && recorded.kind != "N"
         {
-            // Nobody has a record any more: the header alone must say it.
+            // The record is dropped: the header alone must say that it is invalid.
             recorded.valid = true;
             self.given_up.insert(id);
             self.check()?;
@@ -276,7 +276,7 @@ impl Sim {
             |s: &SnapshotStatus, id| s.snapshot == id && s.state == SnapshotState::Invalid;
         for (id, floors) in floors {
             if status.snapshots.iter().any(|s| is_invalid(s, id)) {
-                continue; // nobody promises anything of it any more
+                continue; // nothing is guaranteed for it any more
             }
             if let Some(view) = self.views.get_mut(&id) {
                 view.content.flushed(&floors);
@@ -284,7 +284,7 @@ impl Sim {
         }
     }
 
-    /// The user may take the store's device away now.
+    /// From now on the user may remove the store's device.
     fn is_let_go(&self, id: SnapshotId) -> Verdict {
         match self.record.snapshots.get(&id) {
             Some(r) if self.w.devices.in_flight(Some(r.device)) > 0 => {

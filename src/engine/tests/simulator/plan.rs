@@ -1,5 +1,5 @@
-//! What a run does: devices, stores, and a list of actions that start one after
-//! the other while what came before is still under way.
+//! What a run does: devices, stores, and a list of actions. Actions start in order,
+//! while earlier ones are still under way.
 
 use std::ops::Range;
 
@@ -8,7 +8,7 @@ use crate::io::sim::{Blow, Fault, FaultOn};
 use crate::store::Layout;
 use crate::units::ChunkSize;
 
-/// How a store is made.
+/// Parameters of a store.
 #[derive(Clone, Debug)]
 pub struct Store {
     pub id: u32,
@@ -21,9 +21,9 @@ pub struct Store {
     pub lacks: u64,
     /// Entries in a metadata area: as many as fit, or fewer.
     pub area: usize,
-    /// Exceptions that it has already, for the snapshot's last chunks.
+    /// Exceptions that it has from the start, for the snapshot's last chunks.
     pub filled: usize,
-    /// Stale entries stand behind the terminator.
+    /// There are stale entries after the terminator.
     pub junk: bool,
     pub defer: bool,
     pub discards: Discards,
@@ -66,7 +66,7 @@ impl Store {
         self
     }
 
-    /// Its guest's discards zero it; `passdown`: and the origin.
+    /// Its guest's discards zero the store and, with `passdown`, the origin.
     pub fn discards(mut self, passdown: bool) -> Self {
         self.discards = Discards {
             zeroes_cow: true,
@@ -147,9 +147,9 @@ pub enum Action {
     Grow {
         id: u32,
     },
-    /// Waits until nothing moves any more.
+    /// Waits until no actor has anything to do.
     Rest,
-    /// Everything is read and compared, with nothing under way.
+    /// Reads and compares all views, with nothing under way.
     ReadAll,
     PowerLoss,
     ProcessDeath,
@@ -168,7 +168,7 @@ pub struct Case {
     pub actions: Vec<Action>,
     /// Bytes in a merge batch.
     pub batch: u64,
-    /// One in so many events starts the next action.
+    /// The next action starts at one in so many events.
     pub hurry: usize,
 }
 

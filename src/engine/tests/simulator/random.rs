@@ -1,5 +1,5 @@
-//! Random worlds: guests on all views, snapshots that come and go, merges under
-//! both policies, power cuts, dying processes, failing devices.
+//! Random worlds: guests on all views, snapshots that are added and removed, merges
+//! under both policies, power loss, process death, failing devices.
 
 use super::explore::Depth;
 use super::plan::{Action, Case, PlannedFault, Store};
@@ -17,7 +17,7 @@ pub struct Weather {
 
 /// What the stores of one world have in common.
 struct Stores {
-    /// The next number.
+    /// The number of the next store.
     next: u32,
     /// Sectors of the origin, and of a device's block.
     origin: u64,
@@ -122,7 +122,7 @@ fn action(rng: &mut Rng, stores: &mut Stores, weather: Weather) -> Action {
     }
 }
 
-/// A random world; the seed gives everything.
+/// A random world, decided by the seed alone.
 pub fn random(seed: u64, weather: Weather) -> Case {
     let mut rng = Rng::new(seed ^ 0x0dd_ba11);
     let lengths = Rng::new(seed ^ 0x5_4021);

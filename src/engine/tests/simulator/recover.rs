@@ -1,8 +1,8 @@
-//! The start of the daemon over what is left: the record, the stores, the merge.
+//! A new start of the daemon on what is left: the record, the stores, the merge.
 
 use super::content::End;
 use super::plan::layout;
-use super::sim::{Recorded, Sim, Verdict, nothing_works};
+use super::sim::{Recorded, Sim, Verdict, everything_fails};
 use crate::engine::tests::saboteur::StartDisk;
 use crate::engine::*;
 use crate::io::DeviceId;
@@ -27,10 +27,10 @@ pub fn load(
 }
 
 impl Sim {
-    /// Takes up what `old` left. Order, as the daemon keeps it: 1 each store
-    /// loaded and settled → 2 each snapshot added → 3 the merge handed over again.
+    /// Starts on what `old` left. Order, as in the daemon: 1 each store loaded and
+    /// settled → 2 each snapshot added → 3 the merge handed over again.
     pub fn begin_again(&mut self, old: &Self, end: End) -> Verdict {
-        self.believe_the_handover(old)?;
+        self.adopt_handover(old)?;
         self.record
             .snapshots
             .retain(|_, r| r.kind != "N" && r.valid);
@@ -39,10 +39,10 @@ impl Sim {
         }
         let snapshots = self.record.snapshots.clone();
         for (id, recorded) in &snapshots {
-            self.take_up(*id, recorded)?;
+            self.start_store(*id, recorded)?;
         }
         let given_up = self.given_up.clone();
-        // Forgotten, as the daemon asks for it: its handover never took place.
+        // Dropped from the record, as the daemon does: its handover never took place.
         let lost = |id| given_up.contains(&id) || !snapshots.contains_key(&id);
         if self.record.merging.is_some_and(|m| lost(m.snapshot)) {
             self.record.merging = None;
@@ -50,10 +50,10 @@ impl Sim {
         self.views.retain(|id, _| {
             *id == ViewId::ORIGIN || snapshots.contains_key(id) && !given_up.contains(id)
         });
-        // Before the merge goes on: it may fill them.
+        // Before the merge continues, because it may fill them.
         let views: Vec<ViewId> = self.views.keys().copied().collect();
         for id in views.into_iter().filter(|id| *id != ViewId::ORIGIN) {
-            self.see_what_is_there(id, end)?;
+            self.read_view_after_start(id, end)?;
         }
         if let Some(m) = self.record.merging {
             let request = ControlRequest::Handover {
@@ -72,14 +72,14 @@ impl Sim {
             End::Process if deferred => End::ProcessDeferred,
             end => end,
         };
-        self.see_what_is_there(ViewId::ORIGIN, end)?;
+        self.read_view_after_start(ViewId::ORIGIN, end)?;
         self.check()?;
         self.record.snapshots.retain(|id, _| !given_up.contains(id));
         Ok(())
     }
 
-    /// The record says that the handover under way took place, if its store is valid.
-    fn believe_the_handover(&mut self, old: &Self) -> Verdict {
+    /// A handover that was under way took place by the record, if its store is valid.
+    fn adopt_handover(&mut self, old: &Self) -> Verdict {
         let valid = match self.record.merging {
             Some(merging) => self.is_valid(merging.snapshot)?,
             None => true, // over already
@@ -96,7 +96,7 @@ impl Sim {
     }
 
     /// Loads and settles a store, and adds its snapshot if it is valid.
-    fn take_up(&mut self, snapshot: SnapshotId, recorded: &Recorded) -> Verdict {
+    fn start_store(&mut self, snapshot: SnapshotId, recorded: &Recorded) -> Verdict {
         let devices = self.w.devices.clone();
         match load(&devices, recorded.device, recorded.area, self.origin())? {
             store::Loaded::Valid(found) => {
@@ -144,11 +144,11 @@ impl Sim {
         self.w.control_wait(request).map_err(|e| e.to_string())
     }
 
-    /// Cuts the power at each operation of loading and settling, again and again.
+    /// Fails at random operations of loading and settling, then loses power, several times.
     fn lose_power_while_loading(&mut self) -> Verdict {
         for _ in 0..self.rng.below(4) {
             let devices = self.w.devices.clone();
-            devices.fail(nothing_works(self.rng.below(9) as u64));
+            devices.fail(everything_fails(self.rng.below(9) as u64));
             for recorded in self.record.snapshots.values() {
                 if let Ok(store::Loaded::Valid(found)) =
                     load(&devices, recorded.device, recorded.area, self.origin())
@@ -158,14 +158,14 @@ impl Sim {
                 }
             }
             let seed = self.rng.next();
-            let next = self.reborn(devices.crash(Keep::Seeded(seed)), seed);
+            let next = self.restarted(devices.crash(Keep::Seeded(seed)), seed);
             *self = next;
         }
         Ok(())
     }
 
-    /// Opens a view, and learns which of the possible contents it is.
-    fn see_what_is_there(&mut self, id: ViewId, end: End) -> Verdict {
+    /// Opens a view and reads which of the possible contents it has.
+    fn read_view_after_start(&mut self, id: ViewId, end: End) -> Verdict {
         let content = self.views[&id].content.clone();
         self.add_view(id, content);
         if id == ViewId::ORIGIN

@@ -1,5 +1,5 @@
-//! A run: the production engine over simulated devices, the model beside it, and
-//! the oracles after every event.
+//! A run: the production engine on simulated devices, a model, and the checks after
+//! every event.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,21 +13,21 @@ use crate::engine::*;
 use crate::io::sim::{FaultOn, Fill, Keep, Rng, SimDevices};
 use crate::io::{DeviceId, Errno};
 
-/// What the daemon's state file says of a snapshot.
+/// What the daemon's state file records of a snapshot.
 #[derive(Clone, Debug)]
 pub struct Recorded {
     pub device: DeviceId,
     pub kind: &'static str,
     /// Length of the snapshot.
     pub sectors: u64,
-    /// Entries in an area, which no state file says: tests alone shorten areas.
+    /// Entries in an area. Not in a state file: only tests shorten areas.
     pub area: usize,
     pub defer: bool,
     pub discards: Discards,
     pub valid: bool,
 }
 
-/// What the daemon's state file says of a merge.
+/// What the daemon's state file records of a merge.
 #[derive(Clone, Copy, Debug)]
 pub struct Merging {
     pub snapshot: SnapshotId,
@@ -64,7 +64,7 @@ pub enum Asked {
         through: bool,
         sure: bool,
     },
-    /// `passdown`: of the origin, too.
+    /// `passdown`: also of the origin.
     Discard {
         sector: u64,
         sectors: u64,
@@ -86,7 +86,7 @@ pub enum Control {
     Remove(SnapshotId),
     Handover {
         merging: Merging,
-        /// Origin writes that it may let by before or after it.
+        /// Origin writes that may come before or after it.
         window: Vec<(u64, u64, u64)>,
     },
     Sync(Vec<(ViewId, Vec<u64>)>),
@@ -102,14 +102,14 @@ pub struct Sim {
     pub under_way: BTreeMap<(usize, Slot), Asked>,
     pub control: Option<Control>,
     pub next_stamp: u64,
-    /// Invalid for good: the header says so, durably.
+    /// Durably invalid by their headers.
     pub given_up: BTreeSet<SnapshotId>,
-    /// Faults were put in force on these (`None`: the origin).
+    /// Devices with injected faults (`None`: the origin).
     pub faulty: BTreeSet<Option<SnapshotId>>,
     pub merge_failed: bool,
-    /// Snapshots whose stores are or were the origin view's.
+    /// Snapshots that are or were merged into the origin.
     pub merged: BTreeSet<SnapshotId>,
-    /// Snapshots that a full store may end.
+    /// Snapshots that a full store may invalidate.
     pub may_fill: BTreeSet<SnapshotId>,
     origin: DeviceId,
     pub depth: Depth,
@@ -158,8 +158,8 @@ impl Sim {
         self.origin
     }
 
-    /// The run after the end of the process or the power, before it starts again.
-    pub fn reborn(&self, devices: SimDevices, seed: u64) -> Self {
+    /// The run after power loss or process death, before the daemon starts again.
+    pub fn restarted(&self, devices: SimDevices, seed: u64) -> Self {
         let mut w = World::over(devices, self.origin, seed);
         w.merge_bytes = self.w.merge_bytes;
         Self {
@@ -188,7 +188,7 @@ impl Sim {
         self.views.insert(id, View { content, actors });
     }
 
-    /// What a handover under way would make of the origin view.
+    /// The content of the origin view if the handover under way takes place.
     pub fn handed_over(&self) -> Option<Content> {
         let Some(Control::Handover { merging, window }) = &self.control else {
             return None;
@@ -218,7 +218,7 @@ impl Sim {
         self.finish()
     }
 
-    /// Everything comes to its end, and is looked at once more.
+    /// Waits for everything under way, and checks once more.
     pub fn finish(&mut self) -> Verdict {
         self.w.merge_background = true;
         self.settle()?;
@@ -262,7 +262,7 @@ impl Sim {
         self.check()
     }
 
-    /// Until nothing moves.
+    /// Runs until no actor has anything to do.
     pub fn settle(&mut self) -> Verdict {
         for _ in 0..200_000 {
             if !self.event()? {
@@ -275,7 +275,7 @@ impl Sim {
                     && self.w.merge_background
                     && self.control.is_none()
                 {
-                    // A pause would hold it for ever.
+                    // A paused merge would never end.
                     self.w.control(77, ControlRequest::ResumeMerge);
                     self.w.actors[CONTROL].control_done.clear();
                     if !self.event()? {
@@ -289,7 +289,7 @@ impl Sim {
         Err("the engine does not come to rest".into())
     }
 
-    /// One event, with all oracles; false if nothing moved.
+    /// One event with all checks; false if no actor had anything to do.
     pub fn event(&mut self) -> Result<bool, String> {
         let moved = self.w.advance();
         if moved {
@@ -297,13 +297,13 @@ impl Sim {
             self.collect()?;
             self.check()?;
         } else if !self.under_way.is_empty() {
-            // Not even a paused merge holds a request up.
+            // Even a paused merge must not block a request.
             return Err(format!("requests that never end: {:?}", self.under_way));
         }
         Ok(moved)
     }
 
-    /// What the disks were asked and answered since the last time.
+    /// Adds the log of the disks since the last call to the trace.
     pub fn note_log(&mut self) {
         for l in self.w.devices.take_log() {
             let (at, len) = (l.offset / 512, l.len / 512);
@@ -344,11 +344,11 @@ impl Sim {
         Ok(())
     }
 
-    /// Power loss or the death of the process now; the run goes on after it.
+    /// Power loss or the death of the process now; the run continues after it.
     pub fn end(&mut self, end: End) -> Verdict {
         let seed = self.rng.next();
-        // A device that failed a flush may have lost what a dead process had
-        // acknowledged, and nobody is left to know: then only the power ends.
+        // A device that failed a flush may have lost what a dead process acknowledged,
+        // and the next process cannot know. Only power loss is simulated then.
         let end = if self.faulty.is_empty() {
             end
         } else {
@@ -358,7 +358,7 @@ impl Sim {
             End::Power => self.w.devices.crash(Keep::Seeded(seed)),
             End::Process | End::ProcessDeferred => self.w.devices.process_death(seed),
         };
-        let mut next = self.reborn(devices, seed);
+        let mut next = self.restarted(devices, seed);
         next.begin_again(self, end)?;
         counts::add(&counts::RECOVERIES, 1);
         *self = next;
@@ -366,7 +366,7 @@ impl Sim {
     }
 }
 
-/// A fault that hits every kind of operation, for ever.
-pub fn nothing_works(after: u64) -> crate::io::sim::Fault {
+/// A fault that fails every operation for ever.
+pub fn everything_fails(after: u64) -> crate::io::sim::Fault {
     crate::io::sim::Fault::new(FaultOn::Any, Errno::EIO).after(after)
 }

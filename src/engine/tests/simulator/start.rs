@@ -1,4 +1,4 @@
-//! Starting a run's actions: what the guests, the daemon and its user ask for.
+//! Starts a run's actions: requests of guests and of the daemon's user.
 
 use super::content::End;
 use super::decoder::{encode, nth_data_chunk};
@@ -12,11 +12,11 @@ use crate::units::ChunkSize;
 
 /// Requests that a port may have under way.
 const SLOTS: u16 = 4;
-/// What the first sector of a store that is filled beforehand holds, so to say.
+/// Sector n of a store that is filled beforehand holds stamp n plus this.
 pub const FILLED: u64 = 300;
 
 impl Sim {
-    /// False: not yet. `moves`: something is still under way.
+    /// False: it cannot start yet. `moves`: something is still under way.
     pub fn start(&mut self, action: &Action, moves: bool) -> Result<bool, String> {
         let started = match action {
             Action::Write { view, sectors } => self.write(*view, sectors.clone(), false),
@@ -42,7 +42,7 @@ impl Sim {
                 true
             }
             Action::Fault(fault) => {
-                self.break_something(fault);
+                self.inject_fault(fault);
                 true
             }
             Action::Mend => {
@@ -50,7 +50,7 @@ impl Sim {
                 true
             }
             control => {
-                // One at a time, as the daemon does it.
+                // One at a time, as in the daemon.
                 if self.control.is_some() {
                     return Ok(!moves);
                 }
@@ -62,11 +62,11 @@ impl Sim {
             self.note_log();
             self.collect()?;
         }
-        // Nothing moves and it cannot start: it never will.
+        // With nothing under way, what cannot start now never can.
         Ok(started || !moves)
     }
 
-    fn break_something(&mut self, fault: &PlannedFault) {
+    fn inject_fault(&mut self, fault: &PlannedFault) {
         let store = fault.store.map(ViewId);
         let device = match store {
             None => Some(self.origin()),
@@ -74,7 +74,7 @@ impl Sim {
         };
         if let Some(device) = device {
             self.w.devices.fail(fault.fault(device));
-            // Nobody may notice that a transfer was short.
+            // A short transfer must not be noticed by any request.
             if fault.blow != Blow::Short {
                 self.faulty.insert(store);
             }
@@ -88,7 +88,7 @@ impl Sim {
         Some((actor, slot))
     }
 
-    /// What a guest of the view could ask for; `None` if there is nothing of it.
+    /// The part of the range that lies within the view, if any.
     fn within(&self, view: ViewId, range: std::ops::Range<u64>) -> Option<std::ops::Range<u64>> {
         let end = range.end.min(self.views.get(&view)?.content.len());
         (range.start < end).then_some(range.start..end)
@@ -103,8 +103,8 @@ impl Sim {
         }
     }
 
-    /// Whether something that changes these sectors of the view is under way:
-    /// nobody could tell the order of two such requests.
+    /// Whether a request that changes these sectors of the view is under way. The order
+    /// of two such requests would be undefined.
     fn is_busy(&self, view: ViewId, range: &std::ops::Range<u64>) -> bool {
         let actors = &self.views[&view].actors;
         self.under_way.iter().any(|((actor, _), r)| {
@@ -272,7 +272,7 @@ impl Sim {
         true
     }
 
-    /// True: started, or pointless.
+    /// True: it has started, or it does not apply.
     fn start_control(&mut self, action: &Action) -> Result<bool, String> {
         match action {
             Action::Add(store) => {
@@ -320,7 +320,7 @@ impl Sim {
         if merging {
             return;
         }
-        // The state file says so first; else an unwritable header would matter.
+        // Recorded first, as in the daemon, because the header may be unwritable.
         recorded.valid &= self.faulty.is_empty();
         self.control = Some(Control::Remove(snapshot));
         let force = false;
@@ -357,7 +357,7 @@ impl Sim {
         if !there || self.record.merging.is_some() {
             return Ok(true);
         }
-        // Two views of one content: nobody could tell the order of their writes.
+        // Two views of one content: the order of their writes would be undefined.
         let of_snapshot = &self.views[&snapshot].actors;
         if self.under_way.iter().any(|((actor, _), r)| {
             of_snapshot.contains(actor) && matches!(r, Asked::Write { .. } | Asked::Discard { .. })
@@ -382,7 +382,7 @@ impl Sim {
                     window.push((*sector, *sectors, *stamp));
                 }
                 Asked::Read { sure, .. } | Asked::Flush { sure, .. } => *sure = false,
-                // What it changes, no handover lets through.
+                // A handover waits for discards.
                 Asked::Discard { .. } => {}
             }
         }

@@ -1,5 +1,5 @@
-//! The n-th operation fails, for every n, once and for ever, as an I/O error, a
-//! full device, a failed flush, or a short transfer.
+//! For every n the n-th operation of a device fails, once or for ever: with an I/O
+//! error, a full device, a failed flush, or a short transfer.
 
 use super::explore::Depth;
 use super::plan::{Action, Case, PlannedFault};
@@ -44,7 +44,7 @@ fn operations(case: &Case, seed: u64, store: Option<u32>, on: FaultOn) -> u64 {
     sim.trace.iter().filter(of_device).count() as u64
 }
 
-/// The same run with each fault that it may meet.
+/// The same run with each fault that can be injected into it.
 fn faulted(case: &Case, seed: u64) -> Vec<Case> {
     let mut all = Vec::new();
     for store in std::iter::once(None).chain(case.stores.iter().map(|s| Some(s.id))) {
@@ -73,7 +73,7 @@ fn faulted(case: &Case, seed: u64) -> Vec<Case> {
     all
 }
 
-/// What the sweep finds now, if anything.
+/// The first finding of the sweep, if any.
 pub fn hunt() -> Option<String> {
     for case in scenarios::all(0) {
         for faulted in faulted(&case, 0) {

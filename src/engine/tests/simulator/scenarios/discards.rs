@@ -63,8 +63,8 @@ pub fn passed_down() -> Case {
         .flush(0)
 }
 
-/// Both kinds of change that a discard of the origin must not be astride of, when
-/// the discard comes through a snapshot's view.
+/// A new snapshot and a handover, both while a discard through a snapshot's view is
+/// passed down to the origin.
 pub fn passed_down_across_a_cut() -> Case {
     Case::new("a discard is passed down, and a snapshot is taken", 4)
         .store(Store::new(1, "P", 1, 60).discards(true))

@@ -3,8 +3,8 @@
 use super::super::plan::{Action, Case, Store};
 use crate::engine::MergeWrites::{Redirect, Wait};
 
-/// Found by the sweep: the flush of a clean stop that was called off failed, and a
-/// later flush of the guest was believed though the device had dropped the data.
+/// Found by the sweep: the flush of a cancelled clean stop failed, and a later flush of
+/// the guest succeeded although the device had dropped the data.
 pub fn synced() -> Case {
     Case::new("a sync, and life goes on", 4)
         .store(Store::new(1, "P", 1, 60))
@@ -18,8 +18,8 @@ pub fn synced() -> Case {
         .write(0, 3..4)
 }
 
-/// Found by random world 10048: the clean stop's flush of a store was under way
-/// when the end of the store's merge let go of it.
+/// Found by random world 10048: the clean stop's flush of a store was under way when
+/// the end of the store's merge released it.
 pub fn synced_at_the_end() -> Case {
     Case::new("a sync at the end of a merge", 4)
         .store(Store::new(1, "P", 1, 60))
@@ -31,7 +31,7 @@ pub fn synced_at_the_end() -> Case {
 }
 
 /// Found by the sweep: of two flushes under way at once the first failed, and the
-/// second was believed though the device had dropped what both covered.
+/// second succeeded although the device had dropped what both covered.
 pub fn flushes_at_once() -> Case {
     Case::new("flushes at once", 4)
         .store(Store::new(1, "P", 1, 60))
@@ -66,7 +66,7 @@ pub fn flushes_at_once_in_a_merge() -> Case {
 }
 
 /// Found: the flush of a snapshot's store failed while a handover waited for it, and
-/// the merge view's next flush was believed.
+/// the merge view's next flush succeeded.
 pub fn flush_at_a_handover() -> Case {
     Case::new("a flush at a handover", 4)
         .store(Store::new(1, "P", 1, 60))

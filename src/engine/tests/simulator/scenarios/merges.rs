@@ -32,7 +32,7 @@ pub fn merge_with_another() -> Case {
         .flush(0)
 }
 
-/// The chunk of the log's first entry jumps the queue, so that the last entry moves.
+/// The chunk of the log's first entry is merged first, so that the last entry moves.
 pub fn hole() -> Case {
     Case::new("a merge from the middle of the log", 6)
         .store(Store::new(1, "P", 1, 60))
@@ -71,7 +71,7 @@ pub fn long_tail() -> Case {
         .flush(0)
 }
 
-/// Power and process end in turns while a merge runs.
+/// Power loss and process death alternate while a merge runs.
 pub fn interrupted() -> Case {
     Case::new("a merge interrupted", 6)
         .store(Store::new(1, "P", 1, 60))
@@ -92,8 +92,8 @@ pub fn interrupted() -> Case {
         .write(0, 3..4)
 }
 
-/// Found by the sweep: while a merge stood still, a flush of its store failed, and
-/// the guest's next flush was believed.
+/// Found by the sweep: while a merge was paused, a flush of its store failed, and the
+/// guest's next flush succeeded.
 pub fn paused() -> Case {
     Case::new("a merge that is paused", 4)
         .store(Store::new(1, "P", 1, 60))
@@ -115,8 +115,8 @@ pub fn paused() -> Case {
         .read(0, 0..4)
 }
 
-/// The origin grew since the snapshot was taken. Its last chunk goes on behind its
-/// end, where the origin has something else by the time of the merge.
+/// The origin grew since the snapshot was taken. The snapshot's last chunk extends
+/// beyond its end, where the origin has other data by the time of the merge.
 pub fn shorter(writes: MergeWrites) -> Case {
     Case::new("a snapshot shorter than its origin", 6)
         .store(Store::new(1, "P", 2, 80).shorter_by(3))

@@ -1,4 +1,4 @@
-//! Small scenarios, each of them walked through crash by crash, fault by fault.
+//! Small scenarios. Each is run with every crash and every fault.
 
 mod discards;
 mod flushes;
@@ -9,7 +9,7 @@ use super::areas;
 use super::plan::Case;
 use crate::engine::MergeWrites::{Redirect, Wait};
 
-/// Those that write little enough to be worth walking with short areas as well.
+/// Scenarios with few entries, which are also run with short areas.
 pub fn small() -> Vec<Case> {
     vec![
         stores::copy_out(),
@@ -44,7 +44,7 @@ pub fn small() -> Vec<Case> {
     ]
 }
 
-/// Those that fill areas and units of the size that they have on real disks.
+/// Scenarios that fill areas and units of the size that they have on real disks.
 fn whole() -> Vec<Case> {
     vec![
         stores::area_fills(),

@@ -1,5 +1,5 @@
-//! Copy-outs, writes of the snapshot, cuts, and stores that fill, overflow and are
-//! taken up again.
+//! Copy-outs, snapshot writes, new snapshots, and stores that fill, overflow and are
+//! loaded again.
 
 use super::super::plan::{Action, Case, Store};
 use crate::engine::MergeWrites::Wait;
@@ -54,8 +54,8 @@ pub fn snapshot_writes() -> Case {
         .read(1, 0..4)
 }
 
-/// Its parts differ in their places within the request: a part of a chunk at each
-/// end, whole chunks, and extents of the store in another order than in the view.
+/// Parts of the request lie at different offsets: partial chunks at both ends, whole
+/// chunks between them, and extents of the store in another order than in the view.
 pub fn write_across_chunks() -> Case {
     Case::new("a write across several chunks", 6)
         .store(Store::new(1, "P", 2, 80))
@@ -93,9 +93,9 @@ pub fn write_through() -> Case {
         .read(1, 0..4)
 }
 
-/// Found: the snapshot's chunks that were not copied out showed origin data that
-/// no flush had covered, and power loss took it back: the snapshot changed. A cut
-/// flushes the origin now.
+/// A bug that was found: chunks that were not copied out showed origin data that no
+/// flush had covered. Power loss reverted it, so the snapshot changed. Taking a
+/// snapshot now flushes the origin.
 pub fn cut() -> Case {
     Case::new("a snapshot is taken and removed", 4)
         .write(0, 0..2)
@@ -175,11 +175,11 @@ pub fn junk() -> Case {
         .flush(0)
 }
 
-/// A store lives on after the death of its process.
+/// A store is loaded again after the death of its process.
 ///
-/// Found: the new process believed an entry (or an invalid header) that the dead
-/// one had written and not made durable, overwrote the origin on the strength of
-/// it, and power loss took the entry back. Settling a store begins with a flush now.
+/// A bug that was found: the new process relied on an entry (or an invalid header)
+/// that the dead one had written but not made durable, and overwrote the origin. Then
+/// power loss reverted the entry. Settling a store now begins with a flush.
 pub fn reopened() -> Case {
     Case::new("a store taken up again", 6)
         .store(Store::new(1, "P", 1, 60))
