@@ -7,10 +7,10 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
 use snapback::control::api::{SnapshotStatus, VolumeStatus};
 
 use crate::bench::tail;
+use crate::stop;
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_snapback");
 
@@ -126,27 +126,11 @@ impl Daemon {
         println!("merge ended {:.1} s later", begin.elapsed().as_secs_f64());
     }
 
-    /// SIGTERM; panics unless the daemon exits 0 within a second.
+    /// SIGTERM; panics unless the daemon exits 0, and at once.
     pub fn terminate(mut self) {
-        let begin = Instant::now();
-        kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
-        let status = loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                break status;
-            }
-            assert!(
-                begin.elapsed() < Duration::from_secs(10),
-                "the daemon ignores SIGTERM"
-            );
-            sleep(Duration::from_millis(5));
-        };
-        let took = begin.elapsed();
+        let (status, took) = stop::at_once(PROGRAM.as_ref(), &mut self.child);
         println!("SIGTERM: {status} after {} ms", took.as_millis());
         assert!(status.success(), "after SIGTERM: {status}");
-        assert!(
-            took < Duration::from_secs(1),
-            "the daemon took {took:?} to end"
-        );
     }
 
     /// SIGKILL.

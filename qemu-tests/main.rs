@@ -20,6 +20,8 @@ mod disk;
 mod guest;
 mod machine;
 mod qmp;
+#[path = "../tests/common/stop.rs"]
+mod stop;
 
 mod attach;
 mod backup;
@@ -32,5 +34,5 @@ mod lvm;
 mod resets;
 mod restarts;
 mod rollback;
-mod shorter;
+mod short_snapshots;
 mod snapshots;

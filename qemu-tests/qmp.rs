@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 pub struct Qmp {
     reader: BufReader<UnixStream>,
-    /// Names of the events that nobody has waited for yet.
+    /// Names of the events that no test has waited for yet.
     events: Vec<String>,
 }
 

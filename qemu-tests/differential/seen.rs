@@ -37,7 +37,7 @@ impl Seen {
     }
 }
 
-/// The first difference, told so that one can start looking.
+/// The first difference, with its place.
 pub fn compare(case: &Case, linux: &[Seen], here: &[Seen]) -> Result<(), String> {
     for (linux, here) in linux.iter().zip(here) {
         if linux.what != here.what {

@@ -479,36 +479,3 @@ fn a_second_server_at_a_live_socket_is_refused_by_name() {
     );
     Client::new(&served.socket).unwrap().status().unwrap();
 }
-
-#[test]
-fn curl_can_talk_to_it() {
-    let served = serve_fake();
-    let curl = |arguments: &[&str]| {
-        let mut command = std::process::Command::new("curl");
-        command
-            .args(["-sS", "--unix-socket"])
-            .arg(&served.socket)
-            .args(["-w", "%{http_code}"]);
-        command.args(arguments).output()
-    };
-    let Ok(status) = curl(&["http://localhost/v1/status"]) else {
-        eprintln!("skipped: no curl on this machine");
-        return;
-    };
-    let text = String::from_utf8(status.stdout).unwrap();
-    assert!(
-        text.starts_with("{\"origin\":{\"path\":\"/vm/disk.img\"") && text.ends_with("200"),
-        "{text}"
-    );
-    let put = curl(&[
-        "-X",
-        "PUT",
-        "-d",
-        "{\"cow\":\"/c\",\"type\":\"N\"}",
-        "http://localhost/v1/snapshots/s9",
-    ]);
-    assert_eq!(put.unwrap().stdout, b"204");
-    let bad = curl(&["-X", "DELETE", "http://localhost/v1/snapshots/refused"]).unwrap();
-    assert!(String::from_utf8(bad.stdout).unwrap().ends_with("409"));
-    assert_eq!(served.volume.calls(), ["add s9 /c N", "remove refused"]);
-}

@@ -1,7 +1,10 @@
 //! Opening, locking, creating and growing.
+//!
+//! No test of this program may start a process: between fork and exec a child has all
+//! descriptors of all tests, and with them the locks. Tests with other processes are
+//! in `tests/locks`.
 
 use super::*;
-use crate::io::lock;
 use std::os::unix::net::UnixListener;
 
 struct Dir(tempfile::TempDir);
@@ -25,18 +28,6 @@ impl Dir {
 
 fn open(path: &Path) -> Result<BlockFile, OpenError> {
     BlockFile::open(path, OpenOptions::default())
-}
-
-/// For a file that nobody has open any more. A process that another test is just
-/// starting may still have a copy of the descriptor, and with it the lock.
-fn open_soon(path: &Path, options: OpenOptions) -> BlockFile {
-    let start = std::time::Instant::now();
-    loop {
-        match BlockFile::open(path, options) {
-            Err(OpenError::InUse { .. }) if start.elapsed().as_secs() < 5 => {}
-            other => return other.unwrap(),
-        }
-    }
 }
 
 fn create(path: &Path, size: u64) -> Result<BlockFile, OpenError> {
@@ -133,18 +124,17 @@ fn writer_excludes_everybody_and_readers_exclude_writers() {
     assert!(BlockFile::open(&path, blind).is_ok());
     drop(writer);
 
-    let one = open_soon(&path, OpenOptions::read_only());
-    let two = reader().unwrap();
+    let (one, two) = (reader().unwrap(), reader().unwrap());
     assert!(in_use(open(&path)));
     drop((one, two));
-    open_soon(&path, OpenOptions::default());
+    open(&path).unwrap();
 }
 
 #[test]
 fn a_lock_that_no_process_has_any_more_is_waited_for() {
     let dir = Dir::new();
     let path = dir.file("image", 4096);
-    // Of this process, which is not looked at: nobody seems to have it.
+    // Of this process, which the search for a holder leaves out, so none is found.
     let held = open(&path).unwrap();
     let last_io = std::thread::spawn(move || {
         std::thread::sleep(std::time::Duration::from_millis(200));
@@ -152,29 +142,6 @@ fn a_lock_that_no_process_has_any_more_is_waited_for() {
     });
     open(&path).unwrap();
     last_io.join().unwrap();
-}
-
-#[test]
-fn lock_user_in_another_process_is_named() {
-    let dir = Dir::new();
-    let path = dir.file("image", 4096);
-    let mut sleeper = std::process::Command::new("sleep");
-    let mut child = sleeper
-        .arg("60")
-        .stdin(File::open(&path).unwrap())
-        .spawn()
-        .unwrap();
-    let metadata = fs::metadata(&path).unwrap();
-    let pid = child.id();
-    // Until `exec`, the child still has our name and all our descriptors.
-    let start = std::time::Instant::now();
-    let mut user = None;
-    while user != Some(format!("sleep (pid {pid})")) && start.elapsed().as_secs() < 5 {
-        user = lock::find_user(metadata.dev(), metadata.ino());
-    }
-    child.kill().unwrap();
-    child.wait().unwrap();
-    assert_eq!(user, Some(format!("sleep (pid {pid})")));
 }
 
 #[test]
@@ -264,10 +231,7 @@ fn same_storage_is_recognised_behind_links() {
     assert_eq!(identity(&path), identity(&dir.path("symlink")));
     assert_eq!(identity(&path), identity(&dir.path("hardlink")));
     assert_ne!(identity(&path), identity(&other));
-    assert_eq!(
-        open_soon(&path, OpenOptions::default()).device_string(),
-        "0:0"
-    );
+    assert_eq!(open(&path).unwrap().device_string(), "0:0");
 }
 
 #[test]
@@ -301,116 +265,4 @@ fn buffered_open_takes_any_memory_and_clears_nonblock() {
     );
     let flags = rustix::fs::fcntl_getfl(&file).unwrap();
     assert!(!flags.intersects(OFlags::NONBLOCK | OFlags::DIRECT));
-}
-
-/// A loop device over a file, detached when dropped.
-struct Loop(PathBuf);
-
-impl Loop {
-    fn new(backing: &Path) -> Option<Self> {
-        let mut losetup = std::process::Command::new("losetup");
-        let output = losetup.args(["--find", "--show"]).arg(backing).output();
-        match output {
-            Ok(output) if output.status.success() => Some(Self(PathBuf::from(
-                String::from_utf8_lossy(&output.stdout).trim(),
-            ))),
-            _ => {
-                eprintln!("skipped: loop devices are not allowed here");
-                None
-            }
-        }
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("losetup")
-            .arg("-d")
-            .arg(&self.0)
-            .status();
-    }
-}
-
-#[test]
-fn block_device_is_measured_named_and_claimed() {
-    let dir = Dir::new();
-    let backing = dir.file("backing", 1 << 20);
-    let Some(device) = Loop::new(&backing) else {
-        return;
-    };
-    let file = open(&device.0).unwrap();
-    assert!(file.is_device());
-    assert_eq!((file.size(), file.block_size()), (1 << 20, 512));
-    let name = device.0.file_name().unwrap().to_str().unwrap().to_owned();
-    let numbers = fs::read_to_string(format!("/sys/block/{name}/dev")).unwrap();
-    assert_eq!(file.device_string(), numbers.trim());
-    let path = device.0.clone();
-    assert_eq!(
-        file.grow(2 << 20),
-        Err(OpenError::FixedSize {
-            path: path.clone(),
-            size: 1 << 20
-        })
-    );
-    // The device's claim, or the lock: either way the second writer is kept out.
-    let second = open(&path).unwrap_err();
-    assert!(
-        matches!(
-            second,
-            OpenError::DeviceBusy { .. } | OpenError::InUse { .. }
-        ),
-        "{second}"
-    );
-    assert_eq!(create(&path, 4096).unwrap_err(), OpenError::Exists { path });
-}
-
-#[test]
-fn qemu_respects_our_locks_and_we_respect_its() {
-    let dir = Dir::new();
-    let path = dir.file("image", 1 << 20);
-    let qemu_opens = |mode: &[&str]| {
-        let mut qemu = std::process::Command::new("qemu-io");
-        qemu.args(["-f", "raw", "-c", "read 0 512"])
-            .args(mode)
-            .arg(&path);
-        qemu.output().ok().map(|output| output.status.success())
-    };
-    let Some(free) = qemu_opens(&[]) else {
-        eprintln!("skipped: no qemu-io here");
-        return;
-    };
-    assert!(free);
-    let writer = open_soon(&path, OpenOptions::default());
-    assert_eq!(
-        (qemu_opens(&[]), qemu_opens(&["-r"])),
-        (Some(false), Some(false))
-    );
-    drop(writer);
-    let reader = open_soon(&path, OpenOptions::read_only());
-    assert_eq!(
-        (qemu_opens(&[]), qemu_opens(&["-r"])),
-        (Some(false), Some(true))
-    );
-    drop(reader);
-
-    for (mode, reader_fits) in [(&[][..], false), (&["-r"], true)] {
-        let mut qemu = std::process::Command::new("qemu-io");
-        qemu.args(["-f", "raw"]).args(mode).arg(&path);
-        qemu.stdin(std::process::Stdio::piped())
-            .stdout(std::process::Stdio::piped());
-        let mut child = qemu.spawn().unwrap();
-        let user = Some(format!("qemu-io (pid {})", child.id()));
-        let refused = Err(OpenError::InUse {
-            path: path.clone(),
-            user,
-        });
-        // Its prompt says that it has the image open (or has failed to).
-        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut [0; 4]).unwrap();
-        let writer = open(&path).map(drop);
-        let reader = BlockFile::open(&path, OpenOptions::read_only()).map(drop);
-        child.kill().unwrap();
-        child.wait().unwrap();
-        assert_eq!(writer, refused);
-        assert_eq!(reader, if reader_fits { Ok(()) } else { refused });
-    }
 }

@@ -445,51 +445,5 @@ impl Drop for UringDisk {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::io::{OpenOptions, OwnedBuffer};
-
-    #[test]
-    fn memory_follows_what_is_in_flight_not_what_was_submitted() {
-        let dir = tempfile::tempdir().unwrap();
-        let options = OpenOptions {
-            create: Some(4096),
-            ..OpenOptions::default()
-        };
-        let devices = Devices::new();
-        let device = devices.add(BlockFile::open(dir.path().join("image"), options).unwrap());
-        let mut disk = UringDisk::new(devices, 8).unwrap();
-        let mut done = Vec::new();
-        for tag in 0..5000 {
-            while disk.in_flight() >= 32 {
-                disk.reap(true, &mut done);
-                done.clear();
-            }
-            let buffer = Buffer::Owned(OwnedBuffer::zeroed(512));
-            disk.submit(Op {
-                tag,
-                device,
-                kind: OpKind::Read { offset: 0, buffer },
-            });
-        }
-        assert!(disk.entries.len() <= 32 && disk.iovecs.len() <= 32 && disk.ready.capacity() <= 64);
-    }
-
-    #[test]
-    fn deferred_mode_is_used_where_the_kernel_has_it() {
-        let disk = UringDisk::new(Devices::new(), 8).unwrap();
-        let release = rustix::system::uname()
-            .release()
-            .to_string_lossy()
-            .into_owned();
-        let mut numbers = release
-            .split(['.', '-'])
-            .map_while(|n| n.parse::<u32>().ok());
-        let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-        assert_eq!(
-            disk.ring.params().is_setup_single_issuer(),
-            version >= (6, 1),
-            "{release}"
-        );
-    }
-}
+#[path = "uring_tests.rs"]
+mod tests;

@@ -95,7 +95,7 @@ fn a_driver_that_comes_back_after_a_reset_of_the_device_is_none_either() {
     detector.stopped(0, 600);
     detector.told();
     assert_eq!(starts(&mut detector, &[600], SYSTEM), DriverRestart);
-    // What was told counts once.
+    // A reported reset counts once.
     detector.stopped(0, 700);
     assert_eq!(starts(&mut detector, &[700], SYSTEM), Resume);
     detector.stopped(0, 700);

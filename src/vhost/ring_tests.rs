@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::vhost::memory::DirtyBitmap;
+use crate::vhost::notify::Notifier;
 use vm_memory::GuestMemoryMmap;
 
 const SIZE: u16 = 4;
@@ -178,6 +179,60 @@ fn arming_notices_what_came_meanwhile() {
             assert_eq!(driver.load(ring.queue.used_ring()), 0);
             ring.disarm().unwrap();
             assert_eq!(driver.load(ring.queue.used_ring()), 1, "no kicks wanted");
+        }
+    }
+}
+
+/// Around the wrap of the index too: the driver is signalled if what it waits for lies
+/// among the requests that went back.
+#[test]
+fn with_event_idx_the_driver_is_signalled_exactly_when_its_event_was_passed() {
+    use rustix::event::{EventfdFlags, eventfd};
+    let driver = Driver::new();
+    for old in [
+        0_u16, 1, 7, 0x7ffe, 0x7fff, 0x8000, 0xfffc, 0xfffd, 0xfffe, 0xffff,
+    ] {
+        for count in 1..=SIZE {
+            for ahead in -4_i16..=8 {
+                let event = old.wrapping_add_signed(ahead);
+                let mut ring = driver.ring(old);
+                ring.queue.set_event_idx(true);
+                let fd = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+                let theirs = fd.try_clone().unwrap();
+                ring.call
+                    .set(Some(Notifier::new(std::fs::File::from(theirs)).unwrap()));
+                driver.store(AVAIL + ELEMENTS + AVAIL_ELEMENT * u64::from(SIZE), event);
+                for head in 0..count {
+                    ring.push_used(head, 1).unwrap();
+                }
+                ring.publish().unwrap();
+                let signalled = rustix::io::read(&fd, &mut [0_u8; 8]).is_ok();
+                let passed = (0..count).any(|n| old.wrapping_add(n) == event);
+                assert_eq!(signalled, passed, "{count} from {old}, event {event}");
+            }
+        }
+    }
+}
+
+/// The other direction, around the wrap too.
+#[test]
+fn with_event_idx_the_driver_is_asked_for_a_kick_at_the_next_head() {
+    let driver = Driver::new();
+    let event = USED + ELEMENTS + USED_ELEMENT * u64::from(SIZE);
+    for at in [0_u16, 1, 0x7fff, 0x8000, 0xfffd, 0xfffe, 0xffff] {
+        for more in 0..=SIZE {
+            let mut ring = driver.ring(at);
+            ring.queue.set_event_idx(true);
+            driver.store(event, at.wrapping_sub(7));
+            driver.store(AVAIL + INDEX, at.wrapping_add(more));
+            assert_eq!(ring.arm(), Ok(more > 0), "{more} from {at}");
+            assert_eq!(driver.load(event), at, "{more} from {at}");
+            // What was asked for stays as it is until the ring is armed again.
+            ring.disarm().unwrap();
+            assert_eq!(driver.load(event), at);
+            assert_eq!(take(&mut ring).unwrap().len(), usize::from(more));
+            assert_eq!(ring.arm(), Ok(false));
+            assert_eq!(driver.load(event), at.wrapping_add(more));
         }
     }
 }

@@ -5,7 +5,8 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)] // In a test a panic is the report.
 
 mod events;
-mod notes;
+mod fake_volume;
+mod online;
 mod usage;
 
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use std::process::Output;
 use std::sync::Arc;
 
 use assert_cmd::Command;
-use notes::{Notes, idle, merged, merging, snapshot};
+use fake_volume::{Notes, idle, merged, merging, snapshot};
 use snapback::control::ControlServer;
 use snapback::control::api::{SnapshotStatus, State, Volume, VolumeStatus};
 
@@ -208,18 +209,6 @@ fn wrong_usage_is_exit_2_and_a_message() {
 }
 
 #[test]
-fn a_missing_daemon_is_named_with_the_way_out() {
-    assert_refused(
-        &["status", "--control", "/nonexistent/c.sock"],
-        "/nonexistent/c.sock",
-    );
-    assert_refused(
-        &["remove", "a", "--control", "/nonexistent/c.sock"],
-        "SNAPBACK_CONTROL",
-    );
-}
-
-#[test]
 fn the_back_end_conventions_work_without_a_verb() {
     let capabilities = "{\"type\":\"block\",\"features\":[\"read-only\",\"blk-file\"]}\n";
     assert_eq!(assert_done(&["--print-capabilities"]), capabilities);
@@ -236,204 +225,6 @@ fn the_back_end_conventions_work_without_a_verb() {
         "nonsense",
     );
     assert_refused(&["--fd=7", "--read-only"], "--origin");
-}
-
-#[test]
-fn status_is_printed_in_three_ways() {
-    let daemon = Daemon::start(vec![idle()]);
-    let human = daemon.done(&["status"]);
-    assert!(
-        human.starts_with("origin /vm/disk.img, 4 MiB, read-write\n")
-            && human.contains("good  active"),
-        "{human}"
-    );
-    let json: VolumeStatus = serde_json::from_str(&daemon.done(&["status", "--json"])).unwrap();
-    assert_eq!(json, idle());
-    assert_eq!(
-        daemon.done(&["status", "--dm"]),
-        "disk: 0 8192 snapshot-origin \ngood: 0 8192 snapshot 24/2048 16\nbad: 0 8192 snapshot Invalid\n"
-    );
-    assert_eq!(
-        daemon.done(&["table"]),
-        "disk: 0 8192 snapshot-origin 0:0\ngood: 0 8192 snapshot 0:0 0:0 P 8\nbad: 0 8192 snapshot 0:0 0:0 P 8\n"
-    );
-}
-
-#[test]
-fn status_of_one_snapshot_answers_with_its_exit_status() {
-    let daemon = Daemon::start(vec![idle()]);
-    assert_eq!(
-        daemon.done(&["status", "good", "--dm"]),
-        "good: 0 8192 snapshot 24/2048 16\n"
-    );
-    let json: SnapshotStatus =
-        serde_json::from_str(&daemon.done(&["status", "good", "--json"])).unwrap();
-    assert_eq!(json, snapshot("good", State::Active));
-    let bad = daemon.run(&["status", "bad"]);
-    assert_eq!(bad.status.code(), Some(1));
-    assert!(stdout(&bad).contains("invalid"));
-    let unknown = daemon.run(&["status", "ugly"]);
-    assert_eq!(unknown.status.code(), Some(2));
-    assert!(
-        stderr(&unknown).contains("`ugly`") && stderr(&unknown).contains("good, bad"),
-        "{}",
-        stderr(&unknown)
-    );
-}
-
-#[test]
-fn the_control_socket_comes_from_the_environment_too() {
-    let daemon = Daemon::start(vec![idle()]);
-    let mut command = Command::cargo_bin("snapback").unwrap();
-    command
-        .env("SNAPBACK_CONTROL", &daemon.socket)
-        .arg("table")
-        .assert()
-        .success();
-}
-
-#[test]
-fn an_empty_variable_is_as_good_as_none() {
-    let dir = tempfile::tempdir().unwrap();
-    let cow = dir.path().join("a.cow");
-    let run = |arguments: &[&str]| {
-        let mut command = Command::cargo_bin("snapback").unwrap();
-        command
-            .env("SNAPBACK_CONTROL", "")
-            .env("SNAPBACK_LOG", "")
-            .args(arguments);
-        command.output().unwrap()
-    };
-    let created = run(&["create", cow.to_str().unwrap(), "--size", "1M"]);
-    assert_eq!(created.status.code(), Some(0), "{}", stderr(&created));
-    let status = run(&["status"]);
-    assert_eq!(status.status.code(), Some(2));
-    assert!(
-        stderr(&status).contains("no control socket is given"),
-        "{}",
-        stderr(&status)
-    );
-}
-
-#[test]
-fn verbs_reach_the_volume_with_absolute_paths() {
-    let daemon = Daemon::start(vec![idle()]);
-    daemon.done(&[
-        "snapshot",
-        "a",
-        "--cow",
-        "/c/../c/a.cow",
-        "--size",
-        "64M",
-        "--type",
-        "po",
-        "--chunk-size",
-        "64K",
-    ]);
-    daemon.done(&[
-        "snapshot",
-        "b",
-        "--cow",
-        "/b.cow",
-        "--socket-path",
-        "/b.sock",
-        "--read-only",
-    ]);
-    daemon.done(&["grow", "a", "1G"]);
-    daemon.done(&["remove", "a"]);
-    daemon.done(&["merge", "good", "--follow", "--rate", "1M"]);
-    daemon.done(&["merge", "--pause"]);
-    daemon.done(&["merge", "--resume", "--rate", "2M/s"]);
-    daemon.done(&["merge", "--rate", "0"]);
-    daemon.done(&[
-        "rollback", "good", "--now", "--keep", "k", "--cow", "/k.cow", "--size", "1G",
-    ]);
-    daemon.done(&["rollback", "good", "--qmp", "/q"]);
-    daemon.done(&["rollback", "good", "--at-reset", "--qmp", "/q"]);
-    daemon.done(&["rollback", "good", "--at-reset=any"]);
-    daemon.done(&["merge", "good", "--now"]);
-    daemon.done(&["rollback", "--cancel"]);
-    assert_eq!(
-        daemon.calls(),
-        [
-            r#"add "{\"name\":\"a\",\"cow\":\"/c/../c/a.cow\",\"type\":\"PO\",\"chunk_size\":65536,\"size\":67108864}""#,
-            r#"add "{\"name\":\"b\",\"cow\":\"/b.cow\",\"type\":\"P\",\"socket\":\"/b.sock\",\"read_only\":true}""#,
-            r#"grow ("a", 1073741824)"#,
-            r#"remove "a""#,
-            r#"merge "{\"snapshot\":\"good\",\"follow\":true,\"rate\":1048576}""#,
-            "pause ()",
-            "rate 2097152",
-            "resume ()",
-            "rate 0",
-            r#"rollback "{\"snapshot\":\"good\",\"when\":\"now\",\"keep\":{\"name\":\"k\",\"cow\":\"/k.cow\",\"type\":\"P\",\"size\":1073741824}}""#,
-            r#"rollback "{\"snapshot\":\"good\",\"when\":\"vmm\",\"qmp\":\"/q\"}""#,
-            r#"rollback "{\"snapshot\":\"good\",\"when\":\"at-reset\",\"qmp\":\"/q\"}""#,
-            r#"rollback "{\"snapshot\":\"good\",\"when\":\"at-reset\",\"reset\":\"any\"}""#,
-            r#"merge "{\"snapshot\":\"good\",\"follow\":false,\"now\":true}""#,
-            "cancel rollback ()",
-        ]
-    );
-    let mut relative = Command::cargo_bin("snapback").unwrap();
-    relative.current_dir(daemon.dir.path()).args([
-        "snapshot",
-        "b",
-        "--cow",
-        "b.cow",
-        "--control",
-        "c.sock",
-    ]);
-    relative.assert().success();
-    let wanted = std::fs::canonicalize(daemon.dir.path())
-        .unwrap()
-        .join("b.cow");
-    assert!(daemon.calls()[0].contains(wanted.to_str().unwrap()));
-}
-
-#[test]
-fn a_refusal_of_the_daemon_is_printed_word_for_word() {
-    let daemon = Daemon::start(vec![idle()]);
-    let output = daemon.run(&["remove", "refused"]);
-    assert_eq!(output.status.code(), Some(2));
-    assert_eq!(
-        stderr(&output),
-        "snapback: a merge is running: wait for it\n"
-    );
-}
-
-#[test]
-fn wait_ends_with_the_merge_and_is_quiet_in_a_pipe() {
-    let waiting = VolumeStatus {
-        rollback_at_reset: Some("good".to_owned()),
-        rollback: None,
-        ..idle()
-    };
-    let daemon = Daemon::start(vec![idle(), waiting, merging(None), merged()]);
-    assert_eq!(
-        daemon.done(&["rollback", "good", "--wait"]),
-        "the guest's next reset rolls back to good\n"
-    );
-    let daemon = Daemon::start(vec![idle(), merging(None), merged()]);
-    assert_eq!(daemon.done(&["merge", "good", "--wait"]), "merging good\n");
-}
-
-#[test]
-fn wait_fails_when_the_merge_does() {
-    let daemon = Daemon::start(vec![
-        idle(),
-        merging(None),
-        merging(Some("I/O error on good.cow")),
-    ]);
-    let output = daemon.run(&["merge", "good", "--wait"]);
-    assert_eq!(output.status.code(), Some(2));
-    assert!(
-        stderr(&output).contains("I/O error on good.cow"),
-        "{}",
-        stderr(&output)
-    );
-    let daemon = Daemon::start(vec![idle()]);
-    let output = daemon.run(&["rollback", "good", "--wait"]);
-    assert_eq!(output.status.code(), Some(2));
-    assert!(stderr(&output).contains("cancelled"), "{}", stderr(&output));
 }
 
 fn path(dir: &Path, name: &str) -> (PathBuf, String) {

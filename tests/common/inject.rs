@@ -60,6 +60,17 @@ pub struct Rule {
     pub errno: i32,
 }
 
+/// A call that was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Made {
+    pub call: Call,
+    pub file: String,
+    /// Of a read or write.
+    pub offset: Option<u64>,
+    /// A write with RWF_DSYNC.
+    pub durable: bool,
+}
+
 /// Calls that are held until the test releases them.
 struct Gate {
     call: Call,
@@ -77,7 +88,7 @@ struct Faults {
     hits: u64,
     gates: Vec<Gate>,
     /// All calls since [`Injector::record`].
-    recorded: Option<Vec<(Call, String)>>,
+    recorded: Option<Vec<Made>>,
 }
 
 /// The faults of one daemon.
@@ -202,8 +213,8 @@ impl Injector {
         self.faults.lock().unwrap().recorded = Some(Vec::new());
     }
 
-    /// The calls since [`Self::record`], each with its file.
-    pub fn recorded(&self) -> Vec<(Call, String)> {
+    /// The calls since [`Self::record`].
+    pub fn recorded(&self) -> Vec<Made> {
         self.faults.lock().unwrap().recorded.take().unwrap()
     }
 }
@@ -297,14 +308,15 @@ enum Decision {
 }
 
 fn decide(asked: &libc::seccomp_notif, faults: &mut Faults) -> Decision {
-    let Some((call, path, offset)) = named(asked) else {
+    let Some(made) = made(asked) else {
         return Decision::Answer(None); // its thread was killed meanwhile
     };
     if let Some(recorded) = &mut faults.recorded {
-        recorded.push((call, path.clone()));
+        recorded.push(made.clone());
     }
     let matches = |wanted: Call, file: &str, bytes: &Range<u64>| {
-        wanted == call && path.ends_with(file) && offset.is_none_or(|at| bytes.contains(&at))
+        let place = made.offset.is_none_or(|at| bytes.contains(&at));
+        wanted == made.call && made.file.ends_with(file) && place
     };
     let gate = faults.gates.iter_mut();
     let mut gate = gate.filter(|g| !g.open && matches(g.call, g.file, &g.bytes));
@@ -318,24 +330,42 @@ fn decide(asked: &libc::seccomp_notif, faults: &mut Faults) -> Decision {
     Decision::Answer(hit.map(|rule| rule.errno))
 }
 
-/// What a call does, to which file, at which offset.
-fn named(asked: &libc::seccomp_notif) -> Option<(Call, String, Option<u64>)> {
+fn made(asked: &libc::seccomp_notif) -> Option<Made> {
     let arguments = &asked.data.args;
-    let (call, offset) = match i64::from(asked.data.nr) {
-        libc::SYS_preadv => (Call::Read, Some(arguments[3])),
-        libc::SYS_pwritev2 => (Call::Write, Some(arguments[3])),
-        libc::SYS_fdatasync => (Call::Flush, None),
-        libc::SYS_fsync => (Call::Sync, None),
-        libc::SYS_rename => return Some((Call::Rename, string(asked.pid, arguments[1])?, None)),
-        libc::SYS_renameat2 => return Some((Call::Rename, string(asked.pid, arguments[3])?, None)),
-        _ => return None,
+    let of_descriptor = |call, offset, durable| {
+        let link = format!("/proc/{}/fd/{}", asked.pid, arguments[0]);
+        let path = fs::read_link(link).ok()?;
+        let call = match call {
+            Call::Sync if path.is_dir() => Call::SyncFolder,
+            call => call,
+        };
+        Some(Made {
+            call,
+            file: path.to_str()?.to_owned(),
+            offset,
+            durable,
+        })
     };
-    let path = fs::read_link(format!("/proc/{}/fd/{}", asked.pid, arguments[0])).ok()?;
-    let call = match call {
-        Call::Sync if path.is_dir() => Call::SyncFolder,
-        call => call,
+    let renamed = |to| {
+        Some(Made {
+            call: Call::Rename,
+            file: string(asked.pid, to)?,
+            offset: None,
+            durable: false,
+        })
     };
-    Some((call, path.to_str()?.to_owned(), offset))
+    match i64::from(asked.data.nr) {
+        libc::SYS_preadv => of_descriptor(Call::Read, Some(arguments[3]), false),
+        libc::SYS_pwritev2 => {
+            let durable = arguments[5] & libc::RWF_DSYNC as u64 != 0;
+            of_descriptor(Call::Write, Some(arguments[3]), durable)
+        }
+        libc::SYS_fdatasync => of_descriptor(Call::Flush, None, false),
+        libc::SYS_fsync => of_descriptor(Call::Sync, None, false),
+        libc::SYS_rename => renamed(arguments[1]),
+        libc::SYS_renameat2 => renamed(arguments[3]),
+        _ => None,
+    }
 }
 
 /// The string at an address of the daemon.

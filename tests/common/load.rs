@@ -14,7 +14,7 @@ const GO: u8 = 0;
 const DRAIN: u8 = 1;
 const DEAD: u8 = 2;
 
-/// What the test and a load tell each other.
+/// How the test and a load communicate.
 #[derive(Debug, Default)]
 pub struct Reins {
     /// Requests that were completed and checked.
@@ -49,7 +49,7 @@ impl Reins {
     }
 }
 
-/// Tells of a panic, so that nobody waits for this load.
+/// Reports a panic, so that the test does not wait for this load.
 struct Alarm<'a>(&'a Reins);
 
 impl Drop for Alarm<'_> {

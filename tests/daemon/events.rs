@@ -1,4 +1,4 @@
-//! What a follower hears of a volume's life. I04 of `docs/checklist.md`.
+//! The events that a follower receives. I04 of `docs/checklist.md`.
 
 use std::sync::mpsc::{Receiver, channel};
 

@@ -36,16 +36,16 @@ impl Failing {
         fs::read_to_string(self.world.path("log")).unwrap()
     }
 
-    /// The events that were told of this kind.
-    pub fn told(&self, kind: &str) -> Vec<Value> {
+    /// The events of this kind so far.
+    pub fn events(&self, kind: &str) -> Vec<Value> {
         let page = self.world.client().events(0, None).unwrap();
         let events = page.events.into_iter();
         events.filter(|e| e["kind"] == kind).collect()
     }
 
-    pub fn until_told(&self, kind: &str) -> Value {
-        self.world.until(kind, |_| !self.told(kind).is_empty());
-        self.told(kind).remove(0)
+    pub fn until_event(&self, kind: &str) -> Value {
+        self.world.until(kind, |_| !self.events(kind).is_empty());
+        self.events(kind).remove(0)
     }
 }
 

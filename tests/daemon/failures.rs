@@ -1,5 +1,4 @@
-//! Devices that fail under the daemon: which words are told, and that what they
-//! advise works.
+//! Devices that fail under the daemon: what is reported, and that the advice works.
 
 use serde_json::Value;
 
@@ -64,7 +63,7 @@ fn follow_the_advice(case: &Case) {
         failing.faults.fail(case.fault.clone());
         assert_ne!(guest.flush(), 0);
     }
-    let told = failing.until_told("merge-failed");
+    let told = failing.until_event("merge-failed");
     assert_eq!(told["snapshot"], "s");
     let fields = [&told["device"], &told["operation"], &told["retry"]];
     assert_eq!(fields, [case.device, case.operation, case.retry]);
@@ -76,7 +75,7 @@ fn follow_the_advice(case: &Case) {
     let place = told["offset"].as_u64().map(|at| format!(" at byte {at} "));
     assert_eq!(place.is_none(), case.fault.call == Call::Flush);
     assert!(reason.contains(&place.unwrap_or_default()), "{reason}");
-    // Whoever waits is told the same; and whoever looks.
+    // A client that waits, the status and the events report the same.
     let waited = failing.verb(&["merge", "--wait"]);
     assert_eq!(waited.status.code(), Some(2));
     let status = failing.verb(&["status"]);
@@ -125,7 +124,7 @@ fn follow_the_advice(case: &Case) {
         let ended = daemon.wait().unwrap();
         let log = failing.log();
         if case.operation == "flush" {
-            // What the flush lost may be missing, and the end says so.
+            // What the flush lost may be missing, and the daemon says so when it ends.
             assert_eq!(ended.code(), Some(2), "{log}");
             assert!(
                 log.contains("not everything could be made durable"),
@@ -280,9 +279,9 @@ fn a_flush_of_the_origin_that_failed_is_told_once_with_the_way_out() {
     assert_ne!(guest.flush(), 0);
     failing.faults.mend();
     assert_ne!(guest.flush(), 0, "nothing brings back what it lost");
-    let error = failing.until_told("origin-flush-failed")["error"].to_string();
+    let error = failing.until_event("origin-flush-failed")["error"].to_string();
     assert!(error.contains("flushing the origin "), "{error}");
-    assert_eq!(failing.told("origin-flush-failed").len(), 1);
+    assert_eq!(failing.events("origin-flush-failed").len(), 1);
     let events = text(&failing.verb(&["events"]).stdout);
     for shown in [events, failing.log()] {
         assert!(
@@ -313,8 +312,8 @@ fn a_flush_of_the_origin_that_failed_is_told_once_with_the_way_out() {
     assert_same(&failing.world.origin(), &before, "the snapshot taken then");
 }
 
-/// Each device that can cost a snapshot its life is told by its name; the others
-/// are not accused. What is advised then works.
+/// The event of an invalid snapshot names the device that failed and no other, and
+/// the command that it advises works.
 #[test]
 fn a_lost_snapshot_is_told_with_what_failed_and_can_be_removed_as_told() {
     let cases = [
@@ -350,7 +349,7 @@ fn a_lost_snapshot_is_told_with_what_failed_and_can_be_removed_as_told() {
         let mut guest = Guest::connect(&failing.world.path("a.sock"));
         failing.faults.fail(fault.clone());
         assert_eq!(guest.write(80, &[7; 512]), 0, "the origin lives on");
-        let told = failing.until_told("snapshot-invalid");
+        let told = failing.until_event("snapshot-invalid");
         assert_eq!([&told["device"], &told["operation"]], [device, operation]);
         assert_eq!([&told["snapshot"], &told["reason"]], ["s", "io"]);
         let error = told["error"].as_str().unwrap();

@@ -16,12 +16,12 @@ pub enum Fault {
     Refuse,
     /// Nothing is done and nothing said.
     Hang,
-    /// It is done, but the answer is not heard.
+    /// It is done, but the answer does not arrive.
     DoneUnheard,
     Close,
     /// Of a reset: QEMU ends.
     Shutdown,
-    /// Of a reset: it is never told of.
+    /// Of a reset: the monitor never reports it.
     Silent,
 }
 

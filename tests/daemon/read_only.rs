@@ -72,7 +72,7 @@ fn a_read_only_snapshot_is_rolled_back_to_like_any_other() {
 }
 
 /// What follows a merge becomes a second socket of the origin, but a guest that
-/// was told that its disk is read-only is not told otherwise.
+/// has seen its disk as read-only goes on seeing it so.
 #[test]
 fn a_read_only_socket_that_followed_its_merge_stays_read_only() {
     let mut world = World::new();

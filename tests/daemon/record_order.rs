@@ -247,8 +247,8 @@ fn the_state_file_is_synced_then_renamed_then_its_folder_is_synced() {
     let calls = failing.faults.recorded();
     let of_the_file: Vec<(Call, &str)> = calls
         .iter()
-        .filter(|(call, _)| matches!(call, Call::Sync | Call::SyncFolder | Call::Rename))
-        .map(|(call, path)| (*call, path.rsplit('/').next().unwrap()))
+        .filter(|made| matches!(made.call, Call::Sync | Call::SyncFolder | Call::Rename))
+        .map(|made| (made.call, made.file.rsplit('/').next().unwrap()))
         .collect();
     let folder = failing.world.folder.path().file_name().unwrap();
     let expected = [

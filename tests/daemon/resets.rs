@@ -139,7 +139,7 @@ fn a_reset_in_the_boot_loader_rolls_back() {
     rolls_back(&mut machine, &before);
 }
 
-/// QEMU's tools open the socket of a disk that nobody uses.
+/// QEMU's tools open the socket of a disk that no guest uses.
 #[test]
 fn a_program_that_looks_at_the_disk_is_no_guest() {
     let (world, before) = waiting(ResetKind::Machine);

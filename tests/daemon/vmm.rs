@@ -8,7 +8,7 @@ use super::*;
 const SPOILT: [u8; 512] = [0xee; 512];
 const ALL: [&str; 4] = ["query-status", "stop", "system_reset", "cont"];
 
-/// A guest that runs on a spoilt disk, its monitor, and what the first sector was.
+/// A guest that runs on an overwritten disk, its monitor, and what the first sector was.
 fn running(arguments: &[&str]) -> (World, Monitor, Vec<u8>) {
     let mut world = World::new();
     let before = world.spoilt(arguments);
@@ -314,7 +314,7 @@ fn while_the_monitor_is_not_heard_the_rings_tell_what_they_can() {
     let mut waits = request(&monitor);
     waits.when = RollbackWhen::AtReset;
     world.client().rollback(&waits).unwrap();
-    // The machine is reset while nobody hears it, and the daemon restarted.
+    // The machine is reset while no daemon is connected to the monitor.
     monitor.hang_up();
     monitor.with(|m| m.begin(SYSTEM));
     assert_eq!(monitor.with(Machine::read), SPOILT);

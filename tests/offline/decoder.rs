@@ -14,7 +14,7 @@ fn word(bytes: &[u8], at: usize) -> u64 {
     (0..8).fold(0, |sum, i| sum | u64::from(bytes[i]) << (8 * i))
 }
 
-/// The map of a store that is accepted; panics on one that nobody may accept.
+/// The map of a store that is accepted; panics on one that must be refused.
 pub fn decode(cow: &[u8]) -> Decoded {
     assert_eq!(&cow[..4], b"SnAp");
     assert_ne!(word(cow, 4) & 0xffff_ffff, 0, "valid");

@@ -6,6 +6,8 @@
 )]
 
 mod decoder;
+mod diff;
+mod export;
 
 use std::path::{Path, PathBuf};
 use std::process::Output;
@@ -245,81 +247,6 @@ fn dump_prints_runs_in_the_order_of_the_log_also_of_damaged_stores() {
     let invalid = world.json(1, &["dump", "cow", "--json"]);
     assert_eq!(invalid["runs"], json!([]));
     assert!(invalid["problem"].as_str().unwrap().contains("invalid"));
-}
-
-#[test]
-fn export_is_the_view_with_holes_and_overwrites_nothing() {
-    use std::os::unix::fs::MetadataExt;
-    let world = World::new(&[(7, 2), (8, 3), (39, 9), (30, 5), (0, 4)]);
-    world.answer(0, &both(&["export", "out"]));
-    let out = std::fs::read(world.path("out")).unwrap();
-    assert!(out == decoder::view(&world.disk(), &world.cow()));
-    // 20 chunks of data, the last in part, and two copies where the disk is zero.
-    let blocks = std::fs::metadata(world.path("out")).unwrap().blocks() * 512;
-    assert!(blocks <= 23 * CHUNK as u64, "{blocks} bytes on disk");
-    world.refuse(&both(&["export", "out"]), "exists already");
-    world.refuse(&both(&["export", "disk"]), "exists already");
-    assert!(std::fs::read(world.path("out")).unwrap() == out);
-
-    for (offset, len) in [
-        (28672, 512),
-        (29184, 4096),
-        (512, 131_072),
-        (DISK - 512, 512),
-    ] {
-        let range = format!("{offset}:{len}");
-        let _ = std::fs::remove_file(world.path("part"));
-        world.answer(0, &both(&["export", "part", "--range", &range]));
-        let part = std::fs::read(world.path("part")).unwrap();
-        assert!(part == out[offset..offset + len], "{range}");
-    }
-    for range in ["0:256K", "100:512", "1T:512"] {
-        world.refuse(&both(&["export", "more", "--range", range]), "range");
-    }
-    world.refuse(&both(&["export", "more", "--range", "5"]), "OFFSET:LENGTH");
-    assert!(!world.path("more").exists());
-}
-
-#[test]
-fn diff_names_what_differs_as_qemu_img_map_does() {
-    let world = World::new(&[(7, 2), (8, 3), (30, 5), (31, 6), (39, 9), (20, 7)]);
-    let disk = world.disk();
-    world.change_cow(|cow| {
-        // Chunk 8 was written back to what it was, 20 holds zeroes where the disk has data.
-        cow[3 * CHUNK..4 * CHUNK].copy_from_slice(&disk[8 * CHUNK..9 * CHUNK]);
-        cow[7 * CHUNK..8 * CHUNK].fill(0);
-    });
-    let change = |start: usize, length: usize, offset: usize, zero: bool| {
-        json!({"start": start, "length": length, "depth": 0, "present": true, "zero": zero,
-               "data": true, "offset": offset})
-    };
-    let last = DISK - 39 * CHUNK;
-    assert!(disk[19 * CHUNK..20 * CHUNK].iter().any(|b| *b != 0));
-    assert_eq!(
-        world.json(0, &both(&["diff", "--json"])),
-        json!([
-            change(7 * CHUNK, CHUNK, 2 * CHUNK, false),
-            change(30 * CHUNK, 2 * CHUNK, 5 * CHUNK, false),
-            change(39 * CHUNK, last, 9 * CHUNK, false),
-        ]),
-        "chunk 20 is zero on both sides"
-    );
-    assert_eq!(
-        world.json(0, &both(&["diff", "--json", "--entries-only"])),
-        json!([
-            change(7 * CHUNK, 2 * CHUNK, 2 * CHUNK, false),
-            change(20 * CHUNK, CHUNK, 7 * CHUNK, false),
-            change(30 * CHUNK, 2 * CHUNK, 5 * CHUNK, false),
-            change(39 * CHUNK, last, 9 * CHUNK, false),
-        ])
-    );
-    let text = world.answer(0, &both(&["diff"]));
-    assert!(
-        text.ends_with(" kept\n") && text.lines().count() == 5,
-        "{text}"
-    );
-    let none = World::new(&[]);
-    assert_eq!(none.json(0, &both(&["diff", "--json"])), json!([]));
 }
 
 #[test]

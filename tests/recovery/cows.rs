@@ -126,7 +126,7 @@ fn of_two_snapshots_with_one_cow_the_first_is_given_up() {
     vm.stop();
 }
 
-/// Written, cut or overwritten with an older content while nobody served it.
+/// Written, cut or overwritten with an older content while no daemon served it.
 #[test]
 fn a_cow_that_was_changed_after_a_clean_stop_is_refused() {
     type Change = fn(&mut Vec<u8>);

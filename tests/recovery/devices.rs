@@ -15,7 +15,7 @@ impl Loop {
         Self::losetup(&["-f", "--show", text(file)]).map(|said| Self(said.trim().to_owned()))
     }
 
-    /// This one, if nobody has taken it meanwhile.
+    /// This one, if it is still free.
     fn attach_at(device: &str, file: &Path) -> Option<Self> {
         Self::losetup(&[device, text(file)]).map(|_| Self(device.to_owned()))
     }

@@ -68,7 +68,7 @@ fn an_old_disk_under_a_new_state_file_is_refused() {
     }
 }
 
-/// A state file from a backup knows nothing of what came after it.
+/// A state file from a backup does not have what came after it.
 #[test]
 fn an_old_state_file_under_a_new_disk_is_refused() {
     let field = Field::new();

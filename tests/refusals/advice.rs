@@ -76,7 +76,7 @@ const CASES: [Case; 14] = [
             let mut truncate = Command::new("truncate");
             truncate.args(["-s", "%512"]).arg(world.path("odd.cow"));
             // Two sectors short of a store; the next advice, above, is followed too.
-            assert!(truncate.status().unwrap().success());
+            world.succeed(&mut truncate);
             let file = File::options().write(true).open(world.path("odd.cow"));
             file.unwrap().set_len(24 * 512).unwrap();
         },
@@ -287,7 +287,7 @@ fn an_origin_of_an_odd_size_is_served_once_it_is_rounded_up() {
     world.refused(&start, &["1000 bytes", "`truncate -s %512`"]);
     let mut truncate = Command::new("truncate");
     truncate.args(["-s", "%512"]).arg(world.path("odd.img"));
-    assert!(truncate.status().unwrap().success());
+    world.succeed(&mut truncate);
     world.serve("odd.img", &["--socket-path", "a.sock"]);
     assert!(world.done(&["status"]).contains("odd.img, 1 KiB"));
     world.stop();

@@ -236,7 +236,7 @@ fn a_state_file_of_another_daemon() {
         &["volume", "in use", "--state FILE"],
     );
     world.stop();
-    // And once it is free it still tells of another disk.
+    // And once it is free it still belongs to another disk.
     world.start_refused(
         &["--state", "volume", "--socket-path", "a.sock"],
         &["disk.img was changed", "another file", "--accept-changes"],

@@ -80,7 +80,7 @@ fn a_merge_of_a_store_that_cannot_be_trusted() {
 
 #[test]
 fn a_merge_of_files_that_others_use() {
-    let mut world = World::new();
+    let mut world = World::alone();
     world.write("s.cow", &store(8));
     let me = format!("(pid {})", std::process::id());
     for file in ["disk.img", "s.cow"] {

@@ -98,7 +98,7 @@ fn names_that_nobody_has() {
 
 #[test]
 fn cows_that_a_new_snapshot_cannot_have() {
-    let mut world = World::new();
+    let mut world = World::alone();
     world.serve("disk.img", &["--snapshot", "name=s,cow=s.cow,size=1M"]);
     fs::hard_link(world.path("disk.img"), world.path("hard.img")).unwrap();
     symlink("disk.img", world.path("soft.img")).unwrap();

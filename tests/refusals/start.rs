@@ -77,7 +77,7 @@ fn a_cow_that_is_the_origin_under_any_name() {
 
 #[test]
 fn files_that_others_use() {
-    let mut world = World::new();
+    let mut world = World::alone();
     world.write("s.cow", &store(3));
     world.write("other.img", &[1; 1 << 20]);
     world.serve_at("o.sock", "other.img", &["--snapshot", "name=x,cow=s.cow"]);
@@ -110,7 +110,7 @@ fn files_that_others_use() {
         }
         drop(held);
     }
-    // A reader (QEMU's "I read") keeps writers away and bears other readers.
+    // A reader (QEMU's "I read") excludes writers and allows other readers.
     let _held = hold(world.path("disk.img"), libc::F_RDLCK, 100, 1);
     world.start_refused(&SOCKET, &["disk.img", "in use by", &me]);
     world.serve("disk.img", &["--read-only"]);

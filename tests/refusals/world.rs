@@ -9,6 +9,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 /// Bytes of `disk.img`.
@@ -32,9 +33,14 @@ struct Seen {
 
 type Everything = BTreeMap<PathBuf, Seen>;
 
+/// Held for reading while a process is started and until it is known to run.
+static STARTS: RwLock<()> = RwLock::new(());
+
 pub struct World {
     folder: tempfile::TempDir,
     daemons: Vec<Child>,
+    /// No other test starts a process.
+    alone: Option<RwLockWriteGuard<'static, ()>>,
 }
 
 /// What a refused command printed.
@@ -51,10 +57,24 @@ impl World {
         let world = Self {
             folder: tempfile::tempdir().unwrap(),
             daemons: Vec::new(),
+            alone: None,
         };
         let disk: Vec<u8> = (0..DISK).map(|i| (i / 512 * 13 + i) as u8).collect();
         world.write("disk.img", &disk);
         world
+    }
+
+    /// For tests in which a refusal names who has a file open: a child of another test
+    /// has all descriptors of this process until its exec, and it may be found first.
+    pub fn alone() -> Self {
+        let mut world = Self::new();
+        world.alone = Some(STARTS.write().unwrap_or_else(PoisonError::into_inner));
+        world
+    }
+
+    fn starts(&self) -> Option<RwLockReadGuard<'static, ()>> {
+        let shared = self.alone.is_none();
+        shared.then(|| STARTS.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -86,6 +106,12 @@ impl World {
     /// Runs a command that ends by itself.
     #[track_caller]
     pub fn run(&self, arguments: &[&str]) -> Said {
+        let _starts = self.starts();
+        self.run_in_turn(arguments)
+    }
+
+    #[track_caller]
+    fn run_in_turn(&self, arguments: &[&str]) -> Said {
         let mut command = assert_cmd::Command::from_std(self.command(arguments));
         let Output {
             status,
@@ -97,6 +123,14 @@ impl World {
             stdout: String::from_utf8(stdout).unwrap(),
             stderr: String::from_utf8(stderr).unwrap(),
         }
+    }
+
+    /// Runs another program.
+    #[track_caller]
+    pub fn succeed(&self, command: &mut Command) {
+        let _starts = self.starts();
+        let status = command.status().unwrap();
+        assert!(status.success(), "{command:?}: {status}");
     }
 
     #[track_caller]
@@ -166,7 +200,7 @@ impl World {
         found
     }
 
-    /// Starts `serve` for `origin` and waits until it serves all it was told to.
+    /// Starts `serve` for `origin` and waits until it answers.
     #[track_caller]
     pub fn serve(&mut self, origin: &str, options: &[&str]) {
         self.serve_at("c.sock", origin, options);
@@ -174,6 +208,7 @@ impl World {
 
     #[track_caller]
     pub fn serve_at(&mut self, control: &str, origin: &str, options: &[&str]) {
+        let _starts = self.starts();
         let daemon = self
             .command(&["serve", "--origin", origin, "--control", control])
             .args(options)
@@ -183,7 +218,7 @@ impl World {
             .unwrap();
         self.daemons.push(daemon);
         let start = Instant::now();
-        while self.run(&["status", "--control", control]).status != Some(0) {
+        while self.run_in_turn(&["status", "--control", control]).status != Some(0) {
             let ended = self.daemons.last_mut().unwrap().try_wait().unwrap();
             assert_eq!(ended, None, "{origin} {options:?}");
             assert!(start.elapsed() < PATIENCE, "{origin} {options:?}");

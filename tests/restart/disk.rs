@@ -4,7 +4,7 @@ use super::common::random::Random;
 use super::common::stamps::{self, Found, SECTOR};
 use super::ring::{self, BUFFER};
 
-/// Writes of nobody: what a buffer holds when no request uses it.
+/// The content of a buffer that no request uses.
 const POISON: u8 = 255;
 
 /// A request under way.
@@ -17,7 +17,7 @@ pub struct Flight {
     pub buffer: usize,
     /// Of the first sector of what the buffer was filled with.
     pub stamp: u64,
-    /// The front end gave it up, and will offer it again if nobody completes it.
+    /// The front end gave it up, and will offer it again unless it is completed.
     pub lost: bool,
 }
 

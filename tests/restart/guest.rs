@@ -101,7 +101,7 @@ impl Guest {
         }
     }
 
-    /// Submits (unless told not to), kicks and takes completions. False if there was
+    /// Submits (unless asked not to), kicks and takes completions. False if there was
     /// nothing to do.
     pub fn pump(&mut self, submit: bool) -> bool {
         let mut progress = false;

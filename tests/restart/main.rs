@@ -37,5 +37,5 @@ mod large;
 mod region;
 mod ring;
 mod server;
-mod views;
+mod under_load;
 mod world;

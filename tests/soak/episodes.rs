@@ -318,7 +318,7 @@ impl Model {
         self.start_with(&["--snapshot", &view]);
     }
 
-    /// A snapshot with a guest goes, and its store never comes back.
+    /// A snapshot with a guest is removed, and its store is never used again.
     fn remove(&mut self) {
         if self.merging.is_some() {
             return;

@@ -42,7 +42,7 @@ pub struct Model {
     pub verbs: Verbs,
     pub origin: Load,
     pub snaps: Vec<Snap>,
-    /// Snapshots whose stores soon run full; nobody looks at their views.
+    /// Snapshots whose stores are soon full; their views are not compared.
     pub small: Vec<Small>,
     /// The snapshot whose content the origin shows, until the merge ends.
     pub merging: Option<String>,

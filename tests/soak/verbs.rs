@@ -7,7 +7,7 @@ use crate::common::volume::Volume;
 
 /// No verb may take as long: it hangs.
 const HANG: Duration = Duration::from_secs(60);
-/// A verb that takes longer is told of.
+/// A verb that takes longer is reported.
 const LONG: Duration = Duration::from_secs(1);
 
 /// What became of a verb.
@@ -76,7 +76,7 @@ impl Verbs {
         assert_eq!(outcome, Outcome::Done, "{arguments:?}: {text}");
     }
 
-    /// Kills the client after `delay`; the daemon may have heard of it or not.
+    /// Kills the client after `delay`; the daemon may have received the request or not.
     pub fn kill(&mut self, volume: &Volume, arguments: &[&str], delay: Duration) -> Outcome {
         let mut child = Self::start(volume, &[arguments, &["--control", "c.sock"]].concat());
         std::thread::sleep(delay);

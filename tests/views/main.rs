@@ -14,10 +14,10 @@
 #[path = "../common/mod.rs"]
 mod common;
 
-mod full;
-mod killed;
-mod shadows;
-mod waits;
+mod full_stores;
+mod merge_latency;
+mod mixed_load;
+mod sigkill;
 
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -33,7 +33,7 @@ fn turn() -> MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Waits until `condition` holds or a load has failed, which its thread tells.
+/// Waits until `condition` holds or a load has failed, which its thread reports.
 /// False for the latter.
 fn until(what: &str, reins: &[&Reins], mut condition: impl FnMut() -> bool) -> bool {
     let start = Instant::now();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::guest_disk::GuestDisk;
 use super::saboteur;
+pub use super::stamps::*;
 use crate::engine::*;
 use crate::io::sim::{Fill, Rng, SimDevices};
 use crate::io::{DeviceId, Done};

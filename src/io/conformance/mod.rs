@@ -1,17 +1,21 @@
 //! The rules of [`super::Disk`], run over every implementation.
 #![allow(clippy::cast_possible_truncation)]
 
+mod files;
+mod full;
 mod rig;
 mod zeroing;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::sim::Rng;
 use super::*;
+use files::*;
+use full::full_file_system_gives_enospc;
 use rig::{DEPTH, Guest, LEN, Rig, SECTORS, bytes, image, owned, read, real, sim, write, zero};
 use zeroing::*;
 
@@ -304,124 +308,6 @@ fn refused_operation_wakes_the_event_descriptor_before_reap(mut rig: Rig) {
         assert!(readable(&*rig.disk, Duration::from_millis(900)));
         assert_eq!(rig.drain().len(), 1);
     }
-}
-
-fn disk_can_be_made_on_one_thread_and_used_on_another(engine: IoEngine) {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("image");
-    std::fs::write(&path, image()).unwrap();
-    let devices = Devices::new();
-    let device = devices.add(BlockFile::open(&path, OpenOptions::default()).unwrap());
-    let mut disk = open_disk(engine, devices, DEPTH).unwrap();
-    disk.submit(Op {
-        tag: 1,
-        device,
-        kind: read(0, owned(0, 512)),
-    });
-    let use_it = move || {
-        let data = sync_read(&mut *disk);
-        assert!(data == image()[..512]);
-        assert!(
-            blocking::read_exact(&mut *disk, device, 512, 512)
-                .unwrap()
-                .as_slice()
-                == &image()[512..1024]
-        );
-    };
-    std::thread::spawn(use_it).join().unwrap();
-}
-
-fn sync_read(disk: &mut dyn Disk) -> Vec<u8> {
-    let mut done = Vec::new();
-    disk.reap(true, &mut done);
-    bytes(done[0].buffer.as_ref().unwrap())
-}
-
-fn removed_device_is_closed_when_its_last_operation_ends(engine: IoEngine) {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("image");
-    std::fs::write(&path, image()).unwrap();
-    let devices = Devices::new();
-    let device = devices.add(BlockFile::open(&path, OpenOptions::default()).unwrap());
-    let mut disk = open_disk(engine, Arc::clone(&devices), DEPTH).unwrap();
-    blocking::flush(&mut *disk, device).unwrap(); // the disk knows it now
-    drop(devices.remove(device));
-    // The thread that ended the flush may hold the file a moment longer.
-    let start = Instant::now();
-    while BlockFile::open(&path, OpenOptions::default()).is_err() {
-        assert!(start.elapsed() < Duration::from_secs(5), "still locked");
-    }
-}
-
-fn file_that_shrank_gives_eio(engine: IoEngine) {
-    let mut rig = real(engine, Direct::Auto);
-    let path = rig.dir.as_ref().unwrap().path().join("image");
-    std::fs::File::options()
-        .write(true)
-        .open(&path)
-        .unwrap()
-        .set_len(8192)
-        .unwrap();
-    assert_eq!(rig.run(read(4096, owned(0, 8192))).result, Err(Errno::EIO));
-    assert_eq!(rig.run(read(4096, owned(0, 4096))).result, Ok(()));
-}
-
-/// A file system without space, unmounted when dropped.
-struct Tiny(tempfile::TempDir);
-
-impl Tiny {
-    fn new() -> Option<Self> {
-        let dir = tempfile::tempdir().unwrap();
-        let mut mount = std::process::Command::new("mount");
-        mount
-            .args(["-t", "tmpfs", "-o", "size=64k", "tiny"])
-            .arg(dir.path());
-        let mounted = mount.output().is_ok_and(|o| o.status.success());
-        if !mounted {
-            eprintln!("skipped: mounting a tmpfs is not allowed here");
-        }
-        mounted.then(|| Self(dir))
-    }
-}
-
-impl Drop for Tiny {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("umount")
-            .arg("-l")
-            .arg(self.0.path())
-            .status();
-    }
-}
-
-fn full_file_system_gives_enospc(engine: IoEngine) {
-    let Some(tiny) = Tiny::new() else { return };
-    let path = tiny.0.path().join("image");
-    std::fs::File::create(&path)
-        .unwrap()
-        .set_len(1 << 20)
-        .unwrap();
-    let devices = Devices::new();
-    let device = devices.add(BlockFile::open(&path, OpenOptions::default()).unwrap());
-    let mut disk = open_disk(engine, devices, DEPTH).unwrap();
-    let data = OwnedBuffer::zeroed(1 << 20);
-    let result = blocking::write_all(&mut *disk, device, 0, data, false);
-    assert_eq!(result.map(drop), Err(Errno::ENOSPC));
-    drop(disk);
-
-    let create = OpenOptions {
-        create: Some(1 << 20),
-        ..OpenOptions::default()
-    };
-    let path = tiny.0.path().join("cow");
-    let error = BlockFile::open(&path, create).unwrap_err();
-    assert_eq!(
-        error,
-        OpenError::NoSpace {
-            path: path.clone(),
-            size: 1 << 20
-        }
-    );
-    assert!(!path.exists());
 }
 
 /// Every operation still ends once, with its buffer, and flushes are never left out.

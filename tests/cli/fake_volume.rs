@@ -1,4 +1,4 @@
-//! A volume that only takes notes.
+//! A volume that only records its calls.
 
 use std::sync::Mutex;
 

@@ -1,4 +1,4 @@
-//! What a guest feels of a merge of 1 GiB: how long its writes and reads wait.
+//! Latency during a merge of 1 GiB: how long a guest's writes and reads wait.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ const BLOCK: usize = 4096;
 const BLOCK_SECTORS: u64 = (BLOCK / SECTOR) as u64;
 const CHUNK_SECTORS: u64 = 128;
 const WRITER: u8 = 9;
-/// Longer than this nobody may wait for a merge.
+/// No request may wait longer than this for a merge.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 #[derive(Default)]

@@ -180,6 +180,18 @@ impl Raw {
         ring
     }
 
+    /// A started ring of a driver whose indices stand at `at`.
+    pub fn start_at(&mut self, index: usize, at: u16) -> Ring {
+        let mut ring = self.ring(index);
+        ring.avail = at;
+        self.set_avail(&ring, at);
+        let used = GuestAddress(ring.base + USED + 2);
+        self.memory.write_obj(at, used).unwrap();
+        self.set_up_again(&ring, at);
+        self.enable(&ring, true);
+        ring
+    }
+
     pub fn enable(&mut self, ring: &Ring, enable: bool) {
         self.frontend.set_vring_enable(ring.index, enable).unwrap();
     }
@@ -256,6 +268,14 @@ impl Raw {
     pub fn set_used_event(&self, ring: &Ring, event: u16) {
         let place = ring.base + AVAIL + 4 + 2 * u64::from(SIZE);
         self.memory.write_obj(event, GuestAddress(place)).unwrap();
+    }
+
+    /// The available index at which the device wants a kick.
+    pub fn avail_event(&self, ring: &Ring) -> u16 {
+        let place = ring.base + USED + 4 + 8 * u64::from(SIZE);
+        self.memory
+            .load(GuestAddress(place), std::sync::atomic::Ordering::SeqCst)
+            .unwrap()
     }
 
     pub fn used_index(&self, ring: &Ring) -> u16 {

@@ -22,7 +22,7 @@ struct MergeSide {
     policy: &'static str,
     volume: Volume,
     merge: Load,
-    /// On a snapshot's own view; nobody writes the other one.
+    /// On a snapshot's own view; the other one is not written.
     small: Load,
     large: Load,
 }

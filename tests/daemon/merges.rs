@@ -1,78 +1,99 @@
-//! What the status says holds at one moment, and a merge that is followed is
-//! followed over a restart.
-
-use std::sync::atomic::{AtomicBool, Ordering};
+//! Merges over stops, kills and starts; live commits, whose views follow the merge.
 
 use serde_json::Value;
-use snapback::control::api::VolumeStatus;
 
 use super::*;
 
-/// Merges during which the status is polled.
-const MERGES: usize = 40;
+#[test]
+fn a_merge_goes_on_after_a_stop_and_after_a_kill_as_paused_as_it_was() {
+    let mut world = World::new();
+    let before = world.origin();
+    world.start(&["--socket-path", "a.sock"]);
+    world
+        .client()
+        .add_snapshot(&world.snapshot("before"))
+        .unwrap();
+    wreck(&mut Guest::connect(&world.path("a.sock")), 1);
+    let request = RollbackRequest {
+        snapshot: "before".into(),
+        when: RollbackWhen::Now,
+        keep: None,
+        rate: Some(64 << 10),
+        ..Default::default()
+    };
+    world.client().rollback(&request).unwrap();
+    world.client().pause_merge().unwrap();
+    let taken = world
+        .client()
+        .add_snapshot(&world.snapshot("late"))
+        .unwrap_err()
+        .to_string();
+    assert!(taken.contains("merge of before is running"), "{taken}");
+    world.terminate_at_once();
 
-/// Whatever the status names it describes.
-#[track_caller]
-fn assert_one_moment(status: &VolumeStatus) {
-    let listed = |name: &String| status.snapshots.iter().any(|s| s.name == *name);
-    if let Some(merge) = &status.merge {
-        assert!(listed(&merge.snapshot), "{status:?}");
-        let merged = status.snapshots.iter().find(|s| s.name == merge.snapshot);
-        let before = merge.chunks_done == 0;
-        assert!(
-            before || merged.unwrap().state == State::Merging,
-            "{status:?}"
-        );
-    }
-    for view in &status.views {
-        assert!(view.snapshot.as_ref().is_none_or(listed), "{status:?}");
-    }
+    world.start(&[]);
+    let status = world.client().status().unwrap();
     assert!(
-        status.rollback_at_reset.as_ref().is_none_or(listed),
+        status
+            .merge
+            .as_ref()
+            .is_some_and(|m| m.paused && m.chunks_left > 0),
         "{status:?}"
     );
+    assert_eq!(status.snapshots[0].state, State::MergePaused);
+    let left = status.merge.unwrap().chunks_left;
+    assert_same(
+        &Guest::connect(&world.path("a.sock")).read_all(BYTES),
+        &before,
+        "in the middle",
+    );
+    world.client().resume_merge().unwrap();
+    world.until("it goes on", |w| {
+        w.client()
+            .status()
+            .unwrap()
+            .merge
+            .is_none_or(|m| m.chunks_left < left)
+    });
+    world.kill();
+    world.start(&[]);
+    world.client().set_merge_rate(0).ok();
+    world.merged();
+    assert_same(&world.origin(), &before, "merged over three daemons");
 }
 
 #[test]
-fn the_status_names_nothing_that_it_does_not_list() {
+fn a_live_commit_is_not_noticed_and_its_socket_lasts() {
     let mut world = World::new();
     world.start(&["--socket-path", "a.sock"]);
-    let client = world.client();
-    let (over, polls) = (AtomicBool::new(false), AtomicBool::new(false));
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let client = world.client();
-            while !over.load(Ordering::Acquire) {
-                let status = client.status().unwrap();
-                polls.store(true, Ordering::Release);
-                let judged = std::panic::catch_unwind(|| assert_one_moment(&status));
-                if judged.is_err() {
-                    over.store(true, Ordering::Release);
-                    panic!("not one moment");
-                }
-            }
-        });
-        for round in 0..MERGES {
-            if over.load(Ordering::Acquire) {
-                break;
-            }
-            client.add_snapshot(&world.snapshot("s")).unwrap();
-            let mut guest = Guest::connect(&world.path("a.sock"));
-            assert_eq!(guest.write(round as u64 * 8, &[7; 4096]), 0);
-            drop(guest);
-            let request = MergeRequest {
-                snapshot: "s".into(),
-                follow: false,
-                rate: None,
-                now: true,
-            };
-            client.merge(&request).unwrap();
-            world.merged();
-            fs::remove_file(world.path("s.cow")).unwrap();
-        }
-        over.store(true, Ordering::Release);
-    });
-    assert!(polls.load(Ordering::Acquire));
+    world
+        .client()
+        .add_snapshot(&world.snapshot("work"))
+        .unwrap();
+    let mut guest = Guest::connect(&world.path("work.sock"));
+    wreck(&mut guest, 5);
+    let work = guest.read_all(BYTES);
+    let request = MergeRequest {
+        snapshot: "work".into(),
+        follow: true,
+        rate: None,
+        now: true,
+    };
+    world.client().merge(&request).unwrap();
+    assert_same(&guest.read_all(BYTES), &work, "during the merge");
+    world.merged();
+    assert_eq!(guest.write(7, &[9; 512]), 0);
+    assert_eq!(guest.read(7, 512).unwrap(), [9; 512]);
+    drop(guest);
+    world.terminate();
+    assert_eq!(&world.origin()[7 * 512..8 * 512], [9; 512]);
+    world.start(&[]);
+    assert_eq!(
+        Guest::connect(&world.path("work.sock"))
+            .read(7, 512)
+            .unwrap(),
+        [9; 512]
+    );
 }
 
 /// The connection events of a socket that came after event `since`: their snapshots.
@@ -150,7 +171,7 @@ fn a_merge_that_was_paused_goes_on_offline() {
             Some(status) => break status,
             None if start.elapsed() > Duration::from_secs(60) => {
                 child.kill().unwrap();
-                panic!("it waits without a word");
+                panic!("the merge does not end");
             }
             None => std::thread::sleep(Duration::from_millis(20)),
         }

@@ -8,9 +8,10 @@
 
 mod backend;
 mod driver;
+mod messages;
 mod raw;
-mod raw_tests;
-mod resume_tests;
+mod resumes;
+mod rings;
 mod socket;
 
 use std::path::PathBuf;

@@ -20,7 +20,7 @@ pub struct Volume {
     pub held: Arc<AtomicUsize>,
     /// Operations that were submitted.
     pub submitted: Arc<AtomicUsize>,
-    /// Ports that were told that their requests are left undone.
+    /// Ports that were informed that their requests are left undone.
     pub abandoned: Arc<AtomicUsize>,
     /// Ports that exist.
     pub ports: Arc<AtomicUsize>,
@@ -267,7 +267,7 @@ impl Drop for PassThrough {
     }
 }
 
-/// Writes down what it is told, with the number of open ports.
+/// Records its calls, with the number of open ports.
 #[derive(Default)]
 pub struct Diary {
     pub lines: Mutex<Vec<(&'static str, usize)>>,

@@ -187,7 +187,7 @@ fn a_hostile_region_is_refused_and_the_ring_lives_on() {
     });
 }
 
-/// A region that says what cannot be stops its ring, which says so; a new one helps.
+/// A region with impossible content stops its ring, which reports it; a new one helps.
 #[test]
 fn a_ring_does_not_start_on_a_region_that_cannot_be_its_own() {
     let served = serve();

@@ -1,0 +1,141 @@
+//! What is handed to the kernel (durability is a flag of the call, which no content of
+//! a file shows), and the ring's own memory and mode.
+
+use io_uring::squeue;
+
+use super::*;
+use crate::io::{Buffer, Direct, OpenOptions, OwnedBuffer};
+
+/// The fields of an entry that say what it does.
+#[derive(Debug, PartialEq)]
+struct Fields {
+    opcode: u8,
+    offset: u64,
+    len: u32,
+    /// RWF_* of a read or write, mode of an fsync.
+    flags: u32,
+}
+
+fn fields(entry: &squeue::Entry) -> Fields {
+    // SAFETY: an entry is the kernel's `struct io_uring_sqe`, 64 bytes without padding.
+    let bytes: [u8; 64] = unsafe { std::mem::transmute_copy(entry) };
+    let (words, _) = bytes.as_chunks::<4>();
+    let word = |at: usize| u32::from_ne_bytes(words[at / 4]);
+    Fields {
+        opcode: bytes[0],
+        offset: u64::from(word(8)) | u64::from(word(12)) << 32,
+        len: word(24),
+        flags: word(28),
+    }
+}
+
+fn file(len: u64) -> (tempfile::TempDir, BlockFile) {
+    let dir = tempfile::tempdir().unwrap();
+    let options = OpenOptions {
+        create: Some(len),
+        direct: Direct::Off,
+        ..OpenOptions::default()
+    };
+    let file = BlockFile::open(dir.path().join("file"), options).unwrap();
+    (dir, file)
+}
+
+/// The entry for the first part of a transfer of `buffer` at byte 512.
+fn entry(file: &BlockFile, direction: Direction, buffer: Buffer) -> Fields {
+    let mut transfer = Transfer::new(file, direction, 512, buffer, Iovecs::default()).unwrap();
+    transfer.prepare(file);
+    fields(&transfer_sqe(types::Fd(3), &transfer))
+}
+
+#[test]
+fn every_durable_write_and_no_other_call_asks_the_kernel_for_durability() {
+    let (_dir, file) = file(16 << 20);
+    let one = || Buffer::Owned(OwnedBuffer::zeroed(4096));
+    // More than the page of zeroes, so in several pieces.
+    let many = || Buffer::Zeroes { len: 3 << 20 };
+    let durable = u32::try_from(libc::RWF_DSYNC).unwrap();
+    let (write, writev) = (opcode::Write::CODE, opcode::Writev::CODE);
+    for (direction, flags) in [
+        (Direction::Write { durable: true }, durable),
+        (Direction::Write { durable: false }, 0),
+    ] {
+        let single = entry(&file, direction, one());
+        let expected = Fields {
+            opcode: write,
+            offset: 512,
+            len: 4096,
+            flags,
+        };
+        assert_eq!(single, expected);
+        let vectored = entry(&file, direction, many());
+        assert!(vectored.len > 1, "{vectored:?}");
+        let opcode_and_flags = (vectored.opcode, vectored.offset, vectored.flags);
+        assert_eq!(opcode_and_flags, (writev, 512, flags));
+    }
+    let single = entry(&file, Direction::Read, one());
+    assert_eq!((single.opcode, single.flags), (opcode::Read::CODE, 0));
+}
+
+/// A transfer that goes on, and one that is copied, are as durable as they began.
+#[test]
+fn the_rest_of_a_durable_write_is_durable_too() {
+    let (_dir, file) = file(16 << 20);
+    let direction = Direction::Write { durable: true };
+    let buffer = Buffer::Owned(OwnedBuffer::zeroed(8192));
+    let mut transfer = Transfer::new(&file, direction, 512, buffer, Iovecs::default()).unwrap();
+    transfer.prepare(&file);
+    assert_eq!(transfer.advance(&file, Ok(1024)), Next::Again);
+    transfer.prepare(&file);
+    let rest = fields(&transfer_sqe(types::Fd(3), &transfer));
+    let expected = Fields {
+        opcode: opcode::Write::CODE,
+        offset: 1536,
+        len: 7168,
+        flags: u32::try_from(libc::RWF_DSYNC).unwrap(),
+    };
+    assert_eq!(rest, expected);
+}
+
+#[test]
+fn memory_follows_what_is_in_flight_not_what_was_submitted() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = OpenOptions {
+        create: Some(4096),
+        ..OpenOptions::default()
+    };
+    let devices = Devices::new();
+    let device = devices.add(BlockFile::open(dir.path().join("image"), options).unwrap());
+    let mut disk = UringDisk::new(devices, 8).unwrap();
+    let mut done = Vec::new();
+    for tag in 0..5000 {
+        while disk.in_flight() >= 32 {
+            disk.reap(true, &mut done);
+            done.clear();
+        }
+        let buffer = Buffer::Owned(OwnedBuffer::zeroed(512));
+        disk.submit(Op {
+            tag,
+            device,
+            kind: OpKind::Read { offset: 0, buffer },
+        });
+    }
+    assert!(disk.entries.len() <= 32 && disk.iovecs.len() <= 32 && disk.ready.capacity() <= 64);
+}
+
+#[test]
+fn deferred_mode_is_used_where_the_kernel_has_it() {
+    let disk = UringDisk::new(Devices::new(), 8).unwrap();
+    let release = rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned();
+    let mut numbers = release
+        .split(['.', '-'])
+        .map_while(|n| n.parse::<u32>().ok());
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    assert_eq!(
+        disk.ring.params().is_setup_single_issuer(),
+        version >= (6, 1),
+        "{release}"
+    );
+}
