@@ -1,5 +1,5 @@
-//! Carries out the engine's commands on a disk, for ports that have no guest:
-//! the control port, the notice port and the merger.
+//! Carries out the engine's commands on a disk, for ports without a guest: the control port,
+//! the notice port and the merger's.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -16,9 +16,9 @@ use crate::event_flag::EventFlag;
 use crate::io::{Disk, Done};
 use crate::sync;
 
-/// A result of a turn that is not I/O.
+/// The result of a turn besides I/O.
 #[derive(Debug)]
-pub enum Report {
+pub enum Output {
     ControlDone {
         id: u64,
         result: Result<(), ControlError>,
@@ -31,7 +31,7 @@ pub struct Executor {
     port: Port,
     disk: Box<dyn Disk + Send>,
     wake: Arc<EventFlag>,
-    // Empty between turns; kept to reuse their allocations.
+    // These are kept between turns only to reuse their allocations.
     commands: Vec<Command>,
     done: Vec<Done>,
     next_control: u64,
@@ -56,12 +56,12 @@ impl Executor {
         })
     }
 
-    /// Ends this executor's [`Self::wait`] when it is set.
+    /// Ends this executor's [`Self::wait`].
     pub fn waker(&self) -> Arc<EventFlag> {
         self.wake.clone()
     }
 
-    /// Starts a control request; its `Report::ControlDone` carries the number.
+    /// Starts a control request; its `Output::ControlDone` has the returned number.
     pub fn start(&mut self, request: ControlRequest) -> u64 {
         self.next_control += 1;
         self.port
@@ -74,17 +74,17 @@ impl Executor {
         self.port.merge_step(background, urgent, &mut self.commands)
     }
 
-    /// No I/O under way.
+    /// No I/O is in flight.
     pub fn is_idle(&self) -> bool {
         self.commands.is_empty() && self.port.is_idle()
     }
 
-    /// Does everything that can be done without waiting.
-    pub fn turn(&mut self, reports: &mut Vec<Report>) {
+    /// Does everything that is possible without waiting.
+    pub fn turn(&mut self, outputs: &mut Vec<Output>) {
         self.wake.clear();
         self.port.take_inbox(&mut self.commands);
         loop {
-            self.execute(reports);
+            self.execute(outputs);
             self.disk.reap(false, &mut self.done);
             if self.done.is_empty() {
                 return;
@@ -98,7 +98,7 @@ impl Executor {
         self.wait_also(&[], timeout);
     }
 
-    /// As [`Self::wait`], and returns when one of `others` is readable, too.
+    /// As [`Self::wait`]; also returns when one of `others` is readable.
     pub fn wait_also(&mut self, others: &[BorrowedFd<'_>], timeout: Option<Duration>) {
         if self.disk.event_fd().is_none() && self.disk.in_flight() > 0 {
             self.disk.reap(true, &mut self.done);
@@ -117,28 +117,28 @@ impl Executor {
                 tv_nsec: 0,
             })
         });
-        // An interrupted wait is a wait that ended early.
+        // An interrupted wait merely ends early.
         let _ = sync::wait(timeout, |timeout| poll(&mut fds, timeout));
     }
 
-    /// Carries out one control request to its end, passing everything else on.
+    /// Carries out one control request to its end, and returns all other outputs.
     ///
-    /// The caller may not come back for long, so nothing may be left here that
-    /// others wait for. The engine sees to it (`engine/core/carrier.rs`).
+    /// The caller may not use this port again for a long time, so no I/O may be left here that
+    /// others wait for. The engine guarantees this (`engine/core/carrier.rs`).
     pub fn drive(
         &mut self,
         request: ControlRequest,
-        reports: &mut Vec<Report>,
+        outputs: &mut Vec<Output>,
     ) -> Result<(), ControlError> {
         let ours = self.start(request);
         let mut end = None;
         loop {
             let mut news = Vec::new();
             self.turn(&mut news);
-            for report in news {
-                match report {
-                    Report::ControlDone { id, result } if id == ours => end = Some(result),
-                    other => reports.push(other),
+            for output in news {
+                match output {
+                    Output::ControlDone { id, result } if id == ours => end = Some(result),
+                    other => outputs.push(other),
                 }
             }
             match end {
@@ -167,22 +167,22 @@ impl Executor {
         }
     }
 
-    fn execute(&mut self, reports: &mut Vec<Report>) {
-        // A refused command makes new ones, so this ends only with an empty list.
+    fn execute(&mut self, outputs: &mut Vec<Output>) {
+        // A refused command may cause new ones, so this is repeated until the list is empty.
         while !self.commands.is_empty() {
             for command in std::mem::take(&mut self.commands) {
-                self.execute_one(command, reports);
+                self.execute_one(command, outputs);
             }
         }
     }
 
-    fn execute_one(&mut self, command: Command, reports: &mut Vec<Report>) {
+    fn execute_one(&mut self, command: Command, outputs: &mut Vec<Output>) {
         match command.execution(&mut NoSlots) {
             Execution::Submit(op) => self.disk.submit(op),
             Execution::ControlDone { id, result } => {
-                reports.push(Report::ControlDone { id, result })
+                outputs.push(Output::ControlDone { id, result })
             }
-            Execution::Notice(notice) => reports.push(Report::Notice(notice)),
+            Execution::Notice(notice) => outputs.push(Output::Notice(notice)),
             Execution::Refuse(Done {
                 tag,
                 result,

@@ -93,6 +93,7 @@ const CHECKED_FOR_CIRCLES: &[&str] = &[
     "vhost",
     "control",
     "offline",
+    "daemon",
     "cli",
 ];
 

@@ -1,5 +1,5 @@
-//! The control interface's words: what goes over the control socket as JSON,
-//! and the trait that the daemon implements behind it.
+//! The types of the control interface: the JSON on the control socket, and the trait that
+//! the daemon implements.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,17 +8,17 @@ use super::events::EventLog;
 /// The COW store's kind, as in a device-mapper table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub enum StoreType {
-    /// Persistent; overflow by a snapshot write invalidates.
+    /// Persistent; a write by the snapshot's guest that finds no space invalidates it.
     #[default]
     P,
-    /// Persistent; overflow by a snapshot write leaves it readable.
+    /// Persistent; after such a write it stays readable (overflow).
     PO,
     /// Transient.
     N,
 }
 
 impl StoreType {
-    /// As it stands in a device-mapper table.
+    /// The spelling in a device-mapper table.
     pub const fn letters(self) -> &'static str {
         match self {
             Self::P => "P",
@@ -38,23 +38,23 @@ pub struct SnapshotSpec {
     pub cow: String,
     #[serde(default, rename = "type")]
     pub store_type: StoreType,
-    /// Bytes; `None`: the store's own, or 4 KiB for a new one.
+    /// Bytes; `None`: that of the existing store, or 4 KiB for a new one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chunk_size: Option<u64>,
     /// Bytes; the COW file is created with this size if it does not exist.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
-    /// Socket to serve the snapshot's own view at.
+    /// Socket of the snapshot's own view.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket: Option<String>,
-    /// A discard by the snapshot's guest zeroes what is in the COW; `None`: no,
-    /// or as it was.
+    /// A discard by the snapshot's guest zeroes the data in the COW; `None`: as recorded, or
+    /// no.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub discard_zeroes_cow: Option<bool>,
-    /// And it discards the origin, where no other snapshot needs it.
+    /// It also discards the origin, where no other snapshot needs it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub discard_passdown_origin: Option<bool>,
-    /// Whether its own view refuses writes; `None`: no, or as it is recorded.
+    /// Its own view refuses writes; `None`: as recorded, or no.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_only: Option<bool>,
 }
@@ -69,8 +69,8 @@ impl SnapshotSpec {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(rename_all = "kebab-case")]
 pub enum RollbackWhen {
-    /// With a front end attached: through its VMM if the daemon knows its monitor,
-    /// else at the machine's next reset. With none attached: now.
+    /// If a front end is attached: through its VMM if the daemon knows the monitor,
+    /// otherwise at the machine's next reset. If none is attached: now.
     #[default]
     Auto,
     AtReset,
@@ -84,10 +84,10 @@ pub enum RollbackWhen {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(rename_all = "kebab-case")]
 pub enum ResetKind {
-    /// A machine that is reset or new, as far as that can be seen.
+    /// The reset of a machine or the start of a new one, as far as it can be recognized.
     #[default]
     Machine,
-    /// Any driver that begins with the disk, also one that was only restarted.
+    /// The start of any driver, also of one that was only restarted.
     Any,
 }
 
@@ -97,19 +97,19 @@ impl ResetKind {
     }
 }
 
-/// Who began to use a disk, as far as can be seen.
+/// Who started to use a disk, as far as it can be recognized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Seen {
     /// The firmware of a machine that was reset or is new.
     Firmware,
-    /// The system of a machine whose firmware was there before.
+    /// The system of a machine, after its firmware.
     Boot,
-    /// The driver of a system that had used the disk before.
+    /// The driver of a system that had already used the disk.
     DriverRestart,
     /// The system of a new guest that boots without firmware.
     NewGuest,
-    /// Such a system, or that of an old guest whose front end came back.
+    /// Either such a system, or an earlier guest whose front end has reconnected.
     Unclear,
     /// A program without a guest.
     Program,
@@ -122,14 +122,14 @@ pub struct RollbackRequest {
     pub snapshot: String,
     #[serde(default)]
     pub when: RollbackWhen,
-    /// What it waits for, if it waits.
+    /// What the rollback waits for, if it waits.
     #[serde(default, skip_serializing_if = "ResetKind::is_machine")]
     pub reset: ResetKind,
-    /// Absolute path of QEMU's monitor socket (QMP); `None`: the daemon's own, if
-    /// it has one.
+    /// Absolute path of QEMU's monitor socket (QMP); `None`: the one that the daemon has
+    /// recorded, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub qmp: Option<String>,
-    /// Take this snapshot of the present state first.
+    /// Take this snapshot of the current state first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep: Option<SnapshotSpec>,
     /// Bytes per second; `None` or 0: no limit.
@@ -137,11 +137,11 @@ pub struct RollbackRequest {
     pub rate: Option<u64>,
 }
 
-/// What has become of a rollback that was asked for.
+/// The result of a rollback request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RollbackReply {
     pub outcome: RollbackOutcome,
-    /// What the operator should know beside, a sentence or two each.
+    /// Further information for the operator, one or two sentences each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
 }
@@ -151,11 +151,11 @@ pub struct RollbackReply {
 pub enum RollbackOutcome {
     /// The disk is rolled back.
     Started,
-    /// It waits for the guest's reset.
+    /// The rollback waits for the guest's reset.
     AtNextReset,
-    /// The disk is rolled back, and the VMM has reset the guest, which runs.
+    /// The disk is rolled back, and the VMM has reset the guest, which is running.
     GuestReset,
-    /// The same, but the guest was paused before and still is.
+    /// The same, but the guest was paused before and is still paused.
     GuestResetPaused,
 }
 
@@ -173,17 +173,17 @@ impl From<RollbackOutcome> for RollbackReply {
 #[serde(deny_unknown_fields)]
 pub struct MergeRequest {
     pub snapshot: String,
-    /// The snapshot's own view becomes a merge view too.
+    /// The snapshot's own view becomes a merge view, too.
     #[serde(default)]
     pub follow: bool,
-    /// Also although a guest is attached to the origin.
+    /// Merge even if a guest is attached to the origin.
     #[serde(default, skip_serializing_if = "is_false")]
     pub now: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<u64>,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde requires it")]
 const fn is_false(value: &bool) -> bool {
     !*value
 }
@@ -192,7 +192,7 @@ const fn is_false(value: &bool) -> bool {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StoreSize {
-    /// New size of the COW in bytes: a multiple of 512, not below the present one.
+    /// New size of the COW in bytes: a multiple of 512, not less than the current one.
     pub size: u64,
 }
 
@@ -223,33 +223,33 @@ pub struct VolumeStatus {
     pub snapshots: Vec<SnapshotStatus>,
     /// `null` when no merge runs.
     pub merge: Option<MergeStatus>,
-    /// The snapshot that a deferred rollback waits to hand over.
+    /// The snapshot of the pending rollback.
     pub rollback_at_reset: Option<String>,
-    /// More of it; `null` if none waits.
+    /// The pending rollback; `null` if there is none.
     #[serde(default)]
     pub rollback: Option<PendingRollback>,
-    /// How the last merge of this process ended; `null` before the first end.
-    /// Lets a waiting client tell a merge that it missed from one that never ran.
+    /// How the last merge of this process ended; `null` before. It allows a waiting client to
+    /// distinguish a merge that it missed from one that never ran.
     #[serde(default)]
     pub last_merge: Option<MergeOutcome>,
 }
 
-/// A rollback that waits.
+/// A pending rollback.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PendingRollback {
     pub snapshot: String,
     /// What it waits for.
     pub reset: ResetKind,
-    /// The snapshot that will be taken before it.
+    /// The snapshot that will be taken before the rollback.
     #[serde(default)]
     pub keep: Option<String>,
-    /// The monitor that is asked for resets.
+    /// The monitor that reports resets.
     #[serde(default)]
     pub qmp: Option<String>,
-    /// Who was seen last that it did not happen for.
+    /// The last start of a driver at which it did not happen.
     #[serde(default)]
     pub seen: Option<Seen>,
-    /// What that means and what to do, or why it failed.
+    /// What this means and what to do, or why the rollback failed.
     #[serde(default)]
     pub note: Option<String>,
 }
@@ -290,7 +290,7 @@ pub struct ViewStatus {
     pub socket: Option<String>,
     /// A front end is connected.
     pub attached: bool,
-    /// Guests cannot write there.
+    /// Guests cannot write to it.
     #[serde(default)]
     pub read_only: bool,
 }
@@ -303,7 +303,7 @@ pub struct SnapshotStatus {
     pub store_type: StoreType,
     pub cow_device: String,
     pub state: State,
-    /// Length of what it shows: the origin's when it was taken.
+    /// Length of its view: the origin's when the snapshot was taken.
     #[serde(default)]
     pub sectors: u64,
     /// Its own view refuses writes.
@@ -324,49 +324,49 @@ pub struct MergeStatus {
     pub snapshot: String,
     pub chunks_done: u64,
     pub chunks_left: u64,
-    /// Bytes per second over the last seconds.
+    /// Average over the last seconds.
     pub bytes_per_second: u64,
     /// `null` while unknown.
     pub seconds_left: Option<u64>,
     pub paused: bool,
     /// Why it stopped, if it failed.
     pub error: Option<String>,
-    /// How it goes on, if it failed.
+    /// How it can continue, if it failed.
     #[serde(default)]
     pub retry: Option<Retry>,
 }
 
-/// How a merge that failed goes on, once the cause of the failure is removed.
+/// How a merge that failed can continue once the cause of the failure is removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Retry {
     /// `POST /v1/merge/resume`
     Resume,
-    /// The daemon has to be stopped and started again: only loading the store
-    /// tells what is on disk.
+    /// The daemon has to be restarted, because what is on disk is only known after the store
+    /// is loaded again.
     Restart,
 }
 
 impl Retry {
-    /// What to do, for people.
+    /// What to do, for the operator.
     pub const fn advice(self) -> &'static str {
         match self {
             Self::Resume => {
-                "nothing is lost; when the cause is removed, go on with `snapback merge --resume`"
+                "nothing is lost; remove the cause and continue with `snapback merge --resume`"
             }
             Self::Restart => {
-                "what is merged stays merged; when the cause is removed, stop the daemon and start it again: it goes on with the merge"
+                "what is merged stays merged; remove the cause and restart the daemon, which continues the merge"
             }
         }
     }
 }
 
-/// Every refusal: the body of a 4xx/5xx answer.
+/// A refusal: the body of a 4xx or 5xx response.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub struct ApiError {
     pub kind: ErrorKind,
-    /// Names the thing, the reason and the way out.
+    /// Names the object, the reason and what to do.
     pub message: String,
 }
 
@@ -384,7 +384,7 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
-    /// The HTTP status that goes with it.
+    /// The HTTP status of this kind.
     pub const fn http_status(self) -> u16 {
         match self {
             Self::BadRequest => 400,
@@ -398,11 +398,11 @@ impl ErrorKind {
 /// Longest snapshot name in bytes.
 pub const NAME_MAX: usize = 64;
 
-/// Checks that `name` can name a snapshot: it appears in paths of the API, in
+/// Checks that `name` is allowed as a snapshot's name: it appears in paths of the API, in
 /// `dmsetup`-like lines and in file names.
 ///
 /// # Errors
-/// Names the first thing that is wrong.
+/// The first violation of the rules.
 pub fn check_name(name: &str) -> Result<(), String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "+_.-".contains(c);
     if name.is_empty() {
@@ -438,22 +438,23 @@ impl ApiError {
     }
 }
 
-/// What the daemon does behind the control socket. Calls block until the change
-/// is in effect and recorded in the state file (milliseconds).
+/// The operations behind the control socket. Calls block until the change is in effect and
+/// recorded in the state file, which takes milliseconds.
 pub trait Volume: Send + Sync {
     fn status(&self) -> VolumeStatus;
     fn add_snapshot(&self, spec: SnapshotSpec) -> Result<(), ApiError>;
-    /// `force`: also if its store cannot be marked invalid.
+    /// `force`: even if its store cannot be marked invalid.
     fn remove_snapshot(&self, name: &str, force: bool) -> Result<(), ApiError>;
-    /// Enlarges the snapshot's COW to `bytes`, or takes note that its device was.
+    /// Enlarges the snapshot's COW to `bytes`, or uses the new space of a device that was
+    /// enlarged.
     fn grow_snapshot(&self, name: &str, bytes: u64) -> Result<(), ApiError>;
     fn rollback(&self, request: RollbackRequest) -> Result<RollbackReply, ApiError>;
-    /// Calls a rollback off that waits for the guest's reset.
+    /// Cancels the pending rollback.
     fn cancel_rollback(&self) -> Result<(), ApiError>;
     fn merge(&self, request: MergeRequest) -> Result<(), ApiError>;
     fn pause_merge(&self) -> Result<(), ApiError>;
     fn resume_merge(&self) -> Result<(), ApiError>;
     fn set_merge_rate(&self, bytes_per_second: u64) -> Result<(), ApiError>;
-    /// What happened. Never waits for anything.
+    /// The event log. Does not block.
     fn events(&self) -> &EventLog;
 }

@@ -1,4 +1,4 @@
-//! The other end of the control socket: a blocking client, one connection a call.
+//! The client of the control socket. Calls block; each uses a connection of its own.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,16 +20,16 @@ use super::api::{
 };
 use super::events::EventPage;
 
-/// Largest answer that is read, in bytes.
+/// Largest accepted response in bytes.
 const ANSWER_MAX: usize = 16 << 20;
-/// Changes wait for the disk (a state file made durable, copy-outs drained), so
-/// this is long; it only keeps a script from hanging on a stopped daemon.
+/// Changes wait for the disk (for the state file, or for copy-outs), so this is long; it only
+/// keeps a script from hanging on a daemon that was stopped.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Pause before a busy daemon is tried again.
+/// Pause before the next attempt to connect to a busy daemon.
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
 
-/// Why a call did not do what was asked.
+/// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     #[error(
@@ -38,18 +38,18 @@ pub enum ClientError {
         socket.display(), socket.display()
     )]
     NoDaemon { socket: PathBuf, source: io::Error },
-    #[error("not allowed to talk to the daemon at {}: run this as the daemon's user", .0.display())]
+    #[error("no permission to connect to the daemon at {}: run this as the daemon's user", .0.display())]
     Denied(PathBuf),
-    #[error("cannot reach the daemon at {}: {source}", socket.display())]
+    #[error("cannot connect to the daemon at {}: {source}", socket.display())]
     Unreachable { socket: PathBuf, source: io::Error },
-    /// The daemon says no.
+    /// The daemon refused the request.
     #[error(transparent)]
     Refused(#[from] ApiError),
-    #[error("the daemon at {} went away before it answered: {reason}", socket.display())]
+    #[error("the connection to the daemon at {} ended before it answered: {reason}", socket.display())]
     Lost { socket: PathBuf, reason: String },
-    #[error("what answers at {} does not speak snapback's API: {reason}", socket.display())]
+    #[error("the server at {} does not have snapback's API: {reason}", socket.display())]
     Foreign { socket: PathBuf, reason: String },
-    #[error("the daemon at {} did not answer within {} s; it may still do what was asked", .0.display(), ANSWER_TIMEOUT.as_secs())]
+    #[error("the daemon at {} did not answer within {} s; it may still carry out the request", .0.display(), ANSWER_TIMEOUT.as_secs())]
     Slow(PathBuf),
     #[error("cannot start the client: {0}")]
     Runtime(io::Error),
@@ -63,10 +63,10 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client for `socket`; nothing is sent before the first call.
+    /// A client for `socket`. It connects with the first call.
     ///
     /// # Errors
-    /// Only if the system has no resources left for its runtime.
+    /// The system has no resources for the runtime.
     pub fn new(socket: &Path) -> Result<Self, ClientError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -78,17 +78,17 @@ impl Client {
         })
     }
 
-    /// The socket it talks to.
+    /// The socket of the daemon.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
 
-    /// The volume as it is now.
+    /// The current status of the volume.
     pub fn status(&self) -> Result<VolumeStatus, ClientError> {
         self.parse(&self.call(Method::GET, "/v1/status", String::new())?)
     }
 
-    /// What `dmsetup table` would print.
+    /// The output that `dmsetup table` would have.
     pub fn table(&self) -> Result<String, ClientError> {
         let bytes = self.call(Method::GET, "/v1/table", String::new())?;
         String::from_utf8(bytes.into()).map_err(|e| self.foreign(e))
@@ -105,7 +105,7 @@ impl Client {
         self.call(Method::DELETE, &path, String::new()).map(drop)
     }
 
-    /// As [`Self::remove_snapshot`], also if the store cannot be marked invalid.
+    /// As [`Self::remove_snapshot`], even if the store cannot be marked invalid.
     pub fn force_remove_snapshot(&self, name: &str) -> Result<(), ClientError> {
         let path = format!("/v1/snapshots/{name}?force=true");
         self.call(Method::DELETE, &path, String::new()).map(drop)
@@ -122,7 +122,7 @@ impl Client {
         self.parse(&self.send(Method::POST, "/v1/rollback", request)?)
     }
 
-    /// Calls a rollback off that waits for the guest's reset.
+    /// Cancels the pending rollback.
     pub fn cancel_rollback(&self) -> Result<(), ClientError> {
         self.call(Method::DELETE, "/v1/rollback", String::new())
             .map(drop)
@@ -142,7 +142,7 @@ impl Client {
             .map(drop)
     }
 
-    /// `bytes_per_second` 0 lifts the limit.
+    /// `bytes_per_second` 0 removes the limit.
     pub fn set_merge_rate(&self, bytes_per_second: u64) -> Result<(), ClientError> {
         self.send(
             Method::PUT,
@@ -154,9 +154,9 @@ impl Client {
         .map(drop)
     }
 
-    /// The events after number `since`, as far as they are kept; all of them if the
-    /// number is none of this daemon's, or `instance` is another one. Their fields may be more than
-    /// [`Event`](super::events::Event) has, their kinds, too.
+    /// The kept events after number `since`; all of them if the number does not belong to this
+    /// daemon, or if `instance` is another one. A newer daemon's events may have fields and
+    /// kinds that [`Event`](super::events::Event) does not have.
     pub fn events(
         &self,
         since: u64,
@@ -166,11 +166,11 @@ impl Client {
         self.parse(&self.call(Method::GET, &path, String::new())?)
     }
 
-    /// As [`Self::events`], and then what comes, until `take` returns false or the
-    /// daemon ends; true if the daemon ended.
+    /// As [`Self::events`], followed by new events, until `take` returns false or the daemon
+    /// ends; true if the daemon ended.
     ///
     /// # Errors
-    /// Also if the connection breaks off, as when the daemon is killed.
+    /// Also if the connection is lost, for instance because the daemon is killed.
     pub fn follow_events(
         &self,
         since: u64,
@@ -195,7 +195,7 @@ impl Client {
                 let frame = frame.map_err(|e| self.lost(innermost(&e)))?;
                 text.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
                 if text.len() > ANSWER_MAX {
-                    return Err(self.foreign("a line without end"));
+                    return Err(self.foreign("it sent a line that is too long"));
                 }
                 let whole = text
                     .iter()
@@ -277,7 +277,7 @@ impl Client {
         Ok((status, answer.to_bytes()))
     }
 
-    /// Sends a request and waits for the head of its answer.
+    /// Sends a request and waits for the head of the response.
     async fn request(
         &self,
         method: Method,
@@ -295,7 +295,7 @@ impl Client {
             .header(header::CONTENT_TYPE, "application/json")
             .body(body)
             .map_err(|e| self.foreign(e))?;
-        // What goes wrong on the connection also ends the request below.
+        // An error of the connection also ends the request below.
         tokio::spawn(connection);
         let response = sender.send_request(request).await.map_err(|e| {
             if speaks_something_else(&e) {
@@ -310,7 +310,7 @@ impl Client {
     async fn connect(&self) -> Result<UnixStream, ClientError> {
         loop {
             match UnixStream::connect(&self.socket).await {
-                // The daemon is busy and its queue is full: wait for our turn.
+                // The daemon is busy and its backlog is full.
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     tokio::time::sleep(BUSY_PAUSE).await
                 }
@@ -336,7 +336,7 @@ fn events_path(since: u64, instance: Option<&str>) -> String {
     format!("/v1/events?since={since}{}", instance.unwrap_or_default())
 }
 
-/// What a connection met with; a request that it took along has it as its source.
+/// The original error of a connection; the error of a request has it as its source.
 fn innermost(error: &hyper::Error) -> &hyper::Error {
     let source = std::error::Error::source(error);
     source
@@ -344,7 +344,7 @@ fn innermost(error: &hyper::Error) -> &hyper::Error {
         .map_or(error, innermost)
 }
 
-/// No HTTP came back, or something came unasked.
+/// Whether the server sent something that is not HTTP, or a response without a request.
 fn speaks_something_else(error: &hyper::Error) -> bool {
     let cause = innermost(error);
     let is_end = cause.is_canceled() || cause.is_closed() || cause.is_incomplete_message();

@@ -1,8 +1,8 @@
-//! What happened to the volume, and the bounded log that keeps it.
+//! The events of a volume, and the bounded log that keeps them.
 //!
 //! The log is in memory: it begins with the process, and [`EventLog::instance`]
-//! tells one process from the next. Nobody ever waits for a reader: who comes too
-//! late is told how many events he missed.
+//! distinguishes one process from the next. Nothing ever waits for a reader: a reader that
+//! is too late gets the number of events that it missed.
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -15,10 +15,10 @@ use tokio::sync::watch;
 use super::api::{Retry, Seen};
 use super::utc;
 
-/// Events kept; older ones are forgotten.
+/// Number of kept events; older ones are dropped.
 pub const KEPT_MAX: usize = 1024;
-/// Of these, events that a guest or its front end can make as often as it
-/// likes: they must not push out what happened to the snapshots.
+/// Of these, events that a guest or its front end can cause without limit: they must not
+/// displace the events of snapshots.
 pub const GUEST_KEPT_MAX: usize = 256;
 
 /// Why a snapshot became invalid.
@@ -32,6 +32,22 @@ pub enum InvalidCause {
     Io,
     /// It was invalid when the daemon started.
     Loaded,
+}
+
+/// Why a pending rollback was cancelled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CancelCause {
+    /// By a client.
+    Asked,
+    /// Its snapshot was removed.
+    Removed,
+    /// Its snapshot became invalid.
+    Invalid,
+    /// Another rollback or merge took its place.
+    Replaced,
+    /// The handover failed, and another attempt cannot succeed.
+    Failed,
 }
 
 /// An I/O operation that failed.
@@ -56,65 +72,65 @@ pub enum FailedDevice {
 pub enum FailedOperation {
     Read,
     Write,
-    /// Of the COW's header or exception areas.
+    /// A write of the COW's header or exception areas.
     WriteMetadata,
     Flush,
 }
 
-/// What happened: the event's `kind`, and the fields that go with it.
+/// The event's `kind`, and the fields that belong to it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
-pub enum Happening {
+pub enum EventKind {
     /// The first event of every daemon.
     Started {
         version: String,
     },
-    /// Taken, or taken up when the daemon started.
+    /// Taken, or loaded when the daemon started.
     SnapshotAdded {
         cow: String,
         at_start: bool,
     },
     SnapshotRemoved,
-    /// Recorded durably: it never comes back.
+    /// Recorded durably: it never becomes valid again.
     SnapshotInvalid {
         reason: InvalidCause,
-        /// For `io`: in words which operation on which file failed where, and why.
+        /// For `io`: a description of the operation that failed, its file, its offset and the
+        /// reason.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         error: Option<String>,
         #[serde(flatten)]
         failed: Option<FailedIo>,
     },
-    /// Type PO: its own guest's write found no room; reads go on.
+    /// Type PO: there was no space for a write by its own guest; reads succeed.
     SnapshotOverflow,
     /// `size` of the COW in bytes.
     SnapshotGrown {
         size: u64,
     },
-    /// The use of the COW has come to 80 %, or to the next 5 % above that.
+    /// The use of the COW has reached 80 %, or the next step of 5 % above that.
     UsageThreshold {
         percent: u64,
     },
-    /// Waits for the guest's next reset.
+    /// A rollback waits for the guest's next reset.
     RollbackPending,
-    /// There will be none: `reason` is `removed`, `invalid`, `replaced`, `failed` or `asked`.
+    /// The pending rollback will not happen.
     RollbackCancelled {
-        reason: String,
+        reason: CancelCause,
     },
     /// The guest was reset, and its disk was not rolled back.
     RollbackFailed {
         error: String,
     },
-    /// A guest may stand still that was stopped for a rollback; `note` says how its
-    /// disk is and what to do.
+    /// A guest that was stopped for a rollback may still be stopped; `note` describes its
+    /// disk and what to do.
     GuestHeld {
         qmp: String,
         note: String,
     },
-    /// The merge view has replaced the origin view, or does so again when the
-    /// daemon started.
+    /// The merge view has replaced the origin view, or replaces it again after a restart.
     Handover {
         follow: bool,
-        /// To be merged.
+        /// Number of chunks to be merged.
         chunks: u64,
         at_start: bool,
     },
@@ -122,13 +138,13 @@ pub enum Happening {
     /// It was paused or had failed.
     MergeResumed,
     MergeFailed {
-        /// In words which operation on which file failed where, and why.
+        /// A description of the operation that failed, its file, its offset and the reason.
         reason: String,
         retry: Retry,
         #[serde(flatten)]
         failed: FailedIo,
     },
-    /// A flush of the origin failed; until the daemon is started again all fail.
+    /// A flush of the origin failed; all later ones fail until the daemon is restarted.
     OriginFlushFailed {
         error: String,
     },
@@ -136,40 +152,40 @@ pub enum Happening {
     MergeDone {
         chunks: u64,
     },
-    /// `socket` is `null` for a descriptor that was handed in.
+    /// `socket` is `null` for an inherited descriptor.
     FrontEndConnected {
         socket: Option<String>,
     },
     FrontEndLeft {
         socket: Option<String>,
     },
-    /// A machine was reset, or a new one begins.
+    /// A machine was reset, or a new one starts.
     GuestReset {
         socket: Option<String>,
         seen: Seen,
     },
-    /// A driver begins with the disk, which is no reset.
+    /// A driver starts to use the disk without a reset.
     DriverStarted {
         socket: Option<String>,
         seen: Seen,
     },
-    /// A driver begins, and the rollback that waits did not happen.
+    /// A driver starts, and the pending rollback did not happen.
     RollbackWaits {
         seen: Seen,
         /// What was seen and what to do.
         reason: String,
     },
-    /// The last event of a daemon that stops in order.
+    /// The last event of a daemon that stops regularly.
     Stopping,
-    /// Stands for `count` events that are forgotten; its number is that of the last.
+    /// Replaces `count` events that were dropped; its number is that of the last of them.
     Lost {
         count: u64,
     },
 }
 
-impl Happening {
-    /// A guest or its front end decides how often it happens.
-    const fn is_the_guests(&self) -> bool {
+impl EventKind {
+    /// A guest or its front end determines how often it happens.
+    const fn is_caused_by_guest(&self) -> bool {
         matches!(
             self,
             Self::FrontEndConnected { .. }
@@ -181,26 +197,26 @@ impl Happening {
     }
 }
 
-/// An event as it is told.
+/// An entry of the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
     /// Of the daemon's process.
     pub instance: String,
-    /// From 1, without holes; unique in its instance.
+    /// From 1, without gaps; unique in its instance.
     pub seq: u64,
     /// RFC 3339, UTC.
     pub time: String,
-    /// The snapshot that it is about; of front ends and guests: whose view.
+    /// The snapshot that it concerns; for front ends and guests, the snapshot of the view.
     pub snapshot: Option<String>,
     #[serde(flatten)]
-    pub what: Happening,
+    pub kind: EventKind,
 }
 
 /// `GET /v1/events`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventPage<E = Event> {
     pub instance: String,
-    /// Number of the newest event; ask for what comes after it the next time.
+    /// Number of the newest event, for the next request's `since`.
     pub newest: u64,
     pub events: Vec<E>,
 }
@@ -210,7 +226,7 @@ pub struct EventPage<E = Event> {
 pub struct EventLog {
     instance: String,
     kept: Mutex<Kept>,
-    /// Number of the newest event, for who waits for the next.
+    /// Number of the newest event, for readers that wait for the next one.
     newest: watch::Sender<u64>,
 }
 
@@ -223,7 +239,7 @@ struct Kept {
 
 impl Default for EventLog {
     fn default() -> Self {
-        // The hasher's keys are the system's randomness.
+        // The hasher's keys are random.
         let instance = RandomState::new().build_hasher().finish();
         Self {
             instance: format!("{instance:016x}"),
@@ -234,41 +250,41 @@ impl Default for EventLog {
 }
 
 impl EventLog {
-    /// Tells this process from every other, in 16 hexadecimal digits.
+    /// Identifies this process, in 16 hexadecimal digits.
     pub fn instance(&self) -> &str {
         &self.instance
     }
 
-    /// Adds what has just happened to `snapshot`. Never waits for a reader.
-    pub fn tell(&self, snapshot: Option<&str>, what: Happening) {
+    /// Adds an event about `snapshot` that has just happened. Never waits for a reader.
+    pub fn publish(&self, snapshot: Option<&str>, kind: EventKind) {
         let time = utc::rfc3339(SystemTime::now());
         let mut kept = self.lock();
-        let is_the_guests = what.is_the_guests();
-        if is_the_guests && kept.guests >= GUEST_KEPT_MAX {
-            let oldest = kept.events.iter().position(|e| e.what.is_the_guests());
+        let is_caused_by_guest = kind.is_caused_by_guest();
+        if is_caused_by_guest && kept.guests >= GUEST_KEPT_MAX {
+            let oldest = kept.events.iter().position(|e| e.kind.is_caused_by_guest());
             oldest.map(|at| kept.events.remove(at));
             kept.guests = kept.guests.saturating_sub(1);
         } else if kept.events.len() >= KEPT_MAX
             && let Some(forgotten) = kept.events.pop_front()
         {
-            kept.guests -= usize::from(forgotten.what.is_the_guests());
+            kept.guests -= usize::from(forgotten.kind.is_caused_by_guest());
         }
         kept.newest += 1;
-        kept.guests += usize::from(is_the_guests);
+        kept.guests += usize::from(is_caused_by_guest);
         let event = Event {
             instance: self.instance.clone(),
             seq: kept.newest,
             time,
             snapshot: snapshot.map(str::to_owned),
-            what,
+            kind,
         };
         kept.events.push_back(event);
-        // Under the lock, so that the number never goes back.
+        // Under the lock, so that the number never decreases.
         self.newest.send_replace(kept.newest);
     }
 
-    /// Where a reader goes on who has seen `since` of `instance` (`None`: he does
-    /// not know). What is another process's number is no number of ours: 0.
+    /// The number after which a reader continues that has read up to `since` of `instance`
+    /// (`None`: it does not know). It is 0 for the number of another process.
     pub fn resume(&self, since: u64, instance: Option<&str>) -> u64 {
         let ours = instance.is_none_or(|i| i == self.instance);
         if ours && since <= self.lock().newest {
@@ -278,8 +294,8 @@ impl EventLog {
         }
     }
 
-    /// Up to `max` kept events after number `since`, oldest first, each hole
-    /// before one of them as [`Happening::Lost`].
+    /// Up to `max` kept events after number `since`, oldest first. Each gap before one of
+    /// them is an [`EventKind::Lost`].
     pub fn after(&self, since: u64, max: usize) -> EventPage {
         let kept = self.lock();
         let mut events: Vec<Event> = Vec::new();
@@ -291,7 +307,7 @@ impl EventLog {
                 events.push(Event {
                     seq: event.seq - 1,
                     snapshot: None,
-                    what: Happening::Lost { count },
+                    kind: EventKind::Lost { count },
                     ..event.clone()
                 });
             }
@@ -311,7 +327,7 @@ impl EventLog {
     }
 
     fn lock(&self) -> MutexGuard<'_, Kept> {
-        // Nothing in it can be left half-way: panics abort.
+        // A panic cannot leave a change half done, because panics abort.
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

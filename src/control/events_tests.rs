@@ -7,15 +7,15 @@ fn numbers(page: &EventPage) -> Vec<u64> {
 
 fn overflows(log: &EventLog, count: usize) {
     for _ in 0..count {
-        log.tell(Some("s"), Happening::SnapshotOverflow);
+        log.publish(Some("s"), EventKind::SnapshotOverflow);
     }
 }
 
 fn resets(log: &EventLog, count: usize) {
     for _ in 0..count {
-        log.tell(
+        log.publish(
             None,
-            Happening::GuestReset {
+            EventKind::GuestReset {
                 socket: None,
                 seen: Seen::Firmware,
             },
@@ -43,12 +43,12 @@ fn the_log_is_bounded_and_says_what_it_has_forgotten() {
     overflows(&log, 1000);
     let page = log.after(0, usize::MAX);
     assert_eq!(page.events.len(), 1 + KEPT_MAX);
-    assert_eq!(page.events[0].what, Happening::Lost { count: 1000 });
+    assert_eq!(page.events[0].kind, EventKind::Lost { count: 1000 });
     assert_eq!(page.events[0].seq, 1000);
     assert_eq!(page.events[1].seq, 1001);
     // Who has seen some of them lost the rest only.
     let page = log.after(990, 1);
-    assert_eq!(page.events[0].what, Happening::Lost { count: 10 });
+    assert_eq!(page.events[0].kind, EventKind::Lost { count: 10 });
     assert_eq!(page.events.len(), 2);
     assert_eq!(numbers(&log.after(1000, 1)), [1001], "nothing was lost");
 }
@@ -61,11 +61,11 @@ fn a_guest_that_resets_without_end_does_not_push_out_what_happened() {
     resets(&log, 100_000);
     overflows(&log, 1);
     let page = log.after(0, usize::MAX);
-    let kinds: Vec<&Happening> = page.events.iter().map(|e| &e.what).collect();
-    assert_eq!(kinds[0], &Happening::Lost { count: 1 });
-    assert_eq!(kinds[1], &Happening::SnapshotOverflow);
+    let kinds: Vec<&EventKind> = page.events.iter().map(|e| &e.kind).collect();
+    assert_eq!(kinds[0], &EventKind::Lost { count: 1 });
+    assert_eq!(kinds[1], &EventKind::SnapshotOverflow);
     let lost = 100_000 - GUEST_KEPT_MAX as u64;
-    assert_eq!(kinds[2], &Happening::Lost { count: lost });
+    assert_eq!(kinds[2], &EventKind::Lost { count: lost });
     assert_eq!(kinds.len(), 3 + GUEST_KEPT_MAX + 1);
     assert_eq!(page.events.last().unwrap().seq, 100_003);
     // And it makes room for others like everything else.
@@ -73,7 +73,7 @@ fn a_guest_that_resets_without_end_does_not_push_out_what_happened() {
     resets(&log, 2);
     let page = log.after(0, usize::MAX);
     assert_eq!(page.events.len(), 1 + KEPT_MAX);
-    let guests = page.events.iter().filter(|e| e.what.is_the_guests());
+    let guests = page.events.iter().filter(|e| e.kind.is_caused_by_guest());
     assert_eq!(guests.count(), 2);
 }
 
@@ -92,18 +92,18 @@ fn a_number_of_another_process_begins_from_the_start() {
 #[test]
 fn the_json_of_an_event_is_what_the_manual_says() {
     let log = EventLog::default();
-    log.tell(Some("before"), Happening::UsageThreshold { percent: 85 });
-    log.tell(
+    log.publish(Some("before"), EventKind::UsageThreshold { percent: 85 });
+    log.publish(
         Some("before"),
-        Happening::SnapshotInvalid {
+        EventKind::SnapshotInvalid {
             reason: InvalidCause::Full,
             error: None,
             failed: None,
         },
     );
-    log.tell(
+    log.publish(
         Some("before"),
-        Happening::SnapshotInvalid {
+        EventKind::SnapshotInvalid {
             reason: InvalidCause::Io,
             error: Some("flushing the COW /c failed: bad".to_owned()),
             failed: Some(FailedIo {
@@ -113,9 +113,9 @@ fn the_json_of_an_event_is_what_the_manual_says() {
             }),
         },
     );
-    log.tell(
+    log.publish(
         Some("before"),
-        Happening::MergeFailed {
+        EventKind::MergeFailed {
             reason: "writing the metadata of the COW /c at byte 4096 failed: bad".to_owned(),
             retry: Retry::Restart,
             failed: FailedIo {
@@ -125,7 +125,7 @@ fn the_json_of_an_event_is_what_the_manual_says() {
             },
         },
     );
-    log.tell(None, Happening::Stopping);
+    log.publish(None, EventKind::Stopping);
     let page = log.after(0, 10);
     let json: Vec<String> = page
         .events

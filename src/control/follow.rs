@@ -1,8 +1,8 @@
-//! Following events: an answer that goes on, one JSON object a line.
+//! Following events: a response without end, with one JSON object per line.
 //!
-//! A follower gets what the log has and then what comes. Between the log and the
-//! socket there is at most one batch: who reads slowly finds holes, told as such;
-//! who does not read at all is cut off. Nobody waits for either.
+//! A follower gets the events in the log and then the new ones. Between the log and the
+//! socket there is at most one batch: a slow follower gets gaps, marked as such, and one that
+//! does not read at all is disconnected. Nothing waits for either.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -16,16 +16,16 @@ use tokio::time::Instant;
 
 use super::api::Volume;
 
-/// Followers at a time; the other places are for requests that end.
+/// Most followers at a time; the other connections are for requests that end.
 pub const FOLLOWERS_MAX: u32 = 16;
-/// How long a follower may leave unread what it was sent.
+/// How long a follower may leave sent data unread.
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long the end of the daemon waits for followers to take the last events.
+/// How long the stop of the daemon waits for followers to read the last events.
 const FAREWELL: Duration = Duration::from_millis(500);
-/// Events taken out of the log at a time.
+/// Events that are read from the log at a time.
 const BATCH: usize = 64;
 
-/// What all followers share.
+/// State that all followers share.
 #[derive(Clone, Debug)]
 pub struct Followers {
     places: Arc<Semaphore>,
@@ -45,8 +45,8 @@ impl Followers {
         }
     }
 
-    /// Begins an answer with the events after number `since`. `None`: there is no
-    /// place for another follower.
+    /// Begins a response with the events after number `since`. `None`: there are too many
+    /// followers.
     pub fn feed(
         &self,
         volume: Arc<dyn Volume>,
@@ -68,18 +68,17 @@ impl Followers {
         Some(Feed(feed))
     }
 
-    /// Ends all answers after the events that there are, and waits for those who
-    /// read them.
+    /// Ends all responses after the existing events, and waits until they are read.
     pub async fn farewell(&self) {
         self.closing.send_replace(true);
         let all_gone = self.places.acquire_many(FOLLOWERS_MAX);
         if tokio::time::timeout(FAREWELL, all_gone).await.is_err() {
-            tracing::debug!("a follower of events did not take the last ones");
+            tracing::debug!("a follower did not read the last events");
         }
     }
 }
 
-/// The body of such an answer.
+/// The body of such a response.
 #[derive(Debug)]
 pub struct Feed(mpsc::Receiver<Bytes>);
 
@@ -97,12 +96,12 @@ impl Body for Feed {
     }
 }
 
-/// A connection's patience with its client.
+/// The time that a client has left.
 #[derive(Debug)]
 pub struct Connection {
-    /// When it is cut off; `None`: nothing is owed.
+    /// When it is disconnected; `None`: it has read everything.
     deadline: watch::Sender<Option<Instant>>,
-    /// Of a follower, until the connection is over.
+    /// A follower's permit, until the connection ends.
     place: Mutex<Option<OwnedSemaphorePermit>>,
 }
 
@@ -119,7 +118,7 @@ impl Connection {
         *self.place.lock().unwrap_or_else(PoisonError::into_inner) = Some(place);
     }
 
-    /// Returns when its time is over.
+    /// Returns at the deadline.
     pub async fn expired(&self) {
         let mut deadline = self.deadline.subscribe();
         loop {
@@ -155,8 +154,8 @@ impl Feeder {
         let volume = Arc::clone(&self.volume);
         let mut newest = volume.events().watch();
         loop {
-            // Both before the look, so that nothing told meanwhile is slept over,
-            // and nothing told before the end is left out.
+            // Both before the log is read, so that an event that is added meanwhile ends the
+            // wait below, and no event before the end is omitted.
             newest.mark_unchanged();
             let closing = *self.closing.borrow_and_update();
             let page = volume.events().after(self.seen, BATCH);

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::control::api::ErrorKind;
-use crate::control::events::{EventLog, Happening, KEPT_MAX};
+use crate::control::events::{EventKind, EventLog, KEPT_MAX};
 use crate::control::server::tests::{FakeVolume, Served, raw, refusal, request, serve_fake};
 use crate::control::{Client, ClientError, ControlServer, ControlSocket};
 
@@ -17,7 +17,7 @@ use crate::control::{Client, ClientError, ControlServer, ControlSocket};
 const LONG: Duration = Duration::from_secs(60);
 
 fn overflow(log: &EventLog, name: &str) {
-    log.tell(Some(name), Happening::SnapshotOverflow);
+    log.publish(Some(name), EventKind::SnapshotOverflow);
 }
 
 /// More than fits between a follower and the log: half a megabyte and more each
@@ -25,7 +25,7 @@ fn overflow(log: &EventLog, name: &str) {
 fn flood(log: &EventLog, count: usize) {
     for _ in 0..count {
         let error = "x".repeat(8 << 10);
-        log.tell(Some("s"), Happening::RollbackFailed { error });
+        log.publish(Some("s"), EventKind::RollbackFailed { error });
     }
 }
 
@@ -83,7 +83,7 @@ fn a_follower_gets_what_there_is_then_what_comes_then_the_last_words() {
     for _ in 0..100 {
         overflow(log, "d");
     }
-    log.tell(None, Happening::Stopping);
+    log.publish(None, EventKind::Stopping);
     served.server.stop();
     for number in 300..400 {
         assert_eq!(seq(&next().unwrap()), number);
@@ -130,7 +130,7 @@ fn who_does_not_read_holds_nobody_up_and_is_told_what_he_missed() {
     flood(log, events);
     let client = Client::new(&served.socket).unwrap();
     client.status().unwrap();
-    log.tell(None, Happening::SnapshotRemoved);
+    log.publish(None, EventKind::SnapshotRemoved);
     let (mut seen, mut lost) = (0, 0);
     for line in reader.lines().map(Result::unwrap) {
         // Between the lines are the sizes of chunks.

@@ -1,7 +1,7 @@
 //! The control socket: HTTP/1.1 and JSON over a Unix socket.
 //!
-//! [`api`] has the words, [`server`] and [`client`] the two ends, [`render`]
-//! turns a status into what people and `dmsetup` scripts read.
+//! [`api`] has the types, [`server`] and [`client`] are the two ends, [`events`] is the log,
+//! and [`render`] and [`narrate`] turn a status and events into text.
 
 pub mod api;
 pub mod client;

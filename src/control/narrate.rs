@@ -1,20 +1,20 @@
-//! An event as people read it: one line.
+//! Events as lines of text for people.
 
 use serde_json::Value;
 
 use super::api::Seen;
-use super::events::{Event, FailedDevice, FailedIo, Happening, InvalidCause};
+use super::events::{CancelCause, Event, EventKind, FailedDevice, FailedIo, InvalidCause};
 use super::render::printable;
 use crate::size;
 
-/// `NUMBER  TIME  SNAPSHOT: what happened`. Of a kind that is not known here, its name
-/// and its fields as they came.
+/// `NUMBER  TIME  SNAPSHOT: what happened`. An event of an unknown kind is shown with its
+/// name and fields as they are.
 pub fn line(event: &Value) -> String {
     let text = |name: &str| event.get(name).and_then(Value::as_str);
     let number = event.get("seq").and_then(Value::as_u64).unwrap_or(0);
     let time = printable(text("time").unwrap_or("-"));
     let what = match serde_json::from_value::<Event>(event.clone()) {
-        Ok(known) => happening(&known.what),
+        Ok(known) => describe(&known.kind),
         Err(_) => unknown(event),
     };
     match text("snapshot") {
@@ -23,99 +23,107 @@ pub fn line(event: &Value) -> String {
     }
 }
 
-fn happening(what: &Happening) -> String {
-    let at = |what: &str, socket: &Option<String>| match socket {
-        Some(socket) => format!("{what} at {}", printable(socket)),
-        None => format!("{what} at the given descriptor"),
-    };
-    match what {
-        Happening::Started { version } => {
+fn describe(event: &EventKind) -> String {
+    match event {
+        EventKind::Started { version } => {
             format!("the daemon has started (snapback {})", printable(version))
         }
-        Happening::SnapshotAdded { cow, at_start } => {
-            let how = if *at_start { "taken up" } else { "taken" };
+        EventKind::SnapshotAdded { cow, at_start } => {
+            let how = if *at_start { "loaded" } else { "taken" };
             format!("snapshot {how}, COW {}", printable(cow))
         }
-        Happening::SnapshotRemoved => "snapshot removed".to_owned(),
-        Happening::SnapshotInvalid {
+        EventKind::SnapshotRemoved => "snapshot removed".to_owned(),
+        EventKind::SnapshotInvalid {
             reason,
             error,
             failed,
-        } => format!(
-            "the snapshot is invalid for good: {}",
-            why_invalid(*reason, error.as_deref(), *failed)
-        ),
-        Happening::SnapshotOverflow => {
-            "the COW is full: reads go on, writes fail; give it more room with snapback grow"
-                .to_owned()
+        } => invalid(*reason, error.as_deref(), *failed),
+        EventKind::SnapshotOverflow => {
+            "the COW is full: reads succeed, writes fail; enlarge it with snapback grow".to_owned()
         }
-        Happening::SnapshotGrown { size } => format!("the COW has {} now", size::exact(*size)),
-        Happening::UsageThreshold { percent } => format!("{percent} % of the COW is used"),
-        Happening::RollbackPending => "rollback at the guest's next reset".to_owned(),
-        Happening::RollbackCancelled { reason } => {
-            let why = match reason.as_str() {
-                "asked" => "as it was asked for".to_owned(),
-                "removed" => "the snapshot was removed".to_owned(),
-                "invalid" => "the snapshot became invalid".to_owned(),
-                "replaced" => "another rollback or merge took its place".to_owned(),
-                "failed" => "the handover failed".to_owned(),
-                other => printable(other),
-            };
-            format!("the rollback is called off: {why}")
+        EventKind::SnapshotGrown { size } => format!("the COW has {} now", size::exact(*size)),
+        EventKind::UsageThreshold { percent } => format!("{percent} % of the COW is used"),
+        EventKind::RollbackPending => "rollback at the guest's next reset".to_owned(),
+        EventKind::RollbackCancelled { reason } => {
+            format!("the rollback is cancelled: {}", why_cancelled(*reason))
         }
-        Happening::RollbackFailed { error } => {
-            format!(
-                "the guest was reset, but the rollback failed: {}",
-                printable(error)
-            )
+        EventKind::RollbackFailed { error } => {
+            let error = printable(error);
+            format!("the guest was reset, but the rollback failed: {error}")
         }
-        Happening::GuestHeld { note, .. } => printable(note),
-        Happening::Handover {
+        EventKind::GuestHeld { note, .. } => printable(note),
+        EventKind::Handover {
             chunks, at_start, ..
         } => {
             let again = if *at_start { " again" } else { "" };
             format!("the origin shows the snapshot's content{again}, {chunks} chunks to merge")
         }
-        Happening::MergePaused => "merge paused".to_owned(),
-        Happening::MergeResumed => "merge goes on".to_owned(),
-        Happening::MergeFailed { reason, retry, .. } => {
+        EventKind::MergePaused => "merge paused".to_owned(),
+        EventKind::MergeResumed => "merge resumed".to_owned(),
+        EventKind::MergeFailed { reason, retry, .. } => {
             format!("merge failed: {}; {}", printable(reason), retry.advice())
         }
-        Happening::OriginFlushFailed { error } => format!(
-            "{}; guests' flushes fail until the daemon is started again",
-            printable(error)
-        ),
-        Happening::MergeDone { chunks } => {
+        EventKind::OriginFlushFailed { error } => {
+            let error = printable(error);
+            format!("{error}; guests' flushes fail until the daemon is restarted")
+        }
+        EventKind::MergeDone { chunks } => {
             format!("merged, {chunks} chunks; the COW is not needed any more")
         }
-        Happening::FrontEndConnected { socket } => at("front end connected", socket),
-        Happening::FrontEndLeft { socket } => at("front end left", socket),
-        Happening::GuestReset { socket, seen } => {
-            let what = match seen {
-                Seen::Firmware => "machine reset or started: its firmware begins",
-                _ => "guest started",
-            };
-            at(what, socket)
+        EventKind::FrontEndConnected { socket } => at("front end connected", socket),
+        EventKind::FrontEndLeft { socket } => at("front end left", socket),
+        EventKind::GuestReset { socket, seen } => at(reset(*seen), socket),
+        EventKind::DriverStarted { socket, seen } => at(driver(*seen), socket),
+        EventKind::RollbackWaits { reason, .. } => {
+            format!("the rollback is still pending: {}", printable(reason))
         }
-        Happening::DriverStarted { socket, seen } => {
-            let what = match seen {
-                Seen::Firmware => "firmware's driver started",
-                Seen::Boot => "the machine's system starts",
-                Seen::DriverRestart => "the guest's driver was restarted",
-                Seen::NewGuest => "a system's driver started",
-                Seen::Unclear => "a guest's driver started, of a new guest or an old one",
-                Seen::Program => "a program looks at the disk",
-            };
-            at(what, socket)
-        }
-        Happening::RollbackWaits { reason, .. } => {
-            format!("the rollback still waits: {}", printable(reason))
-        }
-        Happening::Stopping => "the daemon stops".to_owned(),
-        Happening::Lost { count } => {
+        EventKind::Stopping => "the daemon stops".to_owned(),
+        EventKind::Lost { count } => {
             format!("{count} events are missing: only the newest are kept")
         }
     }
+}
+
+fn at(what: &str, socket: &Option<String>) -> String {
+    match socket {
+        Some(socket) => format!("{what} at {}", printable(socket)),
+        None => format!("{what} at the given descriptor"),
+    }
+}
+
+const fn reset(seen: Seen) -> &'static str {
+    match seen {
+        Seen::Firmware => "machine reset or started: its firmware starts",
+        Seen::Boot | Seen::DriverRestart | Seen::NewGuest | Seen::Unclear | Seen::Program => {
+            "guest started"
+        }
+    }
+}
+
+const fn driver(seen: Seen) -> &'static str {
+    match seen {
+        Seen::Firmware => "firmware's driver started",
+        Seen::Boot => "the machine's system starts",
+        Seen::DriverRestart => "the guest's driver was restarted",
+        Seen::NewGuest => "a system's driver started",
+        Seen::Unclear => "the driver of a new or an earlier guest started",
+        Seen::Program => "a program opened the disk",
+    }
+}
+
+const fn why_cancelled(cause: CancelCause) -> &'static str {
+    match cause {
+        CancelCause::Asked => "as requested",
+        CancelCause::Removed => "the snapshot was removed",
+        CancelCause::Invalid => "the snapshot became invalid",
+        CancelCause::Replaced => "another rollback or merge took its place",
+        CancelCause::Failed => "the handover failed",
+    }
+}
+
+fn invalid(reason: InvalidCause, error: Option<&str>, failed: Option<FailedIo>) -> String {
+    let why = why_invalid(reason, error, failed);
+    format!("the snapshot is invalid for good: {why}")
 }
 
 fn why_invalid(reason: InvalidCause, error: Option<&str>, failed: Option<FailedIo>) -> String {
@@ -127,7 +135,7 @@ fn why_invalid(reason: InvalidCause, error: Option<&str>, failed: Option<FailedI
             format!("{error}; the origin is not affected")
         }
         (InvalidCause::Io, Some(FailedDevice::Origin)) => {
-            format!("{error}; what the snapshot needed from there could not be saved")
+            format!("{error}; the data that the snapshot needed from the origin could not be saved")
         }
         (InvalidCause::Io, None) => error,
     }
@@ -177,21 +185,21 @@ mod tests {
                 json!({"kind": "snapshot-invalid", "reason": "io", "error": "reading the origin /o at byte 0 failed: bad",
                     "device": "origin", "operation": "read", "offset": 0}),
                 "   1  T  a: the snapshot is invalid for good: reading the origin /o at byte 0 failed: bad; \
-                 what the snapshot needed from there could not be saved",
+                 the data that the snapshot needed from the origin could not be saved",
             ),
             (
                 Some("a"),
                 json!({"kind": "merge-failed", "reason": "flushing the origin /o failed: bad", "retry": "restart",
                     "device": "origin", "operation": "flush", "offset": null}),
-                "   1  T  a: merge failed: flushing the origin /o failed: bad; what is merged stays merged; when the cause \
-                 is removed, stop the daemon and start it again: it goes on with the merge",
+                "   1  T  a: merge failed: flushing the origin /o failed: bad; what is merged stays merged; remove the \
+                 cause and restart the daemon, which continues the merge",
             ),
             (
                 Some("a"),
                 json!({"kind": "merge-failed", "reason": "writing the origin /o at byte 0 failed: bad", "retry": "resume",
                     "device": "origin", "operation": "write", "offset": 0}),
-                "   1  T  a: merge failed: writing the origin /o at byte 0 failed: bad; nothing is lost; when the cause is \
-                 removed, go on with `snapback merge --resume`",
+                "   1  T  a: merge failed: writing the origin /o at byte 0 failed: bad; nothing is lost; remove the cause \
+                 and continue with `snapback merge --resume`",
             ),
             (
                 None,
@@ -218,7 +226,7 @@ mod tests {
         let rest = json!({"kind": "disk-resized", "sectors": 8, "why": "x\ny"});
         let shown = told(Some("a"), rest);
         assert_eq!(shown, r#"   1  T  a: disk-resized sectors=8 why="x\ny""#);
-        // And so is what is no event at all.
+        // The same holds for something that is not an event at all.
         assert_eq!(line(&json!([1])), "   0  -  ?");
     }
 

@@ -1,4 +1,4 @@
-//! A status as people read it, and as `dmsetup` prints it.
+//! A status as text for people, and in the format of `dmsetup`.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -7,7 +7,7 @@ use super::api::{MergeStatus, SnapshotStatus, State, ViewKind, ViewStatus, Volum
 use crate::size;
 use crate::units::SECTOR_SIZE;
 
-/// The rollback that waits, if one does, and what was seen meanwhile.
+/// The pending rollback, if there is one, and why it has not happened yet.
 pub fn rollback_lines(status: &VolumeStatus) -> Vec<String> {
     let Some(name) = &status.rollback_at_reset else {
         return Vec::new();
@@ -24,11 +24,11 @@ pub fn rollback_lines(status: &VolumeStatus) -> Vec<String> {
         "rollback to {name}: at the guest's next reset{or_else}"
     )];
     let note = pending.and_then(|p| p.note.as_ref());
-    lines.extend(note.map(|note| format!("  it still waits: {}", printable(note))));
+    lines.extend(note.map(|note| format!("  it is still pending: {}", printable(note))));
     lines
 }
 
-/// For people: the origin, its views, its snapshots, and what is going on.
+/// For people: the origin, its views, its snapshots, and the operations in progress.
 pub fn human(status: &VolumeStatus) -> String {
     let origin = &status.origin;
     let access = if origin.read_only {
@@ -74,7 +74,7 @@ pub fn human(status: &VolumeStatus) -> String {
     text
 }
 
-/// For people: only the table of `snapshots`.
+/// For people: the table of `snapshots` only.
 pub fn snapshots(snapshots: &[SnapshotStatus]) -> String {
     let head = [
         "NAME", "STATE", "USED", "OF", "USE%", "CHUNK", "TYPE", "COW",
@@ -82,7 +82,7 @@ pub fn snapshots(snapshots: &[SnapshotStatus]) -> String {
     columns(&head, snapshots.iter().map(snapshot_row))
 }
 
-/// For people: how far a merge is.
+/// For people: the progress of a merge.
 pub fn merge_line(merge: &MergeStatus) -> String {
     let name = printable(&merge.snapshot);
     let total = merge.chunks_done.saturating_add(merge.chunks_left);
@@ -110,7 +110,8 @@ pub fn merge_line(merge: &MergeStatus) -> String {
     line
 }
 
-/// What `dmsetup status` would print: the origin, then every snapshot (or only `name`).
+/// The output that `dmsetup status` would have: the origin, then every snapshot (or only
+/// `name`).
 pub fn dm_status(status: &VolumeStatus, name: Option<&str>) -> String {
     let origin_sectors = status.origin.sectors;
     let mut text = String::new();
@@ -134,20 +135,20 @@ pub fn dm_status(status: &VolumeStatus, name: Option<&str>) -> String {
         let (shown, sectors) = (&snapshot.name, length(status, snapshot));
         let _ = match (is_merging(snapshot), shows_merge(status, snapshot)) {
             (false, _) => writeln!(text, "{shown}: 0 {sectors} snapshot {}", usage(snapshot)),
-            // A snapshot that follows its merge shows what the merge view shows.
+            // The view of a snapshot that follows its merge is a merge view.
             (true, true) => writeln!(
                 text,
                 "{shown}: 0 {sectors} snapshot-merge {}",
                 usage(snapshot)
             ),
-            // After the handover Linux calls the old snapshot invalid.
+            // After the handover Linux reports the old snapshot as invalid.
             (true, false) => writeln!(text, "{shown}: 0 {sectors} snapshot Invalid"),
         };
     }
     text
 }
 
-/// What `dmsetup table` would print.
+/// The output that `dmsetup table` would have.
 pub fn table(status: &VolumeStatus) -> String {
     let (sectors, device) = (status.origin.sectors, &status.origin.device);
     let store = |sectors: u64, target: &str, s: &SnapshotStatus| {
@@ -197,7 +198,7 @@ pub fn table(status: &VolumeStatus) -> String {
     text
 }
 
-/// A state as `status --json` spells it.
+/// A state as in `status --json`.
 pub const fn state_word(state: State) -> &'static str {
     match state {
         State::Active => "active",
@@ -209,7 +210,7 @@ pub const fn state_word(state: State) -> &'static str {
     }
 }
 
-/// A duration in the two largest units that matter.
+/// A duration in its two largest units.
 pub fn duration(seconds: u64) -> String {
     match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
         (0, 0, s) => format!("{s} s"),
@@ -218,13 +219,13 @@ pub fn duration(seconds: u64) -> String {
     }
 }
 
-/// `part` of `whole` with one decimal, cut, so that 100 % means all of it.
+/// `part` of `whole` with one decimal, rounded down, so that 100 % means all of it.
 pub fn percent(part: u64, whole: u64) -> String {
     let permille = u128::from(part) * 1000 / u128::from(whole.max(1));
     format!("{}.{} %", permille / 10, permille % 10)
 }
 
-/// `text` without what a terminal would act upon.
+/// `text` with control characters escaped, so that it cannot act on a terminal.
 pub fn printable(text: &str) -> String {
     text.chars()
         .fold(String::with_capacity(text.len()), |mut clean, c| {
@@ -262,7 +263,7 @@ fn snapshot_row(s: &SnapshotStatus) -> Vec<String> {
         state_word(s.state).to_owned(),
         size::human(bytes(s.allocated_sectors)),
         size::human(bytes(s.total_sectors)),
-        // As lvm2 counts it: a store that holds metadata alone is empty.
+        // As in lvm2, a store with nothing but metadata is empty.
         if s.allocated_sectors == s.metadata_sectors {
             percent(0, 1)
         } else {
@@ -274,7 +275,7 @@ fn snapshot_row(s: &SnapshotStatus) -> Vec<String> {
     ]
 }
 
-/// Left-aligned columns, two spaces between them, nothing after the last.
+/// Left-aligned columns with two spaces between them, without trailing spaces.
 fn columns(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let head = head.iter().map(|title| (*title).to_owned()).collect();
     let rows: Vec<Vec<String>> = std::iter::once(head).chain(rows).collect();
@@ -297,8 +298,8 @@ fn columns(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     text
 }
 
-/// Sectors that a snapshot shows; a daemon that does not say has none that are
-/// shorter than their origin.
+/// Length of a snapshot in sectors. Older daemons do not report it; their snapshots are as
+/// long as the origin.
 const fn length(status: &VolumeStatus, s: &SnapshotStatus) -> u64 {
     if s.sectors == 0 {
         status.origin.sectors
@@ -339,7 +340,7 @@ fn shows_merge(status: &VolumeStatus, snapshot: &SnapshotStatus) -> bool {
         .any(|v| v.kind == ViewKind::Merge && v.snapshot.as_deref() == Some(&snapshot.name))
 }
 
-/// The origin has no name of its own: its file's, without the extension.
+/// The origin has no name of its own, so its file's name without the extension is used.
 fn origin_name(status: &VolumeStatus) -> String {
     let stem = Path::new(&status.origin.path).file_stem();
     printable(&stem.map_or_else(|| "origin".into(), |stem| stem.to_string_lossy()))

@@ -1,4 +1,4 @@
-//! What each method and path does: an HTTP request in, a reply out.
+//! The paths and methods of the API: from an HTTP request to its response.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,10 +15,10 @@ use super::render;
 
 /// Largest request body in bytes.
 pub const BODY_MAX: usize = 64 << 10;
-/// How long a request body may take to come in.
+/// How long a request body may take to arrive.
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A request's target: every path there is.
+/// A path of the API.
 #[derive(Debug, PartialEq, Eq)]
 enum Target<'a> {
     Status,
@@ -63,7 +63,7 @@ impl<'a> Target<'a> {
     }
 }
 
-/// An answer before it is HTTP.
+/// A response before it is converted to HTTP.
 #[derive(Debug)]
 enum Reply {
     Json(String),
@@ -100,10 +100,10 @@ impl From<ApiError> for Refusal {
     }
 }
 
-/// An answer's body: all of it, or what is yet to happen.
+/// The body of a response: complete, or a feed of events.
 pub type Answer = Either<String, Feed>;
 
-/// Answers one request on `connection`; never fails.
+/// Answers one request on `connection`. Never fails.
 pub async fn answer<B>(
     volume: &Arc<dyn Volume>,
     followers: &Followers,
@@ -144,7 +144,7 @@ where
 {
     let target = Target::find(path).ok_or_else(|| {
         let message = format!(
-            "no such path: {}: the API's paths start with /v1/ (docs/api)",
+            "no such path: {}: the paths of the API start with /v1/ (see docs/api.md)",
             path.escape_debug()
         );
         Refusal::new(404, ErrorKind::NotFound, message)
@@ -155,7 +155,7 @@ where
     Ok(match target {
         Target::Status => Reply::Json(json(&volume.status())?),
         Target::Table => Reply::Text(render::table(&volume.status())),
-        // Answered where the connection is known.
+        // Handled by `answer`, because it needs the connection.
         Target::Events => Reply::Nothing,
         Target::Snapshot(name) => {
             check_name(name).map_err(|message| ApiError::new(ErrorKind::BadRequest, message))?;
@@ -183,7 +183,7 @@ where
     })
 }
 
-/// `GET /v1/events`, with the only query that there is.
+/// `GET /v1/events`, with its query.
 fn events(
     volume: &Arc<dyn Volume>,
     followers: &Followers,
@@ -202,7 +202,7 @@ fn events(
         .map(Reply::Lines)
         .ok_or_else(|| {
             let message = format!(
-                "{FOLLOWERS_MAX} clients follow the events already: end one, or ask again and again without follow"
+                "{FOLLOWERS_MAX} clients follow the events already: end one, or poll without follow"
             );
             ApiError::new(ErrorKind::Conflict, message).into()
         })
@@ -241,7 +241,7 @@ impl<'a> EventQuery<'a> {
     }
 }
 
-/// The only query of a removal.
+/// The query of a removal.
 fn is_forced(query: &str) -> Result<bool, ApiError> {
     match query {
         "" | "force=false" => Ok(false),
@@ -261,7 +261,7 @@ fn done(result: Result<(), ApiError>) -> Result<Reply, Refusal> {
 fn named(spec: SnapshotSpec, name: &str) -> Result<SnapshotSpec, ApiError> {
     if !spec.name.is_empty() && spec.name != name {
         let message = format!(
-            "the path names snapshot `{name}`, the body `{}`: leave the name out of the body",
+            "the path names snapshot `{name}`, but the body names `{}`: leave the name out of the body",
             spec.name.escape_debug()
         );
         return Err(ApiError::new(ErrorKind::BadRequest, message));
@@ -278,7 +278,7 @@ fn wrong_method(method: &Method, path: &str, allowed: &[Method]) -> Refusal {
         .map(Method::as_str)
         .collect::<Vec<_>>()
         .join(", ");
-    let message = format!("{method} {path}: this path takes {allow}");
+    let message = format!("{method} {path}: this path allows {allow}");
     Refusal {
         allow: Some(allow),
         ..Refusal::new(405, ErrorKind::BadRequest, message)
@@ -303,12 +303,12 @@ where
             return Err(Refusal::new(
                 400,
                 ErrorKind::BadRequest,
-                format!("the body broke off: {e}"),
+                format!("the body is incomplete: {e}"),
             ));
         }
         Err(_) => {
             let message = format!(
-                "the body did not come in within {} s",
+                "the body did not arrive within {} s",
                 BODY_TIMEOUT.as_secs()
             );
             return Err(Refusal::new(408, ErrorKind::BadRequest, message));
@@ -318,7 +318,7 @@ where
         Refusal::new(
             400,
             ErrorKind::BadRequest,
-            format!("the body is not the JSON wanted here: {e}"),
+            format!("the body is not the JSON that this path requires: {e}"),
         )
     })
 }
@@ -328,7 +328,7 @@ fn json<T: Serialize>(value: &T) -> Result<String, Refusal> {
         Refusal::new(
             500,
             ErrorKind::Io,
-            format!("cannot write the answer as JSON: {e}"),
+            format!("cannot encode the response as JSON: {e}"),
         )
     })?;
     text.push('\n');

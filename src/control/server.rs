@@ -1,12 +1,12 @@
-//! The control thread: accepts connections and answers one request on each.
+//! The control thread: it accepts connections and answers one request on each.
 //!
-//! Everything runs on one thread with its own single-threaded runtime. Calls to
-//! the [`Volume`] block that thread for milliseconds, so requests are carried
-//! out one after the other, in the order in which they are complete.
+//! Everything runs on one thread with its own single-threaded runtime. Calls to the
+//! [`Volume`] block that thread for milliseconds, so requests are carried out one after the
+//! other, in the order in which they arrive completely.
 //!
 //! A connection serves one request and is closed: no client can keep one of the
-//! [`CONNECTIONS_MAX`] places for longer than [`CONNECTION_TIMEOUT`], but for the
-//! few who follow events, and read them.
+//! [`CONNECTIONS_MAX`] connections for longer than [`CONNECTION_TIMEOUT`], except for the few
+//! that follow events and read them.
 
 use std::convert::Infallible;
 use std::path::Path;
@@ -25,15 +25,15 @@ use super::follow::{Connection, Followers, STALL_TIMEOUT};
 use super::routes;
 use super::socket::{BoundSocket, SocketError};
 
-/// Connections served at a time; more wait to be accepted.
+/// Most connections at a time; others wait to be accepted.
 pub const CONNECTIONS_MAX: usize = 32;
 /// How long a client may take to send a request's head.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest life of a connection: head, body and reading the answer.
 pub const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
-/// Pause after a failed accept (out of descriptors), so as not to spin.
+/// Pause after a failed accept, for instance if descriptors are exhausted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Room for a request's head in bytes.
+/// Largest head of a request in bytes.
 const HEAD_MAX: usize = 16 << 10;
 
 /// The running control interface; dropping it stops it.
@@ -48,7 +48,7 @@ impl ControlServer {
     /// Listens at `path` (mode 0600) and answers for `volume` on a new thread.
     ///
     /// # Errors
-    /// A live socket or another file at `path`, or what the system refused.
+    /// There is a live socket or another file at `path`, or a system call failed.
     pub fn start(path: &Path, volume: Arc<dyn Volume>) -> Result<Self, SocketError> {
         Self::start_on(BoundSocket::bind(path)?, volume)
     }
@@ -56,12 +56,12 @@ impl ControlServer {
     /// Answers for `volume` on a new thread at a socket that was bound before.
     ///
     /// # Errors
-    /// What the system refused.
+    /// A system call failed.
     pub fn start_on(socket: BoundSocket, volume: Arc<dyn Volume>) -> Result<Self, SocketError> {
         Self::start_with(socket, volume, STALL_TIMEOUT)
     }
 
-    /// Cuts followers of events off that leave them unread for `followers_patience`.
+    /// Disconnects followers that leave events unread for `followers_patience`.
     pub(super) fn start_with(
         socket: BoundSocket,
         volume: Arc<dyn Volume>,
@@ -90,8 +90,8 @@ impl ControlServer {
         })
     }
 
-    /// Takes no more requests, waits for the one that is being carried out and
-    /// removes the socket. Must not be called by the volume's own methods.
+    /// Accepts no more requests, waits for the one that is being carried out, and removes the
+    /// socket. Must not be called by the volume's own methods.
     pub fn stop(self) {
         drop(self);
     }
@@ -99,7 +99,7 @@ impl ControlServer {
 
 impl Drop for ControlServer {
     fn drop(&mut self) {
-        // The path goes first: a daemon that starts now must not find it live.
+        // The path is removed first, so that a daemon that starts now does not find it in use.
         self.socket = None;
         if let Some(stop) = self.stop.take() {
             // An error means that the thread has ended already.
@@ -121,7 +121,7 @@ async fn run(
 ) {
     let listener = match UnixListener::from_std(listener) {
         Ok(listener) => listener,
-        Err(error) => return tracing::error!(%error, "cannot watch the control socket"),
+        Err(error) => return tracing::error!(%error, "cannot poll the control socket"),
     };
     tokio::select! {
         _ = stopped => {}
@@ -132,7 +132,7 @@ async fn run(
 
 async fn accept(listener: &UnixListener, volume: &Arc<dyn Volume>, followers: &Followers) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    // Ends with an error only when the semaphore is closed, and nobody closes it.
+    // This fails only if the semaphore is closed, which never happens.
     while let Ok(place) = Arc::clone(&places).acquire_owned().await {
         match listener.accept().await {
             Ok((stream, _)) => {
@@ -165,7 +165,7 @@ async fn serve(stream: UnixStream, volume: Arc<dyn Volume>, followers: Followers
         .serve_connection(TokioIo::new(stream), service);
     tokio::select! {
         ended = connection => if let Err(error) = ended {
-            tracing::debug!(%error, "control connection broke off");
+            tracing::debug!(%error, "control connection was lost");
         },
         () = patience.expired() => tracing::debug!("control connection took too long"),
     }

@@ -266,94 +266,42 @@ fn a_stranger_behind_the_socket_is_an_error_and_no_hang() {
     }
 }
 
+/// Requests that are refused: method, path, body, HTTP status, and a part of the message.
+const REFUSED: &[(&str, &str, &str, u16, &str)] = &[
+    ("GET", "/v1/nonsense", "", 404, "/v1/nonsense"),
+    ("GET", "/", "", 404, "no such path"),
+    ("DELETE", "/v1/status", "", 405, "GET"),
+    ("GET", "/v1/merge/pause", "", 405, "POST"),
+    ("POST", "/v1/merge", "{", 400, "EOF"),
+    ("POST", "/v1/merge", "", 400, "EOF"),
+    ("POST", "/v1/merge", r#"{"snapshot":7}"#, 400, "string"),
+    ("POST", "/v1/merge", r#"{"snapshot":"a","x":1}"#, 400, "`x`"),
+    ("PUT", "/v1/merge/rate", r#"{"rate":-1}"#, 400, "-1"),
+    ("PUT", "/v1/snapshots/a", "{}", 400, "cow"),
+    ("PUT", "/v1/snapshots/a%2Fb", r#"{"cow":"/c"}"#, 400, "`%`"),
+    (
+        "PUT",
+        "/v1/snapshots/..",
+        r#"{"cow":"/c"}"#,
+        400,
+        "starts with",
+    ),
+    ("DELETE", "/v1/snapshots/refused", "", 409, "take another"),
+];
+
 #[test]
 fn refusals_are_json_with_the_right_status() {
     let served = serve_fake();
-    for (bytes, status, kind, word) in [
-        (
-            request("GET", "/v1/nonsense", ""),
-            "404",
-            ErrorKind::NotFound,
-            "/v1/nonsense",
-        ),
-        (
-            request("GET", "/", ""),
-            "404",
-            ErrorKind::NotFound,
-            "no such path",
-        ),
-        (
-            request("DELETE", "/v1/status", ""),
-            "405",
-            ErrorKind::BadRequest,
-            "GET",
-        ),
-        (
-            request("GET", "/v1/merge/pause", ""),
-            "405",
-            ErrorKind::BadRequest,
-            "POST",
-        ),
-        (
-            request("POST", "/v1/merge", "{"),
-            "400",
-            ErrorKind::BadRequest,
-            "EOF",
-        ),
-        (
-            request("POST", "/v1/merge", ""),
-            "400",
-            ErrorKind::BadRequest,
-            "EOF",
-        ),
-        (
-            request("POST", "/v1/merge", "{\"snapshot\":7}"),
-            "400",
-            ErrorKind::BadRequest,
-            "string",
-        ),
-        (
-            request("POST", "/v1/merge", "{\"snapshot\":\"a\",\"x\":1}"),
-            "400",
-            ErrorKind::BadRequest,
-            "`x`",
-        ),
-        (
-            request("PUT", "/v1/merge/rate", "{\"rate\":-1}"),
-            "400",
-            ErrorKind::BadRequest,
-            "-1",
-        ),
-        (
-            request("PUT", "/v1/snapshots/a", "{}"),
-            "400",
-            ErrorKind::BadRequest,
-            "cow",
-        ),
-        (
-            request("PUT", "/v1/snapshots/a%2Fb", "{\"cow\":\"/c\"}"),
-            "400",
-            ErrorKind::BadRequest,
-            "`%`",
-        ),
-        (
-            request("PUT", "/v1/snapshots/..", "{\"cow\":\"/c\"}"),
-            "400",
-            ErrorKind::BadRequest,
-            "starts with",
-        ),
-        (
-            request("DELETE", "/v1/snapshots/refused", ""),
-            "409",
-            ErrorKind::Conflict,
-            "take another",
-        ),
-    ] {
-        let text = String::from_utf8_lossy(&bytes).into_owned();
-        let (got, error) = refusal(&raw(&served.socket, &bytes));
-        assert_eq!(got, status, "{text}");
-        assert_eq!(error.kind, kind, "{text}");
-        assert!(error.message.contains(word), "{text}: {}", error.message);
+    for &(method, path, body, status, word) in REFUSED {
+        let (got, error) = refusal(&raw(&served.socket, &request(method, path, body)));
+        assert_eq!(got, status.to_string(), "{method} {path}");
+        let kind = match status {
+            404 => ErrorKind::NotFound,
+            409 => ErrorKind::Conflict,
+            _ => ErrorKind::BadRequest,
+        };
+        assert_eq!(error.kind, kind, "{method} {path}");
+        assert!(error.message.contains(word), "{path}: {}", error.message);
     }
     assert_eq!(served.volume.calls(), ["remove refused"]);
 }

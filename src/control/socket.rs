@@ -1,5 +1,5 @@
-//! A Unix socket that only its owner can reach, at a path that may still hold
-//! the socket of a daemon that was killed.
+//! A Unix socket that only its owner can connect to, at a path that may still have the socket
+//! of a daemon that was killed.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -12,17 +12,17 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
-/// Why no socket could be made at a path.
+/// Why no socket could be created at a path.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    #[error("socket {}: a running daemon listens there: stop it or choose another path", .0.display())]
+    #[error("socket {}: a running daemon uses it: stop it or choose another path", .0.display())]
     Live(PathBuf),
     #[error("socket {}: the path is taken by a file that is not a socket: remove it or choose another path", .0.display())]
     NotASocket(PathBuf),
-    #[error("socket {}: the path has {} bytes, a Unix socket can have 107: choose a shorter one", .0.display(), .0.as_os_str().len())]
+    #[error("socket {}: the path has {} bytes, and a Unix socket's path can have at most 107: choose a shorter one", .0.display(), .0.as_os_str().len())]
     TooLong(PathBuf),
     #[error(
-        "socket {}: cannot {step}: {source}; choose a path in a directory that exists and that you may write to",
+        "socket {}: cannot {step}: {source}; choose a path in an existing directory with write permission",
         path.display()
     )]
     Io {
@@ -32,7 +32,7 @@ pub enum SocketError {
     },
 }
 
-/// A listening socket; dropping it removes the path, if it is still this one.
+/// A listening socket; dropping it removes the path, if it still leads to this socket.
 #[derive(Debug)]
 pub struct BoundSocket {
     listener: UnixListener,
@@ -40,18 +40,18 @@ pub struct BoundSocket {
     inode: (u64, u64),
 }
 
-/// Connections that wait to be accepted.
+/// Length of the queue of connections that wait to be accepted.
 const BACKLOG: i32 = 128;
 /// How long to wait for another process that is binding in the same directory.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 impl BoundSocket {
-    /// Listens at `path` with mode 0600. A socket that nobody listens at is
-    /// replaced; a live one, or anything else, is refused.
+    /// Listens at `path` with mode 0600. A stale socket is replaced; a live one, or another
+    /// kind of file, is refused.
     ///
-    /// 1 lock the directory, so that of two daemons that find the same stale
-    ///   socket only one replaces it → 2 probe → 3 unlink if stale → 4 bind
-    ///   with the mode already set, so that the socket is never open to others.
+    /// Order: 1 the directory is locked, so that of two daemons that find the same stale
+    /// socket only one replaces it → 2 the socket is probed → 3 it is removed if it is stale →
+    /// 4 the new one is bound with its mode already set, so that it is never open to others.
     pub fn bind(path: &Path) -> Result<Self, SocketError> {
         let failed = |step| move |source: Errno| io_error(path, step, source.into());
         let address =
@@ -88,14 +88,14 @@ impl BoundSocket {
 impl Drop for BoundSocket {
     fn drop(&mut self) {
         if inode_of(&self.path).is_ok_and(|inode| inode == self.inode) {
-            // Nothing to be done if the directory is gone or read-only by now.
+            // This fails if the directory has been removed or is read-only, which is harmless.
             let _ = std::fs::remove_file(&self.path);
         }
     }
 }
 
-/// Whether a socket that nobody listens at is in the way. An error if anything
-/// else is; false if nothing is.
+/// Whether there is a stale socket; false if there is nothing. An error if the socket is live
+/// or the file is not a socket.
 fn is_stale(path: &Path, address: &SocketAddrUnix) -> Result<bool, SocketError> {
     match std::fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => {
@@ -103,24 +103,24 @@ fn is_stale(path: &Path, address: &SocketAddrUnix) -> Result<bool, SocketError> 
         }
         Ok(_) => {}
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(e) => return Err(io_error(path, "look at what is there", e)),
+        Err(e) => return Err(io_error(path, "examine the path", e)),
     }
-    // Never blocks: a listener that is stopped with a full backlog is in use, too.
+    // Never blocks: a stopped listener with a full backlog counts as live, too.
     match rustix::net::connect(&unix_socket(path)?, address) {
         Ok(()) | Err(Errno::AGAIN) => Err(SocketError::Live(path.to_owned())),
         Err(Errno::CONNREFUSED) => Ok(true),
-        Err(e) => Err(io_error(path, "find out whether it is in use", e.into())),
+        Err(e) => Err(io_error(path, "check whether it is in use", e.into())),
     }
 }
 
 fn unix_socket(path: &Path) -> Result<OwnedFd, SocketError> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
-        .map_err(|e| io_error(path, "make a socket", e.into()))
+        .map_err(|e| io_error(path, "create a socket", e.into()))
 }
 
-/// Holds the directory's lock for as long as the result lives. A stranger who
-/// holds it for long cannot stop us: the lock only narrows a race.
+/// Locks the directory as long as the result exists. Another process that holds the lock for
+/// long only delays this, because the lock only makes a race less likely.
 fn lock_directory(path: &Path) -> Result<OwnedFd, SocketError> {
     let parent = path
         .parent()

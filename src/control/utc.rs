@@ -1,4 +1,4 @@
-//! Points in time as people and programs read them.
+//! Points in time as text.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -15,8 +15,8 @@ pub fn rfc3339(time: SystemTime) -> String {
     )
 }
 
-/// The date of a day counted from 1970-01-01. Years are counted from March, so
-/// that the leap day is the last of its year.
+/// The date of a day counted from 1970-01-01. Years start in March, so that the leap day is
+/// the last of its year.
 const fn civil(days: u64) -> (u64, u64, u64) {
     const DAYS_BEFORE: u64 = 719_468; // from 0000-03-01
     const ERA: u64 = 146_097; // 400 years

@@ -1,11 +1,13 @@
-//! The daemon: one volume and its views, served until told to stop.
+//! The daemon: one volume and its views, served until SIGTERM or SIGINT.
 //!
 //! ```text
-//! offline ─► start ─► running ─► verbs ─► volume ─┬─► monitor
-//!                                                 └─► cow ─► provenance ─► state ─► identity
+//!                      ┌─► running ─┐            ┌─► cow ──────────────────┐
+//! offline ─► start ────┤            ├─► volume ──┼─► monitor               ├─► identity
+//!                      └─► verbs ───┘            └─► state ◄─ provenance ──┘
 //! ```
 
 mod cow;
+mod error;
 mod identity;
 mod monitor;
 mod offline;
@@ -14,9 +16,12 @@ mod provenance;
 mod running;
 mod start;
 mod state;
+#[cfg(test)]
+mod test_volume;
 mod verbs;
 mod volume;
 
+pub use error::DaemonError;
 pub use identity::{OriginIdentity, StorageIdentity, StorageKind};
 pub use offline::doubts::doubts;
 pub use offline::merge::{MergeReport, merge_offline};
@@ -28,35 +33,3 @@ pub use state::place::default_state_path;
 
 pub use crate::engine::MergeWrites;
 pub use crate::io::IoEngine;
-
-/// Why the daemon did not start or stopped on its own.
-#[derive(Debug, thiserror::Error)]
-pub enum DaemonError {
-    /// Something that was asked for cannot be; nothing was changed.
-    #[error("{0}")]
-    Refused(String),
-    #[error(transparent)]
-    Plan(#[from] plan_error::PlanError),
-    #[error(transparent)]
-    State(#[from] state::StateError),
-    #[error("cannot {what}: {source}")]
-    System {
-        what: &'static str,
-        source: std::io::Error,
-    },
-    #[error(
-        "not everything could be made durable at the stop ({0}); what was written last may be lost in a power cut. \
-         The next start goes on with what there is"
-    )]
-    NotDurable(crate::engine::ControlError),
-    #[error(
-        "stopped without waiting for the requests under way; the next start goes on with what there is"
-    )]
-    Killed,
-}
-
-impl DaemonError {
-    fn system(what: &'static str, source: std::io::Error) -> Self {
-        Self::System { what, source }
-    }
-}

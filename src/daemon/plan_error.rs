@@ -1,42 +1,42 @@
-//! Why a start contradicts what the volume remembers, and the ways out.
+//! How a start contradicts the state file, and what to do.
 
-/// See the messages.
+/// The messages explain the variants.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
     #[error(
-        "origin {origin} was changed while no daemon served it: {}. The snapshots {} hold only what was saved before \
-         that. Put the origin back as it was, or start snapback serve with --forget NAME for each of them, or, if {}",
+        "origin {origin} was changed while no daemon served it: {}. The snapshots {} do not have the data that was \
+         overwritten. Restore the origin as it was, or start snapback serve with --forget NAME for each of them, or, if {}",
         changes.join("; "), snapshots.join(", "),
         if *grown {
             "it was only enlarged and nothing else wrote it, with --accept-changes: each snapshot keeps its length"
         } else {
-            "you know that it has the content that it had when the daemon ended (a copy, a touch), with --accept-changes"
+            "you know that it has the content that it had when the daemon ended (a copy, or touch), with --accept-changes"
         }
     )]
     OriginChanged {
         origin: String,
         changes: Vec<String>,
-        /// It is the same one, and longer than it was.
+        /// It is the same file or device, and it is larger than before.
         grown: bool,
         snapshots: Vec<String>,
     },
     #[error(
-        "origin {origin} {why}. The snapshots {} are right only with the disk and the state file of one time. Bring disk, \
-         COWs and state file {place} of one time back; or start snapback serve with --forget NAME for each of them; or, if \
-         you know that they are of one time, with --accept-changes", snapshots.join(", ")
+        "origin {origin} {why}. The snapshots {} are right only if disk, COWs and state file are of the same time. Restore \
+         disk, COWs and state file {place} of one time; or start snapback serve with --forget NAME for each of them; or, if \
+         you know that they are of the same time, with --accept-changes", snapshots.join(", ")
     )]
     OtherTime {
         origin: String,
         place: String,
-        /// In words that follow "origin".
+        /// Continues a sentence after "origin".
         why: String,
         snapshots: Vec<String>,
     },
     #[error(
-        "origin {origin} is a copy of the disk in {original}, and nothing tells whether disk, COWs and state file were \
+        "origin {origin} is a copy of the disk in {original}, and it is unknown whether disk, COWs and state file were \
          copied at one moment: {}. If no daemon served the original while they were copied (or the copy is of one \
          moment, such as a snapshot of their file system), start snapback serve with --accept-changes: the copy becomes \
-         a volume of its own. Else its snapshots {} cannot be trusted: give each up with --forget NAME", changes.join("; "),
+         a volume of its own. Otherwise its snapshots {} cannot be trusted: give each up with --forget NAME", changes.join("; "),
         snapshots.join(", ")
     )]
     CopyUnproven {
@@ -46,8 +46,8 @@ pub enum PlanError {
         snapshots: Vec<String>,
     },
     #[error(
-        "origin {origin} has {size} bytes, and snapshot {name} is {length} bytes long: what it shows behind the origin's \
-         end is lost. Put the origin back as it was, or give the snapshot up with snapback serve --forget {name}"
+        "origin {origin} has {size} bytes, and snapshot {name} is {length} bytes long: its data behind the end of the origin \
+         is lost. Restore the origin as it was, or give the snapshot up with snapback serve --forget {name}"
     )]
     OriginShrank {
         origin: String,
@@ -75,17 +75,17 @@ pub enum PlanError {
         known: String,
     },
     #[error(
-        "--merge {asked}: a merge of {running} is under way and must end first; leave --merge out to go on with it"
+        "--merge {asked}: a merge of {running} is in progress and must end first; leave --merge out to continue it"
     )]
     OtherMerge { asked: String, running: String },
     #[error(
         "--merge {asked}: a rollback to {pending} waits for the guest's reset; leave --merge out, or forget {pending}"
     )]
     OtherRollback { asked: String, pending: String },
-    #[error("--merge {0}: a transient store cannot be merged; give it type=P to merge it one day")]
+    #[error("--merge {0}: a transient store cannot be merged; only snapshots of type P or PO can")]
     Transient(String),
     #[error(
-        "--merge {0}: the snapshot is invalid, so there is nothing right to merge; remove it with --forget {0}"
+        "--merge {0}: the snapshot is invalid, so it cannot be merged; remove it with --forget {0}"
     )]
     Invalid(String),
     #[error("a merge of {0} writes the origin: leave --read-only out")]
@@ -96,7 +96,7 @@ pub enum PlanError {
     RollbackReadOnly(String),
     #[error(
         "nothing to serve: give --socket-path or --fd for the origin, or a snapshot with socket=, or --control (an origin's \
-         sockets are remembered from its first snapshot on)"
+         sockets are recorded once it has a snapshot)"
     )]
     Nothing,
     #[error(
@@ -108,8 +108,8 @@ pub enum PlanError {
         second: String,
     },
     #[error(
-        "nothing to serve: give --socket-path or --fd for the origin, or --control. (This is a copy; its original's \
-         sockets {} are outside the copied folder, so they are the original's)", .0.join(", ")
+        "nothing to serve: give --socket-path or --fd for the origin, or --control. (This is a copy; the recorded sockets {} \
+         are outside the copied folder, so they belong to the original)", .0.join(", ")
     )]
     NothingOfItsOwn(Vec<String>),
     #[error("cannot make {path} absolute: {reason}")]

@@ -1,27 +1,27 @@
-//! One step of the merge, independent of the thread that runs it.
+//! One turn of the merge, for whoever has a thread to run it on.
 
 use std::time::{Duration, Instant};
 
 use super::limit::{Permit, RateLimiter};
 use crate::engine::{MergeStep, Notice};
-use crate::executor::{Executor, Report};
+use crate::executor::{Executor, Output};
 
-/// The longest time between two checks of a batch under way. It is only a safeguard: the
-/// engine wakes the merger when the batch has ended.
+/// How long nobody may look whether a batch under way has ended: only a guard,
+/// the engine rings when it has.
 const GUARD: Duration = Duration::from_millis(200);
 
 /// A merger port with the state of its merge loop.
 pub struct MergeWork {
     executor: Executor,
     limiter: RateLimiter,
-    /// The engine may have a batch to merge.
+    /// The engine may have a batch for us.
     wanted: bool,
-    /// A batch was started, and its end was not seen yet.
+    /// A batch was started and not seen to end.
     running: bool,
-    reports: Vec<Report>,
+    outputs: Vec<Output>,
 }
 
-/// What [`MergeWork::step`] did, and when it must be called again.
+/// What [`MergeWork::step`] did and wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stepped {
     /// Bytes of the batch that was started, 0 for none.
@@ -31,15 +31,15 @@ pub struct Stepped {
 }
 
 impl MergeWork {
-    /// `executor` has the merger's role. The first step looks for work, so that a merge
-    /// that began earlier continues.
+    /// `executor` has the merger's role. Looks for work at the first step, so a
+    /// merge that began before is taken up.
     pub fn new(executor: Executor, limiter: RateLimiter) -> Self {
         Self {
             executor,
             limiter,
             wanted: true,
             running: false,
-            reports: Vec::new(),
+            outputs: Vec::new(),
         }
     }
 
@@ -51,16 +51,14 @@ impl MergeWork {
         &mut self.limiter
     }
 
-    /// Does what can be done now. With `stopping`, no background batch is started, but
-    /// chunks that guest writes wait for are still merged.
+    /// Does what can be done now. With `stopping`, no background batch is
+    /// started; chunks that guest writes wait for still are.
     pub fn step(&mut self, now: Instant, stopping: bool) -> Stepped {
-        self.executor.turn(&mut self.reports);
-        for report in self.reports.drain(..) {
-            match report {
-                Report::Notice(Notice::MergeWork { .. }) => self.wanted = true,
-                other @ (Report::Notice(_) | Report::ControlDone { .. }) => {
-                    tracing::debug!(?other, "not for the merger");
-                }
+        self.executor.turn(&mut self.outputs);
+        for output in self.outputs.drain(..) {
+            match output {
+                Output::Notice(Notice::MergeWork { .. }) => self.wanted = true,
+                other => tracing::debug!(?other, "not the merger's"),
             }
         }
         let mut started_bytes = 0;
@@ -75,8 +73,8 @@ impl MergeWork {
                 Permit::Now { max_bytes } => max_bytes,
                 Permit::After(_) => 0,
             };
-            // Chunks that guest writes wait for are merged in any case, as many as one
-            // batch holds: the limit must not make the writes wait for several batches.
+            // What guest writes wait for is merged in any case, and as much of it
+            // as a batch can hold: the limit must not make them wait for several.
             let urgent = self.limiter.batch_max();
             match self.executor.merge_step(background, urgent) {
                 MergeStep::Started { bytes } => {
@@ -92,18 +90,18 @@ impl MergeWork {
                 }
                 MergeStep::Idle => {
                     self.running = false;
-                    // If the limit delayed the batch, there is still work to do.
+                    // Held back by the limit, there is work left to come back to.
                     match permit {
                         Permit::After(wait) => again = Some(wait),
                         Permit::Now { .. } => self.wanted = false,
                     }
                 }
             }
-            self.executor.turn(&mut self.reports);
+            self.executor.turn(&mut self.outputs);
             if self
-                .reports
+                .outputs
                 .iter()
-                .any(|r| matches!(r, Report::Notice(Notice::MergeWork { .. })))
+                .any(|r| matches!(r, Output::Notice(Notice::MergeWork { .. })))
             {
                 again = Some(Duration::ZERO);
             }

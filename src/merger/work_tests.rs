@@ -248,25 +248,25 @@ fn run_to_end(
 ) -> Result<(), MergeFailure> {
     let mut last = MergeStatus::default();
     let mut shown: Option<Instant> = None;
-    let mut reports = Vec::new();
+    let mut outputs = Vec::new();
     loop {
         // Looked at before the notices: the end of a merge is told with it.
         let under_way = engine.status().merge;
         last = under_way.unwrap_or(last);
-        notices.turn(&mut reports);
-        for report in reports.drain(..) {
-            match report {
-                Report::Notice(Notice::MergeDone { .. }) => {
+        notices.turn(&mut outputs);
+        for output in outputs.drain(..) {
+            match output {
+                Output::Notice(Notice::MergeDone { .. }) => {
                     last.chunks_done = last.chunks_done.saturating_add(last.chunks_left);
                     last.chunks_left = 0;
                     progress(last);
                     return Ok(());
                 }
-                Report::Notice(Notice::MergeFailed { stop, .. }) => {
+                Output::Notice(Notice::MergeFailed { stop, .. }) => {
                     return Err(MergeFailure::Failed(stop.failure.to_string()));
                 }
-                Report::Notice(notice) => other(notices, notice),
-                Report::ControlDone { .. } => {}
+                Output::Notice(notice) => other(notices, notice),
+                Output::ControlDone { .. } => {}
             }
         }
         if under_way.is_none() {

@@ -10,7 +10,7 @@ use super::guest::{Guest, sector, stamps};
 use super::oracle::{Oracle, Stamp};
 use super::{Kept, prove};
 use crate::engine::*;
-use crate::executor::{Executor, Report};
+use crate::executor::{Executor, Output};
 use crate::io::sim::{Fill, SimDevices};
 use crate::io::{DeviceId, Disk};
 use crate::merger::{Merger, MergerSettings};
@@ -137,13 +137,13 @@ impl Volume {
     fn wait_for_the_end_of_the_merge(&mut self) {
         let notices = self.notices.get();
         loop {
-            let mut reports = Vec::new();
-            notices.turn(&mut reports);
-            let done = |r: &Report| matches!(r, Report::Notice(Notice::MergeDone { .. }));
-            if reports.iter().any(done) {
+            let mut outputs = Vec::new();
+            notices.turn(&mut outputs);
+            let done = |r: &Output| matches!(r, Output::Notice(Notice::MergeDone { .. }));
+            if outputs.iter().any(done) {
                 return;
             }
-            if reports.is_empty() {
+            if outputs.is_empty() {
                 notices.wait(None);
             }
         }

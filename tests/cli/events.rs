@@ -6,7 +6,7 @@ use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use snapback::control::events::Happening;
+use snapback::control::events::EventKind;
 
 use super::*;
 
@@ -51,7 +51,7 @@ impl Follower {
 
 fn overflow(daemon: &Daemon, name: &str) {
     let log = daemon.notes.events();
-    log.tell(Some(name), Happening::SnapshotOverflow);
+    log.publish(Some(name), EventKind::SnapshotOverflow);
 }
 
 #[test]
@@ -59,9 +59,9 @@ fn events_are_printed_as_lines_and_as_json() {
     let daemon = Daemon::start(vec![idle()]);
     assert_eq!(daemon.done(&["events"]), "");
     overflow(&daemon, "a");
-    daemon.notes.events().tell(
+    daemon.notes.events().publish(
         Some("a"),
-        Happening::SnapshotGrown {
+        EventKind::SnapshotGrown {
             size: (1 << 30) + 512,
         },
     );

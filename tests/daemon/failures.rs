@@ -101,7 +101,7 @@ fn follow_the_advice(case: &Case) {
         drop(guest);
         failing.world.terminate();
     } else {
-        let advice = "stop the daemon and start it again";
+        let advice = "restart the daemon";
         for shown in &shown {
             assert!(shown.contains(advice), "{shown}");
             assert!(!shown.contains("--resume"), "{shown}");
@@ -258,9 +258,13 @@ fn a_merge_without_a_daemon_that_failed_goes_on_with_the_same_command() {
         drop(faults);
         let said = text(&failed.stderr);
         assert_eq!(failed.status.code(), Some(2), "{words}: {said}");
-        let advice = "the same command goes on";
+        let advice = "repeat the same command";
         for part in [words, fault.file, advice] {
             assert!(said.contains(part), "{part}: {said}");
+        }
+        // There are neither guests nor a daemon.
+        for part in ["guests", "the daemon", "--resume"] {
+            assert!(!said.contains(part), "{part}: {said}");
         }
         let again = merge().output().unwrap();
         assert!(again.status.success(), "{}", text(&again.stderr));
@@ -284,17 +288,14 @@ fn a_flush_of_the_origin_that_failed_is_told_once_with_the_way_out() {
     assert_eq!(failing.events("origin-flush-failed").len(), 1);
     let events = text(&failing.verb(&["events"]).stdout);
     for shown in [events, failing.log()] {
-        assert!(
-            shown.contains("until the daemon is started again"),
-            "{shown}"
-        );
+        assert!(shown.contains("until the daemon is restarted"), "{shown}");
     }
     // A snapshot could not be right either, and says what to do.
     let snapshot = ["snapshot", "s", "--cow", "s.cow", "--size", "32M"];
     let refused = failing.verb(&snapshot);
     assert_eq!(refused.status.code(), Some(2));
     let refused = text(&refused.stderr);
-    for part in ["flushing the origin ", "start the daemon again"] {
+    for part in ["flushing the origin ", "restart the daemon"] {
         assert!(refused.contains(part), "{part}: {refused}");
     }
     drop(guest);

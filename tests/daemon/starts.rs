@@ -103,7 +103,7 @@ fn a_missing_cow_stops_the_start_and_can_be_forgotten() {
     fs::rename(world.path("s1.cow"), world.path("away")).unwrap();
     let text = world.refuse(&[]);
     assert!(
-        text.contains("s1.cow is not there") && text.contains("--forget s1"),
+        text.contains("s1.cow does not exist") && text.contains("--forget s1"),
         "{text}"
     );
     assert!(!world.path("a.sock").exists() && !world.path("s1.cow").exists());

@@ -364,7 +364,7 @@ fn a_merge_is_not_over_before_its_end_is_recorded() {
         failing.faults.until_held();
         obstruct(&failing.world);
         failing.faults.release();
-        let unrecorded = "the merge has ended, and the state file could not be written";
+        let unrecorded = "the merge has ended, but the state file could not be written";
         failing
             .world
             .until(unrecorded, |_| failing.log().contains(unrecorded));
@@ -410,7 +410,7 @@ fn an_origin_write_waits_while_the_end_of_a_snapshot_is_recorded_nowhere() {
         let mut guest = Guest::connect(&socket);
         guest.begin_write(sector, &data);
         // Tried a second time, so that whatever the first try set off has happened.
-        let unrecorded = "the snapshot is invalid, and the state file could not be written";
+        let unrecorded = "the snapshot is invalid, but the state file could not be written";
         failing.world.until(unrecorded, |_| {
             failing.log().matches(unrecorded).count() >= 2
         });

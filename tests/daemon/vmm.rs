@@ -153,7 +153,7 @@ fn a_failure_before_the_handover_lets_the_guest_go_on() {
         let error = world.client().rollback(&keeping).unwrap_err().to_string();
         let before_the_stop = place == "disk.img.snapback.new";
         if !before_the_stop {
-            assert!(error.contains("the guest goes on as before"), "{error}");
+            assert!(error.contains("the guest continues as before"), "{error}");
             assert_eq!(monitor.log(), ["query-status", "stop", "cont"]);
         }
         goes_on_as_before(&world, &monitor);
@@ -286,7 +286,10 @@ fn a_rollback_that_waits_takes_the_monitors_word_for_the_reset() {
     let mut request = request(&monitor);
     request.when = RollbackWhen::AtReset;
     let reply = world.client().rollback(&request).unwrap();
-    assert!(reply.notes.concat().contains("monitor tells"), "{reply:?}");
+    assert!(
+        reply.notes.concat().contains("monitor reports the reset"),
+        "{reply:?}"
+    );
     for features in [SYSTEM, FIRMWARE, SYSTEM] {
         monitor.with(|m| m.begin(features));
         assert_eq!(monitor.with(Machine::read), SPOILT, "no reset was told");
@@ -299,7 +302,7 @@ fn a_rollback_that_waits_takes_the_monitors_word_for_the_reset() {
         .unwrap()
         .note
         .unwrap();
-    assert!(note.contains("told of no reset"), "{note}");
+    assert!(note.contains("reported no reset"), "{note}");
     monitor.with(Machine::stop);
     monitor.tell("RESET");
     monitor.with(|m| m.begin(SYSTEM));
@@ -326,7 +329,7 @@ fn while_the_monitor_is_not_heard_the_rings_tell_what_they_can() {
         .unwrap()
         .note
         .unwrap();
-    assert!(!note.contains("told of no reset"), "{note}");
+    assert!(!note.contains("reported no reset"), "{note}");
     world.terminate();
     fs::remove_file(&monitor.path).unwrap();
     world.start(&[]);
@@ -363,7 +366,7 @@ fn a_monitor_that_cannot_be_heard_is_refused_when_it_is_named() {
 #[test]
 fn a_guest_that_a_killed_daemon_had_stopped_is_told_by_the_next() {
     for (command, advice) in [
-        ("stop", "let it go on with `cont`"),
+        ("stop", "let it continue with `cont`"),
         ("system_reset", "reset"),
     ] {
         let (mut world, monitor, before) = running(&[]);

@@ -174,7 +174,7 @@ fn a_cow_that_was_copied_back_without_its_times_can_be_accepted() {
     fs::copy(vm.path("s1.cow"), vm.path("kept")).unwrap();
     fs::remove_file(vm.path("s1.cow")).unwrap();
     let said = vm.refused_plain(&[]);
-    assert!(said.contains("s1.cow is not there"), "{said}");
+    assert!(said.contains("s1.cow does not exist"), "{said}");
     fs::copy(vm.path("kept"), vm.path("s1.cow")).unwrap();
     let said = vm.refused_plain(&[]);
     assert!(said.contains("--accept-changes"), "{said}");

@@ -145,7 +145,7 @@ fn a_cow_on_a_device_is_no_disk() {
     let mut cow = vm.with_disk(&second);
     let said = cow.start(&[]);
     assert!(
-        said.contains("begins with the header of a COW store"),
+        said.contains("starts with the header of a COW store"),
         "{said}"
     );
     cow.stop();

@@ -308,7 +308,7 @@ fn a_copy_leaves_what_is_outside_its_folder_alone() {
     let said = copied.refused_plain(&["--forget", "s1"]);
     assert!(said.contains("--forget s2"), "{said}");
     let said = copied.start_plain(&["--forget", "s1", "--forget", "s2"]);
-    for words in ["sockets of the original", text(&socket)] {
+    for words in ["belong to the original", text(&socket)] {
         assert!(said.contains(words), "{said}");
     }
     assert_eq!(copied.state("s1"), None);

@@ -193,7 +193,12 @@ fn unmarked_stores_beside_a_disk_without_a_state_file_are_told() {
     }
     fs::rename(vm.path("disk.img.snapback"), vm.path("away")).unwrap();
     let said = vm.start(&[]);
-    for words in ["s1.cow", "s2.cow", "say valid", "Bring the state file back"] {
+    for words in [
+        "s1.cow",
+        "s2.cow",
+        "valid COW stores",
+        "Restore the state file",
+    ] {
         assert!(said.contains(words), "{said}");
     }
     vm.stop();

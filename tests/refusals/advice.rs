@@ -32,7 +32,7 @@ const CASES: [Case; 14] = [
     },
     Case {
         refused: &["--cow", "none/a.cow", "--size", "1M"],
-        words: &["not a directory", "in one that exists"],
+        words: &["not a directory", "in an existing one"],
         mend: |world| fs::create_dir(world.path("none")).unwrap(),
         again: &["--cow", "none/a.cow", "--size", "1M"],
     },

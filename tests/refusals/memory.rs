@@ -48,7 +48,7 @@ fn an_origin_that_was_changed_behind_the_daemons_back() {
     world.write("disk.img", &disk);
     world.start_refused(
         &[],
-        &["was changed", "another file (inode", "--accept-changes"],
+        &["was changed", "another file (its inode", "--accept-changes"],
     );
     world.write("disk.img", &disk[..disk.len() / 2]);
     for options in [&[][..], &["--accept-changes"]] {
@@ -70,21 +70,21 @@ fn a_known_cow_that_is_missing_or_is_not_the_store() {
     fs::remove_file(world.path("s.cow")).unwrap();
     let choices = [
         "snapshot s is known",
-        "Bring the COW back",
+        "Restore the COW",
         "snapback serve --forget s",
     ];
     let refusal = |word| [&[word], &choices[..]].concat();
-    world.start_refused(&[], &refusal("s.cow is not there"));
+    world.start_refused(&[], &refusal("s.cow does not exist"));
     // Nor is it made anew, whatever the options say.
     world.start_refused(
         &["--snapshot", "name=s,cow=s.cow,size=1M"],
-        &refusal("s.cow is not there"),
+        &refusal("s.cow does not exist"),
     );
     fs::create_dir(world.path("s.cow")).unwrap();
     world.start_refused(&[], &refusal("is a directory"));
     fs::remove_dir(world.path("s.cow")).unwrap();
     for (damage, word) in [
-        ((|b| b.fill(0)) as fn(&mut Vec<u8>), "its header is gone"),
+        ((|b| b.fill(0)) as fn(&mut Vec<u8>), "the header is missing"),
         (|b| b[0] = b'X', "not a dm-snapshot COW store"),
         (|b| b[8] = 2, "format version 2"),
         (|b| b[12] = 6, "chunk size is 6 sectors"),
@@ -106,7 +106,7 @@ fn a_known_cow_that_is_missing_or_is_not_the_store() {
         &[],
         &[
             "snapshot s is known",
-            "not as it was left",
+            "not as the daemon left it",
             "--accept-changes",
         ],
     );
@@ -162,7 +162,7 @@ fn a_state_file_that_cannot_be_believed() {
     let way_out = [
         "disk.img.snapback",
         "move it away",
-        "must then not be trusted",
+        "cannot be trusted then",
     ];
     for (content, word) in [
         (&b""[..], "damaged"),
@@ -189,7 +189,7 @@ fn a_state_file_that_cannot_be_believed() {
     world.start_refused(&[], &[&["damaged", "colour"], &way_out[..]].concat());
     restored();
     world.edit_state(|s| s["snapshots"][1] = s["snapshots"][0].clone());
-    world.start_refused(&[], &[&["s is in it twice"], &way_out[..]].concat());
+    world.start_refused(&[], &[&["lists snapshot s twice"], &way_out[..]].concat());
 
     fs::remove_file(world.path("disk.img.snapback")).unwrap();
     fs::create_dir(world.path("disk.img.snapback")).unwrap();

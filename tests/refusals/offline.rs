@@ -152,7 +152,7 @@ fn a_merge_that_the_volume_does_not_allow() {
     );
     world.stop();
     fs::remove_file(world.path("o.cow")).unwrap();
-    world.refused(&MERGE, &["snapshot o", "o.cow is not there"]);
+    world.refused(&MERGE, &["snapshot o", "o.cow does not exist"]);
 
     // A state file that cannot be read may speak of anything.
     world.write("disk.img.snapback", b"{");

@@ -54,7 +54,7 @@ fn what_answers_is_not_the_api() {
     });
     world.refused(
         &["status", "--control", "ssh.sock"],
-        &["ssh.sock", "does not speak snapback's API"],
+        &["ssh.sock", "does not have snapback's API"],
     );
 }
 
@@ -140,7 +140,7 @@ fn cows_that_a_new_snapshot_cannot_have() {
             &["--cow", "old.cow"],
             &[
                 "old.cow",
-                "no snapshot of the present origin",
+                "does not belong to the current origin",
                 "remove the file",
             ],
         ),
@@ -292,7 +292,7 @@ fn nothing_beside_a_running_merge() {
     );
     world.refused(
         &["grow", "s", "4M"],
-        &["snapshot s is being merged", "no more room"],
+        &["snapshot s is being merged", "no more space"],
     );
     world.refused(
         &["remove", "s"],
@@ -315,7 +315,7 @@ fn nothing_beside_a_running_merge() {
     fs::rename(world.path("s.cow"), world.path("away")).unwrap();
     world.start_refused(
         &[],
-        &["snapshot s is known", "s.cow is not there", "--forget s"],
+        &["snapshot s is known", "s.cow does not exist", "--forget s"],
     );
 }
 

@@ -258,7 +258,7 @@ fn stores_that_cannot_be_trusted() {
         &with("name=s,cow=bad.cow,chunk-size=8K"),
         &[
             "chunks of 4096 bytes",
-            "8192 were asked for",
+            "not of 8192 as requested",
             "leave the chunk size out",
         ],
     );

@@ -171,7 +171,7 @@ fn what_is_advised_for_a_cut_cow_leads_to_the_right_snapshot() {
         assert_eq!(refusal.status, Some(2), "{refusal:?}");
         let text = &refusal.stderr;
         assert!(
-            text.contains("Bring the COW back") || text.contains("bring it back"),
+            text.contains("Restore the COW") || text.contains("bring it back"),
             "{text}"
         );
         for wrong in ["full size", "truncate -s", "enlarge it"] {
@@ -198,7 +198,7 @@ fn a_cow_cut_behind_all_that_it_keeps_is_right_again_at_its_old_size() {
         &["--control", "c.sock"],
         &[
             "s.cow",
-            "behind all that it keeps",
+            "behind all data that it holds",
             &format!("truncate -s {whole}"),
         ],
     );

@@ -1,39 +1,39 @@
-//! Why a COW cannot hold a snapshot, and the way out.
+//! Why a COW cannot hold a snapshot, and what to do.
 
 use std::path::PathBuf;
 
 use crate::io::{Errno, OpenError};
 use crate::store::StoreError;
 
-/// See the messages.
+/// The messages explain the variants.
 #[derive(Debug, thiserror::Error)]
 pub enum CowError {
     #[error("COW {} is the origin itself: give the snapshot a file or device of its own", .0.display())]
     IsOrigin(PathBuf),
     #[error("COW {} is used by snapshot {by}: give each snapshot a file or device of its own", path.display())]
     Used { path: PathBuf, by: String },
-    #[error("COW {} does not exist: give size= (or --size) to have it made, or check the path", .0.display())]
+    #[error("COW {} does not exist: give size= (or --size) to create it, or check the path", .0.display())]
     Missing(PathBuf),
-    #[error("COW {} is not there", .0.display())]
+    #[error("COW {} does not exist", .0.display())]
     Gone(PathBuf),
-    #[error("COW {} cannot be made: {} is not a directory; give a path in one that exists", path.display(), directory.display())]
+    #[error("COW {} cannot be created: {} is not a directory; give a path in an existing one", path.display(), directory.display())]
     NoDirectory { path: PathBuf, directory: PathBuf },
     #[error("chunk size {0} bytes: must be a power of two from 512 bytes to 1 GiB")]
     ChunkSize(u64),
-    #[error("COW {} has chunks of {found} bytes, and {asked} were asked for: leave the chunk size out, or give another COW", path.display())]
+    #[error("COW {} has chunks of {found} bytes, not of {asked} as requested: leave the chunk size out, or give another COW", path.display())]
     ChunkSizeDiffers {
         path: PathBuf,
         asked: u64,
         found: u64,
     },
     #[error(
-        "COW {} already holds a store, which is no snapshot of the present origin: remove the file (or clear its \
+        "COW {} already holds a store, which does not belong to the current origin: remove the file (or clear its \
          first 4096 bytes) if it is not needed, or give another COW", .0.display()
     )]
     HoldsStore(PathBuf),
     #[error(
-        "COW {} holds a store that was invalidated: remove the file (or clear its first 4096 bytes) to have a new \
-         store made, or give another COW", .0.display()
+        "COW {} holds a store that was invalidated: remove the file (or clear its first 4096 bytes) so that a new \
+         store can be made, or give another COW", .0.display()
     )]
     HoldsInvalid(PathBuf),
     #[error(
@@ -41,15 +41,15 @@ pub enum CowError {
          another COW", .0.display()
     )]
     NotEmpty(PathBuf),
-    #[error("COW {} does not hold the store any more: its header is gone", .0.display())]
+    #[error("COW {} does not hold its store any more: the header is missing", .0.display())]
     StoreGone(PathBuf),
     #[error(
-        "COW {} has {has} bytes and had {had}: something cut it off, behind all that it keeps; enlarge it to {had} bytes \
+        "COW {} has {has} bytes and had {had}: it was truncated, behind all data that it holds; enlarge it to {had} bytes \
          again (truncate -s {had})", path.display()
     )]
     Shrunk { path: PathBuf, has: u64, had: u64 },
     #[error(
-        "COW {} has {has} bytes and had {had}: something cut it off, and {holes}", path.display()
+        "COW {} has {has} bytes and had {had}: it was truncated, and {holes}", path.display()
     )]
     ShrunkWithHoles {
         path: PathBuf,
@@ -58,13 +58,13 @@ pub enum CowError {
         holes: String,
     },
     #[error(
-        "COW {} has {has} bytes, which is no size of a store: something cut it off. Making it longer does not bring back \
-         what is lost", path.display()
+        "COW {} has {has} bytes, which a store cannot have: it was truncated. Enlarging it does not bring the lost data \
+         back", path.display()
     )]
     OddSize { path: PathBuf, has: u64 },
     #[error(
-        "COW {} has blocks of {cow} bytes and the origin of {origin}: guests could not be served from it; put the \
-         COW into a file", path.display()
+        "COW {} has blocks of {cow} bytes, and the origin has blocks of {origin} bytes: the COW's blocks must not be \
+         larger; put the COW into a file", path.display()
     )]
     LargerBlocks {
         path: PathBuf,
@@ -72,7 +72,7 @@ pub enum CowError {
         origin: u32,
     },
     #[error(
-        "discard-passdown-origin depends on discard-zeroes-cow: ask for both, or leave discard-passdown-origin out"
+        "discard-passdown-origin requires discard-zeroes-cow: give both, or leave discard-passdown-origin out"
     )]
     PassdownAlone,
     #[error("discard-passdown-origin would change the origin, which is read-only: leave it out")]
@@ -86,7 +86,7 @@ pub enum CowError {
 }
 
 impl CowError {
-    /// The snapshot's own store is not there any more.
+    /// The snapshot's own store does not exist any more.
     pub fn is_absence(&self) -> bool {
         matches!(
             self,
@@ -94,7 +94,7 @@ impl CowError {
         )
     }
 
-    /// The device failed, nothing that was asked is wrong.
+    /// The device failed; the request itself is right.
     pub fn is_io(&self) -> bool {
         matches!(
             self,
@@ -106,7 +106,7 @@ impl CowError {
         )
     }
 
-    /// What was asked cannot be right whatever the state of things.
+    /// The request is wrong whatever the state of the volume is.
     pub fn is_bad_request(&self) -> bool {
         matches!(
             self,

@@ -1,10 +1,19 @@
-//! From a COW path to a store that the engine can use.
+//! From a COW path to a store that the engine can use: first everything is examined;
+//! when nothing can be refused any more, the file and the store are made.
+//!
+//! ```text
+//!  prepare ─► inspect ─► open, mark, size ─► origin, error
+//! ```
 
 pub mod error;
 mod inspect;
 pub mod mark;
+mod open;
+mod origin;
+mod prepare;
 mod size;
 
-pub use inspect::{
-    InspectedCow, OpenCow, OriginFacts, PreparedCow, Purpose, clear_head, inspect, storage_of,
-};
+pub use inspect::{InspectedCow, Purpose, inspect};
+pub use open::{OpenCow, clear_head};
+pub use origin::OriginFacts;
+pub use prepare::PreparedCow;

@@ -1,17 +1,17 @@
-//! Sizes that a COW can have: of its chunks, its units and all of it.
+//! Sizes that a COW can have: of its chunks, of its atomic units, and of the whole file.
 
 use std::path::Path;
 
 use super::error::CowError;
-use super::inspect::OriginFacts;
+use super::origin::OriginFacts;
 use crate::control::api::{SnapshotSpec, StoreType};
 use crate::store::StoreError;
 use crate::units::{ChunkSize, SECTOR_SIZE};
 
-/// Most bytes that a device writes atomically.
+/// Largest unit in bytes that is relied upon to be written atomically.
 const UNIT_MAX: usize = 4096;
 
-/// A chunk size of so many bytes.
+/// The chunk size of `bytes`.
 pub fn chunk_size(bytes: u64) -> Result<ChunkSize, CowError> {
     let sectors = bytes
         .is_multiple_of(SECTOR_SIZE)
@@ -21,12 +21,12 @@ pub fn chunk_size(bytes: u64) -> Result<ChunkSize, CowError> {
         .ok_or(CowError::ChunkSize(bytes))
 }
 
-/// Bytes that the device writes atomically.
+/// The number of bytes that the device writes atomically.
 pub fn unit(block_size: u32) -> usize {
     usize::try_from(block_size).map_or(UNIT_MAX, |block| block.clamp(512, UNIT_MAX))
 }
 
-/// What `store::create` would refuse, before a file is made for it.
+/// Refuses what `store::create` would refuse, before a file is made for it.
 pub fn check_size(
     spec: &SnapshotSpec,
     chunk_size: ChunkSize,

@@ -1,4 +1,4 @@
-//! What names a block device for good. Kernel names and device numbers do not:
+//! Persistent names of block devices. Kernel names and device numbers are not persistent:
 //! `sdb` may be another disk after the next boot.
 
 use std::collections::BTreeSet;
@@ -18,10 +18,10 @@ const ATTRIBUTES: [&str; 7] = [
     "dm/name",
 ];
 
-/// Folders of links that udev keeps, the strongest first.
+/// Folders of links that udev maintains, the strongest first.
 const LINKS: [&str; 2] = ["by-partuuid", "by-id"];
 
-/// Where the system describes its devices; tests have a place of their own.
+/// Where the system describes its devices; tests use folders of their own.
 #[derive(Clone, Copy, Debug)]
 pub struct Roots<'a> {
     /// `/sys/dev/block`
@@ -46,18 +46,18 @@ impl Roots<'static> {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeviceNames {
-    /// The strongest of its names, as `KIND TEXT`.
+    /// The strongest name, as `KIND TEXT`.
     pub hardware: Option<String>,
-    /// All of them, the strongest first. Older state files have one only.
+    /// All names, the strongest first. Older state files have only one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub names: Vec<String>,
-    /// Boot and number of the device in it: names it until the next boot.
+    /// The boot, and the device's sequence number in it: identifies it until the next boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<String>,
 }
 
 impl DeviceNames {
-    /// Of the device `number` at `path`.
+    /// The names of the device `number` at `path`.
     pub fn read(path: &Path, number: u64) -> Self {
         Self::read_below(Roots::system(), path, number)
     }
@@ -70,13 +70,13 @@ impl DeviceNames {
         );
         let sysfs = roots.sysfs.join(number);
         let sysfs = fs::canonicalize(&sysfs).unwrap_or(sysfs);
-        // A partition has the names of its disk, and a number.
+        // A partition has the names of its disk and a number.
         let partition = text(&sysfs.join("partition"));
         let (disk, part) = match (&partition, sysfs.parent()) {
             (Some(number), Some(disk)) => (disk.to_path_buf(), format!(" partition {number}")),
             _ => (sysfs.clone(), String::new()),
         };
-        // A loop device may begin in the middle of its file.
+        // A loop device may start in the middle of its file.
         let part = match text(&disk.join("loop/offset")) {
             Some(offset) if offset != "0" => format!(" from byte {offset}{part}"),
             _ => part,
@@ -109,8 +109,8 @@ impl DeviceNames {
             .collect()
     }
 
-    /// Whether both are one device: the strongest kind of name that both have
-    /// decides. `None` if they have none in common.
+    /// Whether both are the same device: the strongest kind of name that both have decides.
+    /// `None` if they have no kind in common.
     pub fn is(&self, other: &Self) -> Option<bool> {
         for kind in ATTRIBUTES.iter().chain(&LINKS) {
             let (ours, theirs) = (self.of_kind(kind), other.of_kind(kind));
@@ -118,16 +118,18 @@ impl DeviceNames {
                 return Some(!ours.is_disjoint(&theirs));
             }
         }
-        // Within a boot the kernel counts; after it nothing is known.
+        // The sequence number is unique within one boot, and says nothing about another.
         (self.boot.is_some() && self.boot == other.boot).then_some(true)
     }
 
-    /// For people, and for the name of a file.
+    /// For messages.
     pub fn strongest(&self) -> &str {
-        self.hardware.as_deref().unwrap_or("without a lasting name")
+        self.hardware
+            .as_deref()
+            .unwrap_or("without a persistent name")
     }
 
-    /// A path that leads to the same device after the next boot.
+    /// Whether the path leads to the same device after the next boot.
     pub fn is_lasting_path(path: &str) -> bool {
         path.starts_with("/dev/disk/by-") || path.starts_with("/dev/mapper/")
     }
@@ -212,7 +214,7 @@ pub mod tests {
         system.device("sdc", 32, &[("wwid", "naa.1"), ("device/serial", "x")]);
         assert_eq!(was.is(&system.names("sdb", 16)), Some(false));
         assert_eq!(was.is(&system.names("sdc", 32)), Some(true));
-        // A name that came or went meanwhile does not matter.
+        // Additional or missing names do not matter.
         system.device("sdc", 32, &[("device/serial", "x")]);
         assert_eq!(was.is(&system.names("sdc", 32)), Some(true));
         // Recorded by an older version.

@@ -1,6 +1,9 @@
-//! What the system says of a file or device, so that it is known again.
+//! Identifying a file or device by what the system says of it, so that the next start
+//! recognizes it.
 
 pub mod device_names;
 pub mod storage;
 
-pub use storage::{OriginIdentity, Relation, StorageIdentity, StorageKind, Timestamp};
+pub use storage::{
+    OriginIdentity, Relation, StorageIdentity, StorageKind, Timestamp, same_path, storage_of,
+};

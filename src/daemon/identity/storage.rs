@@ -1,5 +1,6 @@
-//! What tells a disk or a COW, and its content, from another: as far as the
-//! system says. A snapshot is worthless if the origin was written without it.
+//! The identity of a disk or a COW and of its content, as far as the system shows it. It is
+//! compared at a start, because a snapshot is worthless if the origin was written without
+//! it.
 
 use std::fs::{self, File, Metadata};
 use std::io;
@@ -11,9 +12,9 @@ use std::time::UNIX_EPOCH;
 use serde::{Deserialize, Serialize};
 
 use super::device_names::DeviceNames;
-use crate::io::BlockFile;
+use crate::io::{BlockFile, Identity};
 
-/// A file time as `stat` has it.
+/// A file time as `stat` returns it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Timestamp {
@@ -22,8 +23,8 @@ pub struct Timestamp {
 }
 
 impl Timestamp {
-    /// The same moment, or this one as it comes out of an archive that keeps whole
-    /// seconds or microseconds.
+    /// The same moment, or the moment as an archive restores it that stores whole seconds or
+    /// microseconds.
     fn survived_as(&self, now: &Self) -> bool {
         let coarse = match now.nanoseconds {
             0 => 0,
@@ -41,17 +42,17 @@ pub struct FileFacts {
     pub inode: u64,
     pub mtime: Timestamp,
     pub ctime: Timestamp,
-    /// When the inode was made; older state files and some file systems lack it.
+    /// When the inode was created; older state files and some file systems lack it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub birth: Option<Timestamp>,
-    /// What `statfs` calls the file system. Some file systems make it of the
-    /// device number, so it counts only where there is no birth time.
+    /// The file system's identifier in `statfs`. Some file systems derive it from the device
+    /// number, so it is compared only where there is no birth time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file_system: Option<String>,
 }
 
 impl FileFacts {
-    /// Both are one file, whatever was done to its content, name and owner.
+    /// Both are the same file, whatever happened to its content, name and owner.
     pub fn is_file(&self, other: &Self) -> bool {
         let same = |a: &Option<_>, b: &Option<_>| a.is_none() || b.is_none() || a == b;
         self.inode == other.inode
@@ -62,7 +63,7 @@ impl FileFacts {
     }
 }
 
-/// What names a file or device, and tells when it was touched.
+/// What identifies a file or device, and the times of its last changes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum StorageKind {
@@ -83,7 +84,7 @@ pub struct StorageIdentity {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OriginIdentity {
-    /// As the user gave it, made absolute.
+    /// The path that the user gave, made absolute.
     pub path: String,
     /// Bytes.
     pub size: u64,
@@ -93,16 +94,16 @@ pub struct OriginIdentity {
 /// How a file or device relates to what was recorded of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Relation {
-    /// The same one, as it was left.
+    /// The same file or device, unchanged.
     Same,
-    /// The same one, as it was left; its name, owner, mode or the like were changed.
+    /// The same file, with the same content; its name, owner, mode or the like were changed.
     Touched,
-    /// Another file with the size and the time of the last write of this one, so
-    /// that it is a faithful copy of it, or this one restored.
+    /// Another file with the same size and time of the last write: a faithful copy, or the
+    /// file restored from one.
     Copied,
-    /// The same one, but its content is not what was left: why, in words.
+    /// The same file or device with another content, with the reason.
     Written(String),
-    /// Another one, of which nothing tells that it has the same content: why.
+    /// Another file or device, whose content may be different, with the reason.
     Other(String),
 }
 
@@ -113,8 +114,7 @@ impl StorageIdentity {
         Ok(Self::new(path, size, &fs::metadata(path)?, file_system))
     }
 
-    /// As [`read`](Self::read), of a file that we have open, whatever its path
-    /// leads to by now.
+    /// As [`read`](Self::read), for an open file, whatever its path leads to now.
     pub fn of_open(file: &BlockFile) -> io::Result<Self> {
         let open = File::from(file.as_fd().try_clone_to_owned()?);
         let file_system = rustix::fs::fstatvfs(&open).ok().map(|s| s.f_fsid);
@@ -156,17 +156,18 @@ impl StorageIdentity {
         Self { size, kind }
     }
 
-    /// One and the same file or device, as far as can be told for certain.
+    /// Both are certainly the same file or device.
     pub fn is(&self, other: &Self) -> bool {
         match (&self.kind, &other.kind) {
             (StorageKind::File(a), StorageKind::File(b)) => a.is_file(b),
             (StorageKind::Device(a), StorageKind::Device(b)) => a.is(b) == Some(true),
-            _ => false,
+            (StorageKind::File(_), StorageKind::Device(_))
+            | (StorageKind::Device(_), StorageKind::File(_)) => false,
         }
     }
 
-    /// What became of this. Times count only if `stopped_cleanly`: a daemon that
-    /// was killed could not note them.
+    /// How the file or device as it is `now` relates to this record. Times are compared only
+    /// if `stopped_cleanly`, because a daemon that was killed could not record them.
     pub fn relation(&self, now: &Self, stopped_cleanly: bool) -> Relation {
         match (&self.kind, &now.kind) {
             (StorageKind::File(was), StorageKind::File(is)) if was.is_file(is) => {
@@ -186,11 +187,11 @@ impl StorageIdentity {
                     return Relation::Copied;
                 }
                 let mut why = format!(
-                    "it is another file (inode {} then, {} now)",
+                    "it is another file (its inode was {}, and is {} now)",
                     was.inode, is.inode
                 );
                 if was.inode == is.inode {
-                    why = "it is another file, made anew where that one was".into();
+                    why = "it is another file, created in the place of the former one".into();
                 }
                 if self.size != now.size {
                     why = format!("{why}; {}", self.sizes(now));
@@ -203,15 +204,20 @@ impl StorageIdentity {
                 Some(true) if self.size != now.size => Relation::Written(self.sizes(now)),
                 Some(true) => Relation::Same,
                 Some(false) => Relation::Other(format!(
-                    "it is another device ({} then, {} now)",
+                    "it is another device (it was {}, and is {} now)",
                     was.strongest(),
                     is.strongest()
                 )),
                 None => Relation::Other(
-                    "nothing that the system says of it tells whether it is the same device".into(),
+                    "the system has no name for it that shows whether it is the same device".into(),
                 ),
             },
-            _ => Relation::Other("it was a file and is a device, or the other way round".into()),
+            (StorageKind::File(_), StorageKind::Device(_)) => {
+                Relation::Other("it was a file and is a device".into())
+            }
+            (StorageKind::Device(_), StorageKind::File(_)) => {
+                Relation::Other("it was a device and is a file".into())
+            }
         }
     }
 
@@ -225,10 +231,10 @@ fn written(was: Timestamp, now: Timestamp) -> String {
     match seconds {
         0 => "it was written after the stop".into(),
         1.. => format!(
-            "it was written after the stop (its last write is {seconds} s later than the last one then)"
+            "it was written after the stop (its last write is {seconds} s later than the recorded one)"
         ),
         _ => format!(
-            "it has an older content (its last write is {} s earlier than the last one then)",
+            "it has an older content (its last write is {} s earlier than the recorded one)",
             seconds.saturating_neg()
         ),
     }
@@ -252,8 +258,8 @@ impl OriginIdentity {
         }
     }
 
-    /// As [`StorageIdentity::relation`]; a device that the system has no lasting
-    /// name for is taken for the same one if the operator named it by one.
+    /// As [`StorageIdentity::relation`]; a device for which the system has no persistent name
+    /// is taken for the same one if the operator gave the same persistent path.
     pub fn relation(&self, now: &Self, stopped_cleanly: bool) -> Relation {
         if let (StorageKind::Device(was), StorageKind::Device(is)) = (&self.kind, &now.kind)
             && was.is(is).is_none()
@@ -268,6 +274,27 @@ impl OriginIdentity {
         }
         self.storage().relation(&now.storage(), stopped_cleanly)
     }
+}
+
+/// The storage behind a path; `None` if there is none.
+pub fn storage_of(path: &Path) -> Option<Identity> {
+    let meta = fs::metadata(path).ok()?;
+    Some(if meta.file_type().is_block_device() {
+        Identity::Device {
+            number: meta.rdev(),
+        }
+    } else {
+        Identity::File {
+            device: meta.dev(),
+            inode: meta.ino(),
+        }
+    })
+}
+
+/// Whether both paths lead to one file, or are equal if there is no file.
+pub fn same_path(a: &str, b: &str) -> bool {
+    let real = |p: &str| std::fs::canonicalize(p).ok();
+    a == b || real(a).is_some_and(|a| Some(a) == real(b))
 }
 
 #[cfg(test)]

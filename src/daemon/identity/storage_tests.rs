@@ -50,7 +50,7 @@ fn every_kind_of_change_is_named() {
         assert!(why.contains(word), "{why}");
     }
     for (now, word) in [
-        (file(4096, 8, 160, 160), "inode 7 then, 8 now"),
+        (file(4096, 8, 160, 160), "its inode was 7, and is 8 now"),
         (file(4096, 8, 160, 160), "60 s later"),
         (file(8192, 8, 100, 100), "is 8192"),
     ] {

@@ -1,7 +1,7 @@
 //! QEMU's monitor (QMP): JSON lines over a Unix socket.
 //!
-//! Every wait has an end: the monitor belongs to another process, which may be
-//! stopped, busy with another client, or no QEMU at all.
+//! Every wait has a limit: the monitor belongs to another process, which may be stopped,
+//! busy with another client, or not QEMU at all.
 
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
@@ -15,41 +15,41 @@ use rustix::net::{AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketT
 use serde_json::{Value, json};
 
 /// How long the monitor may take for an answer. QEMU stops and resets a guest in
-/// milliseconds, but it first ends what its devices have under way.
+/// milliseconds, but its devices first complete their requests.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What is left of that when the daemon is told to stop.
+/// The same, once the daemon has been asked to stop.
 const PATIENCE_LEFT: Duration = Duration::from_millis(200);
-/// How often to look whether it is.
+/// How often to check whether it has been asked.
 const LOOK: Duration = Duration::from_millis(50);
 
 /// The status of a guest that is suspended to RAM.
 pub const ASLEEP: &str = "suspended";
 
-/// Longest line that is taken, in bytes; QEMU's greeting has about 200.
+/// Longest accepted line in bytes; QEMU's greeting has about 200.
 const LINE_MAX: usize = 1 << 20;
-/// Lines that are looked at in one go.
+/// Most lines that are read at a time.
 const LINES_MAX: usize = 4096;
 
-/// Why the monitor did not do what was asked.
+/// Why the monitor did not carry out a command.
 #[derive(Debug, thiserror::Error)]
 pub enum QmpError {
     #[error(
-        "cannot reach QEMU's monitor at {}: {source}; give QEMU one of its own for snapback: -qmp unix:{},server=on,wait=off",
+        "cannot connect to QEMU's monitor at {}: {source}; give QEMU a monitor for snapback: -qmp unix:{},server=on,wait=off",
         path.display(), path.display()
     )]
     Connect { path: PathBuf, source: io::Error },
     #[error(
-        "QEMU's monitor at {} did not greet within {} s: it talks to one client at a time, so give snapback one of its own \
-         (a second -qmp unix:SOCKET,server=on,wait=off)",
+        "QEMU's monitor at {} sent no greeting within {} s: it serves one client at a time, so give snapback a monitor of its \
+         own (a second -qmp unix:SOCKET,server=on,wait=off)",
         .0.display(), PATIENCE.as_secs()
     )]
     NoGreeting(PathBuf),
-    #[error("what answers at {} is no QEMU monitor (QMP): {reason}", path.display())]
+    #[error("the server at {} is not a QEMU monitor (QMP): {reason}", path.display())]
     Foreign { path: PathBuf, reason: String },
     #[error("QEMU's monitor did not answer `{command}` within {} s", PATIENCE.as_secs())]
     Slow { command: &'static str },
-    #[error("QEMU did not tell of {event} within {} s", PATIENCE.as_secs())]
+    #[error("QEMU did not report {event} within {} s", PATIENCE.as_secs())]
     NoEvent { event: &'static str },
     #[error("QEMU refused `{command}`: {reason}")]
     Refused {
@@ -58,33 +58,33 @@ pub enum QmpError {
     },
     #[error(
         "the guest is suspended to RAM, and a reset would only wake it up, with the old disk in memory; wake it up \
-         (`system_wakeup` in QEMU's monitor) and ask again, or end that QEMU"
+         (`system_wakeup` in QEMU's monitor) and ask again, or terminate QEMU"
     )]
     Asleep,
     #[error("QEMU's monitor closed the connection")]
     Closed,
-    #[error("the connection to QEMU's monitor broke off: {0}")]
+    #[error("the connection to QEMU's monitor was lost: {0}")]
     Broken(io::Error),
 }
 
-/// A connection whose commands can be used.
+/// A connection that accepts commands.
 #[derive(Debug)]
 pub struct Qmp {
     path: PathBuf,
     stream: UnixStream,
-    /// What came in and is no whole line yet.
+    /// Received data that is not a complete line yet.
     text: Vec<u8>,
-    /// Names of the events that came and were not asked for yet.
+    /// Names of the received events that nobody has asked for yet.
     events: Vec<String>,
-    /// Number of the last command: an answer that came too late is none to the next.
+    /// Number of the last command, so that a late answer is not taken for the next one.
     last: u64,
-    /// The daemon is told to stop.
+    /// The daemon has been asked to stop.
     hurry: Arc<AtomicBool>,
 }
 
 impl Qmp {
-    /// Connects, takes the greeting and leaves the negotiation.
-    /// With `hurry` set there is next to no patience.
+    /// Connects, reads the greeting and ends the negotiation of capabilities. While `hurry`
+    /// is set, waits are short.
     pub fn connect(path: &Path, hurry: &Arc<AtomicBool>) -> Result<Self, QmpError> {
         let stream = connect(path).map_err(|source| QmpError::Connect {
             path: path.to_owned(),
@@ -99,13 +99,13 @@ impl Qmp {
             hurry: Arc::clone(hurry),
         };
         let deadline = Instant::now() + PATIENCE;
-        // What happens while we connect may be told before the greeting.
+        // Events may precede the greeting.
         loop {
             match qmp.next(deadline)? {
                 None => return Err(QmpError::NoGreeting(path.to_owned())),
                 Some(line) if line.get("QMP").is_some() => break,
                 Some(line) if qmp.take_event(&line) => {}
-                Some(_) => return Err(qmp.foreign("its first words are no greeting")),
+                Some(_) => return Err(qmp.foreign("its first message is not a greeting")),
             }
         }
         qmp.run("qmp_capabilities")?;
@@ -125,14 +125,14 @@ impl Qmp {
             let Some(mut line) = self.next(deadline)? else {
                 return Err(QmpError::Slow { command });
             };
-            // An error that has no number is about what could not even be read.
+            // An error without a number answers a command that QEMU could not read.
             let late = line.get("id").is_some_and(|id| *id != self.last);
             if self.take_event(&line) || late {
                 continue;
             }
             if let Some(error) = line.get("error") {
                 let reason = error.get("desc").and_then(Value::as_str);
-                let reason = reason.unwrap_or("it does not say why").to_owned();
+                let reason = reason.unwrap_or("no reason given").to_owned();
                 return Err(QmpError::Refused { command, reason });
             }
             return match line.get_mut("return") {
@@ -142,8 +142,8 @@ impl Qmp {
         }
     }
 
-    /// A connection, and whether the guest is suspended to RAM at its beginning.
-    /// (An event of the same moment comes on top, and says the same.)
+    /// Connects, and asks whether the guest is suspended to RAM. (If this changes at the same
+    /// moment, there is an event, too, which says the same.)
     pub fn connect_and_look(
         path: &Path,
         hurry: &Arc<AtomicBool>,
@@ -154,7 +154,7 @@ impl Qmp {
         Ok((qmp, status == Some(ASLEEP)))
     }
 
-    /// Waits for one of these events, which may have come before; which it was.
+    /// Waits for one of these events and returns it; it may have been received before.
     pub fn event(&mut self, wanted: &[&'static str]) -> Result<&'static str, QmpError> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -175,13 +175,13 @@ impl Qmp {
         }
     }
 
-    /// Drops the events that came until now.
+    /// Drops the events that were received so far.
     pub fn forget_events(&mut self) {
         self.events.clear();
     }
 
-    /// The events that have come until now, oldest first, and whether more can come.
-    /// Waits for nothing.
+    /// The events that were received so far, oldest first, and the error if the connection
+    /// is lost. Does not block.
     pub fn take_events(&mut self) -> (Vec<String>, Result<(), QmpError>) {
         let mut more = Ok(());
         for _ in 0..LINES_MAX {
@@ -199,7 +199,7 @@ impl Qmp {
         (std::mem::take(&mut self.events), more)
     }
 
-    /// For waiting until something comes.
+    /// For waiting until data arrives.
     pub fn stream(&self) -> &UnixStream {
         &self.stream
     }
@@ -214,8 +214,8 @@ impl Qmp {
         event.is_some()
     }
 
-    /// As [`Self::line`], and nothing after `deadline` from a monitor that talks and
-    /// talks.
+    /// As [`Self::line`], but always `None` after `deadline`, even if the monitor sends line
+    /// after line.
     fn next(&mut self, deadline: Instant) -> Result<Option<Value>, QmpError> {
         if Instant::now() >= deadline {
             return Ok(None);
@@ -223,7 +223,7 @@ impl Qmp {
         self.line(deadline)
     }
 
-    /// The next line; `None` if none is whole at `deadline`.
+    /// The next line; `None` if none is complete at `deadline`.
     fn line(&mut self, deadline: Instant) -> Result<Option<Value>, QmpError> {
         loop {
             if let Some(end) = self.text.iter().position(|b| *b == b'\n') {
@@ -231,15 +231,16 @@ impl Qmp {
                 if line.iter().all(u8::is_ascii_whitespace) {
                     continue;
                 }
-                let value: Value = serde_json::from_slice(&line)
-                    .map_err(|e| self.foreign(&format!("it sent no JSON ({e})")))?;
+                let value: Value = serde_json::from_slice(&line).map_err(|e| {
+                    self.foreign(&format!("it sent something that is not JSON ({e})"))
+                })?;
                 if !value.is_object() {
-                    return Err(self.foreign("it sent JSON that is no object"));
+                    return Err(self.foreign("it sent JSON that is not an object"));
                 }
                 return Ok(Some(value));
             }
             if self.text.len() > LINE_MAX {
-                return Err(self.foreign("it sent a line without end"));
+                return Err(self.foreign("it sent a line that is too long"));
             }
             let mut part = [0_u8; 4096];
             let flags = RecvFlags::DONTWAIT;
@@ -257,7 +258,7 @@ impl Qmp {
         }
     }
 
-    /// Whether something has come before `deadline`.
+    /// Waits for data; false at `deadline`.
     fn wait_until(&self, mut deadline: Instant) -> bool {
         let mut hurried = false;
         loop {
@@ -272,7 +273,7 @@ impl Qmp {
             }
             let timeout = Timespec::try_from(left.min(LOOK)).unwrap_or_default();
             let mut fds = [PollFd::new(&self.stream, PollFlags::IN)];
-            // After a signal the caller looks again.
+            // After an interrupted poll the caller finds no data and waits again.
             if !matches!(poll(&mut fds, Some(&timeout)), Ok(0)) {
                 return true;
             }
@@ -287,8 +288,8 @@ impl Qmp {
     }
 }
 
-/// A connection that no write waits on for longer than [`PATIENCE`]. A listener
-/// whose backlog is full refuses at once.
+/// A connection on which no write blocks for longer than [`PATIENCE`]. A listener whose
+/// backlog is full refuses at once.
 fn connect(path: &Path) -> io::Result<UnixStream> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;

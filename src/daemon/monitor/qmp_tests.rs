@@ -135,9 +135,9 @@ fn what_the_monitor_refuses_is_said_in_its_words() {
 fn what_is_no_monitor_is_said_to_be_none() {
     type Talk = fn(&mut Client);
     let talks: [(Talk, &str); 6] = [
-        (|client| client.say("SSH-2.0-OpenSSH"), "no JSON"),
-        (|client| client.say("[1]"), "no object"),
-        (|client| client.say(r#"{"hello": 1}"#), "no greeting"),
+        (|client| client.say("SSH-2.0-OpenSSH"), "not JSON"),
+        (|client| client.say("[1]"), "not an object"),
+        (|client| client.say(r#"{"hello": 1}"#), "not a greeting"),
         (|_| {}, "closed the connection"),
         (
             |client| {
@@ -145,7 +145,7 @@ fn what_is_no_monitor_is_said_to_be_none() {
                 let much = vec![b' '; 2 * LINE_MAX];
                 let _ = client.0.get_mut().write_all(&much);
             },
-            "without end",
+            "too long",
         ),
         (
             |client| {

@@ -1,7 +1,7 @@
-//! Listening to QEMU's monitor for resets while a rollback waits for one.
+//! Watching QEMU's monitor for resets while a rollback waits for one.
 //!
-//! QEMU tells of a reset after it has stopped the rings and before the guest runs
-//! again, so when a driver begins, the reset that it belongs to is in the socket.
+//! QEMU reports a reset after it has stopped the rings and before the guest runs again,
+//! so when a driver starts, the event of its reset is already in the socket.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -13,21 +13,21 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use super::qmp::{Qmp, QmpError};
 
-/// Pause before a monitor that is not there is tried again.
+/// Pause before the next attempt to connect.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// What the monitor told since it was last asked.
+/// What the monitor has reported since the last question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Told {
+pub enum ResetReport {
     /// The machine was reset.
     Reset,
-    /// It was not.
+    /// It was not reset.
     NoReset,
-    /// Nobody listened all the time.
+    /// The monitor was not connected all the time.
     Unknown,
 }
 
-/// A monitor that is listened to; dropping it ends that.
+/// A watched monitor; dropping it ends the watch.
 #[derive(Debug)]
 pub struct Watch {
     shared: Arc<Shared>,
@@ -36,28 +36,28 @@ pub struct Watch {
 #[derive(Debug)]
 struct Shared {
     path: PathBuf,
-    heard: Mutex<Heard>,
-    /// The daemon is told to stop.
+    received: Mutex<Received>,
+    /// The daemon has been asked to stop.
     hurry: Arc<AtomicBool>,
     stop: OwnedFd,
 }
 
 #[derive(Debug)]
-struct Heard {
+struct Received {
     qmp: Option<Qmp>,
     reset: bool,
-    /// The guest was suspended to RAM and not woken up yet.
+    /// The guest is suspended to RAM.
     asleep: bool,
-    /// There was no connection at some time.
+    /// There was no connection for some time.
     gap: bool,
 }
 
 impl Watch {
-    /// Listens to the monitor at `path`; with `known`, a connection to it and whether
-    /// its guest sleeps, from now on, else as soon as it can be reached.
+    /// Watches the monitor at `path`: from now on if there is a connection in `known`
+    /// (with whether the guest is suspended), otherwise once it can be connected to.
     ///
     /// # Errors
-    /// What the system refused.
+    /// The system has no resources for it.
     pub fn start(
         path: &Path,
         known: Option<(Qmp, bool)>,
@@ -66,7 +66,7 @@ impl Watch {
         let (qmp, asleep) = known.unzip();
         let shared = Arc::new(Shared {
             path: path.to_owned(),
-            heard: Mutex::new(Heard {
+            received: Mutex::new(Received {
                 gap: qmp.is_none(),
                 qmp,
                 reset: false,
@@ -78,7 +78,7 @@ impl Watch {
         let theirs = Arc::clone(&shared);
         std::thread::Builder::new()
             .name("qmp".into())
-            .spawn(move || theirs.listen())?;
+            .spawn(move || theirs.watch())?;
         Ok(Self { shared })
     }
 
@@ -86,47 +86,47 @@ impl Watch {
         &self.shared.path
     }
 
-    /// What was told since the last call, or since it began. Waits for nothing.
-    pub fn told(&self) -> Told {
-        let mut heard = self.shared.heard();
-        heard.hear();
-        let told = match (heard.reset, heard.gap) {
-            (true, _) => Told::Reset,
-            (false, true) => Told::Unknown,
-            (false, false) => Told::NoReset,
+    /// What was reported since the last call, or since the start. Does not block.
+    pub fn take_report(&self) -> ResetReport {
+        let mut received = self.shared.received();
+        received.receive();
+        let report = match (received.reset, received.gap) {
+            (true, _) => ResetReport::Reset,
+            (false, true) => ResetReport::Unknown,
+            (false, false) => ResetReport::NoReset,
         };
-        heard.reset = false;
-        heard.gap = heard.qmp.is_none();
-        told
+        received.reset = false;
+        received.gap = received.qmp.is_none();
+        report
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        // The thread ends by itself: it may be waiting for a greeting.
+        // The thread is not joined, because it may be waiting for a greeting.
         let _ = rustix::io::write(&self.shared.stop, &1_u64.to_ne_bytes());
-        // QEMU talks to one client at a time, and the next may be us.
-        self.shared.heard().qmp = None;
+        // QEMU serves one client at a time, and the daemon may connect again.
+        self.shared.received().qmp = None;
     }
 }
 
-impl Heard {
-    /// Takes what has come.
-    fn hear(&mut self) {
+impl Received {
+    /// Processes the events that were received.
+    fn receive(&mut self) {
         let Some(qmp) = &mut self.qmp else { return };
         let (events, more) = qmp.take_events();
         for event in events {
             match event.as_str() {
                 "SUSPEND" => self.asleep = true,
                 "WAKEUP" => self.asleep = false,
-                // The firmware of a machine that sleeps takes it for the wake-up.
+                // The firmware of a suspended machine treats a reset as the wake-up.
                 "RESET" if self.asleep => self.asleep = false,
                 "RESET" => self.reset = true,
                 _ => {}
             }
         }
         if let Err(error) = more {
-            tracing::warn!(%error, "resets are not heard of until QEMU's monitor can be reached again");
+            tracing::warn!(%error, "resets are not reported until QEMU's monitor is connected again");
             self.qmp = None;
             self.gap = true;
             self.asleep = false;
@@ -135,38 +135,39 @@ impl Heard {
 }
 
 impl Shared {
-    fn heard(&self) -> MutexGuard<'_, Heard> {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    fn received(&self) -> MutexGuard<'_, Received> {
+        self.received.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads what comes, so that QEMU need not keep it for us.
-    fn listen(&self) {
+    /// Reads all events at once, so that they do not accumulate in QEMU.
+    fn watch(&self) {
         loop {
             let stream = {
-                let mut heard = self.heard();
-                heard.hear();
-                heard.qmp.as_ref().map(|qmp| qmp.stream().try_clone())
+                let mut received = self.received();
+                received.receive();
+                received.qmp.as_ref().map(|qmp| qmp.stream().try_clone())
             };
             let ended = match stream {
                 Some(Ok(stream)) => self.wait(Some(&stream), None),
                 Some(Err(_)) => self.wait(None, Some(RETRY)),
                 None => match Qmp::connect_and_look(&self.path, &self.hurry) {
                     Ok((qmp, asleep)) => {
-                        let mut heard = self.heard();
-                        // Under the lock: who ends it finds no connection afterwards.
+                        let mut received = self.received();
+                        // Checked under the lock, so that a watch that was ended never has a
+                        // connection.
                         if self.ended() {
                             return;
                         }
-                        heard.qmp = Some(qmp);
-                        heard.asleep = asleep;
+                        received.qmp = Some(qmp);
+                        received.asleep = asleep;
                         continue;
                     }
                     Err(error @ (QmpError::Connect { .. } | QmpError::Closed)) => {
-                        tracing::debug!(%error, "QEMU's monitor is not there yet");
+                        tracing::debug!(%error, "QEMU's monitor cannot be connected to yet");
                         self.wait(None, Some(RETRY))
                     }
                     Err(error) => {
-                        tracing::warn!(%error, "resets are not heard of");
+                        tracing::warn!(%error, "resets are not reported");
                         self.wait(None, Some(RETRY))
                     }
                 },
@@ -181,7 +182,7 @@ impl Shared {
         self.wait(None, Some(Duration::ZERO))
     }
 
-    /// Until something has come or the time is over; true if it is to end.
+    /// Waits for data or the timeout; true if the watch was ended.
     fn wait(
         &self,
         stream: Option<&std::os::unix::net::UnixStream>,

@@ -44,22 +44,28 @@ fn a_reset_is_told_once_and_its_absence_too() {
         &calm(),
     )
     .unwrap();
-    assert_eq!(watch.told(), Told::NoReset);
+    assert_eq!(watch.take_report(), ResetReport::NoReset);
     say.send("STOP").unwrap();
     say.send("RESET").unwrap();
-    until("the reset is told", || watch.told() == Told::Reset);
-    assert_eq!(watch.told(), Told::NoReset);
+    until("the reset is told", || {
+        watch.take_report() == ResetReport::Reset
+    });
+    assert_eq!(watch.take_report(), ResetReport::NoReset);
     // What came right before a monitor left is heard, and then nothing is known.
     say.send("RESET").unwrap();
     drop(say);
     drop(monitor);
     let mut heard = Vec::new();
     until("the end", || {
-        heard.push(watch.told());
-        heard.last() == Some(&Told::Unknown)
+        heard.push(watch.take_report());
+        heard.last() == Some(&ResetReport::Unknown)
     });
-    assert!(heard.contains(&Told::Reset), "{heard:?}");
-    assert_eq!(watch.told(), Told::Unknown, "as long as it is away");
+    assert!(heard.contains(&ResetReport::Reset), "{heard:?}");
+    assert_eq!(
+        watch.take_report(),
+        ResetReport::Unknown,
+        "as long as it is away"
+    );
 }
 
 #[test]
@@ -74,9 +80,11 @@ fn a_reset_of_a_guest_that_sleeps_is_its_wake_up() {
             say.send(event).unwrap();
         }
         // The last one is a reset of a guest that is awake.
-        until("a reset is told", || watch.told() == Told::Reset);
+        until("a reset is told", || {
+            watch.take_report() == ResetReport::Reset
+        });
         resets += 1;
-        assert_eq!(watch.told(), Told::NoReset, "after {resets}");
+        assert_eq!(watch.take_report(), ResetReport::NoReset, "after {resets}");
     };
     count(&["SUSPEND", "WAKEUP", "RESET"]);
     count(&["SUSPEND", "RESET", "RESET"]);
@@ -85,10 +93,10 @@ fn a_reset_of_a_guest_that_sleeps_is_its_wake_up() {
     drop(say);
     let mut heard = Vec::new();
     until("the end", || {
-        heard.push(watch.told());
-        heard.last() == Some(&Told::Unknown)
+        heard.push(watch.take_report());
+        heard.last() == Some(&ResetReport::Unknown)
     });
-    assert!(!heard.contains(&Told::Reset), "{heard:?}");
+    assert!(!heard.contains(&ResetReport::Reset), "{heard:?}");
 }
 
 /// A daemon that was started while the guest slept believed the reset that only
@@ -100,16 +108,18 @@ fn a_guest_that_sleeps_when_it_is_first_heard_of_is_woken_up_by_its_reset() {
         let say = talking_of(&monitor, "suspended");
         let qmp = early.then(|| Qmp::connect_and_look(&monitor.path(), &calm()).unwrap());
         let watch = Watch::start(&monitor.path(), qmp, &calm()).unwrap();
-        until("it is heard all the time", || watch.told() == Told::NoReset);
+        until("it is heard all the time", || {
+            watch.take_report() == ResetReport::NoReset
+        });
         say.send("RESET").unwrap();
         say.send("RESUME").unwrap();
         drop(say);
         let mut heard = Vec::new();
         until("the end", || {
-            heard.push(watch.told());
-            heard.last() == Some(&Told::Unknown)
+            heard.push(watch.take_report());
+            heard.last() == Some(&ResetReport::Unknown)
         });
-        assert!(!heard.contains(&Told::Reset), "{heard:?}");
+        assert!(!heard.contains(&ResetReport::Reset), "{heard:?}");
     }
 }
 
@@ -117,12 +127,16 @@ fn a_guest_that_sleeps_when_it_is_first_heard_of_is_woken_up_by_its_reset() {
 fn a_monitor_that_comes_later_is_listened_to_from_then_on() {
     let monitor = Monitor::new();
     let watch = Watch::start(&monitor.path(), None, &calm()).unwrap();
-    assert_eq!(watch.told(), Told::Unknown);
+    assert_eq!(watch.take_report(), ResetReport::Unknown);
     let say = talking(&monitor);
     // Unknown once more: there was a gap since it was last asked.
-    until("it is heard all the time", || watch.told() == Told::NoReset);
+    until("it is heard all the time", || {
+        watch.take_report() == ResetReport::NoReset
+    });
     say.send("RESET").unwrap();
-    until("the reset is told", || watch.told() == Told::Reset);
+    until("the reset is told", || {
+        watch.take_report() == ResetReport::Reset
+    });
 }
 
 #[test]

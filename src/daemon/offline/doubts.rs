@@ -1,20 +1,20 @@
-//! For verbs that look at a snapshot without a daemon: is this its disk, and is this
-//! its COW?
+//! For verbs that read a snapshot without a daemon: whether the given files are its disk
+//! and its COW.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::daemon::cow::storage_of;
 use crate::daemon::identity::OriginIdentity;
+use crate::daemon::identity::storage_of;
 use crate::daemon::provenance::cow_verdict::{Verdict, belongs_elsewhere, judge};
-use crate::daemon::provenance::standing::Standing;
-use crate::daemon::start::origin_check::origin_changes;
+use crate::daemon::provenance::origin::origin_changes;
+use crate::daemon::provenance::placement::Placement;
 use crate::daemon::state::VolumeState;
 use crate::daemon::state::place::default_state_path;
 
-/// What speaks against the files at `origin` and `cow` being a snapshot and its
-/// disk as they were left; empty if nothing does, or if nothing is known of them.
-/// `state`: the state file if it is not in its usual place.
+/// The reasons to doubt that the files at `origin` and `cow` are a disk and its snapshot as
+/// the daemon left them; empty if there are none, or if no state file records them.
+/// `state`: the state file if it is not in its default place.
 pub fn doubts(origin: &Path, cow: &Path, state: Option<&Path>) -> Vec<String> {
     let place = match state {
         Some(place) => Some(place.to_path_buf()),
@@ -36,17 +36,17 @@ pub fn doubts(origin: &Path, cow: &Path, state: Option<&Path>) -> Vec<String> {
     let Some(record) = record else {
         return elsewhere(cow, volume.as_deref());
     };
-    // A merge under way writes the origin, and its rest is all that is left.
+    // The store of an invalid snapshot is refused elsewhere.
     if !record.valid {
         return Vec::new();
     }
-    let standing = Standing::look(origin, Some(&place), Some(&state));
+    let placement = Placement::look(origin, Some(&place), Some(&state));
     let mut doubts = Vec::new();
     let size = fs::metadata(origin).ok().filter(|m| m.is_file());
     let size = size.map_or(state.origin.size, |m| m.len());
     if let Ok(now) = OriginIdentity::read(origin, size) {
-        let found = origin_changes(&state, &now, &standing);
-        // What it has behind the snapshot's end does not show.
+        let found = origin_changes(&state, &now, &placement);
+        // Data behind the end of the snapshot is not part of it.
         let harmless = found.grown && found.changes.len() == 1;
         doubts.extend(
             found
@@ -57,14 +57,14 @@ pub fn doubts(origin: &Path, cow: &Path, state: Option<&Path>) -> Vec<String> {
         );
     }
     let shown = cow.display();
-    match judge(record, &state, &standing) {
+    match judge(record, &state, &placement) {
         Verdict::Own | Verdict::OwnBut(_) => {}
         Verdict::Doubtful(why) | Verdict::Foreign(why) => doubts.push(format!(
             "the COW {shown} of snapshot {} {why}",
             record.spec.name
         )),
         Verdict::Originals => doubts.push(format!(
-            "the origin is a copy, and the COW {shown} is what the original uses"
+            "the origin is a copy, and the COW {shown} is used by the original"
         )),
     }
     doubts

@@ -1,5 +1,5 @@
-//! The volume without a daemon: the offline merge, and what state files say of a
-//! store to the verbs that read or repair it.
+//! The volume without a daemon: the merge, and what state files record of a store, for the
+//! verbs that read or repair it.
 
 pub mod doubts;
 pub mod merge;

@@ -1,28 +1,28 @@
-//! What state files say of a store, for those who work on it without a daemon:
-//! the header of a store that was given up may still say valid.
+//! What state files record of a store, for verbs that work on it without a daemon: the
+//! header of an invalid snapshot may still say valid.
 
 use std::path::Path;
 
 use crate::control::api::StoreType;
 use crate::daemon::DaemonError;
-use crate::daemon::cow::storage_of;
+use crate::daemon::identity::storage_of;
 use crate::daemon::state::place::{default_state_path, state_files_near};
 use crate::daemon::state::{SnapshotRecord, VolumeState};
 use crate::offline::{Fate, Known};
 
-/// What the volume knows of the snapshot whose store is in `cow`.
+/// The record of the snapshot whose store is in `cow`.
 pub fn record_of<'a>(state: &'a VolumeState, cow: &Path) -> Option<&'a SnapshotRecord> {
     let ours = storage_of(cow)?;
     let mut records = state.snapshots.iter();
     records.find(|s| storage_of(Path::new(&s.spec.cow)) == Some(ours))
 }
 
-/// What is recorded of the store in `cow`: in the file `state`, or else in the one
-/// of `origin`, beside the COW, or among those of devices. If several know it,
-/// one that says it must not be used counts.
+/// What is recorded of the store in `cow`: in the file `state`, or otherwise in the one of
+/// `origin`, in those beside the COW, or in those of devices. If several record it, one
+/// that forbids its use takes precedence.
 ///
 /// # Errors
-/// `state` cannot be read. Others that cannot be understood count as absent.
+/// `state` cannot be read. Other files that cannot be decoded are ignored.
 pub fn recorded(
     cow: &Path,
     origin: Option<&Path>,
@@ -55,8 +55,8 @@ fn known(path: &Path, state: &VolumeState, cow: &Path) -> Option<Known> {
         length: record.length.unwrap_or(state.origin.size),
         fate: match record.spec.store_type {
             StoreType::N => Fate::Transient,
-            _ if !record.valid => Fate::Invalid,
-            _ => Fate::Kept,
+            StoreType::P | StoreType::PO if !record.valid => Fate::Invalid,
+            StoreType::P | StoreType::PO => Fate::Kept,
         },
     })
 }

@@ -1,29 +1,30 @@
-//! Whether a COW is the one of its snapshot, as it was left.
+//! Whether the file at a COW path is the COW of its snapshot, with the content that it had.
 
 use std::path::Path;
 
 use super::marks;
-use super::standing::{Standing, mark_speaks_against};
+use super::placement::{Placement, mark_speaks_against};
 use crate::control::api::StoreType;
 use crate::daemon::identity::{Relation, StorageIdentity};
 use crate::daemon::state::{SnapshotRecord, VolumeState};
 
-/// What the file or device at a snapshot's COW path is to it.
+/// What the file or device at a snapshot's COW path is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
+    /// The snapshot's own COW.
     Own,
-    /// Its own, and something about it is worth a word.
+    /// The snapshot's own COW, with a remark for the user.
     OwnBut(String),
-    /// Nothing tells that it holds what the snapshot's COW held: why.
+    /// It may not have the content that the snapshot's COW had, with the reason.
     Doubtful(String),
-    /// For certain not its own: why.
+    /// Certainly not the snapshot's COW, with the reason.
     Foreign(String),
-    /// What the original of this copy uses.
+    /// The COW of the original of this copy.
     Originals,
 }
 
-/// Judges what is at the COW path of `record`, a snapshot that `recorded` knows.
-pub fn judge(record: &SnapshotRecord, recorded: &VolumeState, standing: &Standing) -> Verdict {
+/// Judges the file at the COW path of `record`, a snapshot in `recorded`.
+pub fn judge(record: &SnapshotRecord, recorded: &VolumeState, placement: &Placement) -> Verdict {
     let path = Path::new(&record.spec.cow);
     if record.spec.store_type == StoreType::N {
         return Verdict::Own;
@@ -32,7 +33,7 @@ pub fn judge(record: &SnapshotRecord, recorded: &VolumeState, standing: &Standin
         Ok(now) => now,
         Err(error) => return Verdict::Doubtful(format!("cannot be examined: {error}")),
     };
-    if standing.is_foreign(&record.spec.cow) {
+    if placement.is_foreign(&record.spec.cow) {
         return Verdict::Originals;
     }
     let names = |other: &SnapshotRecord| other.spec.name != record.spec.name;
@@ -43,15 +44,15 @@ pub fn judge(record: &SnapshotRecord, recorded: &VolumeState, standing: &Standin
     {
         return Verdict::Foreign(format!("is the COW of snapshot {}", other.spec.name));
     }
-    // Without identities in the state file: a path can only have been given away
-    // when the file of the first was not there any more.
+    // Without identities in the state file: a second snapshot can only have got the path
+    // after the file of the first one was deleted.
     let later = recorded.snapshots.iter().rev();
     let owner = later.clone().find(|s| s.spec.cow == record.spec.cow);
     if let Some(owner) = owner.filter(|owner| names(owner))
         && !own
     {
         return Verdict::Foreign(format!(
-            "was deleted, and the one at its path now is the COW of snapshot {}",
+            "was deleted, and the file at its path now is the COW of snapshot {}",
             owner.spec.name
         ));
     }
@@ -62,7 +63,7 @@ pub fn judge(record: &SnapshotRecord, recorded: &VolumeState, standing: &Standin
             Some(of) => {
                 return Verdict::Foreign(format!("is the COW of snapshot {}", of.name));
             }
-            None => return Verdict::Foreign("is a disk that was served".to_owned()),
+            None => return Verdict::Foreign("is a disk that has been served".to_owned()),
         }
         if let Some(why) = mark_speaks_against(recorded, mark) {
             return Verdict::Doubtful(why);
@@ -72,29 +73,30 @@ pub fn judge(record: &SnapshotRecord, recorded: &VolumeState, standing: &Standin
         return Verdict::Own;
     };
     if recorded.running {
-        // It may have been enlarged by the daemon that was killed.
+        // The daemon that was killed may have enlarged it.
         store.size = store.size.max(now.size);
     }
     match store.relation(&now, !recorded.running) {
         Relation::Same | Relation::Touched => Verdict::Own,
         Relation::Copied => Verdict::OwnBut(
-            "is a copy of the snapshot's COW with the same times, taken for the same".to_owned(),
+            "is a copy of the snapshot's COW with the same times, and is taken for it".to_owned(),
         ),
         Relation::Written(why) | Relation::Other(why) => {
-            Verdict::Doubtful(format!("is not as it was left: {why}"))
+            Verdict::Doubtful(format!("is not as the daemon left it: {why}"))
         }
     }
 }
 
-/// A file has the size that it has; of a device only the names count here.
+/// The identity of the file or device. For a device only the names matter here, so it gets
+/// the recorded size.
 fn identity(path: &Path, record: &SnapshotRecord) -> std::io::Result<StorageIdentity> {
     let meta = std::fs::metadata(path)?;
     let recorded = record.store.as_ref().map_or(0, |store| store.size);
     StorageIdentity::read(path, if meta.is_file() { meta.len() } else { recorded })
 }
 
-/// What an unknown file's mark says of a snapshot that is alive in another volume,
-/// so that it must not be used for anything else; in words that follow "it".
+/// The reason why an unknown file must not be used: its mark names a snapshot of another
+/// volume that still has it. Continues a sentence after "it".
 pub fn belongs_elsewhere(path: &Path, volume: Option<&str>) -> Option<String> {
     let mark = marks::read(path)?;
     let of = mark.snapshot?;

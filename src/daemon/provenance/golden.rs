@@ -1,7 +1,6 @@
-//! Which content of a read-only origin a fork's store belongs to. No state file
-//! knows the forks of a golden image, so the store's file carries it itself: in an
-//! extended attribute, as far as the file system has them. The bytes of the store
-//! stay Linux's.
+//! Golden images: forks of a read-only origin are in no state file, so an extended attribute
+//! of each fork's COW records the state of the image, if the file system has attributes. The
+//! content of the COW remains in Linux's format.
 
 use std::path::Path;
 
@@ -11,11 +10,11 @@ use serde::{Deserialize, Serialize};
 use crate::daemon::identity::{OriginIdentity, StorageKind, Timestamp};
 
 const ATTRIBUTE: &str = "user.snapback.origin";
-/// More than any record of ours.
+/// Larger than any such record.
 const SIZE_MAX: usize = 512;
 
-/// What an image has as long as nobody writes it; a copy that keeps the times has
-/// the same.
+/// Properties of an image that do not change unless it is written; a copy that keeps the
+/// times has the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Image {
     size: u64,
@@ -35,20 +34,20 @@ impl Image {
     }
 }
 
-/// Notes in the store at `cow` that it belongs to `origin` as it is now. Where that
-/// cannot be noted a later change goes unseen, as nobody can help.
+/// Records in the store at `cow` that it belongs to `origin` as it is now. Without
+/// attributes a later change of the image is not noticed.
 pub fn note(cow: impl AsRef<Path>, origin: &OriginIdentity) {
     let cow = cow.as_ref();
     let noted = serde_json::to_vec(&Image::of(origin))
         .map_err(std::io::Error::from)
         .and_then(|text| Ok(setxattr(cow, ATTRIBUTE, &text, XattrFlags::empty())?));
     if let Err(error) = noted {
-        tracing::debug!(cow = %cow.display(), %error, "cannot note which image the store belongs to");
+        tracing::debug!(cow = %cow.display(), %error, "cannot record which image the store belongs to");
     }
 }
 
-/// What has become of the image since the store at `cow` was last used, in words;
-/// `None` if nothing has, or nothing is known.
+/// How the image has changed since the store at `cow` was last used; `None` if it has not,
+/// or if nothing is recorded.
 pub fn change(cow: &Path, origin: &OriginIdentity) -> Option<String> {
     let mut bytes = [0; SIZE_MAX];
     let len = getxattr(cow, ATTRIBUTE, &mut bytes[..]).ok()?;
@@ -60,7 +59,7 @@ pub fn change(cow: &Path, origin: &OriginIdentity) -> Option<String> {
             then.size, now.size
         ));
     }
-    (then.mtime != now.mtime).then(|| "it was written since then, or is another file".to_owned())
+    (then.mtime != now.mtime).then(|| "it was written since then, or it is another file".to_owned())
 }
 
 #[cfg(test)]
@@ -78,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_knows_its_image_and_no_other() {
+    fn a_change_of_the_image_is_noticed() {
         let dir = tempfile::tempdir().unwrap();
         let cow = dir.path().join("vm.cow");
         std::fs::write(&cow, b"x").unwrap();

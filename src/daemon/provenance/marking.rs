@@ -1,4 +1,4 @@
-//! Marking the files of a volume as its own.
+//! Marking the origin and the COWs of a volume.
 
 use std::path::Path;
 
@@ -6,8 +6,7 @@ use super::marks::{self, Mark, MarkedSnapshot};
 use crate::control::api::StoreType;
 use crate::daemon::state::{MarkedAs, SnapshotRecord, StateFile, VolumeState};
 
-/// Gives the volume and its snapshots what identifies them, if they have none yet,
-/// and counts this start.
+/// Gives the volume and its snapshots identifiers if they have none, and counts this start.
 pub fn identify(state: &mut VolumeState) -> std::io::Result<()> {
     if state.volume.is_none() {
         state.volume = Some(marks::new_id()?);
@@ -23,13 +22,13 @@ pub fn identify(state: &mut VolumeState) -> std::io::Result<()> {
 
 /// Marks the origin at `origin` and all COWs.
 ///
-/// Order: 1 the state file says what the marks will be, and what they were → 2 they
-/// are made, durable → 3 the state file says that they are made. Cut short
-/// anywhere, the marks say one of the two.
+/// Order: 1 the state file has the new and the previous content of the marks → 2 the marks
+/// are written, durably → 3 the state file says that they are written. After an
+/// interruption, each mark has one of the two contents.
 pub fn mark_all(state: &mut StateFile, origin: &Path, read_only: bool) {
     let Some(mark) = mark_of(state) else { return };
     if !state.is_written() && state.state().marked.is_none() {
-        // Nothing of this disk is to be remembered.
+        // Nothing is recorded of this disk.
         return;
     }
     let mut all = read_only || write(origin, &mark);
@@ -41,8 +40,8 @@ pub fn mark_all(state: &mut StateFile, origin: &Path, read_only: bool) {
     }
 }
 
-/// Marks the origin if it is not yet, because the first snapshot has made a state
-/// file. The same order.
+/// Marks the origin if it is not marked yet, because the first snapshot has created the
+/// state file. The order is the same.
 pub fn mark_origin(state: &mut StateFile, origin: &Path, read_only: bool) {
     let Some(mark) = mark_of(state) else { return };
     let current = MarkedAs {
@@ -68,7 +67,7 @@ pub fn mark_new_cow(state: &StateFile, record: &SnapshotRecord) {
     }
 }
 
-/// The file is no COW of the volume any more.
+/// Removes the mark of a COW that does not belong to the volume any more.
 pub fn release_cow(record: &SnapshotRecord) {
     let path = Path::new(&record.spec.cow);
     let of = marks::read(path).and_then(|mark| mark.snapshot);
@@ -77,7 +76,7 @@ pub fn release_cow(record: &SnapshotRecord) {
     }
 }
 
-/// What the disk is to be marked with.
+/// The mark of the origin.
 fn mark_of(state: &StateFile) -> Option<Mark> {
     Some(Mark {
         volume: state.state().volume.clone()?,
@@ -111,7 +110,7 @@ fn mark_cow(mark: &Mark, record: &SnapshotRecord) -> bool {
     write(Path::new(&record.spec.cow), &mark)
 }
 
-/// False if the file goes on saying something else.
+/// Writes a mark; false if the file keeps another one.
 fn write(path: &Path, mark: &Mark) -> bool {
     marks::write(path, mark) || marks::read(path).is_none()
 }
@@ -121,8 +120,8 @@ fn note(state: &mut StateFile, mark: &Mark) {
         volume: mark.volume.clone(),
         generation: mark.generation,
     };
-    // If this cannot be written, the marks say what the file says, too.
+    // If this cannot be written, the next start still accepts the marks.
     if let Err(error) = state.update(|s| s.marked = Some(marked)) {
-        tracing::debug!(%error, "not noted that the files are marked");
+        tracing::debug!(%error, "could not record that the files are marked");
     }
 }

@@ -1,8 +1,8 @@
-//! What a file itself says of the volume that it belongs to: an extended
-//! attribute on disks and COWs. `cp -a` and the like keep it and plain copies do
-//! not, so it never proves that a file is the original; but it tells a swapped or
-//! outdated file, and a disk whose state file is lost. File systems without
-//! attributes do without; devices have none. The bytes of a COW stay Linux's.
+//! Marks: an extended attribute on disks and COWs that names their volume. `cp -a` and
+//! similar tools copy it and plain copies do not, so it never proves that a file is the
+//! original; but it reveals a swapped or outdated file, and a disk whose state file is
+//! missing. Devices and some file systems have no attributes. The content of a COW remains
+//! in Linux's format.
 
 use std::fs::File;
 use std::io;
@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 const ATTRIBUTE: &str = "user.snapback";
-/// More than any mark; what is longer is not one.
+/// Larger than any mark.
 const SIZE_MAX: usize = 8192;
 
 /// The mark of one file.
@@ -21,9 +21,9 @@ const SIZE_MAX: usize = 8192;
 pub struct Mark {
     /// Identity of the volume.
     pub volume: String,
-    /// Of the volume's state when the mark was made.
+    /// The generation of the volume's state when the mark was written.
     pub generation: u64,
-    /// Its state file, absolute; `None` if it has none.
+    /// The volume's state file, absolute; `None` if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
     /// The snapshot whose COW this is; `None`: this is the disk.
@@ -37,15 +37,15 @@ pub struct MarkedSnapshot {
     pub name: String,
 }
 
-/// The mark of the file at `path`. One that cannot be read or understood is none.
+/// The mark of the file at `path`; `None` if it cannot be read or decoded.
 pub fn read(path: &Path) -> Option<Mark> {
     let mut bytes = vec![0; SIZE_MAX];
     let len = getxattr(path, ATTRIBUTE, &mut bytes[..]).ok()?;
     serde_json::from_slice(bytes.get(..len)?).ok()
 }
 
-/// Marks the file at `path`, durably; false if its file system or our rights do
-/// not let us, which is no harm.
+/// Marks the file at `path`, durably; false if the file system or the permissions do not
+/// allow it, which is harmless.
 pub fn write(path: &Path, mark: &Mark) -> bool {
     let written = || -> io::Result<()> {
         if !std::fs::metadata(path)?.is_file() {
@@ -64,12 +64,12 @@ pub fn write(path: &Path, mark: &Mark) -> bool {
     }
 }
 
-/// Takes the mark away, as far as that is possible.
+/// Removes the mark, if possible.
 pub fn clear(path: &Path) {
     let _ = removexattr(path, ATTRIBUTE);
 }
 
-/// A number that no other volume or snapshot has.
+/// A random identifier for a volume or snapshot.
 pub fn new_id() -> io::Result<String> {
     let mut bytes = [0_u8; 16];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;

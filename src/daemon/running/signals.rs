@@ -1,4 +1,4 @@
-//! SIGTERM and SIGINT as a descriptor that the main loop waits for.
+//! SIGTERM and SIGINT as a descriptor on which the main loop waits.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -10,14 +10,14 @@ use vmm_sys_util::signal::{Error, block_signal, register_signal_handler, unblock
 
 use crate::event_flag::EventFlag;
 
-/// The handler can reach nothing but statics.
+/// A signal handler can only access statics.
 static RUNG: OnceLock<EventFlag> = OnceLock::new();
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
 const SIGNALS: [Signal; 2] = [Signal::TERM, Signal::INT];
 
-/// Only what is allowed in a signal handler: an atomic addition and a write. The
-/// type of the second argument is libc's `siginfo_t`, which is not looked at.
+/// Does only what is allowed in a signal handler: an atomic addition and a write. The second
+/// argument is libc's `siginfo_t`, which is not used.
 extern "C" fn handle<T>(_: i32, _: *mut T, _: *mut std::ffi::c_void) {
     COUNT.fetch_add(1, Ordering::Release);
     if let Some(rung) = RUNG.get() {
@@ -31,14 +31,14 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Holds the signals back from this thread and those that it starts from now
-    /// on, so that no other thread's system call is interrupted.
+    /// Blocks the signals in this thread and those that it starts from now on, so that no
+    /// system call of another thread is interrupted.
     pub fn hold() -> io::Result<Self> {
         let wake = EventFlag::new()?;
         let rung = RUNG.get_or_init(|| wake);
         for signal in SIGNALS {
             match block_signal(signal.as_raw()) {
-                // By whoever started this process.
+                // The parent process may have blocked it.
                 Ok(()) | Err(Error::SignalAlreadyBlocked(_)) => {}
                 Err(e) => return Err(io::Error::other(e.to_string())),
             }
@@ -47,7 +47,7 @@ impl Signals {
         Ok(Self { rung })
     }
 
-    /// Lets the signals reach this thread.
+    /// Unblocks the signals in this thread.
     pub fn release(&self) -> io::Result<()> {
         for signal in SIGNALS {
             unblock_signal(signal.as_raw()).map_err(|e| io::Error::other(e.to_string()))?;
@@ -55,7 +55,7 @@ impl Signals {
         Ok(())
     }
 
-    /// How many came so far.
+    /// Number of signals received so far.
     pub fn count(&self) -> u32 {
         self.rung.clear();
         COUNT.load(Ordering::Acquire)

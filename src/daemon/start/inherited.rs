@@ -1,4 +1,4 @@
-//! A descriptor that whoever started us left open for us (`--fd N`).
+//! A descriptor that the parent process left open for the daemon (`--fd N`).
 #![allow(unsafe_code)] // Named file: a number becomes an owned descriptor.
 
 use std::io;
@@ -13,7 +13,7 @@ pub fn take(fd: RawFd) -> io::Result<OwnedFd> {
     if fd <= 2 {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
-            "0, 1 and 2 are for input, output and errors",
+            "0, 1 and 2 are standard input, output and error",
         ));
     }
     // SAFETY: `fd` is not -1, and the borrow ends with this statement; a closed
@@ -25,6 +25,6 @@ pub fn take(fd: RawFd) -> io::Result<OwnedFd> {
             "it is not open in this process",
         )
     })?;
-    // SAFETY: it is open, was inherited, and by the contract above is ours alone.
+    // SAFETY: it is open, was inherited, and nothing else uses it by the contract above.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

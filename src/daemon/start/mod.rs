@@ -1,10 +1,18 @@
-//! The start: options and state file become a plan, files and sockets are opened
-//! and checked, stores are prepared, and the volume is served.
+//! The start: options and state file become a plan, files and sockets are opened and
+//! checked, stores are made, and the volume is served.
+//!
+//! ```text
+//!  serve ─► build ─► preflight ─► cow_check, sockets ─► plan ─► origin_check ─► options
+//!                        └─────► missing_state              sockets ─► inherited
+//! ```
 
-pub mod inherited;
-pub mod lost;
+pub mod build;
+mod cow_check;
+mod inherited;
+mod missing_state;
 pub mod options;
-pub mod origin_check;
-pub mod plan;
+mod origin_check;
+mod plan;
 pub mod preflight;
 pub mod serve;
+pub mod sockets;

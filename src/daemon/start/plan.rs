@@ -1,23 +1,23 @@
-//! What a start has to do: the state file's memory and this start's options,
-//! brought together. Nothing is opened or changed here.
+//! What a start has to do: the state file and the options of this start are combined.
+//! Nothing is opened or changed here.
 
 use std::path::Path;
 
 use super::options::{Endpoint, ServeOptions};
 use super::origin_check::{check_lengths, check_origin};
 use crate::control::api::{SnapshotSpec, StoreType, check_name};
-use crate::daemon::identity::OriginIdentity;
+use crate::daemon::identity::{OriginIdentity, same_path};
 pub use crate::daemon::plan_error::PlanError;
-use crate::daemon::provenance::standing::{Standing, Whereabouts};
+use crate::daemon::provenance::placement::{Location, Placement};
 use crate::daemon::state::{MarkedAs, MergeRecord, SnapshotRecord, VolumeState};
 use crate::units::SECTOR_SIZE;
 
 /// Where a snapshot of the plan comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// The state file: its store must be there and must fit.
+    /// The state file: its store must exist and must fit.
     Recorded,
-    /// This start's options: its store is made if it is not there.
+    /// The options of this start: its store is made if it does not exist.
     Options,
 }
 
@@ -27,30 +27,30 @@ pub struct PlannedSnapshot {
     pub spec: SnapshotSpec,
     pub valid: bool,
     pub source: Source,
-    /// The COW was this volume's scratch space before: what it holds is worthless.
+    /// The COW belonged to a transient snapshot of this volume, so its content is worthless.
     pub scratch: bool,
 }
 
-/// A start that contradicts nothing.
+/// A start whose options agree with the state file.
 #[derive(Debug)]
 pub struct Plan {
-    /// As it will be recorded, but for what opening the stores tells.
+    /// The state that will be recorded, except for what is found when the stores are opened.
     pub state: VolumeState,
     pub snapshots: Vec<PlannedSnapshot>,
     /// Snapshots to invalidate for good.
     pub forget: Vec<SnapshotRecord>,
-    /// What the user should hear.
+    /// Remarks for the user.
     pub remarks: Vec<String>,
-    /// Sockets that are not served because they are those of this copy's original.
+    /// Sockets that are not served because they belong to the original of this copy.
     pub foreign: Vec<String>,
 }
 
-/// Brings `recorded` and `options` together for the origin that is there now.
+/// Combines `recorded` and `options` for the origin as it is `now`.
 pub fn plan(
     options: &ServeOptions,
     recorded: Option<VolumeState>,
     now: &OriginIdentity,
-    standing: &Standing,
+    placement: &Placement,
 ) -> Result<Plan, PlanError> {
     let mut remarks = Vec::new();
     let known = recorded.is_some();
@@ -63,56 +63,17 @@ pub fn plan(
     }
     check_lengths(&state, now)?;
     if known {
-        check_origin(options, &state, now, standing, &mut remarks)?;
+        check_origin(options, &state, now, placement, &mut remarks)?;
     }
-    let foreign = take_over(&mut state, standing, &mut remarks);
+    let foreign = take_over(&mut state, placement, &mut remarks);
     state.origin = now.clone();
-    // Of a daemon that was killed nobody knows.
+    // It is unknown whether a guest was attached to a daemon that was killed.
     state.guest_attached |= state.running;
     state.running = true;
 
     let asked = asked_snapshots(options)?;
     let scratch = drop_transient(&asked, &mut state, &mut remarks);
-    let mut snapshots: Vec<PlannedSnapshot> = Vec::new();
-    for record in &mut state.snapshots {
-        if let Some(asked) = asked.iter().find(|s| s.name == record.spec.name) {
-            agree(&record.spec, asked)?;
-            if asked.socket.is_some() {
-                record.spec.socket.clone_from(&asked.socket);
-            }
-            let spec = &mut record.spec;
-            spec.discard_zeroes_cow = asked.discard_zeroes_cow.or(spec.discard_zeroes_cow);
-            spec.discard_passdown_origin = asked
-                .discard_passdown_origin
-                .or(spec.discard_passdown_origin);
-            record.spec.read_only = asked.read_only.or(record.spec.read_only);
-        }
-        snapshots.push(PlannedSnapshot {
-            spec: record.spec.clone(),
-            valid: record.valid,
-            source: Source::Recorded,
-            scratch: false,
-        });
-    }
-    for spec in asked {
-        if state.snapshot(&spec.name).is_none() {
-            state.snapshots.push(SnapshotRecord {
-                spec: spec.clone(),
-                valid: true,
-                length: Some(length(now)),
-                id: None,
-                store: None,
-            });
-            let scratch = spec.store_type == StoreType::N
-                && scratch.iter().any(|cow| same_path(cow, &spec.cow));
-            snapshots.push(PlannedSnapshot {
-                spec,
-                valid: true,
-                source: Source::Options,
-                scratch,
-            });
-        }
-    }
+    let snapshots = merge_snapshots(&mut state, asked, &scratch, length(now))?;
 
     if let Some(name) = &options.merge {
         start_merge(name, options, &mut state)?;
@@ -122,14 +83,8 @@ pub fn plan(
         merge.writes = writes.into();
     }
     if options.read_only {
-        if let Some(merge) = &state.merge {
-            return Err(PlanError::MergeReadOnly(merge.snapshot.clone()));
-        }
-        if let Some(rollback) = &state.rollback_at_reset {
-            return Err(PlanError::RollbackReadOnly(rollback.snapshot.clone()));
-        }
+        check_not_written(&state)?;
     }
-
     sockets(options, &mut state)?;
     Ok(Plan {
         state,
@@ -140,21 +95,90 @@ pub fn plan(
     })
 }
 
-/// Makes a copy a volume of its own, and a disk that was served without a state
-/// file go on as the volume that its mark names. Returns the sockets that a copy
-/// leaves to its original.
+/// Refuses a read-only origin that a merge writes or will write.
+fn check_not_written(state: &VolumeState) -> Result<(), PlanError> {
+    if let Some(merge) = &state.merge {
+        return Err(PlanError::MergeReadOnly(merge.snapshot.clone()));
+    }
+    if let Some(rollback) = &state.rollback_at_reset {
+        return Err(PlanError::RollbackReadOnly(rollback.snapshot.clone()));
+    }
+    Ok(())
+}
+
+/// The recorded snapshots, updated by the options, and those that only the options name,
+/// which are added to the state. `scratch`: COWs of former transient snapshots; `length`:
+/// of a new snapshot, in bytes.
+fn merge_snapshots(
+    state: &mut VolumeState,
+    asked: Vec<SnapshotSpec>,
+    scratch: &[String],
+    length: u64,
+) -> Result<Vec<PlannedSnapshot>, PlanError> {
+    let mut snapshots: Vec<PlannedSnapshot> = Vec::new();
+    for record in &mut state.snapshots {
+        if let Some(asked) = asked.iter().find(|s| s.name == record.spec.name) {
+            update_spec(&mut record.spec, asked)?;
+        }
+        snapshots.push(PlannedSnapshot {
+            spec: record.spec.clone(),
+            valid: record.valid,
+            source: Source::Recorded,
+            scratch: false,
+        });
+    }
+    for spec in asked {
+        if state.snapshot(&spec.name).is_some() {
+            continue;
+        }
+        state.snapshots.push(SnapshotRecord {
+            spec: spec.clone(),
+            valid: true,
+            length: Some(length),
+            id: None,
+            store: None,
+        });
+        let is_scratch =
+            spec.store_type == StoreType::N && scratch.iter().any(|cow| same_path(cow, &spec.cow));
+        snapshots.push(PlannedSnapshot {
+            spec,
+            valid: true,
+            source: Source::Options,
+            scratch: is_scratch,
+        });
+    }
+    Ok(snapshots)
+}
+
+/// Takes over the options that may change from start to start.
+fn update_spec(spec: &mut SnapshotSpec, asked: &SnapshotSpec) -> Result<(), PlanError> {
+    agree(spec, asked)?;
+    if asked.socket.is_some() {
+        spec.socket.clone_from(&asked.socket);
+    }
+    spec.discard_zeroes_cow = asked.discard_zeroes_cow.or(spec.discard_zeroes_cow);
+    spec.discard_passdown_origin = asked
+        .discard_passdown_origin
+        .or(spec.discard_passdown_origin);
+    spec.read_only = asked.read_only.or(spec.read_only);
+    Ok(())
+}
+
+/// Makes a copy a volume of its own, and continues the volume that a disk's mark names if
+/// the disk was served without a state file. Returns the sockets that a copy leaves to its
+/// original.
 fn take_over(
     state: &mut VolumeState,
-    standing: &Standing,
+    placement: &Placement,
     remarks: &mut Vec<String>,
 ) -> Vec<String> {
     if state.volume.is_none() {
-        state.marked = standing.mark.as_ref().map(|mark| MarkedAs {
+        state.marked = placement.mark.as_ref().map(|mark| MarkedAs {
             volume: mark.volume.clone(),
             generation: mark.generation,
         });
     }
-    let Whereabouts::Copy { of } = &standing.whereabouts else {
+    let Location::Copy { of } = &placement.location else {
         return Vec::new();
     };
     // The copied files are marked as the original's were.
@@ -166,12 +190,12 @@ fn take_over(
     }
     state.generation = 0;
     remarks.push(format!(
-        "this is a copy of the volume in {}: from now on it is a volume of its own, with the files beside it",
+        "this is a copy of the volume in {}: from now on it is a volume of its own, with the files in its folder",
         of.display()
     ));
     let mut foreign = Vec::new();
     let mut leave = |path: &str| {
-        let is_foreign = standing.is_foreign(path);
+        let is_foreign = placement.is_foreign(path);
         if is_foreign {
             foreign.push(path.to_owned());
         }
@@ -185,14 +209,14 @@ fn take_over(
     }
     if !foreign.is_empty() {
         remarks.push(format!(
-            "not served, because they are sockets of the original: {}",
+            "not served, because these sockets belong to the original: {}",
             foreign.join(", ")
         ));
     }
     foreign
 }
 
-/// Takes what `--forget` names out of the state.
+/// Drops the snapshots that `--forget` names from the state.
 fn forget(
     options: &ServeOptions,
     state: &mut VolumeState,
@@ -205,7 +229,7 @@ fn forget(
         };
         if state.merge.as_ref().is_some_and(|m| m.snapshot == *name) {
             remarks.push(format!(
-                "snapshot {name} is forgotten in the middle of its merge: the origin now holds a part of it and is a \
+                "snapshot {name} is forgotten in the middle of its merge: the origin holds a part of it now and is a \
                  mixture of two moments"
             ));
         }
@@ -215,7 +239,7 @@ fn forget(
     Ok(forgotten)
 }
 
-/// The options' snapshots with absolute paths and good, unique names.
+/// The snapshots of the options, with absolute paths and checked, unique names.
 fn asked_snapshots(options: &ServeOptions) -> Result<Vec<SnapshotSpec>, PlanError> {
     let mut asked: Vec<SnapshotSpec> = Vec::new();
     for spec in &options.snapshots {
@@ -235,8 +259,8 @@ fn asked_snapshots(options: &ServeOptions) -> Result<Vec<SnapshotSpec>, PlanErro
     Ok(asked)
 }
 
-/// What a transient store held ended with the daemon that had it in memory. If
-/// the options ask for the snapshot again, it starts afresh. Returns the COWs.
+/// Drops transient snapshots, which ended with the last daemon. If the options ask for one
+/// again, it starts empty. Returns the COWs.
 fn drop_transient(
     asked: &[SnapshotSpec],
     state: &mut VolumeState,
@@ -259,7 +283,7 @@ fn drop_transient(
     gone.into_iter().map(|s| s.cow).collect()
 }
 
-/// A known snapshot must be asked for as it is.
+/// Refuses options that contradict the record of a known snapshot.
 fn agree(recorded: &SnapshotSpec, asked: &SnapshotSpec) -> Result<(), PlanError> {
     let contradiction = |what, recorded: String, value: String| {
         Err(PlanError::Contradiction {
@@ -320,7 +344,7 @@ fn start_merge(
                 pending: pending.snapshot,
             });
         }
-        // It was going to be this very merge.
+        // The pending rollback is this merge.
         Some(pending) => pending.rate,
         None => 0,
     };
@@ -337,7 +361,7 @@ fn start_merge(
 fn sockets(options: &ServeOptions, state: &mut VolumeState) -> Result<(), PlanError> {
     match &options.endpoint {
         Some(Endpoint::Path(path)) => state.socket = Some(absolute(path)?),
-        // A descriptor cannot be found again; the recorded path is not served beside it.
+        // A later start cannot find the descriptor again, so nothing is recorded.
         Some(Endpoint::Fd(_)) => state.socket = None,
         None => {}
     }
@@ -345,7 +369,7 @@ fn sockets(options: &ServeOptions, state: &mut VolumeState) -> Result<(), PlanEr
         state.control = Some(absolute(control)?);
     }
     if let Some(qmp) = &options.qmp {
-        // An empty one takes the recorded one back.
+        // An empty path removes the recorded one.
         state.qmp = match qmp.as_os_str().is_empty() {
             true => None,
             false => Some(absolute(qmp)?),
@@ -359,7 +383,7 @@ fn sockets(options: &ServeOptions, state: &mut VolumeState) -> Result<(), PlanEr
         .socket
         .iter()
         .map(|s| (s.as_str(), "the origin".to_owned()));
-    // The origin may be asked for at one of these; that is no contradiction.
+    // The options may name one of these for the origin.
     let followed = state
         .followed_sockets
         .iter()
@@ -386,7 +410,7 @@ fn sockets(options: &ServeOptions, state: &mut VolumeState) -> Result<(), PlanEr
     Ok(())
 }
 
-/// Refuses a plan at whose sockets nobody could ask for anything.
+/// Refuses a plan that serves no socket at all.
 pub fn check_served(options: &ServeOptions, plan: &Plan) -> Result<(), PlanError> {
     let state = &plan.state;
     let served = options.endpoint.is_some()
@@ -419,7 +443,8 @@ fn unknown(option: &'static str, name: &str, state: &VolumeState) -> PlanError {
     }
 }
 
-/// `path` from the root, so that it means the same to a daemon started elsewhere.
+/// `path` from the root, so that it means the same to a daemon that is started in another
+/// directory.
 pub fn absolute(path: &Path) -> Result<String, PlanError> {
     let failed = |reason: String| PlanError::Path {
         path: path.display().to_string(),
@@ -431,12 +456,6 @@ pub fn absolute(path: &Path) -> Result<String, PlanError> {
         .into_os_string()
         .into_string()
         .map_err(|_| failed("it is not UTF-8".into()))
-}
-
-/// Two names of one file, or the same name of a missing one.
-pub fn same_path(a: &str, b: &str) -> bool {
-    let real = |p: &str| std::fs::canonicalize(p).ok();
-    a == b || real(a).is_some_and(|a| Some(a) == real(b))
 }
 
 #[cfg(test)]

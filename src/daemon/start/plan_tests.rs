@@ -33,7 +33,7 @@ fn plan(
     recorded: Option<VolumeState>,
     now: &OriginIdentity,
 ) -> Result<Plan, PlanError> {
-    super::plan(options, recorded, now, &Standing::default())
+    super::plan(options, recorded, now, &Placement::default())
 }
 
 fn spec(name: &str) -> SnapshotSpec {

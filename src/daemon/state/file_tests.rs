@@ -1,6 +1,8 @@
 use super::*;
-use crate::daemon::identity::StorageKind;
+use crate::control::api::ResetKind;
 use crate::daemon::identity::device_names::DeviceNames;
+use crate::daemon::identity::{OriginIdentity, StorageKind};
+use crate::daemon::state::{MergeRecord, RollbackRecord, SnapshotRecord, WritePolicy};
 
 fn blank() -> VolumeState {
     VolumeState::new(OriginIdentity {

@@ -1,12 +1,12 @@
-//! The folder that a state file is in. Paths below it are kept relative to it, so
-//! that the whole folder can be moved, and a copy has files of its own.
+//! The folder of a state file. Paths below it are stored relative to it, so that the whole
+//! folder can be moved, and a copy refers to its own files.
 
 use std::path::{Path, PathBuf};
 
-use super::file::VolumeState;
+use super::record::VolumeState;
 use crate::control::api::SnapshotSpec;
 
-/// The folder of one state file, links resolved.
+/// The folder of one state file, with symbolic links resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Home(PathBuf);
 
@@ -18,7 +18,7 @@ impl Home {
         Self(std::fs::canonicalize(folder).unwrap_or_else(|_| folder.to_path_buf()))
     }
 
-    /// As it was written into a state file.
+    /// The folder that is recorded in a state file.
     pub fn recorded(path: &str) -> Self {
         Self(PathBuf::from(path))
     }
@@ -27,8 +27,8 @@ impl Home {
         &self.0
     }
 
-    /// `path` as it is kept: relative if it is below the folder, also if it leads
-    /// there by a link, but not if it only seems to.
+    /// `path` as it is stored: relative if it leads below the folder, also through a
+    /// symbolic link, and absolute if a link leads out of the folder.
     fn keep(&self, path: &str) -> String {
         let path = Path::new(path);
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
@@ -41,24 +41,24 @@ impl Home {
         }
     }
 
-    /// What a kept path means here.
+    /// A stored path, made absolute.
     pub fn find(&self, kept: &str) -> String {
         // An absolute path replaces what it is joined to.
         self.0.join(kept).to_string_lossy().into_owned()
     }
 
-    /// All paths of `state` as they are kept.
+    /// Makes all paths of `state` as they are stored.
     pub fn keep_all(&self, state: &mut VolumeState) {
         map_paths(state, |path| self.keep(path));
     }
 
-    /// All paths of `state` as they are meant here.
+    /// Makes all paths of `state` absolute.
     pub fn find_all(&self, state: &mut VolumeState) {
         map_paths(state, |path| self.find(path));
     }
 
-    /// Paths below `former` as they are meant here: for state files that keep all
-    /// paths from the root.
+    /// Moves all paths below `former` to this folder, for state files whose paths are all
+    /// absolute.
     pub fn take_over(&self, former: &Path, state: &mut VolumeState) {
         map_paths(state, |path| match Path::new(path).strip_prefix(former) {
             Ok(below) => self.0.join(below).to_string_lossy().into_owned(),
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_below_is_kept_relative_and_comes_back() {
+    fn paths_below_the_folder_are_stored_relative_and_found_again() {
         let directory = tempfile::tempdir().unwrap();
         let root = std::fs::canonicalize(directory.path()).unwrap();
         for folder in ["vm/cows", "vmx", "big"] {
@@ -123,7 +123,7 @@ mod tests {
             ("vm/new/a.cow", Some("new/a.cow")),
             ("vmx/a.cow", None),
             ("a.cow", None),
-            // It leads out: it would be the original's in a copy of the folder.
+            // It leads out of the folder: a copy of the folder would refer to the original's.
             ("vm/out/a.cow", None),
         ] {
             let given = root.join(given);

@@ -1,13 +1,19 @@
-//! The state file: what a volume remembers from one daemon to the next.
+//! The state file: what is recorded of a volume from one daemon to the next.
+//!
+//! ```text
+//!  place ─► file ─► home ─► record
+//!             └───► replace
+//! ```
 
 mod file;
 mod home;
 pub mod place;
+mod record;
 mod replace;
 
-pub use file::{
-    MarkedAs, MergeRecord, OpenedState, RollbackRecord, SnapshotRecord, StateError, StateFile,
-    StoppedGuest, VolumeState, WritePolicy,
-};
+pub use file::{OpenedState, StateError, StateFile};
 pub use home::Home;
+pub use record::{
+    MarkedAs, MergeRecord, RollbackRecord, SnapshotRecord, StoppedGuest, VolumeState, WritePolicy,
+};
 pub use replace::FileError;

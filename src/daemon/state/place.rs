@@ -1,30 +1,29 @@
-//! Where a volume is remembered, unless the user chose a place.
+//! The default place of the state file.
 
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use super::file::VolumeState;
+use super::file::SUFFIX;
+use super::record::VolumeState;
 use crate::daemon::identity::StorageKind;
 use crate::daemon::identity::device_names::DeviceNames;
 
-/// Where the state of volumes on devices is kept.
+/// The folder of state files of devices.
 const DEVICE_STATE_DIRECTORY: &str = "/var/lib/snapback";
-/// What is added to the name of a file.
-pub const SUFFIX: &str = ".snapback";
-/// Names of mapped devices begin so below `/dev`.
+/// Prefix of the names of mapped devices below `/dev`.
 const MAPPED: &str = "mapper/";
-/// Longest file name that is made of a device's name; file systems allow 255 bytes.
+/// Longest part of a device's name in a file name; file systems allow 255 bytes.
 const NAME_MAX: usize = 200;
 
-/// Where the volume on `origin` is remembered: `ORIGIN.snapback` beside a file,
-/// links followed, so that every name of an origin leads to the same state. Of a
-/// device the file is found by what it says of the device, because its kernel name
-/// means another disk after the next boot; a new one gets a lasting name.
+/// The state file of the volume on `origin`: `ORIGIN.snapback` beside a file, with
+/// symbolic links resolved, so that every path of an origin leads to the same state. The
+/// file of a device is found by the device names in it, because a kernel name may mean
+/// another disk after the next boot; a new file gets a persistent name.
 ///
 /// # Errors
-/// The origin cannot be examined, or several files are about this device.
+/// The origin cannot be examined, or several files describe this device.
 pub fn default_state_path(origin: &Path) -> io::Result<PathBuf> {
     let real = fs::canonicalize(origin)?;
     let meta = fs::metadata(&real)?;
@@ -44,8 +43,8 @@ pub fn default_state_path(origin: &Path) -> io::Result<PathBuf> {
     Ok(PathBuf::from(name))
 }
 
-/// The state file in `directory` of the device with these names, which the user
-/// called `given`.
+/// The state file in `directory` of the device with these names. `given`: the path that
+/// the user gave.
 fn device_state(
     directory: &Path,
     names: &DeviceNames,
@@ -69,19 +68,20 @@ fn device_state(
         several => {
             let several: Vec<String> = several.iter().map(|p| p.display().to_string()).collect();
             return Err(io::Error::other(format!(
-                "several are about this device ({}): choose the right one with --state FILE, and remove the others",
+                "several files describe this device ({}): choose the right one with --state FILE, and remove the others",
                 several.join(", ")
             )));
         }
     }
-    // It is this device's unless it says otherwise; one that says nothing is looked
-    // at, and the start decides.
+    // A file belongs to this device unless it names another one. If it has no names that
+    // can be compared, the start decides.
     let is_others = |path: &Path| match VolumeState::peek(path).map(|state| state.origin.kind) {
         Some(StorageKind::Device(recorded)) => recorded.is(names) == Some(false),
-        _ => false,
+        Some(StorageKind::File(_)) | None => false,
     };
     let strongest = place(names.hardware.as_deref().unwrap_or(kernel_name));
-    // Where older versions kept it; a mapped name is the operator's, and lasts.
+    // The place that older versions used; a mapped name was chosen by the operator and is
+    // persistent.
     let older = place(kernel_name);
     let own = match kernel_name.starts_with(MAPPED) {
         true => &older,
@@ -94,8 +94,8 @@ fn device_state(
     Ok(here.or(free).unwrap_or(own).clone())
 }
 
-/// State files of devices without a lasting name, of which nobody can tell whether
-/// they are about this one.
+/// State files of devices without a persistent name, which may or may not describe this
+/// device.
 pub fn nameless_like(names: &DeviceNames) -> impl Iterator<Item = (PathBuf, VolumeState)> + use<> {
     let names = names.clone();
     state_files(Path::new(DEVICE_STATE_DIRECTORY), "json").filter(move |(_, state)| {
@@ -103,7 +103,7 @@ pub fn nameless_like(names: &DeviceNames) -> impl Iterator<Item = (PathBuf, Volu
     })
 }
 
-/// The state files of this kind in a folder that can be understood.
+/// The state files in a folder that have this extension and can be decoded.
 pub fn state_files(
     directory: &Path,
     extension: &'static str,
@@ -118,15 +118,15 @@ pub fn state_files(
         })
 }
 
-/// All state files that may speak of a file or device at `path`: those beside it,
-/// and those of devices.
+/// All state files that may refer to a file or device at `path`: those in its folder, and
+/// those of devices.
 pub fn state_files_near(path: &Path) -> impl Iterator<Item = (PathBuf, VolumeState)> {
     let real = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
     let beside = real.parent().unwrap_or(Path::new("/")).to_path_buf();
     state_files(&beside, "snapback").chain(state_files(Path::new(DEVICE_STATE_DIRECTORY), "json"))
 }
 
-/// A device's name below `/dev`; for device-mapper the mapped name.
+/// A device's name below `/dev`; for device-mapper, its mapped name.
 fn kernel_name(real: &Path, class: &Path) -> String {
     let below = real
         .strip_prefix("/dev")
@@ -139,8 +139,8 @@ fn kernel_name(real: &Path, class: &Path) -> String {
     }
 }
 
-/// `name` with percent escapes for what cannot stand in a file name; no two
-/// names collide. Of a very long one the beginning and a hash.
+/// `name` with percent escapes for characters that a file name cannot have, so that no two
+/// names collide. A very long name is shortened to its beginning and a hash.
 fn file_name(name: &str) -> String {
     let escaped: String = name
         .bytes()
@@ -218,14 +218,14 @@ mod tests {
         };
         system.device("sdb", 16, &[("wwid", "naa.1")]);
         assert_eq!(find("sdb", 16).unwrap(), "wwid%20naa%2e1.json");
-        // As an older version left it, under the name that the disk had.
+        // As an older version wrote it, under the name that the disk had.
         remember(&directory.join("sdb.json"), system.names("sdb", 16));
         assert_eq!(find("sdb", 16).unwrap(), "sdb.json");
         system.device("sdc", 32, &[("wwid", "naa.1")]);
         system.device("sdb", 16, &[("wwid", "naa.2")]);
         assert_eq!(find("sdc", 32).unwrap(), "sdb.json");
         assert_eq!(find("sdb", 16).unwrap(), "wwid%20naa%2e2.json");
-        // Two that are about one disk.
+        // Two files that describe one disk.
         remember(&directory.join("x.json"), system.names("sdc", 32));
         let error = find("sdc", 32).unwrap_err().to_string();
         for words in ["sdb.json", "x.json", "--state FILE"] {
@@ -233,7 +233,7 @@ mod tests {
         }
     }
 
-    /// Two volume groups may have one name; the UUID is the device's.
+    /// Two volume groups may have the same name; only the UUID identifies the device.
     #[test]
     fn a_mapped_device_is_filed_under_its_mapped_name_unless_another_has_it() {
         let system = System::new();
@@ -255,7 +255,7 @@ mod tests {
         assert_eq!(found.unwrap(), usual);
     }
 
-    /// The start then has to decide whether it is the same disk.
+    /// The start then decides whether it is the same disk.
     #[test]
     fn a_disk_without_names_is_looked_for_under_its_kernel_name() {
         let system = System::new();

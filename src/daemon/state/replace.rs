@@ -1,5 +1,5 @@
-//! A small file that is replaced as a whole, durably, and that only one process
-//! holds: the mechanics below the state file.
+//! A small file that is replaced as a whole, durably, and that only one process locks: the
+//! mechanism below the state file.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
 
-/// More than any sane state file; bounds what a wrong path makes us read.
+/// Larger than any state file; limits how much of a wrong file is read.
 const SIZE_MAX: u64 = 16 << 20;
 
-/// What happens next in [`LockedFile::replace`], for tests that stop there.
+/// The next step of [`LockedFile::replace`], for tests that make it fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     Create,
@@ -26,11 +26,11 @@ pub enum Step {
 pub enum FileError {
     #[error("{path} is in use by another process")]
     InUse { path: PathBuf },
-    #[error("{path} is {size} bytes long, more than a state file can be")]
+    #[error("{path} has {size} bytes, which is too large for a state file")]
     TooLarge { path: PathBuf, size: u64 },
     #[error(
-        "{path} was moved or replaced while it was in use, so nothing can be recorded: bring it, or the folder that it \
-         was in, back to where it was, or stop the daemon that uses it"
+        "{path} was moved or replaced while it was in use, so nothing can be recorded: move it, or the folder that it was in, \
+         back, or stop the daemon that uses it"
     )]
     Moved { path: PathBuf },
     #[error("cannot {what} {path}: {source}")]
@@ -41,18 +41,18 @@ pub enum FileError {
     },
 }
 
-/// The file at `path`, locked for as long as this lives (once it exists).
+/// The file at `path`. Once it exists, it is locked as long as this value exists.
 #[derive(Debug)]
 pub struct LockedFile {
     path: PathBuf,
-    /// The lock is on the open file; `None` while there is no file.
+    /// The open, locked file; `None` while there is no file.
     held: Option<File>,
     content: Vec<u8>,
-    /// Device and inode of the folder, once the file is in it.
+    /// Device and inode of the folder, once the file exists.
     folder: Option<(u64, u64)>,
 }
 
-/// Device and inode of what is at a path.
+/// Device and inode of the file at a path.
 fn number(path: &Path) -> Option<(u64, u64)> {
     fs::metadata(path).ok().map(|m| (m.dev(), m.ino()))
 }
@@ -69,10 +69,10 @@ fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileEr
     move |source| FileError::Io { what, path, source }
 }
 
-/// The content of a file that somebody else may hold.
+/// The content of a file that another process may have locked.
 ///
 /// # Errors
-/// It cannot be read, or is larger than a state file can be.
+/// It cannot be read, or it is too large for a state file.
 pub fn read_small(path: &Path) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
     File::open(path)?
@@ -84,7 +84,7 @@ pub fn read_small(path: &Path) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-/// Locks an open file, or says that another process holds it.
+/// Locks an open file; fails if another process has locked it.
 fn lock(file: &File, path: &Path) -> Result<(), FileError> {
     match flock(file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(()),
@@ -96,7 +96,7 @@ fn lock(file: &File, path: &Path) -> Result<(), FileError> {
 }
 
 impl LockedFile {
-    /// Opens and locks the file if it exists; creates nothing.
+    /// Opens and locks the file if it exists. Creates nothing.
     pub fn open(path: &Path) -> Result<Self, FileError> {
         loop {
             let mut file = match File::open(path) {
@@ -113,7 +113,7 @@ impl LockedFile {
             };
             lock(&file, path)?;
             let ours = file.metadata().map_err(io_error("examine", path))?;
-            // The holder may have replaced the file between our open and our lock.
+            // The process that held the lock may have replaced the file after the open.
             match fs::metadata(path) {
                 Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => {}
                 _ => continue,
@@ -145,12 +145,12 @@ impl LockedFile {
         self.held.is_some().then_some(&self.content)
     }
 
-    /// Replaces the content; it is durable when this returns.
+    /// Replaces the content, durably.
     ///
-    /// Order: 1 the new file is written and durable under another name, locked →
-    /// 2 renamed over the old one → 3 the directory is durable. After a failure
-    /// at 1 the old file is untouched; after one at 3 the old content is put
-    /// back, as nobody knows which of the two a power cut would leave.
+    /// Order: 1 a new file is written under another name, locked and made durable → 2 it is
+    /// renamed over the old one → 3 the directory is made durable. After a failure at 1 the
+    /// old file is unchanged. After a failure at 3 the old content is restored, because
+    /// either of the two could remain after a power cut.
     pub fn replace(&mut self, content: Vec<u8>) -> Result<(), FileError> {
         self.replace_with(content, &mut |_| Ok(()))
     }
@@ -175,15 +175,14 @@ impl LockedFile {
         let old = std::mem::replace(&mut self.content, content);
         let synced = before(Step::SyncDirectory).and_then(|()| File::open(&directory)?.sync_all());
         if let Err(source) = synced {
-            self.put_back(replaced.then_some(old));
+            self.restore(replaced.then_some(old));
             return Err(io_error("make durable", &self.path)(source));
         }
         Ok(())
     }
 
-    /// Refuses to write where the file is not any more: in another folder with the
-    /// name of the one that was moved, or over another's file. One that was just
-    /// deleted is made again.
+    /// Refuses to write if the folder was moved away, or if the file was replaced by another
+    /// process. A file that was only deleted is created again.
     fn check_place(&self, directory: &Path) -> Result<(), FileError> {
         let moved = self.folder.is_some() && self.folder != number(directory);
         let held = self.held.as_ref().and_then(|file| file.metadata().ok());
@@ -198,9 +197,9 @@ impl LockedFile {
         Ok(())
     }
 
-    /// Best effort: the content before a replacement of which nobody knows
-    /// whether it will last (`None`: there was no file).
-    fn put_back(&mut self, old: Option<Vec<u8>>) {
+    /// Restores the content before a replacement that may not be durable (`None`: there was
+    /// no file). Best effort.
+    fn restore(&mut self, old: Option<Vec<u8>>) {
         match old {
             Some(old) => {
                 if let Ok(file) = self.write_beside(&old, &mut |_| Ok(()))
@@ -225,7 +224,7 @@ impl LockedFile {
         PathBuf::from(name)
     }
 
-    /// A durable, locked file with `content` at [`Self::beside`].
+    /// Creates a durable, locked file with `content` at [`Self::beside`].
     fn write_beside(
         &self,
         content: &[u8],
@@ -249,12 +248,13 @@ impl LockedFile {
         Ok(file)
     }
 
-    /// Moves the new file into place. The first time it must not be there:
-    /// otherwise another process made one since we looked.
+    /// Renames the new file into place. The first time there must not be a file yet:
+    /// otherwise another process has created one in the meantime.
     fn rename(&self, beside: &Path) -> io::Result<()> {
         if self.held.is_none() {
             match renameat_with(CWD, beside, CWD, &self.path, RenameFlags::NOREPLACE) {
-                // A file system without the flag: the origin's lock has to do.
+                // The file system does not support the flag, so only the lock on the origin
+                // excludes other daemons.
                 Err(Errno::INVAL | Errno::NOSYS) => {}
                 other => return Ok(other?),
             }
@@ -263,8 +263,8 @@ impl LockedFile {
     }
 }
 
-/// Creates a file that must be new. What a killed process left there is removed;
-/// what a living one is writing is not.
+/// Creates a new file. The file of a killed process is removed; the file of a running one,
+/// which has it locked, is not.
 fn create_beside(path: &Path) -> Result<File, FileError> {
     let open = || {
         OpenOptions::new()

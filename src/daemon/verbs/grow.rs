@@ -1,22 +1,46 @@
-//! More room for a snapshot while guests run.
+//! Enlarging the COW of a snapshot while guests run.
 
 use crate::control::api::{ApiError, ErrorKind};
 use crate::daemon::state::StateError;
 use crate::daemon::volume::{LiveVolume, conflict, lock};
-use crate::engine::{ControlRequest, SnapshotState};
-use crate::io::{BlockFile, OpenError};
+use crate::engine::{ControlRequest, SnapshotId, SnapshotState};
+use crate::io::{BlockFile, DeviceId, OpenError};
 use crate::units::SECTOR_SIZE;
 
 impl LiveVolume {
-    /// Enlarges a snapshot's COW to `bytes`, or takes note of a device that was
+    /// Enlarges a snapshot's COW to `bytes`, or makes the engine use a device that was
     /// enlarged.
     ///
-    /// Order: 1 checked → 2 the file is larger, durably → 3 recorded, so that a
-    /// start notices a COW that became smaller → 4 the engine uses the room. A
-    /// failure after 2 leaves a file with more room than is used; the same
-    /// request goes on from there.
+    /// Order: 1 everything is checked → 2 the file is enlarged, durably → 3 the new size
+    /// is recorded, so that a start notices a COW that was truncated → 4 the engine uses
+    /// the new space. A failure after 2 leaves a file with space that is not used; the
+    /// same request continues from there.
     pub fn grow_store(&self, name: &str, bytes: u64) -> Result<(), ApiError> {
         let mut ops = lock(&self.ops);
+        let (id, device) = self.check_growable(name)?;
+        let file = self.devices.get(device).ok_or_else(|| self.unknown(name))?;
+        let size = file.grow(bytes).map_err(|e| refused(name, &e))?;
+        lock(&self.state)
+            .update(|s| {
+                if let Some(record) = s.snapshot_mut(name) {
+                    record.spec.size = Some(size);
+                }
+            })
+            .map_err(|e| size_not_recorded(name, &file, &e))?;
+        if let Some(snapshot) = lock(&self.tables).snapshot_by_id_mut(id) {
+            snapshot.spec.size = Some(size);
+        }
+        let request = ControlRequest::Grow {
+            snapshot: id,
+            cow_sectors: size / SECTOR_SIZE,
+        };
+        self.drive(&mut ops, request)
+            .map_err(|e| ApiError::new(ErrorKind::Io, format!("snapshot {name}: {e}")))?;
+        tracing::info!(snapshot = %name, size, "COW enlarged");
+        Ok(())
+    }
+
+    fn check_growable(&self, name: &str) -> Result<(SnapshotId, DeviceId), ApiError> {
         let (id, device) = {
             let tables = lock(&self.tables);
             let Some(snapshot) = tables.snapshot(name) else {
@@ -28,50 +52,27 @@ impl LiveVolume {
         let status = self.engine.status();
         let found = status.snapshots.iter().find(|s| s.snapshot == id);
         match found.map(|s| s.state) {
-            Some(SnapshotState::Active | SnapshotState::Overflow) => {}
-            Some(SnapshotState::Invalid) | None => {
-                return Err(conflict(format!(
-                    "snapshot {name} is invalid, and more room does not bring back what it has missed; remove it with snapback remove {name}, and take another"
-                )));
-            }
-            Some(_) => {
-                return Err(conflict(format!(
-                    "snapshot {name} is being merged, which needs no more room"
-                )));
-            }
+            Some(SnapshotState::Active | SnapshotState::Overflow) => Ok((id, device)),
+            Some(SnapshotState::Invalid) | None => Err(conflict(format!(
+                "snapshot {name} is invalid, and more space does not restore the data that it has missed; remove it with \
+                 snapback remove {name}, and take another"
+            ))),
+            Some(
+                SnapshotState::Merging | SnapshotState::MergePaused | SnapshotState::MergeFailed,
+            ) => Err(conflict(format!(
+                "snapshot {name} is being merged, which needs no more space"
+            ))),
         }
-        let file = self.devices.get(device).ok_or_else(|| self.unknown(name))?;
-        let size = file.grow(bytes).map_err(|e| refused(name, &e))?;
-        lock(&self.state)
-            .update(|s| {
-                if let Some(record) = s.snapshot_mut(name) {
-                    record.spec.size = Some(size);
-                }
-            })
-            .map_err(|e| grown_unrecorded(name, &file, &e))?;
-        let mut tables = lock(&self.tables);
-        if let Some(snapshot) = tables.snapshots.iter_mut().find(|s| s.id == id) {
-            snapshot.spec.size = Some(size);
-        }
-        drop(tables);
-        let request = ControlRequest::Grow {
-            snapshot: id,
-            cow_sectors: size / SECTOR_SIZE,
-        };
-        self.drive(&mut ops, request)
-            .map_err(|e| ApiError::new(ErrorKind::Io, format!("snapshot {name}: {e}")))?;
-        tracing::info!(snapshot = %name, size, "COW enlarged");
-        Ok(())
     }
 }
 
 /// The state file could not be written after the file was enlarged.
-fn grown_unrecorded(name: &str, file: &BlockFile, error: &StateError) -> ApiError {
+fn size_not_recorded(name: &str, file: &BlockFile, error: &StateError) -> ApiError {
     ApiError::new(
         ErrorKind::Io,
         format!(
-            "snapshot {name}: {} is larger now, but this could not be recorded, so that its new room is not used: {error}. \
-             Mend that and ask for the same size again",
+            "snapshot {name}: {} is larger now, but its new space is not used, because this could not be recorded: {error}. \
+             Remove the cause and ask for the same size again",
             file.path().display()
         ),
     )
@@ -81,7 +82,18 @@ fn refused(name: &str, error: &OpenError) -> ApiError {
     let kind = match error {
         OpenError::OddSize { .. } => ErrorKind::BadRequest,
         OpenError::Shrink { .. } | OpenError::FixedSize { .. } => ErrorKind::Conflict,
-        _ => ErrorKind::Io,
+        OpenError::Missing { .. }
+        | OpenError::Exists { .. }
+        | OpenError::WrongType { .. }
+        | OpenError::TooSmall { .. }
+        | OpenError::InUse { .. }
+        | OpenError::DeviceBusy { .. }
+        | OpenError::Denied { .. }
+        | OpenError::WriteProtected { .. }
+        | OpenError::NoSpace { .. }
+        | OpenError::TooLarge { .. }
+        | OpenError::Cut { .. }
+        | OpenError::Io { .. } => ErrorKind::Io,
     };
     ApiError::new(kind, format!("snapshot {name}: {error}"))
 }

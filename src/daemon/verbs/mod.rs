@@ -1,9 +1,20 @@
-//! What a client of the control socket can ask of a served volume.
+//! What a client of the control socket can ask of a served volume, and the rollback
+//! that a guest's reset triggers.
+//!
+//! ```text
+//!  api ─► by_vmm, at_reset ─► rollback ─► handover ─► create ─► undo
+//!    ├──► merge ────────────────────────────┘
+//!    └──► remove, grow, status
+//! ```
 
-pub mod grow;
-pub mod merging;
-pub mod resets;
-pub mod rollback;
-pub mod snapshots;
-pub mod status;
-pub mod vmm;
+mod api;
+mod at_reset;
+mod by_vmm;
+mod create;
+mod grow;
+mod handover;
+mod merge;
+mod remove;
+mod rollback;
+mod status;
+mod undo;

@@ -8,11 +8,9 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::control::api::{StoreType, Volume};
-use crate::daemon::start::options::ServeOptions;
-use crate::daemon::start::preflight::check;
-use crate::daemon::start::serve::{build, open_up};
-use crate::io::IoEngine;
+use crate::control::api::Volume;
+use crate::daemon::test_volume;
+use crate::daemon::volume::views::ViewOwner;
 use crate::vhost::Start;
 
 /// A served volume without guests, with the snapshot `before`.
@@ -26,35 +24,12 @@ struct World {
 impl World {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let path = |name: &str| folder.path().join(name);
-        fs::write(path("disk.img"), vec![7; 1 << 20]).unwrap();
-        let options = ServeOptions {
-            origin: path("disk.img"),
-            endpoint: None,
-            read_only: false,
-            serial: None,
-            num_queues: 1,
-            snapshots: Vec::new(),
-            merge: None,
-            merge_writes: None,
-            control: Some(path("c.sock")),
-            qmp: None,
-            state: None,
-            io_engine: IoEngine::Threads,
-            accept_changes: false,
-            forget: Vec::new(),
-            force: false,
-        };
-        let mut checked = check(&options).unwrap();
-        let sockets = std::mem::take(&mut checked.sockets);
-        let (volume, mut notices, prepared) = build(&options, checked).unwrap();
-        let control = open_up(&volume, prepared, sockets, &mut notices).unwrap();
-        drop(control);
+        let (volume, mut notices) = test_volume::serve(folder.path());
         let stop = Arc::new(AtomicBool::new(false));
         let (theirs, ended) = (volume.clone(), stop.clone());
         let main = std::thread::spawn(move || {
             while !ended.load(Ordering::Acquire) {
-                notices.turn(&theirs);
+                notices.process(&theirs);
                 let pause = Some(Duration::from_millis(20));
                 notices.executor().wait_also(&[], pause);
             }
@@ -74,17 +49,7 @@ impl World {
     }
 
     fn spec(&self, name: &str) -> SnapshotSpec {
-        SnapshotSpec {
-            name: name.into(),
-            cow: self.path(&format!("{name}.cow")).display().to_string(),
-            store_type: StoreType::P,
-            chunk_size: None,
-            size: Some(1 << 20),
-            socket: Some(self.path(&format!("{name}.sock")).display().to_string()),
-            discard_zeroes_cow: None,
-            discard_passdown_origin: None,
-            read_only: None,
-        }
+        test_volume::spec(self.folder.path(), name)
     }
 
     fn ask(&self, when: RollbackWhen) -> Result<RollbackOutcome, String> {
@@ -131,7 +96,7 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        let _ = crate::daemon::running::run::stop(&self.volume, None);
+        let _ = crate::daemon::running::stop::stop(&self.volume, None);
         self.stop.store(true, Ordering::Release);
         if let Some(main) = self.main.take() {
             let _ = main.join();
@@ -204,12 +169,12 @@ fn what_is_kept_is_taken_anew_at_the_reset_that_rolls_back() {
             Ok(RollbackOutcome::AtNextReset)
         );
         fail(&world);
-        world.volume.rings_start(Start::Firmware);
+        world.volume.origin_rings_start(Start::Firmware);
         world.assert_as_before(true);
         assert!(!world.path("undo.cow").exists());
         let note = world.volume.status().rollback.unwrap().note.unwrap();
         assert!(note.contains("failed at the last reset"), "{note}");
-        world.volume.rings_start(Start::Firmware);
+        world.volume.origin_rings_start(Start::Firmware);
         world.assert_rolled_back();
     }
 }
@@ -220,14 +185,14 @@ fn a_handover_that_cannot_be_taken_back_at_once_is_taken_back_later() {
     world.ask(RollbackWhen::AtReset).unwrap();
     world.volume.fail_handover.store(true, Ordering::Release);
     world.fail_writes(&[false, true, true]);
-    world.volume.rings_start(Start::Firmware);
+    world.volume.origin_rings_start(Start::Firmware);
     let start = Instant::now();
-    while lock(&world.volume.tables).undo.is_some() {
+    while !lock(&world.volume.tables).undo.is_empty() {
         assert!(start.elapsed() < Duration::from_secs(30));
         std::thread::sleep(Duration::from_millis(10));
     }
     world.assert_as_before(true);
-    world.volume.rings_start(Start::Firmware);
+    world.volume.origin_rings_start(Start::Firmware);
     world.assert_rolled_back();
 }
 
@@ -259,7 +224,7 @@ fn a_snapshot_made_by_hand_is_not_taken_for_the_one_to_keep() {
     lock(&world.volume.state)
         .update(|s| s.snapshots.push(record))
         .unwrap();
-    world.volume.rings_start(Start::Firmware);
+    world.volume.origin_rings_start(Start::Firmware);
     let status = world.volume.status();
     assert!(status.merge.is_none());
     let note = status.rollback.unwrap().note.unwrap();

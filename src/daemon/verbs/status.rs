@@ -1,115 +1,28 @@
-//! The volume as users see it.
+//! The status of the volume.
 
 use crate::control::api::{
     MergeStatus, OriginStatus, SnapshotStatus, State, ViewKind, ViewStatus, VolumeStatus,
 };
 use crate::daemon::volume::events::retry;
-use crate::daemon::volume::{LiveVolume, Snapshot, lock};
-use crate::engine::{SnapshotState, SnapshotStatus as EngineSnapshot};
+use crate::daemon::volume::views::ServedView;
+use crate::daemon::volume::{LiveVolume, Snapshot, Tables, lock};
+use crate::engine::{EngineStatus, SnapshotState, SnapshotStatus as EngineSnapshot};
 use crate::merger::Merger;
 use crate::store::Usage;
 use crate::units::SECTOR_SIZE;
 
 impl LiveVolume {
-    /// What holds at one moment: all that it is made of is held or asked while the
-    /// tables are held, and what it names is in it.
-    pub fn build_status(&self) -> VolumeStatus {
+    /// The state at one moment: everything in it is read while the tables are locked, and
+    /// it lists every snapshot that it mentions.
+    pub fn current_status(&self) -> VolumeStatus {
         let bytes_per_second = lock(&self.merger)
             .as_ref()
             .map_or(0, Merger::bytes_per_second);
         let file = lock(&self.state);
         let tables = lock(&self.tables);
         let engine = self.engine.status();
-        let recorded = file.state().merge.as_ref();
         let rollback_at_reset = file.state().rollback_at_reset.as_ref();
-        let merging = tables.merging.as_ref();
-        let stopped = engine.merge.as_ref().and_then(|m| m.stopped);
-        let merged = merging.map(|m| m.id);
-        let error = stopped.map(|stop| tables.in_words(stop.failure, merged, &self.facts.path));
-
-        let mut views: Vec<ViewStatus> = Vec::new();
-        for view in &tables.origin_views {
-            views.push(ViewStatus {
-                snapshot: None,
-                kind: if merging.is_some() {
-                    ViewKind::Merge
-                } else {
-                    ViewKind::Origin
-                },
-                socket: view.socket.clone(),
-                attached: view.is_attached(),
-                read_only: view.read_only,
-            });
-        }
-        for snapshot in &tables.snapshots {
-            let followed = merging.is_some_and(|m| m.follow && m.id == snapshot.id);
-            views.extend(snapshot.view.as_ref().map(|view| ViewStatus {
-                snapshot: Some(snapshot.spec.name.clone()),
-                kind: if followed {
-                    ViewKind::Merge
-                } else {
-                    ViewKind::Snapshot
-                },
-                socket: view.socket.clone(),
-                attached: view.is_attached(),
-                read_only: view.read_only,
-            }));
-        }
-
-        let snapshots = tables.snapshots.iter().filter_map(|snapshot| {
-            let known = engine.snapshots.iter().find(|s| s.snapshot == snapshot.id);
-            let ended = || {
-                let merged = merging.is_some_and(|m| m.id == snapshot.id);
-                merged.then(|| ended_merge(snapshot))
-            };
-            let status = known.cloned().or_else(ended)?;
-            Some(SnapshotStatus {
-                name: snapshot.spec.name.clone(),
-                cow: snapshot.spec.cow.clone(),
-                store_type: snapshot.spec.store_type,
-                cow_device: snapshot.device_string.clone(),
-                state: state(status.state),
-                sectors: snapshot.sectors,
-                read_only: snapshot.spec.is_read_only(),
-                chunk_sectors: status.chunk_sectors,
-                allocated_sectors: status.usage.allocated,
-                total_sectors: status.usage.total,
-                metadata_sectors: status.usage.metadata,
-                discard_zeroes_cow: snapshot.spec.discard_zeroes_cow == Some(true),
-                discard_passdown_origin: snapshot.spec.discard_passdown_origin == Some(true),
-            })
-        });
-
-        // A merge lasts until its end is recorded, so that who waits for it to
-        // vanish from here finds it over for good.
-        let merge = merging.map(|merging| {
-            let chunk_bytes = tables
-                .snapshot(&merging.name)
-                .map_or(0, |s| s.chunk_size.bytes());
-            let begins = || engine.snapshots.iter().any(|s| s.snapshot == merging.id);
-            let (chunks_done, chunks_left) = match engine.merge {
-                Some(progress) => (progress.chunks_done, progress.chunks_left),
-                None if begins() => (0, merging.chunks),
-                None => (merging.chunks, 0),
-            };
-            let paused = recorded.is_some_and(|r| r.paused);
-            let left = chunks_left.saturating_mul(chunk_bytes);
-            MergeStatus {
-                snapshot: merging.name.clone(),
-                chunks_done,
-                chunks_left,
-                bytes_per_second,
-                seconds_left: if paused || error.is_some() {
-                    None
-                } else {
-                    left.checked_div(bytes_per_second)
-                },
-                paused,
-                retry: error.as_ref().and(stopped.as_ref()).map(retry),
-                error,
-            }
-        });
-
+        let paused = file.state().merge.as_ref().is_some_and(|r| r.paused);
         VolumeStatus {
             origin: OriginStatus {
                 path: self.facts.path.clone(),
@@ -117,18 +30,116 @@ impl LiveVolume {
                 read_only: self.facts.read_only,
                 device: self.facts.device_string.clone(),
             },
-            views,
-            snapshots: snapshots.collect(),
-            merge,
+            views: views(&tables),
+            snapshots: tables
+                .snapshots
+                .iter()
+                .filter_map(|snapshot| snapshot_status(snapshot, &tables, &engine))
+                .collect(),
+            merge: self.merge_status(&tables, &engine, paused, bytes_per_second),
             rollback_at_reset: rollback_at_reset.map(|r| r.snapshot.clone()),
             rollback: Self::pending_rollback(file.state(), &tables),
             last_merge: tables.last_merge.clone(),
         }
     }
+
+    /// A merge is shown until its end is recorded, so that a client that waits for it to
+    /// disappear can rely on the end.
+    fn merge_status(
+        &self,
+        tables: &Tables,
+        engine: &EngineStatus,
+        paused: bool,
+        bytes_per_second: u64,
+    ) -> Option<MergeStatus> {
+        let merging = tables.merging.as_ref()?;
+        let stopped = engine.merge.as_ref().and_then(|m| m.stopped);
+        let error = stopped
+            .map(|stop| tables.describe_failure(stop.failure, Some(merging.id), &self.facts.path));
+        let chunk_bytes = tables
+            .snapshot(&merging.name)
+            .map_or(0, |s| s.chunk_size.bytes());
+        let begins = || engine.snapshots.iter().any(|s| s.snapshot == merging.id);
+        let (chunks_done, chunks_left) = match &engine.merge {
+            Some(progress) => (progress.chunks_done, progress.chunks_left),
+            None if begins() => (0, merging.chunks),
+            None => (merging.chunks, 0),
+        };
+        let left = chunks_left.saturating_mul(chunk_bytes);
+        Some(MergeStatus {
+            snapshot: merging.name.clone(),
+            chunks_done,
+            chunks_left,
+            bytes_per_second,
+            seconds_left: if paused || error.is_some() {
+                None
+            } else {
+                left.checked_div(bytes_per_second)
+            },
+            paused,
+            retry: error.as_ref().and(stopped.as_ref()).map(retry),
+            error,
+        })
+    }
 }
 
-/// A merge whose end is still to be recorded: the engine has let go of its store,
-/// in which there is nothing but the header and an empty area.
+fn views(tables: &Tables) -> Vec<ViewStatus> {
+    let merging = tables.merging.as_ref();
+    let status = |view: &ServedView, snapshot: Option<&Snapshot>, kind| ViewStatus {
+        snapshot: snapshot.map(|s| s.spec.name.clone()),
+        kind,
+        socket: view.socket.clone(),
+        attached: view.is_attached(),
+        read_only: view.read_only,
+    };
+    let origin_kind = match merging {
+        Some(_) => ViewKind::Merge,
+        None => ViewKind::Origin,
+    };
+    let origin = tables.origin_views.iter();
+    let mut views: Vec<ViewStatus> = origin.map(|v| status(v, None, origin_kind)).collect();
+    for snapshot in &tables.snapshots {
+        let kind = match merging.is_some_and(|m| m.follow && m.id == snapshot.id) {
+            true => ViewKind::Merge,
+            false => ViewKind::Snapshot,
+        };
+        let view = snapshot.view.as_ref();
+        views.extend(view.map(|view| status(view, Some(snapshot), kind)));
+    }
+    views
+}
+
+fn snapshot_status(
+    snapshot: &Snapshot,
+    tables: &Tables,
+    engine: &EngineStatus,
+) -> Option<SnapshotStatus> {
+    let known = engine.snapshots.iter().find(|s| s.snapshot == snapshot.id);
+    let ended = || {
+        let merging = tables.merging.as_ref();
+        let merged = merging.is_some_and(|m| m.id == snapshot.id);
+        merged.then(|| ended_merge(snapshot))
+    };
+    let status = known.cloned().or_else(ended)?;
+    Some(SnapshotStatus {
+        name: snapshot.spec.name.clone(),
+        cow: snapshot.spec.cow.clone(),
+        store_type: snapshot.spec.store_type,
+        cow_device: snapshot.device_string.clone(),
+        state: state(status.state),
+        sectors: snapshot.sectors,
+        read_only: snapshot.spec.is_read_only(),
+        chunk_sectors: status.chunk_sectors,
+        allocated_sectors: status.usage.allocated,
+        total_sectors: status.usage.total,
+        metadata_sectors: status.usage.metadata,
+        discard_zeroes_cow: snapshot.spec.discard_zeroes_cow == Some(true),
+        discard_passdown_origin: snapshot.spec.discard_passdown_origin == Some(true),
+    })
+}
+
+/// The snapshot of a merge whose end is not recorded yet: the engine has released its
+/// store, which holds nothing but the header and an empty area.
 fn ended_merge(snapshot: &Snapshot) -> EngineSnapshot {
     let metadata = snapshot.chunk_size.first_sector(2);
     EngineSnapshot {

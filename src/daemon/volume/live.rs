@@ -1,37 +1,48 @@
-//! The volume while it is served: the engine, and what the engine does not
-//! know (names, paths, sockets, the state file).
+//! The served volume: the engine, and what the engine does not hold (names, paths,
+//! sockets, the state file).
 //!
-//! Three locks, taken in this order and never the other way round:
-//! `ops` makes operations take turns and may be held while the engine drains;
-//! `state` is held while the state file is written; `tables` only for look-ups.
-//! The main thread, which must always be able to answer the engine's notices,
-//! takes the last two only.
+//! Three locks, always taken in this order:
+//! `ops` serializes the operations and may be held while the engine drains;
+//! `state` is held while the state file is written; `tables` is held for look-ups only.
+//! The main thread must always be able to answer the engine's notices, so it takes only
+//! the last two.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-use super::turns::Turns;
-use super::views::{View, ViewSettings};
-use crate::control::api::{
-    ApiError, ErrorKind, MergeOutcome, MergeRequest, RollbackReply, RollbackRequest, SnapshotSpec,
-    Volume, VolumeStatus,
-};
+use super::notice_barrier::NoticeBarrier;
+use super::reset_rule::Postponed;
+use super::undo::Undo;
+use super::views::{ServedView, ViewSettings};
+use crate::control::api::{ApiError, ErrorKind, MergeOutcome, SnapshotSpec};
 use crate::control::events::EventLog;
 use crate::daemon::cow::OriginFacts;
 use crate::daemon::monitor::watch::Watch;
 use crate::daemon::state::{StateError, StateFile};
-use crate::daemon::verbs::merging::Undo;
-use crate::daemon::verbs::resets::Waited;
 use crate::engine::{ControlError, ControlRequest, Engine, MergeWrites, SnapshotId};
-use crate::executor::{Executor, Report};
-use crate::io::{DeviceId, Devices, Identity};
+use crate::executor::{Executor, Output};
+use crate::io::{DeviceId, Devices, Disk, Identity, IoEngine, open_disk};
 use crate::merger::Merger;
 use crate::units::ChunkSize;
+
+/// How long to wait before a write of the state file that failed is repeated.
+pub const RETRY: Duration = Duration::from_secs(1);
+
+/// Who the volume is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Service {
+    /// Guests and control clients.
+    Daemon,
+    /// A merge without a daemon.
+    OfflineMerge,
+}
 
 /// What does not change while the volume is served.
 #[derive(Debug)]
 pub struct VolumeFacts {
+    pub service: Service,
     /// As shown in the status.
     pub path: String,
     pub origin: OriginFacts,
@@ -41,14 +52,14 @@ pub struct VolumeFacts {
     pub read_only: bool,
     /// For merges that start from now on.
     pub merge_writes: MergeWrites,
-    /// The origin view's socket was given as a descriptor, and nothing else is served.
+    /// The origin view's socket was passed as a descriptor, and nothing else is served.
     pub on_descriptor: bool,
     pub views: ViewSettings,
 }
 
 /// One served volume.
 pub struct LiveVolume {
-    /// For what outlives a call: views and their hooks.
+    /// For threads and views that outlive a call.
     pub this: Weak<LiveVolume>,
     pub facts: VolumeFacts,
     pub engine: Arc<Engine>,
@@ -58,38 +69,39 @@ pub struct LiveVolume {
     pub tables: Mutex<Tables>,
     /// `None` once it was stopped.
     pub merger: Mutex<Option<Merger>>,
-    /// Cheap to ask at every reset; the truth is in the state.
+    /// A copy of what the state file says, for a cheap check at every ring start.
     pub rollback_pending: AtomicBool,
-    /// The guest of the last daemon may come back: none has started rings yet.
+    /// The guest of the previous daemon may reconnect: none has started rings yet.
     pub may_come_back: AtomicBool,
-    /// Told to stop.
+    /// The daemon has been asked to stop.
     pub stopping: Arc<AtomicBool>,
-    /// Threads that tidy up after a merge.
-    pub tidying: Mutex<Vec<JoinHandle<()>>>,
-    /// Takes a lock of its own, under which nothing is done: any other may be held.
+    /// Threads that record the ends of merges.
+    pub merge_ends: Mutex<Vec<JoinHandle<()>>>,
+    /// Its own lock is held for the log's bookkeeping only, so that it may be used under
+    /// any other lock.
     pub events: EventLog,
-    pub turns: Turns,
-    /// QEMU's monitor, while a rollback waits that it tells the reset of. No other
-    /// lock is taken under it.
+    pub notice_barrier: NoticeBarrier,
+    /// QEMU's monitor, while a rollback waits for the reset that it reports. No other
+    /// lock is taken while this one is held.
     pub watch: Mutex<Option<Watch>>,
     /// The next handover fails in the engine.
     #[cfg(test)]
     pub fail_handover: AtomicBool,
 }
 
-/// What is alive, by name.
+/// The snapshots, views and merges of the volume.
 #[derive(Default)]
 pub struct Tables {
     /// In the order of their creation.
     pub snapshots: Vec<Snapshot>,
-    /// The origin's own view first, then those that went over to it.
-    pub origin_views: Vec<View>,
+    /// The origin's own view first, then the views that followed their merges.
+    pub origin_views: Vec<ServedView>,
     pub merging: Option<Merging>,
     pub last_merge: Option<MergeOutcome>,
-    /// Why the rollback that waits did not happen when a driver began.
-    pub waited: Option<Waited>,
-    /// A handover that did not happen and is still recorded.
-    pub undo: Option<Undo>,
+    /// Why the pending rollback did not happen when a driver started.
+    pub postponed: Option<Postponed>,
+    /// Changes that failed and are still recorded.
+    pub undo: Vec<Undo>,
     /// Number of the newest snapshot; the origin is 0.
     pub last_id: u32,
 }
@@ -102,10 +114,10 @@ pub struct Snapshot {
     pub device: DeviceId,
     pub identity: Identity,
     pub device_string: String,
-    /// Length of what it shows.
+    /// Length of the snapshot's view.
     pub sectors: u64,
     pub chunk_size: ChunkSize,
-    pub view: Option<View>,
+    pub view: Option<ServedView>,
 }
 
 /// A merge that the engine runs.
@@ -114,7 +126,7 @@ pub struct Merging {
     pub name: String,
     pub id: SnapshotId,
     pub follow: bool,
-    /// Chunks that there were at the handover.
+    /// Number of chunks at the handover.
     pub chunks: u64,
 }
 
@@ -123,11 +135,16 @@ impl Tables {
         self.snapshots.iter().find(|s| s.spec.name == name)
     }
 
+    pub fn snapshot_by_id(&self, id: SnapshotId) -> Option<&Snapshot> {
+        self.snapshots.iter().find(|s| s.id == id)
+    }
+
+    pub fn snapshot_by_id_mut(&mut self, id: SnapshotId) -> Option<&mut Snapshot> {
+        self.snapshots.iter_mut().find(|s| s.id == id)
+    }
+
     pub fn name_of(&self, id: SnapshotId) -> Option<&str> {
-        self.snapshots
-            .iter()
-            .find(|s| s.id == id)
-            .map(|s| s.spec.name.as_str())
+        self.snapshot_by_id(id).map(|s| s.spec.name.as_str())
     }
 
     /// The storage of all COWs, with the names of their snapshots.
@@ -139,30 +156,30 @@ impl Tables {
     }
 
     pub fn next_id(&mut self) -> SnapshotId {
-        // Four thousand million snapshots in one process do not happen.
+        // One process does not take four thousand million snapshots.
         self.last_id = self.last_id.saturating_add(1);
         crate::engine::ViewId(self.last_id)
     }
 
     /// A front end is connected to a view of the origin.
     pub fn origin_attached(&self) -> bool {
-        self.origin_views.iter().any(View::is_attached)
+        self.origin_views.iter().any(ServedView::is_attached)
     }
 
     /// A guest of the origin is in its firmware or boot loader.
     pub fn in_firmware(&self) -> bool {
-        self.origin_views.iter().any(View::is_in_firmware)
+        self.origin_views.iter().any(ServedView::is_in_firmware)
     }
 
-    /// Where a guest of the origin has rings that run.
+    /// The socket at which a guest of the origin has running rings.
     pub fn running_at(&self) -> Option<String> {
-        let running = self.origin_views.iter().find(|v| v.runs())?;
+        let running = self.origin_views.iter().find(|v| v.is_running())?;
         let at = running.socket.as_deref();
         Some(at.unwrap_or("the given descriptor").to_owned())
     }
 }
 
-/// Nothing under the daemon's locks can be left half-way by a panic: panics abort.
+/// A panic cannot leave a change under these locks half done, because panics abort.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -171,34 +188,19 @@ pub fn conflict(message: impl Into<String>) -> ApiError {
     ApiError::new(ErrorKind::Conflict, message)
 }
 
-/// The state file could not be written: nothing has changed.
+/// The state file could not be written, so nothing has been changed.
 pub fn not_recorded(error: &StateError) -> ApiError {
     ApiError::new(
         ErrorKind::Io,
-        format!("nothing was changed, because it could not be recorded: {error}"),
+        format!("nothing was changed, because the change could not be recorded: {error}"),
     )
 }
 
 impl LiveVolume {
-    pub fn engine(&self) -> &Arc<Engine> {
-        &self.engine
-    }
-
-    pub fn downgrade(&self) -> Weak<Self> {
-        self.this.clone()
-    }
-
-    pub fn devices(&self) -> &Arc<Devices> {
-        &self.devices
-    }
-
-    pub fn view_settings(&self) -> &ViewSettings {
-        &self.facts.views
-    }
-
-    /// Has the engine carry out a control request. `ops` shows that it is our turn.
+    /// Has the engine carry out a control request. `ops` proves that no other
+    /// operation is running.
     pub fn drive(&self, ops: &mut Executor, request: ControlRequest) -> Result<(), ControlError> {
-        let mut others: Vec<Report> = Vec::new();
+        let mut others: Vec<Output> = Vec::new();
         let result = ops.drive(request, &mut others);
         for other in others {
             tracing::debug!(?other, "not for the control port");
@@ -210,17 +212,23 @@ impl LiveVolume {
         self.stopping.load(Ordering::Acquire)
     }
 
-    /// The one front end that this volume was started for has left, and no other
-    /// can come.
+    /// The only front end that this volume was started for has left, and no other
+    /// front end can connect.
     pub fn is_deserted(&self) -> bool {
         self.facts.on_descriptor
             && lock(&self.tables)
                 .origin_views
                 .iter()
-                .all(View::is_finished)
+                .all(ServedView::is_finished)
     }
 
-    /// The error for a snapshot that is not there.
+    /// A disk for work that waits for each operation.
+    pub fn one_thread_disk(&self) -> Result<Box<dyn Disk + Send>, ApiError> {
+        open_disk(IoEngine::Threads, self.devices.clone(), 1)
+            .map_err(|e| ApiError::new(ErrorKind::Io, format!("cannot start an I/O thread: {e}")))
+    }
+
+    /// The error for a snapshot that does not exist.
     pub fn unknown(&self, name: &str) -> ApiError {
         let known: Vec<String> = lock(&self.tables)
             .snapshots
@@ -233,53 +241,5 @@ impl LiveVolume {
             format!("known are: {}", known.join(", "))
         };
         ApiError::new(ErrorKind::NotFound, format!("no snapshot {name}; {known}"))
-    }
-}
-
-/// After a change the main thread has its turn, so that the events of the change
-/// are in the log before the client has its answer.
-impl Volume for LiveVolume {
-    fn status(&self) -> VolumeStatus {
-        self.build_status()
-    }
-
-    fn add_snapshot(&self, spec: SnapshotSpec) -> Result<(), ApiError> {
-        self.turns.settle_after(self.create_snapshot(spec))
-    }
-
-    fn remove_snapshot(&self, name: &str, force: bool) -> Result<(), ApiError> {
-        self.turns.settle_after(self.delete_snapshot(name, force))
-    }
-
-    fn grow_snapshot(&self, name: &str, bytes: u64) -> Result<(), ApiError> {
-        self.turns.settle_after(self.grow_store(name, bytes))
-    }
-
-    fn rollback(&self, request: RollbackRequest) -> Result<RollbackReply, ApiError> {
-        self.turns.settle_after(self.roll_back(request))
-    }
-
-    fn cancel_rollback(&self) -> Result<(), ApiError> {
-        self.call_rollback_off()
-    }
-
-    fn merge(&self, request: MergeRequest) -> Result<(), ApiError> {
-        self.turns.settle_after(self.merge_now(&request))
-    }
-
-    fn pause_merge(&self) -> Result<(), ApiError> {
-        self.turns.settle_after(self.set_paused(true))
-    }
-
-    fn resume_merge(&self) -> Result<(), ApiError> {
-        self.turns.settle_after(self.set_paused(false))
-    }
-
-    fn set_merge_rate(&self, bytes_per_second: u64) -> Result<(), ApiError> {
-        self.set_rate(bytes_per_second)
-    }
-
-    fn events(&self) -> &EventLog {
-        &self.events
     }
 }

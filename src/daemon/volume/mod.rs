@@ -1,9 +1,20 @@
-//! The volume while it is served: its parts, its views, and its events.
+//! The volume while it is served: its parts, its views, its events and its pending
+//! rollback.
+//!
+//! ```text
+//!  events, pending ─► live ─► views, undo, notice_barrier ─► reset_rule, serials
+//! ```
 
 pub mod events;
 mod live;
+pub mod notice_barrier;
+mod pending;
+pub mod reset_rule;
 pub mod serials;
-pub mod turns;
+pub mod undo;
 pub mod views;
 
-pub use live::{LiveVolume, Merging, Snapshot, Tables, VolumeFacts, conflict, lock, not_recorded};
+pub use live::{
+    LiveVolume, Merging, RETRY, Service, Snapshot, Tables, VolumeFacts, conflict, lock,
+    not_recorded,
+};

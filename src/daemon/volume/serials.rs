@@ -1,16 +1,16 @@
-//! What GET_ID answers at each view of a volume. A guest sees 20 bytes of it, and
-//! may name its disks by them.
+//! The answers of a volume's views to GET_ID. A guest sees 20 bytes, and may name its disks
+//! by them.
 
 /// Bytes that a guest sees.
 const LEN: usize = 20;
-/// Of a shortened serial: what is left of its beginning, and the hash's characters.
+/// Lengths of the beginning and of the hash in a shortened serial.
 const BEGINNING: usize = 9;
 const HASH: usize = LEN - BEGINNING - 1;
 const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 
-/// The serial of the origin's view (`None`) or a snapshot's, of a volume whose
-/// serial is `volume`: the same at every start, and different for each name.
-/// `volume-name` where that fits; else its beginning and a hash of all of it.
+/// The serial of the origin's view (`None`) or of a snapshot's, for a volume with the serial
+/// `volume`: the same at every start, and different for each name. It is `volume-name` if
+/// that is short enough, otherwise the beginning of it and a hash of all of it.
 pub fn serial(volume: &str, snapshot: Option<&str>) -> String {
     let Some(name) = snapshot else {
         return volume.chars().take(LEN).collect();
@@ -19,7 +19,7 @@ pub fn serial(volume: &str, snapshot: Option<&str>) -> String {
     if whole.len() <= LEN && whole.is_ascii() {
         return whole;
     }
-    // No name has a `~`, so a short serial of another view is never met.
+    // No name contains `~`, so this cannot be the serial of another view.
     let mut short: String = whole
         .chars()
         .filter(char::is_ascii)
@@ -35,7 +35,7 @@ pub fn serial(volume: &str, snapshot: Option<&str>) -> String {
     short
 }
 
-/// A volume's serial if none was asked for: short, and no promise to anybody.
+/// A volume's serial if none was given: short, and not part of the interface.
 pub fn of_path(path: &str) -> String {
     format!("sb{:010x}", fnv(path.as_bytes()) & 0xff_ffff_ffff)
 }

@@ -1,4 +1,4 @@
-//! The sockets at which guests meet the volume.
+//! The views of a volume, each with its socket.
 
 use std::io;
 use std::path::Path;
@@ -6,11 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use super::live::LiveVolume;
+use super::reset_rule::seen;
 use super::serials;
 use crate::control::api::Seen;
-use crate::control::events::Happening;
-use crate::daemon::verbs::resets::seen;
+use crate::control::events::EventKind;
 use crate::engine::{Engine, PortRole, ViewId, Wake};
 use crate::io::{Devices, Disk, IoEngine, open_disk};
 use crate::vhost::{
@@ -18,62 +17,77 @@ use crate::vhost::{
 };
 use crate::virtio_blk::BlkDevice;
 
-/// Operations that one queue's disk has under way at once.
+/// Operations that one queue's disk has in flight at a time.
 const DISK_DEPTH: u32 = 256;
 
-/// What every view of a volume has in common.
+/// What all views of a volume have in common.
 #[derive(Clone, Debug)]
 pub struct ViewSettings {
     pub io_engine: IoEngine,
     pub num_queues: u16,
     pub block_size: u32,
-    /// Of the origin view; see [`serials`] for the others'.
+    /// Of the origin view; the snapshots' are derived from it (see [`serials`]).
     pub serial: String,
 }
 
-/// A view with its socket; dropping it ends it.
-pub struct View {
-    /// `None`: met at a descriptor.
+/// The volume, as its views use it.
+pub trait ViewOwner: Send + Sync {
+    fn engine(&self) -> &Arc<Engine>;
+    fn devices(&self) -> &Arc<Devices>;
+    fn view_settings(&self) -> &ViewSettings;
+    /// Adds an event about a view's front end or guest to the log.
+    fn publish_guest_event(&self, snapshot: Option<&str>, event: EventKind);
+    /// The rings of one of the origin's views start. They start when this returns.
+    fn origin_rings_start(&self, start: Start);
+}
+
+/// A view with its socket; dropping it stops it.
+pub struct ServedView {
+    /// `None`: a descriptor that was passed to the daemon.
     pub socket: Option<String>,
     pub read_only: bool,
     presence: Arc<Presence>,
     server: ViewServer,
 }
 
-/// What a view's hooks and its owner share.
+/// What a view shares with its hooks.
 #[derive(Debug, Default)]
 struct Presence {
     attached: AtomicBool,
-    /// Resets of this view's guest count for a deferred rollback.
+    /// Resets of this view's guest count for a pending rollback.
     is_origin: AtomicBool,
-    /// The guest's firmware, or its boot loader by means of that, uses the disk.
+    /// The guest is in its firmware, or in a boot loader that uses the firmware's driver.
     in_firmware: AtomicBool,
-    /// Rings that run.
+    /// Number of running rings.
     rings: AtomicUsize,
 }
 
-/// What a view is to show.
+/// What a view shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ViewDescription<'a> {
     pub id: ViewId,
-    /// `None`: the origin's.
+    /// `None`: a view of the origin.
     pub snapshot: Option<&'a str>,
-    /// It shows what the origin's view shows: its snapshot is being merged so.
+    /// It shows what the origin's view shows, because its snapshot is being merged
+    /// with `follow`.
     pub follows: bool,
     pub sectors: u64,
     pub read_only: bool,
-    /// Most sectors of a discard; 0: none is offered.
+    /// Largest discard in sectors; 0: discard is not offered.
     pub max_discard_sectors: u32,
 }
 
-impl View {
-    /// Serves a view at `socket`, which is bound already.
+impl ServedView {
+    /// Serves a view at `socket`, which is already bound.
     pub fn start(
-        volume: &LiveVolume,
+        owner: Weak<dyn ViewOwner>,
         description: ViewDescription<'_>,
         socket: ViewSocket,
         path: Option<String>,
     ) -> io::Result<Self> {
+        let volume = owner
+            .upgrade()
+            .ok_or_else(|| io::Error::other("the volume is closed"))?;
         let settings = volume.view_settings();
         let serial = serials::serial(&settings.serial, description.snapshot);
         let config = ViewConfig {
@@ -100,7 +114,7 @@ impl View {
             view: description.id,
         };
         let hooks = Hooks {
-            volume: volume.downgrade(),
+            owner,
             presence: presence.clone(),
             snapshot: description.snapshot.map(str::to_owned),
             socket: path.clone(),
@@ -124,8 +138,8 @@ impl View {
         self.is_attached() && self.presence.in_firmware.load(Ordering::Acquire)
     }
 
-    /// Rings run.
-    pub fn runs(&self) -> bool {
+    /// At least one ring runs.
+    pub fn is_running(&self) -> bool {
         self.presence.rings.load(Ordering::Acquire) > 0
     }
 
@@ -139,23 +153,23 @@ impl View {
         self.server.is_finished()
     }
 
-    /// Begins what [`Self::stop`] waits for; for stopping many views at once.
+    /// Begins what [`Self::stop`] waits for, so that many views can stop at once.
     pub fn request_stop(&self) {
         self.server.request_stop();
     }
 
-    /// Whether it has ended by `deadline`, once that was requested.
+    /// Whether it has ended by `deadline`, after [`Self::request_stop`].
     pub fn ends_by(&self, deadline: Instant) -> bool {
         self.server.ends_by(deadline)
     }
 
-    /// Drains what was accepted, disconnects the front end and removes the socket.
+    /// Drains the accepted requests, disconnects the front end and removes the socket.
     pub fn stop(self) {
         self.server.stop();
     }
 }
 
-/// Binds a view's socket, so that what can go wrong goes wrong early.
+/// Binds a view's socket before the view starts, so that errors are found early.
 pub fn bind(path: &str) -> Result<ViewSocket, SocketError> {
     ViewSocket::bind(Path::new(path))
 }
@@ -182,18 +196,18 @@ impl Backend for ViewBackend {
 }
 
 struct Hooks {
-    volume: Weak<LiveVolume>,
+    owner: Weak<dyn ViewOwner>,
     presence: Arc<Presence>,
     snapshot: Option<String>,
     socket: Option<String>,
 }
 
 impl Hooks {
-    fn tell(&self, what: impl FnOnce(Option<String>) -> Happening) {
+    fn publish(&self, event: impl FnOnce(Option<String>) -> EventKind) {
         let is_origin = self.presence.is_origin.load(Ordering::Acquire);
         let name = self.snapshot.as_deref().filter(|_| !is_origin);
-        if let Some(volume) = self.volume.upgrade() {
-            volume.events.tell(name, what(self.socket.clone()));
+        if let Some(owner) = self.owner.upgrade() {
+            owner.publish_guest_event(name, event(self.socket.clone()));
         }
     }
 }
@@ -202,12 +216,12 @@ impl ViewHooks for Hooks {
     fn attached(&self) {
         self.presence.in_firmware.store(false, Ordering::Release);
         self.presence.attached.store(true, Ordering::Release);
-        self.tell(|socket| Happening::FrontEndConnected { socket });
+        self.publish(|socket| EventKind::FrontEndConnected { socket });
     }
 
     fn detached(&self) {
         self.presence.attached.store(false, Ordering::Release);
-        self.tell(|socket| Happening::FrontEndLeft { socket });
+        self.publish(|socket| EventKind::FrontEndLeft { socket });
     }
 
     fn rings_start(&self, start: Start) {
@@ -216,17 +230,19 @@ impl ViewHooks for Hooks {
             self.presence
                 .in_firmware
                 .store(in_firmware, Ordering::Release);
-            self.tell(|socket| match seen {
-                Seen::Firmware | Seen::NewGuest => Happening::GuestReset { socket, seen },
-                _ => Happening::DriverStarted { socket, seen },
+            self.publish(|socket| match seen {
+                Seen::Firmware | Seen::NewGuest => EventKind::GuestReset { socket, seen },
+                Seen::Boot | Seen::DriverRestart | Seen::Unclear | Seen::Program => {
+                    EventKind::DriverStarted { socket, seen }
+                }
             });
         }
-        // A snapshot's own guest does not reset the origin; it must not even
-        // wait for the volume, whose lock is held while this view is stopped.
+        // The guest of a snapshot does not reset the origin. It must not even wait for
+        // the volume, because a thread that stops this view holds the volume's lock.
         if self.presence.is_origin.load(Ordering::Acquire)
-            && let Some(volume) = self.volume.upgrade()
+            && let Some(owner) = self.owner.upgrade()
         {
-            volume.rings_start(start);
+            owner.origin_rings_start(start);
         }
     }
 

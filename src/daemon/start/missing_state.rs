@@ -1,5 +1,5 @@
-//! A disk whose state file is not there: does it have snapshots that would become
-//! wrong with its first write? And a COW that is taken for a disk.
+//! A disk without a state file: it may have snapshots that would become wrong with its first
+//! write. And a COW that is served as a disk by mistake.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -10,33 +10,32 @@ use crate::control::api::{SnapshotSpec, StoreType};
 use crate::daemon::DaemonError;
 use crate::daemon::identity::{StorageIdentity, StorageKind};
 use crate::daemon::provenance::marks::{self, Mark};
-use crate::daemon::provenance::standing::{Standing, mark_speaks_against};
+use crate::daemon::provenance::placement::{Placement, mark_speaks_against};
 use crate::daemon::state::place::{nameless_like, state_files_near};
 use crate::daemon::state::{SnapshotRecord, VolumeState};
 use crate::store::RawHeader;
 
-/// Files that are looked at beside a disk.
+/// Number of files that are examined in the folder of a disk.
 const LOOK_MAX: usize = 4096;
 
-/// What a start without a state file found.
+/// What was found at a start without a state file.
 #[derive(Debug, Default)]
-pub struct Found {
-    /// Snapshots to give up, as the user wishes.
+pub struct Findings {
+    /// Snapshots that the options give up.
     pub forget: Vec<SnapshotRecord>,
     pub remarks: Vec<String>,
 }
 
-/// Looks for what speaks against serving the disk as one that never had a
-/// snapshot. `place`: where its state file would be.
+/// Looks for signs that the disk has snapshots. `place`: where its state file would be.
 pub fn check(
     options: &ServeOptions,
     now: &StorageIdentity,
     place: &Path,
-    standing: &Standing,
-) -> Result<Found, DaemonError> {
-    let mut found = Found::default();
+    placement: &Placement,
+) -> Result<Findings, DaemonError> {
+    let mut found = Findings::default();
     let origin = &options.origin;
-    let mark = standing.mark.as_ref();
+    let mark = placement.mark.as_ref();
     if let Some(elsewhere) = mark.and_then(|m| m.state.as_deref()) {
         refuse_if_remembered(origin, now, Path::new(elsewhere), place, &mut found)?;
     }
@@ -50,8 +49,8 @@ pub fn check(
             .filter(|(_, state)| state.origin.size == now.size && !at_stake(state).is_empty());
         found.remarks.extend(like.map(|(place, state)| {
             format!(
-                "{} is about a device of this size without a lasting name, and knows its snapshots {}: if that is this \
-                 one, stop, and pass --state with it; they are wrong from the first write on",
+                "{} describes a device of this size without a persistent name, and its snapshots {}: if this is that device, \
+                 stop, and pass the file with --state; otherwise the snapshots are wrong from the first write on",
                 place.display(),
                 at_stake(&state).join(", ")
             )
@@ -61,8 +60,8 @@ pub fn check(
     if !suspects.is_empty() {
         let suspects: Vec<String> = suspects.iter().map(|p| p.display().to_string()).collect();
         found.remarks.push(format!(
-            "{} beside the origin hold COW stores that say valid, and there is no state file {}: if they are snapshots of \
-             this origin, they are wrong from now on. Bring the state file back before you serve it, or remove them",
+            "{} in the folder of the origin hold valid COW stores, and there is no state file {}: if they are snapshots of \
+             this origin, they are wrong from now on. Restore the state file before you serve the origin, or remove them",
             suspects.join(", "),
             place.display()
         ));
@@ -70,15 +69,15 @@ pub fn check(
     Ok(found)
 }
 
-/// Under a state file that is older than the disk: snapshots that were taken since,
-/// which it does not know.
+/// With a state file that is older than the disk: looks for snapshots that were taken since
+/// and are not in it.
 pub fn check_older(
     options: &ServeOptions,
     recorded: &VolumeState,
-    standing: &Standing,
-) -> Result<Found, DaemonError> {
-    let mut found = Found::default();
-    let mark = standing.mark.as_ref();
+    placement: &Placement,
+) -> Result<Findings, DaemonError> {
+    let mut found = Findings::default();
+    let mark = placement.mark.as_ref();
     if mark.is_none_or(|mark| mark_speaks_against(recorded, mark).is_none()) {
         return Ok(found);
     }
@@ -88,9 +87,9 @@ pub fn check_older(
     forget_or_refuse(stores, options, &mut found, |stores| {
         let names: Vec<&str> = stores.iter().map(|(name, _)| name.as_str()).collect();
         format!(
-            "state file {} is older than the disk {} and does not know its snapshots {}, which say valid: bring the newer \
-             state file back, or give all of the disk's snapshots up with --forget NAME",
-            standing.place(),
+            "state file {} is older than the disk {} and does not list its snapshots {}, which are valid: restore the newer \
+             state file, or give all of the disk's snapshots up with --forget NAME",
+            placement.place(),
             options.origin.display(),
             names.join(", ")
         )
@@ -101,14 +100,14 @@ pub fn check_older(
 /// Names and COWs of snapshots.
 type Stores = Vec<(String, PathBuf)>;
 
-/// The stores beside the disk that say valid: those that are marked as snapshots
-/// of `volume`, and those without a mark.
+/// The valid stores in the folder of the disk: those that are marked as snapshots of
+/// `volume`, and those without a mark.
 fn stores_beside(options: &ServeOptions, volume: Option<&str>) -> (Stores, Vec<PathBuf>) {
     let (mut stores, mut suspects) = (Vec::new(), Vec::new());
     for path in valid_stores_beside(&options.origin, options) {
         match marks::read(&path).and_then(|m| Some((m.volume, m.snapshot?))) {
             Some((theirs, of)) if Some(theirs.as_str()) == volume => stores.push((of.name, path)),
-            // Of another disk, whose business it is.
+            // It belongs to another disk.
             Some(_) => {}
             None => suspects.push(path),
         }
@@ -119,7 +118,7 @@ fn stores_beside(options: &ServeOptions, volume: Option<&str>) -> (Stores, Vec<P
 fn forget_or_refuse(
     mut stores: Stores,
     options: &ServeOptions,
-    found: &mut Found,
+    found: &mut Findings,
     refusal: impl FnOnce(&Stores) -> String,
 ) -> Result<(), DaemonError> {
     for name in &options.forget {
@@ -134,13 +133,13 @@ fn forget_or_refuse(
     }
 }
 
-/// The disk's mark names a state file; it may be where it says.
+/// The disk's mark names the state file `elsewhere`, which may still exist.
 fn refuse_if_remembered(
     origin: &Path,
     now: &StorageIdentity,
     elsewhere: &Path,
     place: &Path,
-    found: &mut Found,
+    found: &mut Findings,
 ) -> Result<(), DaemonError> {
     let state = (elsewhere != place).then(|| VolumeState::peek(elsewhere));
     match state.flatten() {
@@ -150,8 +149,9 @@ fn refuse_if_remembered(
                 return Ok(());
             }
             Err(DaemonError::Refused(format!(
-                "origin {} has the snapshots {}, which are remembered in {}: pass --state {2} (or move the disk back, or \
-                 that file and the COWs beside the disk as {}). Served without them they would be wrong for good",
+                "origin {} has the snapshots {}, which are recorded in {}: pass --state {2} (or move the disk back, or move \
+                 that file and the COWs into the folder of the disk, the file as {}). If the disk were served without them, \
+                 they would be wrong for good",
                 origin.display(),
                 alive.join(", "),
                 elsewhere.display(),
@@ -160,7 +160,7 @@ fn refuse_if_remembered(
         }
         Some(_) => {
             found.remarks.push(format!(
-                "the origin was copied from one that has its state file at {}; the copy is a volume of its own, without \
+                "the origin was copied from one whose state file is {}; the copy is a volume of its own, without \
                  snapshots",
                 elsewhere.display()
             ));
@@ -168,7 +168,7 @@ fn refuse_if_remembered(
         }
         None => {
             found.remarks.push(format!(
-                "the origin had a state file {}, which is not there: snapshots that it knew are wrong from now on",
+                "the origin had a state file {}, which does not exist any more: snapshots that it listed are wrong from now on",
                 elsewhere.display()
             ));
             Ok(())
@@ -194,9 +194,9 @@ fn refusal(origin: &Path, place: &Path, stores: &Stores) -> String {
         .map(|(name, _)| format!("--forget {name}"))
         .collect();
     format!(
-        "origin {} has no state file {}, but it has snapshots that say valid: {}. Served without them they would be wrong \
-         for good. Bring the state file back; or, only if nothing has written the disk since the daemon ended, take each in \
-         with --snapshot name=NAME,cow=FILE; or give them up with {}",
+        "origin {} has no state file {}, but it has valid snapshots: {}. If it were served without them, they would be wrong \
+         for good. Restore the state file; or, only if nothing has written the disk since the daemon ended, add each with \
+         --snapshot name=NAME,cow=FILE; or give them up with {}",
         origin.display(),
         place.display(),
         list.join(", "),
@@ -204,7 +204,7 @@ fn refusal(origin: &Path, place: &Path, stores: &Stores) -> String {
     )
 }
 
-/// Enough of a record to mark a store invalid.
+/// A record that is sufficient to mark a store invalid.
 fn record(name: String, path: &Path) -> SnapshotRecord {
     SnapshotRecord {
         spec: SnapshotSpec {
@@ -225,8 +225,8 @@ fn record(name: String, path: &Path) -> SnapshotRecord {
     }
 }
 
-/// Regular files beside the disk that begin as a valid store does, and that the
-/// options do not take in.
+/// Regular files in the folder of the disk that start with the header of a valid store and
+/// that the options do not name.
 fn valid_stores_beside(origin: &Path, options: &ServeOptions) -> Vec<PathBuf> {
     let real = |path: &Path| fs::canonicalize(path).ok();
     let Some(origin) = real(origin).filter(|origin| origin.is_file()) else {
@@ -241,7 +241,7 @@ fn valid_stores_beside(origin: &Path, options: &ServeOptions) -> Vec<PathBuf> {
     let files = entries.into_iter().flatten().flatten().flatten();
     let mut found: Vec<PathBuf> = files
         .take(LOOK_MAX)
-        // No links: what they lead to is not beside the disk.
+        // No symbolic links, because their targets are elsewhere.
         .filter(|entry| entry.file_type().is_ok_and(|t| t.is_file()))
         .map(|entry| entry.path())
         .filter(|path| *path != origin && !taken.contains(path) && says_valid(path))
@@ -250,7 +250,7 @@ fn valid_stores_beside(origin: &Path, options: &ServeOptions) -> Vec<PathBuf> {
     found
 }
 
-/// The file or device begins with the header of a valid store.
+/// The file or device starts with the header of a valid store.
 fn says_valid(path: &Path) -> bool {
     let mut head = [0; 16];
     let read = File::open(path).and_then(|mut file| file.read_exact(&mut head));
@@ -258,12 +258,12 @@ fn says_valid(path: &Path) -> bool {
     read.is_ok() && header.is_ok_and(|header| header.is_some_and(|header| header.valid))
 }
 
-/// Some state file has this as the COW of a snapshot.
+/// A state file lists this as the COW of a snapshot.
 fn is_known_elsewhere(path: &Path) -> bool {
     owner(path).is_some()
 }
 
-/// The state file and snapshot that has this COW.
+/// The state file and the snapshot that have this COW.
 fn owner(path: &Path) -> Option<(PathBuf, VolumeState, String)> {
     let real = |path: &Path| fs::canonicalize(path).ok();
     let ours = real(path)?;
@@ -284,8 +284,8 @@ fn owner(path: &Path) -> Option<(PathBuf, VolumeState, String)> {
         })
 }
 
-/// Refuses to serve the COW of a snapshot as a disk. A header alone is no proof:
-/// a guest may have written it on its disk.
+/// Refuses to serve the COW of a snapshot as a disk. A header alone is no proof, because a
+/// guest may have written one to its disk; in this case a remark is returned.
 pub fn refuse_cow(origin: &Path, mark: Option<&Mark>) -> Result<Option<String>, DaemonError> {
     if !says_valid(origin) {
         return Ok(None);
@@ -303,13 +303,13 @@ pub fn refuse_cow(origin: &Path, mark: Option<&Mark>) -> Result<Option<String>, 
         Some(Mark {
             snapshot: Some(of), ..
         }) => Err(DaemonError::Refused(format!(
-            "origin {shown} is marked as the COW of snapshot {} of another disk, and says valid: {advice} (clear its first \
+            "origin {shown} is marked as the COW of snapshot {} of another disk, and is valid: {advice} (clear its first \
              4096 bytes)",
             of.name
         ))),
         Some(_) => Ok(None),
         None => Ok(Some(format!(
-            "origin {shown} begins with the header of a COW store: is it the COW of a snapshot? If so, stop, and serve its \
+            "origin {shown} starts with the header of a COW store: if it is the COW of a snapshot, stop, and serve its \
              disk instead"
         ))),
     }

@@ -1,5 +1,4 @@
-//! How what is there now stands to what the state file remembers: is the volume
-//! where it was, was it moved, or is it a copy? What do the marks say?
+//! Where the volume is in relation to the state file: in place, moved, or a copy.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -10,19 +9,19 @@ use crate::daemon::state::Home;
 use crate::daemon::state::VolumeState;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Whereabouts {
+pub enum Location {
     #[default]
     InPlace,
-    /// From this folder, in which the disk is not any more.
+    /// From this folder, which does not hold the disk any more.
     Moved { from: PathBuf },
-    /// The disk that the state file speaks of is still in this folder.
+    /// The disk that the state file records is still in this folder.
     Copy { of: PathBuf },
 }
 
-/// What the disk and the place of the state file tell.
+/// The location of the volume, and the mark of its disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Standing {
-    pub whereabouts: Whereabouts,
+pub struct Placement {
+    pub location: Location,
     /// The mark of the origin.
     pub mark: Option<Mark>,
     /// The folder of the state file.
@@ -31,34 +30,34 @@ pub struct Standing {
     pub place: Option<PathBuf>,
 }
 
-impl Standing {
-    /// Looks at the disk at `origin` and the state file at `place`, which says
+impl Placement {
+    /// Examines the disk at `origin` and the state file at `place` with the content
     /// `recorded`.
     pub fn look(origin: &Path, place: Option<&Path>, recorded: Option<&VolumeState>) -> Self {
         let home = place.map(Home::of);
-        let whereabouts = home
+        let location = home
             .as_ref()
             .zip(recorded)
-            .map(|(home, recorded)| whereabouts(origin, home, recorded));
+            .map(|(home, recorded)| location(origin, home, recorded));
         Self {
-            whereabouts: whereabouts.unwrap_or_default(),
+            location: location.unwrap_or_default(),
             mark: marks::read(origin),
             home: home.map(|h| h.path().to_path_buf()),
             place: place.map(Path::to_path_buf),
         }
     }
 
-    /// The state file, for people.
+    /// The path of the state file, for messages.
     pub fn place(&self) -> String {
         let place = self.place.as_ref();
         place.map_or_else(String::new, |place| place.display().to_string())
     }
 
     pub fn is_copy(&self) -> bool {
-        matches!(self.whereabouts, Whereabouts::Copy { .. })
+        matches!(self.location, Location::Copy { .. })
     }
 
-    /// In a copy: the path leads to what the original has.
+    /// This is a copy, and the path leads to a file of the original.
     pub fn is_foreign(&self, path: &str) -> bool {
         let real = std::fs::canonicalize(path).unwrap_or_else(|_| PathBuf::from(path));
         self.is_copy()
@@ -69,16 +68,16 @@ impl Standing {
     }
 }
 
-fn whereabouts(origin: &Path, home: &Home, recorded: &VolumeState) -> Whereabouts {
+fn location(origin: &Path, home: &Home, recorded: &VolumeState) -> Location {
     let Some(former) = recorded.home.as_deref().map(Home::recorded) else {
-        return Whereabouts::InPlace;
+        return Location::InPlace;
     };
     if former == *home {
-        return Whereabouts::InPlace;
+        return Location::InPlace;
     }
     let from = former.path().to_path_buf();
     let Ok(below) = Path::new(&recorded.origin.path).strip_prefix(home.path()) else {
-        return Whereabouts::Moved { from };
+        return Location::Moved { from };
     };
     let original = from.join(below);
     let number = |path: &Path| std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
@@ -88,14 +87,14 @@ fn whereabouts(origin: &Path, home: &Home, recorded: &VolumeState) -> Whereabout
             .is_ok_and(|found| found.is(&recorded.origin.storage()))
     };
     if stands && is_it() {
-        Whereabouts::Copy { of: from }
+        Location::Copy { of: from }
     } else {
-        Whereabouts::Moved { from }
+        Location::Moved { from }
     }
 }
 
-/// What speaks against a disk or COW with this mark being of the volume and time
-/// of the state file; in words that follow "it".
+/// The contradiction between the mark of a disk or COW and the state file; it continues a
+/// sentence after "it".
 pub fn mark_speaks_against(recorded: &VolumeState, mark: &Mark) -> Option<String> {
     let volume = recorded.volume.as_ref()?;
     let mut known = vec![(volume, recorded.generation)];
@@ -113,14 +112,14 @@ pub fn mark_speaks_against(recorded: &VolumeState, mark: &Mark) -> Option<String
         .map(|(_, generation)| *generation)
         .collect();
     Some(match same.iter().max() {
-        None => format!("was since served as part of another volume{}", at(mark)),
+        None => format!("has been served as part of another volume{}", at(mark)),
         Some(generation) if *generation < mark.generation => format!(
-            "was served since the state file was written, so that the state file is older than the disk (start {generation} \
-             of the volume, and {} now)",
+            "was served after the state file was written, so the state file is older than the disk (it is of start {generation} \
+             of the volume, and the disk of start {})",
             mark.generation
         ),
         Some(generation) => format!(
-            "is older than the state file (of start {} of the volume; the state file knows start {generation})",
+            "is older than the state file (it is of start {} of the volume, and the state file of start {generation})",
             mark.generation
         ),
     })
@@ -155,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn marks_tell_older_newer_and_foreign_files() {
+    fn marks_reveal_older_newer_and_foreign_files() {
         let mut state = state();
         for marked in [None, Some(4), Some(5)] {
             state.marked = marked.map(|generation| MarkedAs {
@@ -174,11 +173,11 @@ mod tests {
                 let against = mark_speaks_against(&state, &mark).unwrap();
                 assert!(against.contains(word), "{against}");
             }
-            // A start that was cut short has marked nothing, or some.
+            // A start that was interrupted has marked none or some of the files.
             let cut_short = mark_speaks_against(&state, &mark("a", 4)).is_none();
             assert_eq!(cut_short, marked == Some(4));
         }
-        // The files of a copy have the original's marks until it is marked.
+        // The files of a copy have the original's marks until the copy is marked.
         state.marked = Some(MarkedAs {
             volume: "original".into(),
             generation: 9,

@@ -1,0 +1,158 @@
+//! Making what an examined COW lacks, so that the engine can use it.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::error::CowError;
+use super::inspect::{Found, InspectedCow, store_options};
+use super::mark as cow_mark;
+use super::open::OpenCow;
+use super::size::unit;
+use crate::control::api::StoreType;
+use crate::daemon::identity::StorageIdentity;
+use crate::engine::SnapshotStore;
+use crate::io::{BlockFile, Devices, Disk, Identity, OpenOptions};
+use crate::store::{self, Layout, Metadata, StoreError};
+use crate::units::{ChunkSize, SECTOR_SIZE};
+
+/// A store for the engine.
+#[derive(Debug)]
+pub struct PreparedCow {
+    pub store: SnapshotStore,
+    pub chunk_size: ChunkSize,
+    /// Bytes of the file or device.
+    pub size: u64,
+    pub identity: Identity,
+    /// `major:minor` as in a device-mapper table.
+    pub device_string: String,
+    /// If this is dropped before it is kept, a file that was made is removed.
+    pub open: OpenCow,
+}
+
+impl PreparedCow {
+    /// The identity of the file or device, as it is now.
+    pub fn file_identity(&self) -> Option<StorageIdentity> {
+        StorageIdentity::of_open(self.open.file()).ok()
+    }
+}
+
+/// The metadata of a store in an open COW.
+struct Store {
+    open: OpenCow,
+    metadata: Metadata,
+    valid: bool,
+    /// The header says that it is invalid.
+    marked: bool,
+}
+
+impl InspectedCow {
+    /// Makes the file and the store if they do not exist, and completes what the last
+    /// user of an existing store left unfinished. `sectors` is the snapshot's length.
+    pub fn prepare(
+        self,
+        sectors: u64,
+        devices: &Arc<Devices>,
+        disk: &mut dyn Disk,
+    ) -> Result<PreparedCow, CowError> {
+        let (store_type, chunk_size) = (self.store_type, self.chunk_size);
+        let failed = store_failed(&self.path);
+        let store = match self.found {
+            Found::Absent { size } => {
+                let options = OpenOptions {
+                    create: Some(size / SECTOR_SIZE * SECTOR_SIZE),
+                    ..store_options()
+                };
+                let file = BlockFile::open(&self.path, options).map_err(CowError::Open)?;
+                let open = OpenCow::new(devices, file, true)?;
+                create(open, store_type, chunk_size, disk).map_err(failed)?
+            }
+            Found::Blank(open) => create(open, store_type, chunk_size, disk).map_err(failed)?,
+            Found::Invalid(open, chunk_size) => {
+                let (cow_sectors, unit) = (open.file().sectors(), unit(open.file().block_size()));
+                Store {
+                    marked: mark_invalid(&open, disk)?,
+                    metadata: Metadata::fresh(Layout::new(chunk_size), cow_sectors, unit),
+                    valid: false,
+                    open,
+                }
+            }
+            Found::Valid(mut open, store) => {
+                let metadata = store.settle(disk, open.id()).map_err(failed)?;
+                open.file().hold(metadata.held_bytes());
+                open.set_held(chunk_size);
+                Store {
+                    open,
+                    metadata,
+                    valid: true,
+                    marked: false,
+                }
+            }
+        };
+        let file = store.open.file();
+        Ok(PreparedCow {
+            chunk_size,
+            size: file.size(),
+            identity: file.identity(),
+            device_string: file.device_string(),
+            store: SnapshotStore {
+                device: store.open.id(),
+                metadata: store.metadata,
+                sectors,
+                keep_on_overflow: store_type == StoreType::PO,
+                valid: store.valid,
+                marked: store.marked,
+                // Acknowledged writes must survive the death of this process.
+                defer_commits: false,
+                discards: self.discards,
+            },
+            open: store.open,
+        })
+    }
+}
+
+fn create(
+    open: OpenCow,
+    store_type: StoreType,
+    chunk_size: ChunkSize,
+    disk: &mut dyn Disk,
+) -> Result<Store, StoreError> {
+    let (cow_sectors, unit) = (open.file().sectors(), unit(open.file().block_size()));
+    let metadata = match store_type {
+        StoreType::N => Metadata::transient(Layout::new(chunk_size), cow_sectors),
+        StoreType::P | StoreType::PO => {
+            store::create(disk, open.id(), chunk_size, cow_sectors, unit)?
+        }
+    };
+    Ok(Store {
+        open,
+        metadata,
+        valid: true,
+        marked: false,
+    })
+}
+
+/// Marks the header invalid, as the state file says; whether it is marked now. If the
+/// header cannot be written, the record in the state file must be kept.
+fn mark_invalid(open: &OpenCow, disk: &mut dyn Disk) -> Result<bool, CowError> {
+    let file = open.file();
+    if file.is_direct() {
+        // It was read as invalid, but this may not be durable.
+        return store::settle_invalid(disk, open.id())
+            .map(|()| true)
+            .map_err(store_failed(file.path()));
+    }
+    let marked = cow_mark::mark(file);
+    if let Err(error) = &marked {
+        tracing::warn!(cow = %file.path().display(), %error,
+            "the snapshot is invalid, but only the state file says so; do not use the COW without it");
+    }
+    Ok(marked.is_ok())
+}
+
+fn store_failed(path: &Path) -> impl Fn(StoreError) -> CowError + use<> {
+    let path = path.to_path_buf();
+    move |source| CowError::Store {
+        path: path.clone(),
+        source,
+    }
+}

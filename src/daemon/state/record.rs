@@ -1,0 +1,205 @@
+//! The content of the state file.
+
+use serde::{Deserialize, Serialize};
+
+use crate::control::api::{ResetKind, SnapshotSpec};
+use crate::daemon::identity::{OriginIdentity, StorageIdentity};
+use crate::engine::MergeWrites;
+
+/// The version that this program writes. It reads all versions from [`OLDEST`] on.
+pub(super) const VERSION: u32 = 2;
+/// Its paths are all absolute, and it has no identities except the origin's.
+pub(super) const OLDEST: u32 = 1;
+
+/// The whole content.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeState {
+    pub(super) version: u32,
+    /// Identifies the volume. A copy gets another one once it is served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<String>,
+    /// Number of starts.
+    #[serde(default)]
+    pub generation: u64,
+    /// What the marks on the origin and the COWs said when this was written. They may
+    /// already say what `volume` and `generation` say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub marked: Option<MarkedAs>,
+    /// The folder in which this file was written. Paths below it are stored relative to it;
+    /// in memory all paths are absolute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub home: Option<String>,
+    /// A daemon serves the volume, or served it until it was killed.
+    pub running: bool,
+    /// A guest may have been attached to the origin when the last daemon ended, and none
+    /// has connected since: it may reconnect.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub guest_attached: bool,
+    /// At the last clean stop, or at the start if the daemon runs or was killed.
+    pub origin: OriginIdentity,
+    /// Socket of the origin view.
+    pub socket: Option<String>,
+    /// Sockets of former snapshot views that followed their merges: they serve the origin
+    /// now.
+    pub followed_sockets: Vec<String>,
+    /// Those of them whose snapshots were read-only: they stay read-only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub read_only_sockets: Vec<String>,
+    pub control: Option<String>,
+    /// The monitor socket (QMP) of the QEMU that runs the origin's guest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qmp: Option<String>,
+    /// A guest that was stopped for a rollback and may not run again yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped_guest: Option<StoppedGuest>,
+    /// The answer to GET_ID, if one was given.
+    pub serial: Option<String>,
+    /// In the order of their creation.
+    pub snapshots: Vec<SnapshotRecord>,
+    pub merge: Option<MergeRecord>,
+    pub rollback_at_reset: Option<RollbackRecord>,
+}
+
+/// The part of a mark that is compared.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MarkedAs {
+    pub volume: String,
+    pub generation: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotRecord {
+    pub spec: SnapshotSpec,
+    /// False once it missed a copy-out; never true again.
+    pub valid: bool,
+    /// Length of its view in bytes: the origin's size when it was taken. Older files lack
+    /// it; the length is then that of the recorded origin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub length: Option<u64>,
+    /// Identifies the snapshot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// Its COW, at the same moment as the origin's identity, or at its creation if that was
+    /// later. Older files lack it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<StorageIdentity>,
+}
+
+/// A merge in progress: the origin's content is incomplete without the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MergeRecord {
+    pub snapshot: String,
+    pub follow: bool,
+    pub writes: WritePolicy,
+    pub paused: bool,
+    /// Bytes per second, 0: no limit.
+    pub rate: u64,
+}
+
+/// A pending rollback, which waits for the guest's next reset.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RollbackRecord {
+    pub snapshot: String,
+    /// Limit of the merge that follows, in bytes per second, 0: no limit.
+    pub rate: u64,
+    /// What counts as that reset.
+    #[serde(default, skip_serializing_if = "ResetKind::is_machine")]
+    pub reset: ResetKind,
+    /// The monitor that reports resets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qmp: Option<String>,
+    /// A snapshot that is taken at that reset, before the rollback. It is recorded together
+    /// with the handover; while it is listed here, it is not taken yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<SnapshotSpec>,
+}
+
+/// A guest that was stopped through its VMM, so that its disk could be rolled back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StoppedGuest {
+    pub qmp: String,
+    pub snapshot: String,
+}
+
+/// [`MergeWrites`] as it is written in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WritePolicy {
+    Wait,
+    Redirect,
+}
+
+impl From<MergeWrites> for WritePolicy {
+    fn from(writes: MergeWrites) -> Self {
+        match writes {
+            MergeWrites::Wait => Self::Wait,
+            MergeWrites::Redirect => Self::Redirect,
+        }
+    }
+}
+
+impl From<WritePolicy> for MergeWrites {
+    fn from(policy: WritePolicy) -> Self {
+        match policy {
+            WritePolicy::Wait => Self::Wait,
+            WritePolicy::Redirect => Self::Redirect,
+        }
+    }
+}
+
+impl VolumeState {
+    /// A volume that was never served.
+    pub fn new(origin: OriginIdentity) -> Self {
+        Self {
+            version: VERSION,
+            volume: None,
+            generation: 0,
+            marked: None,
+            home: None,
+            running: false,
+            guest_attached: false,
+            origin,
+            socket: None,
+            followed_sockets: Vec::new(),
+            read_only_sockets: Vec::new(),
+            control: None,
+            qmp: None,
+            stopped_guest: None,
+            serial: None,
+            snapshots: Vec::new(),
+            merge: None,
+            rollback_at_reset: None,
+        }
+    }
+
+    pub fn snapshot(&self, name: &str) -> Option<&SnapshotRecord> {
+        self.snapshots.iter().find(|s| s.spec.name == name)
+    }
+
+    pub fn snapshot_mut(&mut self, name: &str) -> Option<&mut SnapshotRecord> {
+        self.snapshots.iter_mut().find(|s| s.spec.name == name)
+    }
+
+    /// Drops a snapshot, with its merge or pending rollback.
+    pub fn drop_snapshot(&mut self, name: &str) {
+        self.snapshots.retain(|s| s.spec.name != name);
+        self.merge.take_if(|m| m.snapshot == name);
+        self.rollback_at_reset.take_if(|r| r.snapshot == name);
+    }
+
+    /// A guest can reach the origin.
+    pub fn serves_origin(&self) -> bool {
+        self.socket.is_some() || !self.followed_sockets.is_empty()
+    }
+
+    /// It holds nothing that a later start needs.
+    pub fn is_blank(&self) -> bool {
+        self.snapshots.is_empty() && self.merge.is_none() && self.followed_sockets.is_empty()
+    }
+}

@@ -1,0 +1,62 @@
+//! The volume as the control interface uses it.
+
+use crate::control::api::{
+    ApiError, MergeRequest, RollbackReply, RollbackRequest, SnapshotSpec, Volume, VolumeStatus,
+};
+use crate::control::events::EventLog;
+use crate::daemon::volume::LiveVolume;
+
+/// A call that changes something waits until the main thread has processed all pending
+/// notices before it returns, so that the events of the change are in the log.
+impl Volume for LiveVolume {
+    fn status(&self) -> VolumeStatus {
+        self.current_status()
+    }
+
+    fn add_snapshot(&self, spec: SnapshotSpec) -> Result<(), ApiError> {
+        self.after_notices(self.create_snapshot(spec))
+    }
+
+    fn remove_snapshot(&self, name: &str, force: bool) -> Result<(), ApiError> {
+        self.after_notices(self.delete_snapshot(name, force))
+    }
+
+    fn grow_snapshot(&self, name: &str, bytes: u64) -> Result<(), ApiError> {
+        self.after_notices(self.grow_store(name, bytes))
+    }
+
+    fn rollback(&self, request: RollbackRequest) -> Result<RollbackReply, ApiError> {
+        self.after_notices(self.roll_back(request))
+    }
+
+    fn cancel_rollback(&self) -> Result<(), ApiError> {
+        self.cancel_pending_rollback()
+    }
+
+    fn merge(&self, request: MergeRequest) -> Result<(), ApiError> {
+        self.after_notices(self.merge_now(&request))
+    }
+
+    fn pause_merge(&self) -> Result<(), ApiError> {
+        self.after_notices(self.set_paused(true))
+    }
+
+    fn resume_merge(&self) -> Result<(), ApiError> {
+        self.after_notices(self.set_paused(false))
+    }
+
+    fn set_merge_rate(&self, bytes_per_second: u64) -> Result<(), ApiError> {
+        self.set_rate(bytes_per_second)
+    }
+
+    fn events(&self) -> &EventLog {
+        &self.events
+    }
+}
+
+impl LiveVolume {
+    fn after_notices<T>(&self, result: T) -> T {
+        self.notice_barrier.wait();
+        result
+    }
+}

@@ -1,0 +1,94 @@
+//! The rollback that a guest's reset triggers.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::control::api::Seen;
+use crate::control::events::EventKind;
+use crate::daemon::monitor::watch::{ResetReport, Watch};
+use crate::daemon::volume::reset_rule::{Postponed, happens, reason, seen};
+use crate::daemon::volume::views::{ViewOwner, ViewSettings};
+use crate::daemon::volume::{LiveVolume, lock};
+use crate::engine::Engine;
+use crate::io::Devices;
+use crate::vhost::Start;
+
+impl ViewOwner for LiveVolume {
+    fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    fn devices(&self) -> &Arc<Devices> {
+        &self.devices
+    }
+
+    fn view_settings(&self) -> &ViewSettings {
+        &self.facts.views
+    }
+
+    fn publish_guest_event(&self, snapshot: Option<&str>, event: EventKind) {
+        self.events.publish(snapshot, event);
+    }
+
+    /// The guest cannot use the disk before this returns, so a rollback that waited for
+    /// this start happens before the guest reads.
+    fn origin_rings_start(&self, start: Start) {
+        // Asked at every start, because a reset that was reported before a resume does not
+        // count at a later start.
+        let report = lock(&self.watch)
+            .as_ref()
+            .map_or(ResetReport::Unknown, Watch::take_report);
+        if start != Start::Program {
+            self.may_come_back.store(false, Ordering::Release);
+        }
+        let Some(seen) = seen(start) else { return };
+        if !self.is_rollback_pending() {
+            return;
+        }
+        let pending = lock(&self.state).state().rollback_at_reset.clone();
+        let Some(pending) = pending else { return };
+        if happens(pending.reset, seen, report) {
+            self.roll_back_at_reset(seen);
+            return;
+        }
+        let reason = reason(&pending.snapshot, seen, report);
+        tracing::warn!(snapshot = %pending.snapshot, "the rollback is still pending: {reason}");
+        lock(&self.tables).postponed = Some(Postponed {
+            seen,
+            reason: reason.clone(),
+        });
+        self.events.publish(
+            Some(&pending.snapshot),
+            EventKind::RollbackWaits { seen, reason },
+        );
+    }
+}
+
+impl LiveVolume {
+    /// Carries out the pending rollback. The guest's rings start only when this returns,
+    /// so the guest boots the snapshot's content.
+    fn roll_back_at_reset(&self, seen: Seen) {
+        let mut ops = lock(&self.ops);
+        // The flag was read without a lock, so the rollback may have been carried out or
+        // cancelled since.
+        let Some(pending) = lock(&self.state).state().rollback_at_reset.clone() else {
+            return;
+        };
+        let name = &pending.snapshot;
+        match self.roll_back_in_turn(&mut ops, name, pending.keep, pending.rate) {
+            Ok(()) => {
+                tracing::info!(snapshot = %name, "the guest was reset, and its disk is rolled back")
+            }
+            Err(error) => {
+                tracing::error!(snapshot = %name, %error, "the guest was reset, but the rollback failed");
+                let error = error.to_string();
+                lock(&self.tables).postponed = Some(Postponed {
+                    seen,
+                    reason: format!("it failed at the last reset: {error}"),
+                });
+                self.events
+                    .publish(Some(name), EventKind::RollbackFailed { error });
+            }
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! The rollback that waits for the guest's reset: a copy of what the state file says
+//! of it, for the threads that start rings, and the watch of QEMU's monitor.
+
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use super::live::{LiveVolume, Tables, lock};
+use crate::control::api::PendingRollback;
+use crate::daemon::monitor::watch::Watch;
+use crate::daemon::state::VolumeState;
+
+impl LiveVolume {
+    pub fn is_rollback_pending(&self) -> bool {
+        self.rollback_pending.load(Ordering::Acquire)
+    }
+
+    /// Brings the flag and the watch of the monitor in line with the state file.
+    pub fn refresh_pending(&self) {
+        let pending = lock(&self.state).state().rollback_at_reset.clone();
+        self.rollback_pending
+            .store(pending.is_some(), Ordering::Release);
+        let path = pending.and_then(|r| r.qmp);
+        let mut watch = lock(&self.watch);
+        let path = path.as_deref().map(Path::new);
+        if watch.as_ref().map(Watch::path) == path {
+            return;
+        }
+        *watch = None;
+        if let Some(path) = path {
+            match Watch::start(path, None, &self.stopping) {
+                Ok(started) => *watch = Some(started),
+                Err(error) => tracing::error!(%error, "cannot watch QEMU's monitor for resets"),
+            }
+        }
+    }
+
+    /// The pending rollback, for the status.
+    pub fn pending_rollback(state: &VolumeState, tables: &Tables) -> Option<PendingRollback> {
+        let record = state.rollback_at_reset.clone()?;
+        let postponed = tables.postponed.clone();
+        Some(PendingRollback {
+            snapshot: record.snapshot,
+            reset: record.reset,
+            keep: record.keep.map(|k| k.name),
+            qmp: record.qmp,
+            seen: postponed.as_ref().map(|p| p.seen),
+            note: postponed.map(|p| p.reason),
+        })
+    }
+}
