@@ -58,7 +58,9 @@ impl MergeWork {
         for output in self.outputs.drain(..) {
             match output {
                 Output::Notice(Notice::MergeWork { .. }) => self.wanted = true,
-                other => tracing::debug!(?other, "not the merger's"),
+                other @ (Output::Notice(_) | Output::ControlDone { .. }) => {
+                    tracing::debug!(?other, "not for the merger");
+                }
             }
         }
         let mut started_bytes = 0;
