@@ -221,7 +221,9 @@ impl Core {
                 break;
             }
         }
-        self.advance_sync();
+        if self.syncing.is_some() {
+            self.advance_sync();
+        }
     }
 
     fn perform(&mut self, task: Task) {
