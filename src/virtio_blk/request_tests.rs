@@ -131,6 +131,7 @@ fn segments(list: &[(u64, u32)]) -> Segments {
     list.iter().map(segment).collect()
 }
 
+// Long: one table of framings, each with the same request behind it.
 #[test]
 fn every_framing_gives_the_same_request() {
     let read = Action::Read {
