@@ -82,7 +82,9 @@ pub enum PlanError {
         "--merge {asked}: a rollback to {pending} waits for the guest's reset; leave --merge out, or forget {pending}"
     )]
     OtherRollback { asked: String, pending: String },
-    #[error("--merge {0}: a transient store cannot be merged; only snapshots of type P or PO can")]
+    #[error(
+        "--merge {0}: a transient store cannot be merged; take a snapshot that is to be merged with type=P"
+    )]
     Transient(String),
     #[error(
         "--merge {0}: the snapshot is invalid, so it cannot be merged; remove it with --forget {0}"

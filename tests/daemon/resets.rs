@@ -106,7 +106,7 @@ fn any_drivers_start_is_a_reset_if_the_operator_says_so_and_the_answer_warns() {
     machine.read();
     let notes = ask(&world, ResetKind::Any).concat();
     assert!(
-        notes.contains("suspend") && notes.contains("lost"),
+        notes.contains("suspend") && notes.contains("corrupted"),
         "{notes}"
     );
     machine.stop();

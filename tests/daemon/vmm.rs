@@ -200,7 +200,7 @@ fn a_failure_after_the_handover_says_how_the_guest_is_left() {
         (
             "system_reset",
             Fault::Silent,
-            ["tell of RESET", "OLD DISK IN MEMORY"],
+            ["report RESET", "OLD DISK IN MEMORY"],
         ),
         (
             "system_reset",

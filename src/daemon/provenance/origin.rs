@@ -33,7 +33,7 @@ pub fn origin_changes(
         // Two files that were created together may have the same times.
         Relation::Copied if !is_marked && !same_path(&state.origin.path, &now.path) => {
             changes.push(format!(
-                "it is a different file than {}, which the state file describes",
+                "it is another file than {}, which the state file describes",
                 state.origin.path
             ));
         }

@@ -66,7 +66,7 @@ impl LiveVolume {
                 )
             } else {
                 format!(
-                    "the merge of {} is running, and an origin can have only one merge at a time; wait for it",
+                    "the merge of {} is running, and the merges of an origin run one at a time; wait for it",
                     merge.snapshot
                 )
             }));
