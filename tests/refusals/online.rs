@@ -303,7 +303,7 @@ fn nothing_beside_a_running_merge() {
         &["--merge", "o"],
         &[
             "--merge o",
-            "a merge of s is under way",
+            "a merge of s is in progress",
             "leave --merge out",
         ],
     );
