@@ -2,7 +2,7 @@
 //!
 //! Bugs in what happens between the engine and a disk (a dropped flush, an error that
 //! is reported as success) are made by the tests' executor, in
-//! `engine/tests/saboteur.rs`. Bugs of logic and of memory order are in the program,
+//! `engine/tests/seeded_bugs.rs`. Bugs of logic and of memory order are in the program,
 //! each on a line that asks [`is`] whether this thread runs with it. Outside of test
 //! builds that is `false` at compile time, and nothing of it remains.
 
@@ -86,7 +86,7 @@ pub(crate) enum Mutation {
     ReplayCountForgotten,
     PublishedOutOfOrder,
     ResumedAtTheTold,
-    // Between the engine and the disk (`engine/tests/saboteur.rs`): not in the program.
+    // Between the engine and the disk (`engine/tests/seeded_bugs.rs`): not in the program.
     EntryBeforeData,
     CommitFlushDropped,
     EntryVolatile,

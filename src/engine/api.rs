@@ -1,12 +1,13 @@
-//! What goes into the engine and what comes out.
+//! The types of the engine's interface: requests and control requests in, commands and
+//! notices out.
 
 use super::failure::Failure;
 use crate::event_flag::EventFlag;
 use crate::io::{Buffer, DeviceId, Tag, Zeroing};
 use crate::store::{Metadata, Usage};
 
-/// The origin view has id 0; snapshot views get the next numbers. Never reused
-/// within one engine.
+/// The number of a view. The origin view has 0, snapshot views the following numbers. A
+/// number is never used again within one engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ViewId(pub u32);
 
@@ -14,18 +15,18 @@ impl ViewId {
     pub const ORIGIN: Self = Self(0);
 }
 
-/// A snapshot in the engine; equals the number of its view.
+/// The number of a snapshot, which is that of its view.
 pub type SnapshotId = ViewId;
 
-/// A request's place in its port: `0 .. slots`, given by the caller and free
-/// again when [`Command::Complete`] names it.
+/// The place of a request in its port, `0 .. slots`. The caller chooses it, and it is free
+/// again after [`Command::Complete`].
 pub type Slot = u16;
 
-/// What a guest asks. Ranges are already known to lie within the view.
+/// The operation of a guest request, whose range was already checked against the view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestKind {
     Read,
-    /// `durable`: complete only when it would survive power loss (write-through).
+    /// `durable`: it completes only when it would survive power loss (write-through).
     Write {
         durable: bool,
     },
@@ -34,7 +35,7 @@ pub enum RequestKind {
     Discard,
 }
 
-/// A validated guest request. `sectors` is 0 for a flush, else more.
+/// A validated guest request. `sectors` is 0 for a flush, and more for all others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
     pub slot: Slot,
@@ -50,7 +51,7 @@ pub enum Status {
     IoError,
 }
 
-/// Guest bytes to lay over an owned buffer just before it is written:
+/// Guest bytes that are copied into an owned buffer immediately before it is written:
 /// `buffer[buffer_offset ..][..len] = data of slot [slot_offset ..][..len]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Patch {
@@ -62,7 +63,7 @@ pub struct Patch {
     pub len: usize,
 }
 
-/// What a port must do. Offsets and lengths are in bytes.
+/// An action that the owner of a port must carry out. Offsets and lengths are in bytes.
 #[derive(Debug)]
 pub enum Command {
     /// Read `device` at `offset` into the request's data at `slot_offset`.
@@ -92,7 +93,7 @@ pub enum Command {
         offset: u64,
         buffer: Buffer,
     },
-    /// Write an engine buffer, after laying `patch` over it (then it is `Buffer::Owned`).
+    /// Write an engine buffer, after `patch` was copied into it (it is then `Buffer::Owned`).
     Write {
         tag: Tag,
         device: DeviceId,
@@ -111,36 +112,36 @@ pub enum Command {
         len: u64,
         how: Zeroing,
     },
-    /// The request in `slot` has ended; nothing refers to its data any more.
+    /// The request in `slot` has ended; no command refers to its data any more.
     Complete { slot: Slot, status: Status },
     /// A control request of this port has ended.
     ControlDone {
         id: u64,
         result: Result<(), ControlError>,
     },
-    /// For the port opened as notice port.
+    /// For the port that was opened with [`PortRole::Notices`].
     Notice(Notice),
 }
 
-/// Things that somebody must be told of, in the order in which they happened.
+/// A change that the owner of the engine has to know. Notices come in the order in which
+/// the changes happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Notice {
-    /// A snapshot is there; told before anything else about it.
+    /// A snapshot was added. This is its first notice.
     Added { snapshot: SnapshotId },
-    /// The merge view has replaced the origin view; told before anything else
-    /// about this merge.
+    /// The merge view has replaced the origin view. This is the first notice of a merge.
     HandedOver { snapshot: SnapshotId },
-    /// A running merge was told to pause.
+    /// A running merge was paused.
     MergePaused { snapshot: SnapshotId },
-    /// A paused or failed merge goes on.
+    /// A paused or failed merge continues.
     MergeResumed { snapshot: SnapshotId },
-    /// A store has the room that its COW grew by.
+    /// A store can use the space by which its COW grew.
     Grown { snapshot: SnapshotId },
-    /// The use of a store has come to the next of the steps in [`super::core::usage`].
+    /// The usage of a store has reached the next step of [`super::core::usage`].
     Usage { snapshot: SnapshotId, percent: u64 },
-    /// A snapshot became invalid. If not `durable`, its header could not be
-    /// written: record it elsewhere, durably, and answer with
-    /// [`ControlRequest::InvalidRecorded`]; origin writes wait for that.
+    /// A snapshot became invalid. If not `durable`, its header could not be written. The
+    /// receiver must then record that elsewhere, durably, and answer with
+    /// [`ControlRequest::InvalidRecorded`], for which origin writes wait.
     Invalid {
         snapshot: SnapshotId,
         reason: InvalidReason,
@@ -148,26 +149,26 @@ pub enum Notice {
     },
     /// A PO snapshot ran out of space on its own write.
     Overflow { snapshot: SnapshotId },
-    /// The merge has work; for the merger thread ([`Port::merge_step`]).
+    /// The merge has work for the merger's thread, see [`Port::merge_step`].
     MergeWork { snapshot: SnapshotId },
-    /// All exceptions are merged; the view goes on as an origin view.
+    /// All exceptions are merged; the view is an origin view again.
     MergeDone { snapshot: SnapshotId },
-    /// The merge stopped on an error; content and guest I/O go on by the content rule.
+    /// The merge stopped on an error. The merge view continues to show the right content.
     MergeFailed {
         snapshot: SnapshotId,
         stop: MergeStop,
     },
-    /// A flush of the origin failed for the first time: none is believed from now
-    /// on, and all of them fail until the engine is made anew.
+    /// A flush of the origin failed for the first time. All later ones fail too, until a
+    /// new engine is made, because the failed one may have lost data that it covered.
     OriginFlushFailed { failure: Failure },
 }
 
-/// Why a merge stopped, and whether it can go on in this engine.
+/// Why a merge stopped, and whether it can continue in this engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MergeStop {
     pub failure: Failure,
-    /// [`ControlRequest::ResumeMerge`] tries again. Otherwise it is not known what
-    /// is on disk, and only a new start, which loads the store, can go on.
+    /// [`ControlRequest::ResumeMerge`] tries again. Otherwise the content of the disk is
+    /// unknown, and only a new start, which loads the store, can continue.
     pub resumable: bool,
 }
 
@@ -187,73 +188,76 @@ pub enum InvalidReason {
     Removed,
 }
 
-/// A store ready for the engine: opened, loaded, junk neutralised, header durable.
+/// A store for the engine: opened, loaded, cleared of stale entries, and with a durable
+/// header.
 #[derive(Debug)]
 pub struct SnapshotStore {
     pub device: DeviceId,
     pub metadata: Metadata,
-    /// Length of the snapshot in sectors: the origin's when it was taken. More
-    /// than the origin has counts as all of it.
+    /// Length of the snapshot in sectors, which is that of the origin when it was taken. It
+    /// is cut to the length that the origin has now.
     pub sectors: u64,
     /// PO: an overflow by a snapshot write leaves the snapshot readable.
     pub keep_on_overflow: bool,
-    /// False once it missed a chunk; such a snapshot answers EIO.
+    /// False if the snapshot lacks a chunk; it then answers EIO.
     pub valid: bool,
-    /// The header says invalid, durably. It may lag behind `valid`, if it could
-    /// not be written and somebody else keeps the record.
+    /// The header durably says that the store is invalid. This may be false for an invalid
+    /// store whose header could not be written; the state file has the record then.
     pub marked: bool,
-    /// An exception of a guest's own write may become durable at the guest's
-    /// next flush. Otherwise the write is acknowledged only when it is durable,
-    /// so that the death of the process cannot lose it.
+    /// An exception that a guest's own write makes may become durable at the guest's next
+    /// flush. Otherwise the write is acknowledged only when the exception is durable, so
+    /// that the death of the process cannot lose it.
     // Only tests set it; whether it stays is decided together with the write speed.
     pub defer_commits: bool,
     pub discards: Discards,
 }
 
-/// What a discard does on a snapshot's view; by default nothing.
+/// The effect of a discard on a snapshot's view; there is none by default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Discards {
-    /// What is in the store is zeroed there.
+    /// Data in the store is zeroed there.
     pub zeroes_cow: bool,
-    /// Beside that the origin is discarded, where no other snapshot needs it.
-    /// Without `zeroes_cow` it has no effect.
+    /// In addition the origin is discarded where no other snapshot needs it. This has no
+    /// effect without `zeroes_cow`.
     pub passdown_origin: bool,
 }
 
-/// What happens to guest writes to chunks that are not merged yet.
+/// The policy for guest writes to chunks that are not merged yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum MergeWrites {
-    /// They wait; their chunk jumps the queue.
+    /// They wait until their chunk is merged; it goes into the next batch.
     #[default]
     Wait,
-    /// They go to the COW copy; only the running batch makes them wait (Linux).
+    /// They go to the COW copy, and wait only if their chunk is in the running batch, as in
+    /// Linux.
     Redirect,
 }
 
 #[derive(Debug)]
 pub enum ControlRequest {
-    /// A cut: writes acknowledged before this call are in, writes submitted
-    /// after its end are out.
+    /// A cut: the snapshot has the writes that were acknowledged before this call, and none
+    /// that was submitted after its end.
     AddSnapshot {
         snapshot: SnapshotId,
         store: Box<SnapshotStore>,
     },
-    /// Ends when nothing uses the store any more; its view answers EIO from then
-    /// on. If the header cannot be marked invalid the snapshot stays, invalid
-    /// ([`ControlError::NotMarked`]), unless `force`.
+    /// Ends when the store is no longer in use; its view then answers EIO. If the header
+    /// cannot be marked invalid, the snapshot remains, invalid
+    /// ([`ControlError::NotMarked`]), unless `force` is set.
     RemoveSnapshot {
         snapshot: SnapshotId,
         force: bool,
     },
-    /// The snapshot's store moves to the merge view, which replaces the origin
-    /// view. With `follow` the snapshot's view shows the merge view too,
-    /// otherwise it answers EIO. Also how a merge under way is taken up again at start.
+    /// The snapshot's store moves to the merge view, which replaces the origin view. With
+    /// `follow` the snapshot's view becomes a merge view too; otherwise it answers EIO. A
+    /// start continues an unfinished merge in the same way.
     Handover {
         snapshot: SnapshotId,
         writes: MergeWrites,
         follow: bool,
     },
-    /// Stops background batches (chunks that a guest write waits for are still merged).
+    /// Starts no more background batches. Chunks for which a guest write waits are still
+    /// merged.
     PauseMerge,
     ResumeMerge,
     SetMergeWrites(MergeWrites),
@@ -292,7 +296,7 @@ pub enum ControlError {
     Io(Failure),
 }
 
-/// Called (outside all locks) when a port's inbox got its first command.
+/// Called, outside all locks, when the first command comes into the empty inbox of a port.
 pub trait Wake: Send + Sync {
     fn wake(&self);
 }
@@ -303,7 +307,7 @@ impl Wake for EventFlag {
     }
 }
 
-/// What a worker is for.
+/// The purpose of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PortRole {
     /// Guest requests of one view.
@@ -312,18 +316,18 @@ pub enum PortRole {
     Merger,
     /// Control requests.
     Control,
-    /// Receives the notices (one per engine).
+    /// Receives the notices. An engine has one such port.
     Notices,
 }
 
-/// What the merger should do next.
+/// The answer to the merger's thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MergeStep {
-    /// A batch of this many bytes was started; call again after its `MergeWork`.
+    /// A batch of this many bytes was started. A `Notice::MergeWork` follows at its end.
     Started { bytes: u64 },
     /// A batch is still under way.
     Running,
-    /// Nothing to do until the next `Notice::MergeWork`.
+    /// There is nothing to do until the next `Notice::MergeWork`.
     Idle,
 }
 

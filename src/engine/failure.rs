@@ -1,4 +1,4 @@
-//! An I/O operation that failed, in enough detail for whoever has to act on it.
+//! A failed I/O operation, with the details that its report needs.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use crate::io::Errno;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailedDevice {
     Origin,
-    /// The COW device of the snapshot that the failure is told about.
+    /// The COW device of the snapshot whose failure is reported.
     Cow,
 }
 
@@ -46,12 +46,12 @@ impl Failure {
         )
     }
 
-    /// The words for the error.
+    /// The text of the error.
     pub fn error(&self) -> String {
         self.errno.to_string()
     }
 
-    /// The failure in words; `device` says which origin or COW it was.
+    /// The text of the failure; `device` names the origin or the COW.
     pub fn describe(&self, device: impl fmt::Display) -> String {
         let what = match self.operation {
             Operation::Read => "reading",

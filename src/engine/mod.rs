@@ -1,8 +1,7 @@
 //! The snapshot engine: events in, commands out.
 //!
-//! One engine serves one volume. It does no I/O and has no clock, no threads and
-//! no randomness; whoever holds a [`Port`] feeds it events and carries out the
-//! commands. Settled requests are decided on the port's fast path by atomic
+//! One engine serves one volume. It does no I/O and has no clock, no threads and no
+//! randomness. The owner of a [`Port`] gives it events and carries out its commands. Settled requests are decided on the port's fast path by atomic
 //! look-ups; only state changes enter the critical section ([`core`]).
 
 mod api;
@@ -49,7 +48,7 @@ impl Engine {
         })
     }
 
-    /// `slots`: how many requests the port may have under way (at most 65,536).
+    /// `slots`: the number of requests that may be in flight at the port, at most 65,536.
     pub fn open_port(self: &Arc<Self>, role: PortRole, slots: usize, wake: Arc<dyn Wake>) -> Port {
         Port::open(self, role, slots, wake)
     }
@@ -58,7 +57,7 @@ impl Engine {
         lock(&self.core).status()
     }
 
-    /// Walks every invariant of the engine's state; for tests.
+    /// Checks every invariant of the engine's state, for tests.
     pub fn check(&self) -> Result<(), String> {
         lock(&self.core).check()
     }

@@ -16,7 +16,7 @@ use crate::event_flag::EventFlag;
 /// Most threads of one disk.
 const THREADS_MAX: u32 = 8;
 
-enum Work {
+enum Action {
     Transfer(Transfer),
     Flush,
     Zero(ZeroWork),
@@ -25,7 +25,7 @@ enum Work {
 struct Job {
     tag: Tag,
     file: Arc<BlockFile>,
-    work: Work,
+    work: Action,
 }
 
 #[derive(Default)]
@@ -86,7 +86,7 @@ impl Shared {
     fn carry_out(&self, job: Job) -> Done {
         let Job { tag, file, work } = job;
         match work {
-            Work::Flush => {
+            Action::Flush => {
                 let result = loop {
                     match rustix::fs::fdatasync(&*file) {
                         Err(rustix::io::Errno::INTR) => {}
@@ -100,7 +100,7 @@ impl Shared {
                     buffer: None,
                 }
             }
-            Work::Zero(mut zero) => {
+            Action::Zero(mut zero) => {
                 let (offset, len) = zero.range();
                 let result = loop {
                     if self.is_abandoned(tag) {
@@ -127,7 +127,7 @@ impl Shared {
                     buffer: None,
                 }
             }
-            Work::Transfer(mut transfer) => {
+            Action::Transfer(mut transfer) => {
                 let result = loop {
                     if self.is_abandoned(tag) {
                         break Err(Errno::ECANCELED);
@@ -265,7 +265,7 @@ impl Disk for ThreadDisk {
                 return self.start(Job {
                     tag,
                     file,
-                    work: Work::Flush,
+                    work: Action::Flush,
                 });
             }
             OpKind::Zero { offset, len, how } => {
@@ -273,7 +273,7 @@ impl Disk for ThreadDisk {
                     Ok(zero) if !zero.is_nothing() => self.start(Job {
                         tag,
                         file,
-                        work: Work::Zero(zero),
+                        work: Action::Zero(zero),
                     }),
                     ended => self.end(tag, ended.map(drop), None),
                 };
@@ -286,7 +286,7 @@ impl Disk for ThreadDisk {
             Ok(transfer) => self.start(Job {
                 tag,
                 file,
-                work: Work::Transfer(transfer),
+                work: Action::Transfer(transfer),
             }),
             Err((errno, buffer)) => self.end(tag, Err(errno), Some(buffer)),
         }

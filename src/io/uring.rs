@@ -26,13 +26,13 @@ use crate::event_flag::EventFlag;
 const WINDOW: usize = 64 << 20;
 
 /// What an operation does.
-enum Work {
+enum Action {
     Transfer(Transfer),
     Flush,
     Zero(Box<ZeroWork>),
 }
 
-impl Work {
+impl Action {
     /// Whether it may go to the kernel now.
     fn check(&self, file: &BlockFile) -> Result<(), Errno> {
         let end = match self {
@@ -52,7 +52,7 @@ impl Work {
 struct Entry {
     tag: Tag,
     place: Place,
-    work: Work,
+    work: Action,
 }
 
 /// See the module documentation. The thread that reaps first owns the disk from
@@ -127,7 +127,7 @@ impl UringDisk {
         let iovecs = self.iovecs.pop().unwrap_or_default();
         match Transfer::new(file, direction, offset, buffer, iovecs) {
             Ok(transfer) if !transfer.is_empty() => {
-                self.accept(tag, place, Work::Transfer(transfer));
+                self.accept(tag, place, Action::Transfer(transfer));
             }
             Ok(transfer) => {
                 self.devices.release(place);
@@ -147,7 +147,7 @@ impl UringDisk {
         };
         match ZeroWork::new(file, offset, len, how) {
             Ok(zero) if !zero.is_nothing() => {
-                self.accept(tag, place, Work::Zero(Box::new(zero)));
+                self.accept(tag, place, Action::Zero(Box::new(zero)));
             }
             ended => {
                 self.devices.release(place);
@@ -156,7 +156,7 @@ impl UringDisk {
         }
     }
 
-    fn accept(&mut self, tag: Tag, place: Place, work: Work) {
+    fn accept(&mut self, tag: Tag, place: Place, work: Action) {
         let entry = Some(Entry { tag, place, work });
         let index = match self.free.pop() {
             Some(index) => index,
@@ -181,7 +181,7 @@ impl UringDisk {
             let Some(Some(entry)) = self.entries.get_mut(index) else {
                 break;
             };
-            if !matches!(entry.work, Work::Flush)
+            if !matches!(entry.work, Action::Flush)
                 && self.abandoned.is_some_and(|which| which(entry.tag))
             {
                 self.ready.pop_front();
@@ -198,13 +198,13 @@ impl UringDisk {
                 continue;
             }
             let sqe = match &mut entry.work {
-                Work::Transfer(transfer) => {
+                Action::Transfer(transfer) => {
                     transfer.prepare(file);
                     *window = window.saturating_sub(transfer.prepared());
                     transfer_sqe(fd, transfer)
                 }
-                Work::Flush => flush_sqe(fd),
-                Work::Zero(zero) => {
+                Action::Flush => flush_sqe(fd),
+                Action::Zero(zero) => {
                     let (offset, len) = zero.range();
                     match zero.prepare(file) {
                         Some(Call::Write(transfer)) => transfer_sqe(fd, transfer),
@@ -277,13 +277,13 @@ impl UringDisk {
         };
         let Some(mut entry) = slot.take() else { return };
         let next = match (&mut entry.work, self.devices.file(entry.place)) {
-            (Work::Transfer(transfer), Some(file)) => transfer.advance(file, result),
-            (Work::Zero(zero), Some(file)) => zero.advance(file, result),
-            (Work::Flush, _) if matches!(result, Err(Errno(libc::EINTR | libc::EAGAIN))) => {
+            (Action::Transfer(transfer), Some(file)) => transfer.advance(file, result),
+            (Action::Zero(zero), Some(file)) => zero.advance(file, result),
+            (Action::Flush, _) if matches!(result, Err(Errno(libc::EINTR | libc::EAGAIN))) => {
                 Next::Again
             }
-            (Work::Flush, Some(file)) => Next::Finished(result.and_then(|_| file.check_flush())),
-            (Work::Transfer(_) | Work::Flush | Work::Zero(_), None) => {
+            (Action::Flush, Some(file)) => Next::Finished(result.and_then(|_| file.check_flush())),
+            (Action::Transfer(_) | Action::Flush | Action::Zero(_), None) => {
                 Next::Finished(result.map(drop))
             }
         };
@@ -308,12 +308,12 @@ impl UringDisk {
         self.free.push(index);
         self.devices.release(entry.place);
         let buffer = match entry.work {
-            Work::Transfer(transfer) => {
+            Action::Transfer(transfer) => {
                 let (buffer, iovecs) = transfer.into_parts();
                 self.iovecs.push(iovecs);
                 Some(buffer)
             }
-            Work::Flush | Work::Zero(_) => None,
+            Action::Flush | Action::Zero(_) => None,
         };
         done.push(Done {
             tag: entry.tag,
@@ -391,7 +391,7 @@ impl Disk for UringDisk {
                 self.submit_transfer(tag, device, direction, offset, buffer);
             }
             OpKind::Flush => match self.devices.acquire(device) {
-                Ok((place, _)) => self.accept(tag, place, Work::Flush),
+                Ok((place, _)) => self.accept(tag, place, Action::Flush),
                 Err(errno) => self.end(tag, Err(errno), None),
             },
             OpKind::Zero { offset, len, how } => self.submit_zero(tag, device, offset, len, how),

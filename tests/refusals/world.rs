@@ -45,7 +45,7 @@ pub struct World {
 
 /// What a refused command printed.
 #[derive(Debug)]
-pub struct Said {
+pub struct CommandOutput {
     pub status: Option<i32>,
     pub stdout: String,
     pub stderr: String,
@@ -105,20 +105,20 @@ impl World {
 
     /// Runs a command that ends by itself.
     #[track_caller]
-    pub fn run(&self, arguments: &[&str]) -> Said {
+    pub fn run(&self, arguments: &[&str]) -> CommandOutput {
         let _starts = self.starts();
         self.run_in_turn(arguments)
     }
 
     #[track_caller]
-    fn run_in_turn(&self, arguments: &[&str]) -> Said {
+    fn run_in_turn(&self, arguments: &[&str]) -> CommandOutput {
         let mut command = assert_cmd::Command::from_std(self.command(arguments));
         let Output {
             status,
             stdout,
             stderr,
         } = command.timeout(PATIENCE).output().unwrap();
-        Said {
+        CommandOutput {
             status: status.code(),
             stdout: String::from_utf8(stdout).unwrap(),
             stderr: String::from_utf8(stderr).unwrap(),
@@ -181,7 +181,7 @@ impl World {
     }
 
     #[track_caller]
-    fn untouched(&self, arguments: &[&str], status: Option<i32>) -> Said {
+    fn untouched(&self, arguments: &[&str], status: Option<i32>) -> CommandOutput {
         let before = self.everything();
         let said = self.run(arguments);
         let after = self.everything();

@@ -269,16 +269,16 @@ impl Drop for PassThrough {
 
 /// Records its calls, with the number of open ports.
 #[derive(Default)]
-pub struct Diary {
+pub struct CallLog {
     pub lines: Mutex<Vec<(&'static str, usize)>>,
     pub ports: Mutex<Arc<AtomicUsize>>,
 }
 
-impl Diary {
+impl CallLog {
     pub fn of(volume: &Volume) -> Arc<Self> {
-        let diary = Self::default();
-        *diary.ports.lock().unwrap() = Arc::clone(&volume.ports);
-        Arc::new(diary)
+        let call_log = Self::default();
+        *call_log.ports.lock().unwrap() = Arc::clone(&volume.ports);
+        Arc::new(call_log)
     }
 
     fn note(&self, line: &'static str) {
@@ -296,7 +296,7 @@ impl Diary {
     }
 }
 
-impl ViewHooks for Diary {
+impl ViewHooks for CallLog {
     fn attached(&self) {
         self.note("attached");
     }

@@ -330,9 +330,9 @@ fn the_view_is_served_again_when_its_front_end_has_left() {
             served.volume.ports.load(Ordering::SeqCst) == 0
         });
     }
-    eventually("five visits", || served.diary.read().len() == 15);
+    eventually("five visits", || served.call_log.read().len() == 15);
     let visit = ["attached", "program", "detached"];
-    assert_eq!(served.diary.read(), visit.repeat(5));
+    assert_eq!(served.call_log.read(), visit.repeat(5));
 }
 
 #[test]
@@ -343,7 +343,7 @@ fn a_second_front_end_waits_for_the_first_to_leave() {
     let second = std::thread::spawn(move || Guest::connect(&path, 1).read(0, 0, 512));
     assert_eq!(first.write(0, 0, &[7; 512]), 0);
     assert!(!second.is_finished());
-    assert_eq!(served.diary.read(), ["attached", "program"]);
+    assert_eq!(served.call_log.read(), ["attached", "program"]);
     drop(first);
     assert_eq!(second.join().unwrap(), Ok(vec![7; 512]));
 }
@@ -372,12 +372,14 @@ fn a_front_end_that_leaves_in_the_middle_loses_nothing_of_ours() {
     drop(guest);
     std::thread::sleep(std::time::Duration::from_millis(50));
     assert_eq!(
-        served.diary.read(),
+        served.call_log.read(),
         ["attached", "program"],
         "still draining"
     );
     served.volume.held.store(0, Ordering::SeqCst);
-    eventually("detached", || served.diary.read().ends_with(&["detached"]));
+    eventually("detached", || {
+        served.call_log.read().ends_with(&["detached"])
+    });
     assert_eq!(
         served
             .volume

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use snapback::vhost::{ViewConfig, ViewServer, ViewSocket};
 use snapback::virtio_blk::BlkDevice;
 
-use backend::{Diary, Volume};
+use backend::{CallLog, Volume};
 
 pub const SECTORS: u64 = 16384;
 
@@ -28,7 +28,7 @@ pub const SECTORS: u64 = 16384;
 pub struct Served {
     pub server: ViewServer,
     pub volume: Arc<Volume>,
-    pub diary: Arc<Diary>,
+    pub call_log: Arc<CallLog>,
     pub path: PathBuf,
     _folder: tempfile::TempDir,
 }
@@ -51,18 +51,18 @@ pub fn serve() -> Served {
 pub fn serve_device(device: BlkDevice, volume: Arc<Volume>) -> Served {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("view.sock");
-    let diary = Diary::of(&volume);
+    let call_log = CallLog::of(&volume);
     let config = ViewConfig {
         name: "test".into(),
         device,
         max_queues: 8,
     };
     let socket = ViewSocket::bind(&path).unwrap();
-    let server = ViewServer::start(socket, config, volume.clone(), diary.clone()).unwrap();
+    let server = ViewServer::start(socket, config, volume.clone(), call_log.clone()).unwrap();
     Served {
         server,
         volume,
-        diary,
+        call_log,
         path,
         _folder: folder,
     }

@@ -47,7 +47,7 @@ fn the_memory_table_changes_under_load() {
         raw.wait_used(&ring, want);
     }
     assert_eq!(
-        served.diary.read(),
+        served.call_log.read(),
         ["attached", "firmware"],
         "the guest did not notice"
     );
@@ -203,7 +203,7 @@ fn a_pause_is_resumed_and_a_reset_is_told_with_everything_drained() {
     raw.set_up_again(&ring, 1);
     raw.enable(&ring, true);
     raw.run(&mut ring, &[0]);
-    assert_eq!(served.diary.read(), ["attached", "firmware", "resume"]);
+    assert_eq!(served.call_log.read(), ["attached", "firmware", "resume"]);
     // Reset: two rings, of which the new driver starts one after the other.
     raw.enable(&ring, false);
     assert_eq!(raw.frontend.get_vring_base(0).unwrap(), 2);
@@ -213,7 +213,7 @@ fn a_pause_is_resumed_and_a_reset_is_told_with_everything_drained() {
         raw.request(ring, 0, OUT, 0, 512);
         raw.run(ring, &[0]);
     }
-    let lines = served.diary.lines.lock().unwrap().clone();
+    let lines = served.call_log.lines.lock().unwrap().clone();
     let firmware = ("firmware", 0);
     assert_eq!(lines, [("attached", 0), firmware, ("resume", 0), firmware]);
 }
@@ -241,7 +241,7 @@ fn a_driver_that_begins_is_noticed_when_a_later_ring_shows_it() {
         raw.request(ring, 0, OUT, 0, 512);
         raw.run(ring, &[0]);
     }
-    let lines = served.diary.lines.lock().unwrap().clone();
+    let lines = served.call_log.lines.lock().unwrap().clone();
     let expected = ["attached", "unclear", "resume", "driver restart"];
     assert_eq!(lines, expected.map(|line| (line, 0)));
 }

@@ -73,7 +73,7 @@ fn a_front_end_in_the_middle_of_a_message_holds_no_stop_up() {
     // SET_OWNER has no payload; this header announces one that never comes.
     let header = [3_u32, 1, 64].map(u32::to_ne_bytes).concat();
     std::io::Write::write_all(&mut &stream, &header).unwrap();
-    eventually("it is connected", || served.diary.read() == ["attached"]);
+    eventually("it is connected", || served.call_log.read() == ["attached"]);
     let begun = std::time::Instant::now();
     served.server.stop();
     assert!(begun.elapsed().as_secs() < 4, "the message's own patience");
@@ -93,7 +93,7 @@ fn a_front_end_that_leaves_in_the_middle_of_a_message_has_left() {
     rustix::io::write(fd, &header).unwrap();
     hang_up_unheard(&served, &mut raw);
     eventually("the session ends", || {
-        served.diary.read().ends_with(&["detached"])
+        served.call_log.read().ends_with(&["detached"])
     });
     assert_eq!(raw.used_index(&ring), 0);
 }
@@ -108,7 +108,7 @@ fn nothing_is_published_after_the_front_end_hung_up_and_the_next_session_does_it
         let ring = three_writes_under_way(&served, &mut raw);
         hang_up_unheard(&served, &mut raw);
         eventually("the session ends", || {
-            served.diary.read().ends_with(&["detached"])
+            served.call_log.read().ends_with(&["detached"])
         });
         assert_eq!(raw.used_index(&ring), 0, "published behind its back");
 
@@ -141,7 +141,7 @@ fn a_region_is_given_filled_and_taken_back() {
     assert_eq!([0, 3, 6, 1].map(in_flight), [true, true, true, false]);
     hang_up_unheard(&served, &mut raw);
     eventually("the session ends", || {
-        served.diary.read().ends_with(&["detached"])
+        served.call_log.read().ends_with(&["detached"])
     });
     assert_eq!([0, 3, 6].map(in_flight), [true; 3], "nobody was told");
 
@@ -183,7 +183,7 @@ fn a_hostile_region_is_refused_and_the_ring_lives_on() {
     let wish = VhostUserInflight::new(0, 0, 65535, 65535);
     assert!(raw.frontend.get_inflight_fd(&wish).is_err());
     eventually("the connection ends", || {
-        served.diary.read().ends_with(&["detached"])
+        served.call_log.read().ends_with(&["detached"])
     });
 }
 

@@ -11,19 +11,19 @@ use std::time::{Duration, Instant};
 
 use snapback::vhost::{SocketError, ViewConfig, ViewServer, ViewSocket};
 
-use crate::backend::{Diary, Volume};
+use crate::backend::{CallLog, Volume};
 use crate::raw::{FLUSH, PROTOCOL, Raw, VERSION_1};
 use crate::{SECTORS, device, eventually, serve};
 
 fn start(socket: ViewSocket) -> ViewServer {
     let volume = Volume::new(SECTORS);
-    let diary = Diary::of(&volume);
+    let call_log = CallLog::of(&volume);
     let config = ViewConfig {
         name: "test".into(),
         device: device(),
         max_queues: 1,
     };
-    ViewServer::start(socket, config, volume, diary).unwrap()
+    ViewServer::start(socket, config, volume, call_log).unwrap()
 }
 
 fn quick(what: &str, act: impl FnOnce()) {
@@ -59,7 +59,7 @@ fn stopping_is_quick_with_an_idle_front_end() {
     });
     quick("stopping with an idle front end", || served.server.stop());
     assert_eq!(served.volume.ports.load(Ordering::SeqCst), 0);
-    assert_eq!(served.diary.read(), ["attached", "firmware", "detached"]);
+    assert_eq!(served.call_log.read(), ["attached", "firmware", "detached"]);
 }
 
 #[test]
@@ -68,9 +68,13 @@ fn stopping_is_quick_with_half_a_message() {
         let served = serve();
         let mut stream = UnixStream::connect(&served.path).unwrap();
         stream.write_all(part).unwrap();
-        eventually("connected", || !served.diary.read().is_empty());
+        eventually("connected", || !served.call_log.read().is_empty());
         std::thread::sleep(Duration::from_millis(20));
-        assert_eq!(served.diary.read(), ["attached"], "it waits for the rest");
+        assert_eq!(
+            served.call_log.read(),
+            ["attached"],
+            "it waits for the rest"
+        );
         quick("stopping with half a message", || served.server.stop());
     }
 }
@@ -80,7 +84,7 @@ fn garbage_ends_the_connection_and_the_next_is_served() {
     let served = serve();
     let mut stream = UnixStream::connect(&served.path).unwrap();
     stream.write_all(&[0xff; 64]).unwrap();
-    eventually("closed", || served.diary.read().ends_with(&["detached"]));
+    eventually("closed", || served.call_log.read().ends_with(&["detached"]));
     assert!(answers(&served.path));
 }
 

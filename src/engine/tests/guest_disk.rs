@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::saboteur::{self, Manner};
+use super::seeded_bugs::{self, Manner};
 use crate::engine::{Command, Execution, Patch, Port, Slot, SlotData, SlotRange};
 use crate::io::sim::SimDisk;
 use crate::io::{Buffer, Disk, Done, Op, OpKind, OwnedBuffer, Tag, Zeroing};
@@ -82,10 +82,10 @@ impl GuestDisk {
 
     /// Submits the command's I/O; returns what else there is to do.
     pub fn carry_out(&mut self, port: &Port, mut command: Command) -> Option<Execution> {
-        saboteur::spoil(&mut command);
+        seeded_bugs::spoil(&mut command);
         match command.execution(&mut self.memory) {
             Execution::Submit(op) => {
-                self.submit(saboteur::manner(port, &op), op);
+                self.submit(seeded_bugs::manner(port, &op), op);
                 None
             }
             Execution::Refuse(done) => {

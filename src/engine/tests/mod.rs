@@ -16,7 +16,7 @@ mod linux_faults;
 mod merge;
 mod notices;
 mod origin_view;
-mod saboteur;
+mod seeded_bugs;
 mod short_snapshot;
 mod simulator;
 mod snapshot_view;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::guest_disk::GuestDisk;
-use super::saboteur;
+use super::seeded_bugs;
 pub use super::stamps::*;
 use crate::engine::*;
 use crate::io::sim::{Fill, Rng, SimDevices};
@@ -184,7 +184,7 @@ impl World {
     }
 
     pub fn submit(&mut self, actor: usize, mut request: Request, data: Vec<u8>) {
-        saboteur::spoil_request(&mut request);
+        seeded_bugs::spoil_request(&mut request);
         self.actors[actor]
             .disk
             .memory

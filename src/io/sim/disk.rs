@@ -3,7 +3,7 @@
 use std::os::fd::BorrowedFd;
 
 use super::medium::Medium;
-use super::{Blow, Logged, LoggedEvent, LoggedKind, SimDevices, World};
+use super::{FaultEffect, Logged, LoggedEvent, LoggedKind, SimDevices, World};
 use crate::io::transfer::Next;
 use crate::io::{Buffer, DeviceId, Disk, Done, Errno, Op, OpKind, Tag, Zeroing};
 
@@ -177,12 +177,12 @@ impl World {
             landed = vec![false; buffer.len() / medium.unit()];
         }
         let len = buffer.as_ref().map_or(0, |b| bytes(b.len()));
-        let blow = match refusal {
+        let effect = match refusal {
             Ok(()) => self.faults.strike(kind, op.device, offset, len),
             Err(_) => None,
         };
-        let verdict = match blow {
-            Some(Blow::Error(errno)) => Err(errno),
+        let verdict = match effect {
+            Some(FaultEffect::Error(errno)) => Err(errno),
             _ => refusal,
         };
         let number = self.next_op;
@@ -197,7 +197,7 @@ impl World {
             buffer,
             submitted: self.clock,
             verdict,
-            short: blow == Some(Blow::Short),
+            short: effect == Some(FaultEffect::Short),
             moved: 0,
             refused: refusal.is_err(),
             first_unit,

@@ -16,7 +16,7 @@ pub enum FaultOn {
 
 /// What happens to an operation instead of success.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Blow {
+pub enum FaultEffect {
     /// It fails.
     Error(Errno),
     /// The device transfers a part of it, and the caller has to continue with the rest.
@@ -29,7 +29,7 @@ pub enum Blow {
 #[derive(Clone, Debug)]
 pub struct Fault {
     on: FaultOn,
-    blow: Blow,
+    effect: FaultEffect,
     device: Option<DeviceId>,
     range: Option<Range<u64>>,
     skip: u64,
@@ -39,14 +39,14 @@ pub struct Fault {
 impl Fault {
     /// Fails every matching operation on every device, for ever.
     pub const fn new(on: FaultOn, errno: Errno) -> Self {
-        Self::of(on, Blow::Error(errno))
+        Self::of(on, FaultEffect::Error(errno))
     }
 
     /// The same with any effect.
-    pub const fn of(on: FaultOn, blow: Blow) -> Self {
+    pub const fn of(on: FaultOn, effect: FaultEffect) -> Self {
         Self {
             on,
-            blow,
+            effect,
             device: None,
             range: None,
             skip: 0,
@@ -114,7 +114,7 @@ impl Faults {
         device: DeviceId,
         offset: u64,
         len: u64,
-    ) -> Option<Blow> {
+    ) -> Option<FaultEffect> {
         let mut hit = None;
         self.0.retain_mut(|fault| {
             if hit.is_some() || !fault.matches(kind, device, offset, len) {
@@ -124,7 +124,7 @@ impl Faults {
                 fault.skip -= 1;
                 return true;
             }
-            hit = Some(fault.blow);
+            hit = Some(fault.effect);
             !fault.once
         });
         hit

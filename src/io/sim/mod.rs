@@ -30,7 +30,7 @@ mod tests;
 
 pub use crash::{Keep, Unsettled};
 pub use disk::SimDisk;
-pub use fault::{Blow, Fault, FaultOn};
+pub use fault::{Fault, FaultEffect, FaultOn};
 pub use possible::Possible;
 pub use rng::Rng;
 

@@ -296,7 +296,7 @@ fn a_short_transfer_is_continued_and_nobody_notices() {
     for seed in 0..64 {
         let world = SimDevices::new(seed);
         let device = world.add(8, Fill::Byte(7));
-        world.fail(Fault::of(FaultOn::Any, Blow::Short));
+        world.fail(Fault::of(FaultOn::Any, FaultEffect::Short));
         let mut disk = world.disk();
         write(&mut disk, 1, device, 0, 1, 4096);
         assert_eq!(drain(&mut disk)[0].result, Ok(()));

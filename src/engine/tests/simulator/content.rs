@@ -34,9 +34,9 @@ pub struct Cell {
     /// Exactly one of the stamps up to this one is present; no read has shown which.
     cut: u64,
     /// Writes that may have come before or after a handover: possible until a stamp of
-    /// at least `wild_until` replaces them.
-    wild: Stamps,
-    wild_until: u64,
+    /// at least `unordered_until` replaces them.
+    unordered: Stamps,
+    unordered_until: u64,
     /// Zeroes of discards that each read may show or not: a discard that is passed down
     /// may miss a copy-out that is under way.
     hints: Stamps,
@@ -52,22 +52,22 @@ impl Cell {
             seen: stamp,
             durable: stamp,
             cut: 0,
-            wild: Stamps::new(),
-            wild_until: 0,
+            unordered: Stamps::new(),
+            unordered_until: 0,
             hints: Stamps::new(),
             doubtful: false,
         }
     }
 
     fn from(&self, floor: u64) -> impl Iterator<Item = u64> {
-        let wild: &[u64] = if floor < self.wild_until {
-            &self.wild
+        let unordered: &[u64] = if floor < self.unordered_until {
+            &self.unordered
         } else {
             &[]
         };
         let known = self.stamps.iter().chain(&self.hints);
         let settled = known.copied().filter(move |s| *s >= floor);
-        settled.chain(wild.iter().copied())
+        settled.chain(unordered.iter().copied())
     }
 
     /// The stamp that explains `seen` and restricts the model least: of several zeroes
@@ -90,7 +90,7 @@ impl Cell {
         if self.hints.contains(&stamp) {
             return;
         }
-        if stamp <= self.cut && !self.wild.contains(&stamp) && !self.doubtful {
+        if stamp <= self.cut && !self.unordered.contains(&stamp) && !self.doubtful {
             let cut = self.cut;
             self.stamps.retain(|s| *s > cut || *s == stamp);
             self.durable = self.durable.max(stamp);
@@ -138,10 +138,10 @@ impl Content {
 
     /// A write that may have come before or after a handover, which ended when `until`
     /// was the next stamp.
-    pub fn wild_write(&mut self, sector: u64, sectors: u64, stamp: u64, until: u64) {
+    pub fn unordered_write(&mut self, sector: u64, sectors: u64, stamp: u64, until: u64) {
         for cell in self.range(sector, sectors) {
-            cell.wild.push(stamp);
-            cell.wild_until = until;
+            cell.unordered.push(stamp);
+            cell.unordered_until = until;
         }
     }
 
@@ -218,8 +218,8 @@ impl Content {
                 durable: stamps[0],
                 cut: stamps[stamps.len() - 1],
                 stamps,
-                wild: Stamps::new(),
-                wild_until: 0,
+                unordered: Stamps::new(),
+                unordered_until: 0,
                 hints: Stamps::new(),
                 doubtful,
             }
@@ -245,7 +245,7 @@ impl Content {
             };
             match end {
                 End::Power => *cell = Cell::new(*stamp),
-                _ if cell.wild.contains(stamp) || cell.hints.contains(stamp) => {
+                _ if cell.unordered.contains(stamp) || cell.hints.contains(stamp) => {
                     (cell.seen, cell.acked) = (cell.durable, cell.durable);
                 }
                 _ => {

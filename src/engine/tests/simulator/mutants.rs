@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::explore::Depth;
-use super::random::{Weather, random};
+use super::random::{Disturbances, random};
 use super::{prove, run, scenarios, sweep};
 use crate::mutation::{self, Mutation};
 
@@ -32,11 +32,11 @@ fn hunt(mutation: Mutation) -> Option<String> {
             }
         }
         for seed in 0..WORLDS {
-            let weather = Weather {
+            let disturbances = Disturbances {
                 crashes: true,
                 faults: seed % 2 == 1,
             };
-            if let Err((error, _)) = run(&random(seed, weather), seed, Depth::SHALLOW) {
+            if let Err((error, _)) = run(&random(seed, disturbances), seed, Depth::SHALLOW) {
                 return Some(format!("random world {seed}: {error}"));
             }
         }

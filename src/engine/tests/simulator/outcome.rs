@@ -2,7 +2,7 @@
 
 use super::content::Content;
 use super::plan::Store;
-use super::sim::{Asked, Control, Merging, Recorded, Sim, Verdict};
+use super::sim::{Control, Merging, OpenRequest, Recorded, Sim, Verdict};
 use super::start::FILLED;
 use crate::engine::tests::world::*;
 use crate::engine::*;
@@ -54,7 +54,7 @@ impl Sim {
     fn request_done(
         &mut self,
         actor: usize,
-        request: Asked,
+        request: OpenRequest,
         status: Status,
         data: &[u8],
     ) -> Verdict {
@@ -74,7 +74,7 @@ impl Sim {
             return Ok(());
         };
         match request {
-            Asked::Read {
+            OpenRequest::Read {
                 sector,
                 floors,
                 sure: true,
@@ -84,7 +84,7 @@ impl Sim {
                     .read(sector, &floors, &seen)
                     .map_err(|e| format!("{id:?}: {e}"))?;
             }
-            Asked::Write {
+            OpenRequest::Write {
                 sector,
                 sectors,
                 stamp,
@@ -93,29 +93,32 @@ impl Sim {
             } => {
                 view.content.end_write(sector, sectors, stamp, through);
             }
-            Asked::Flush { floors, sure: true } => view.content.flushed(&floors),
+            OpenRequest::Flush { floors, sure: true } => view.content.flushed(&floors),
             _ => {} // across a handover: before it or after it
         }
         Ok(())
     }
 
-    fn request_failed(&mut self, id: ViewId, request: &Asked) -> Verdict {
+    fn request_failed(&mut self, id: ViewId, request: &OpenRequest) -> Verdict {
         // A full store may have grown between a write's failure and its end.
-        let changes = matches!(request, Asked::Write { .. } | Asked::Discard { .. });
+        let changes = matches!(
+            request,
+            OpenRequest::Write { .. } | OpenRequest::Discard { .. }
+        );
         let allowed = self.may_fail(id) || self.may_fill.contains(&id) && changes;
         if !allowed {
             return Err(format!("{id:?}: {request:?} failed"));
         }
         let (sector, sectors, passdown) = match *request {
-            Asked::Write {
+            OpenRequest::Write {
                 sector, sectors, ..
             } => (sector, sectors, false),
-            Asked::Discard {
+            OpenRequest::Discard {
                 sector,
                 sectors,
                 passdown,
             } => (sector, sectors, passdown),
-            Asked::Read { .. } | Asked::Flush { .. } => return Ok(()),
+            OpenRequest::Read { .. } | OpenRequest::Flush { .. } => return Ok(()),
         };
         let origin = Some(ViewId::ORIGIN).filter(|_| passdown);
         for changed in [Some(id), origin].into_iter().flatten() {
@@ -263,7 +266,7 @@ impl Sim {
         for (sector, sectors, stamp) in window {
             origin
                 .content
-                .wild_write(*sector, *sectors, *stamp, self.next_stamp);
+                .unordered_write(*sector, *sectors, *stamp, self.next_stamp);
         }
         if merging.follow {
             origin.actors.extend(merged.actors);

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use crate::engine::{Discards, MergeWrites, SnapshotId, ViewId};
-use crate::io::sim::{Blow, Fault, FaultOn};
+use crate::io::sim::{Fault, FaultEffect, FaultOn};
 use crate::store::Layout;
 use crate::units::ChunkSize;
 
@@ -90,14 +90,14 @@ pub fn layout(chunk_size: ChunkSize, area: usize) -> Layout {
 pub struct PlannedFault {
     pub store: Option<u32>,
     pub on: FaultOn,
-    pub blow: Blow,
+    pub effect: FaultEffect,
     pub after: u64,
     pub once: bool,
 }
 
 impl PlannedFault {
     pub fn fault(&self, device: crate::io::DeviceId) -> Fault {
-        let fault = Fault::of(self.on, self.blow)
+        let fault = Fault::of(self.on, self.effect)
             .device(device)
             .after(self.after);
         if self.once { fault.once() } else { fault }

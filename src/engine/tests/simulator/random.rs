@@ -6,11 +6,11 @@ use super::plan::{Action, Case, PlannedFault, Store};
 use super::{prove, with_seeds};
 use crate::engine::MergeWrites;
 use crate::io::Errno;
-use crate::io::sim::{Blow, FaultOn, Rng};
+use crate::io::sim::{FaultEffect, FaultOn, Rng};
 
 /// What random worlds may contain.
 #[derive(Clone, Copy, Debug)]
-pub struct Weather {
+pub struct Disturbances {
     pub crashes: bool,
     pub faults: bool,
 }
@@ -72,17 +72,17 @@ fn fault(rng: &mut Rng, id: u32) -> Action {
     Action::Fault(PlannedFault {
         store: [None, Some(id), Some(id)][rng.below(3)],
         on: [FaultOn::Any, FaultOn::Read, FaultOn::Write, FaultOn::Flush][rng.below(4)],
-        blow: [
-            Blow::Error(Errno::EIO),
-            Blow::Error(Errno::ENOSPC),
-            Blow::Short,
+        effect: [
+            FaultEffect::Error(Errno::EIO),
+            FaultEffect::Error(Errno::ENOSPC),
+            FaultEffect::Short,
         ][rng.below(3)],
         after: rng.below(8) as u64,
         once: rng.one_in(2),
     })
 }
 
-fn action(rng: &mut Rng, stores: &mut Stores, weather: Weather) -> Action {
+fn action(rng: &mut Rng, stores: &mut Stores, disturbances: Disturbances) -> Action {
     let (origin, grain) = (stores.origin, stores.grain);
     let view = rng.below(4) as u32;
     let id = 1 + rng.below(4) as u32;
@@ -112,10 +112,10 @@ fn action(rng: &mut Rng, stores: &mut Stores, weather: Weather) -> Action {
         34 => Action::Sync,
         35 => Action::Grow { id },
         36 => [Action::Rest, Action::ReadAll][rng.below(2)].clone(),
-        37 if weather.crashes => Action::PowerLoss,
-        38 if weather.crashes => Action::ProcessDeath,
-        39 if weather.faults && rng.one_in(2) => fault(rng, id),
-        39 if weather.faults => Action::Mend,
+        37 if disturbances.crashes => Action::PowerLoss,
+        38 if disturbances.crashes => Action::ProcessDeath,
+        39 if disturbances.faults && rng.one_in(2) => fault(rng, id),
+        39 if disturbances.faults => Action::Mend,
         40 | 41 => Action::Zero { view, sectors },
         42..=45 => Action::Discard { view, sectors },
         _ => Action::Read { view, sectors },
@@ -123,7 +123,7 @@ fn action(rng: &mut Rng, stores: &mut Stores, weather: Weather) -> Action {
 }
 
 /// A random world, decided by the seed alone.
-pub fn random(seed: u64, weather: Weather) -> Case {
+pub fn random(seed: u64, disturbances: Disturbances) -> Case {
     let mut rng = Rng::new(seed ^ 0x0dd_ba11);
     let lengths = Rng::new(seed ^ 0x5_4021);
     let block = if rng.one_in(5) { 4096 } else { 512 };
@@ -146,41 +146,41 @@ pub fn random(seed: u64, weather: Weather) -> Case {
         case.stores.push(made);
     }
     for _ in 0..10 + rng.below(40) {
-        let action = action(&mut rng, &mut stores, weather);
+        let action = action(&mut rng, &mut stores, disturbances);
         case.actions.push(action);
     }
     case
 }
 
-fn worlds(default: std::ops::Range<u64>, weather: Weather, what: &str) {
+fn worlds(default: std::ops::Range<u64>, disturbances: Disturbances, what: &str) {
     with_seeds(default, what, 5000, |seed| {
-        prove(&random(seed, weather), seed, Depth::SHALLOW);
+        prove(&random(seed, disturbances), seed, Depth::SHALLOW);
     });
 }
 
 #[test]
 fn random_worlds_lose_nothing() {
-    let weather = Weather {
+    let disturbances = Disturbances {
         crashes: false,
         faults: false,
     };
-    worlds(0..600, weather, "random worlds");
+    worlds(0..600, disturbances, "random worlds");
 }
 
 #[test]
 fn random_worlds_lose_nothing_to_power_cuts_and_dying_processes() {
-    let weather = Weather {
+    let disturbances = Disturbances {
         crashes: true,
         faults: false,
     };
-    worlds(0..1000, weather, "random worlds with crashes");
+    worlds(0..1000, disturbances, "random worlds with crashes");
 }
 
 #[test]
 fn random_worlds_with_failing_devices_lose_nothing_but_what_failed() {
-    let weather = Weather {
+    let disturbances = Disturbances {
         crashes: true,
         faults: true,
     };
-    worlds(0..1000, weather, "random worlds with faults");
+    worlds(0..1000, disturbances, "random worlds with faults");
 }

@@ -3,7 +3,7 @@
 use super::content::End;
 use super::plan::layout;
 use super::sim::{Recorded, Sim, Verdict, everything_fails};
-use crate::engine::tests::saboteur::StartDisk;
+use crate::engine::tests::seeded_bugs::StartDisk;
 use crate::engine::*;
 use crate::io::DeviceId;
 use crate::io::sim::{Keep, SimDevices};

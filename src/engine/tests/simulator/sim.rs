@@ -51,7 +51,7 @@ pub struct View {
 
 /// A request under way.
 #[derive(Clone, Debug)]
-pub enum Asked {
+pub enum OpenRequest {
     Read {
         sector: u64,
         floors: Vec<u64>,
@@ -99,7 +99,7 @@ pub struct Sim {
     pub rng: Rng,
     pub views: BTreeMap<ViewId, View>,
     pub record: Record,
-    pub under_way: BTreeMap<(usize, Slot), Asked>,
+    pub under_way: BTreeMap<(usize, Slot), OpenRequest>,
     pub control: Option<Control>,
     pub next_stamp: u64,
     /// Durably invalid by their headers.
@@ -196,7 +196,7 @@ impl Sim {
         let merged = &self.views[&merging.snapshot].content;
         let mut content = merged.over(&self.views[&ViewId::ORIGIN].content);
         for (sector, sectors, stamp) in window {
-            content.wild_write(*sector, *sectors, *stamp, self.next_stamp);
+            content.unordered_write(*sector, *sectors, *stamp, self.next_stamp);
         }
         Some(content)
     }

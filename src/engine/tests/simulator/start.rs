@@ -3,10 +3,10 @@
 use super::content::End;
 use super::decoder::{encode, nth_data_chunk};
 use super::plan::{Action, PlannedFault, Store, layout};
-use super::sim::{Asked, Control, Merging, Sim, Verdict};
+use super::sim::{Control, Merging, OpenRequest, Sim, Verdict};
 use crate::engine::tests::world::*;
 use crate::engine::*;
-use crate::io::sim::{Blow, Fill};
+use crate::io::sim::{FaultEffect, Fill};
 use crate::store;
 use crate::units::ChunkSize;
 
@@ -75,7 +75,7 @@ impl Sim {
         if let Some(device) = device {
             self.w.devices.fail(fault.fault(device));
             // A short transfer must not be noticed by any request.
-            if fault.blow != Blow::Short {
+            if fault.effect != FaultEffect::Short {
                 self.faulty.insert(store);
             }
         }
@@ -109,10 +109,10 @@ impl Sim {
         let actors = &self.views[&view].actors;
         self.under_way.iter().any(|((actor, _), r)| {
             let (sector, sectors, everywhere) = match *r {
-                Asked::Write {
+                OpenRequest::Write {
                     sector, sectors, ..
                 } => (sector, sectors, false),
-                Asked::Discard {
+                OpenRequest::Discard {
                     sector,
                     sectors,
                     passdown,
@@ -153,7 +153,7 @@ impl Sim {
         }
         self.under_way.insert(
             (actor, slot),
-            Asked::Discard {
+            OpenRequest::Discard {
                 sector,
                 sectors,
                 passdown,
@@ -199,7 +199,7 @@ impl Sim {
         if let (false, Some(Control::Handover { window, .. })) = (sure, &mut self.control) {
             window.push((sector, sectors, stamp));
         }
-        let request = Asked::Write {
+        let request = OpenRequest::Write {
             sector,
             sectors,
             stamp,
@@ -233,7 +233,7 @@ impl Sim {
         let floors = self.views[&view].content.floors(sector, sectors);
         self.under_way.insert(
             (actor, slot),
-            Asked::Read {
+            OpenRequest::Read {
                 sector,
                 floors,
                 sure,
@@ -261,7 +261,7 @@ impl Sim {
         };
         let floors = self.views[&view].content.covered();
         self.under_way
-            .insert((actor, slot), Asked::Flush { floors, sure });
+            .insert((actor, slot), OpenRequest::Flush { floors, sure });
         let request = Request {
             slot,
             kind: RequestKind::Flush,
@@ -360,7 +360,8 @@ impl Sim {
         // Two views of one content: the order of their writes would be undefined.
         let of_snapshot = &self.views[&snapshot].actors;
         if self.under_way.iter().any(|((actor, _), r)| {
-            of_snapshot.contains(actor) && matches!(r, Asked::Write { .. } | Asked::Discard { .. })
+            of_snapshot.contains(actor)
+                && matches!(r, OpenRequest::Write { .. } | OpenRequest::Discard { .. })
         }) {
             return Ok(false);
         }
@@ -371,7 +372,7 @@ impl Sim {
                 continue;
             }
             match request {
-                Asked::Write {
+                OpenRequest::Write {
                     sector,
                     sectors,
                     stamp,
@@ -381,9 +382,9 @@ impl Sim {
                     *sure = false;
                     window.push((*sector, *sectors, *stamp));
                 }
-                Asked::Read { sure, .. } | Asked::Flush { sure, .. } => *sure = false,
+                OpenRequest::Read { sure, .. } | OpenRequest::Flush { sure, .. } => *sure = false,
                 // A handover waits for discards.
-                Asked::Discard { .. } => {}
+                OpenRequest::Discard { .. } => {}
             }
         }
         let merging = Merging {

@@ -6,7 +6,7 @@ use super::plan::{Action, Case, PlannedFault};
 use super::sim::Sim;
 use super::{counts, prove, run, scenarios, with_seeds};
 use crate::io::Errno;
-use crate::io::sim::{Blow, FaultOn};
+use crate::io::sim::{FaultEffect, FaultOn};
 
 const DEPTH: Depth = Depth {
     states: 32,
@@ -48,18 +48,18 @@ fn operations(case: &Case, seed: u64, store: Option<u32>, on: FaultOn) -> u64 {
 fn faulted(case: &Case, seed: u64) -> Vec<Case> {
     let mut all = Vec::new();
     for store in std::iter::once(None).chain(case.stores.iter().map(|s| Some(s.id))) {
-        for (on, blow) in [
-            (FaultOn::Any, Blow::Error(Errno::EIO)),
-            (FaultOn::Write, Blow::Error(Errno::ENOSPC)),
-            (FaultOn::Flush, Blow::Error(Errno::EIO)),
-            (FaultOn::Any, Blow::Short),
+        for (on, effect) in [
+            (FaultOn::Any, FaultEffect::Error(Errno::EIO)),
+            (FaultOn::Write, FaultEffect::Error(Errno::ENOSPC)),
+            (FaultOn::Flush, FaultEffect::Error(Errno::EIO)),
+            (FaultOn::Any, FaultEffect::Short),
         ] {
             for after in 0..operations(case, seed, store, on) {
                 for once in [true, false] {
                     let fault = PlannedFault {
                         store,
                         on,
-                        blow,
+                        effect,
                         after,
                         once,
                     };
