@@ -230,7 +230,9 @@ fn a_cow_made_longer_again_is_told_with_the_entries_in_its_holes() {
         set_len(&world, "s.cow", whole - CHUNK as u64);
         let refusal = world.run(&["serve", "--origin", "disk.img", "--control", "c.sock"]);
         assert_eq!(refusal.status, Some(2), "{refusal:?}");
-        assert!(!refusal.stderr.contains("truncate"), "{end}: {refusal:?}");
+        for advice in ["full size", "truncate -s", "enlarge it"] {
+            assert!(!refusal.stderr.contains(advice), "{end}: {refusal:?}");
+        }
     }
     // No word of one that is as it was.
     let (world, _) = stopped();
