@@ -122,8 +122,12 @@ impl Volume {
         let ended = Arc::new(AtomicBool::new(false));
         let told = ended.clone();
         let thread = thread::spawn(move || {
-            while !told.load(Ordering::Acquire) {
+            loop {
                 notices.get().turn(&mut Vec::new());
+                // After the turn, which takes back the wake-up that came with it.
+                if told.load(Ordering::Acquire) {
+                    break;
+                }
                 notices.get().wait(None);
             }
         });
