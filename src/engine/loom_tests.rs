@@ -364,7 +364,7 @@ fn loom_a_request_sees_the_change_or_the_change_sees_the_request() {
             theirs.shared.epoch.load(Ordering::Acquire) != before
         });
         let changed = Config::new(before + 1, Default::default());
-        engine.shared.publish(changed);
+        engine.shared.publish(Arc::new(changed));
         let seen = registrations.any(WRITE, |start, end| (start, end) == (3, 4));
         assert!(request.join().unwrap() || seen);
     };
