@@ -12,8 +12,8 @@ Runs every check of the project and lists at the end how long each one took. A
 failure does not stop the run; the exit status is 1 if any check failed.
 
   --quick      for daily work: formatting, lints, unit, integration and
-               documentation tests. Leaves out the race models (loom, shuttle) and
-               the guests. Runs unit and integration tests at the same time, and
+               documentation tests. Only compiles the race models (loom, shuttle), and
+               leaves out the guests. Runs unit and integration tests at the same time, and
                repeats random runs less often, unless SNAPBACK_RESTARTS,
                SNAPBACK_REQUESTS, SNAPBACK_DAMAGE_COUNT or SNAPBACK_SOAK_SECONDS say
                how often.
@@ -95,6 +95,13 @@ for file in tests/*.rs tests/*/main.rs; do
     integration+=(--test "$(basename "$name" .rs)")
 done
 
+# check_models: compiles the race models, which the other steps leave out.
+check_models() {
+    for feature in loom shuttle; do
+        cargo check --locked --lib --profile test --features "$feature" || return 1
+    done
+}
+
 $quick || qemu-tests/install.sh
 run "formatting" cargo fmt --check
 run "formatting of the guest's program" \
@@ -102,6 +109,7 @@ run "formatting of the guest's program" \
 run "lints" cargo clippy --all-targets --locked -- -D warnings
 run "build of the tests" cargo test --locked --no-run --lib --bins "${integration[@]}"
 if $quick; then
+    run "compilation of the race models" check_models
     export SNAPBACK_RESTARTS=${SNAPBACK_RESTARTS:-15} SNAPBACK_REQUESTS=${SNAPBACK_REQUESTS:-30000}
     export SNAPBACK_DAMAGE_COUNT=${SNAPBACK_DAMAGE_COUNT:-1000} SNAPBACK_SOAK_SECONDS=${SNAPBACK_SOAK_SECONDS:-5}
     run "unit and integration tests, together" together
