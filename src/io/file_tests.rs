@@ -4,6 +4,10 @@
 //! descriptors of all tests, and with them the locks. Tests with other processes are
 //! in `tests/locks`.
 
+use std::os::fd::{AsFd, AsRawFd};
+
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
 use super::*;
 use std::os::unix::net::UnixListener;
 
@@ -134,11 +138,18 @@ fn writer_excludes_everybody_and_readers_exclude_writers() {
 fn a_lock_that_no_process_has_any_more_is_waited_for() {
     let dir = Dir::new();
     let path = dir.file("image", 4096);
-    // Of this process, which the search for a holder leaves out, so none is found.
+    // The open file is in a message that nobody has received, so that no process has a
+    // descriptor of it.
     let held = open(&path).unwrap();
+    let sockets = std::os::unix::net::UnixStream::pair().unwrap();
+    let sent = sockets
+        .0
+        .send_with_fd(&[0_u8][..], held.as_fd().as_raw_fd());
+    assert_eq!(sent.unwrap(), 1);
+    drop(held);
     let last_io = std::thread::spawn(move || {
         std::thread::sleep(std::time::Duration::from_millis(200));
-        drop(held);
+        drop(sockets);
     });
     open(&path).unwrap();
     last_io.join().unwrap();

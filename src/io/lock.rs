@@ -88,8 +88,9 @@ fn take(fd: BorrowedFd<'_>, lock: Lock) -> io::Result<bool> {
     }
 }
 
-/// The longest wait for the I/O of a killed process.
-const KILLED_IO_TIMEOUT: Duration = Duration::from_secs(1);
+/// The longest wait for the I/O of a killed process. On a busy machine the kernel takes
+/// seconds to end it, and a daemon that is restarted after a kill must not fail then.
+const KILLED_IO_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Takes a lock, or names the process that has a conflicting one, if it can be found.
 ///
@@ -103,12 +104,29 @@ pub(super) fn take_or_find_user(
     while !take(fd, lock)? {
         let metadata = rustix::fs::fstat(fd)?;
         let user = find_user(metadata.st_dev, metadata.st_ino);
-        if user.is_some() || start.elapsed() > KILLED_IO_TIMEOUT {
+        let found = user.is_some() || is_locked_here(fd, metadata.st_dev, metadata.st_ino);
+        if found || start.elapsed() > KILLED_IO_TIMEOUT {
             return Ok(Err(user));
         }
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(Ok(()))
+}
+
+/// Whether another descriptor of this process has a lock on the file.
+fn is_locked_here(fd: BorrowedFd<'_>, device: u64, inode: u64) -> bool {
+    let Ok(fds) = fs::read_dir("/proc/self/fd") else {
+        return false;
+    };
+    let failed = fd.as_raw_fd().to_string();
+    fds.flatten().any(|other| {
+        let name = other.file_name();
+        let name = name.to_string_lossy();
+        *name != *failed
+            && fs::metadata(other.path()).is_ok_and(|m| (m.dev(), m.ino()) == (device, inode))
+            && fs::read_to_string(format!("/proc/self/fdinfo/{name}"))
+                .is_ok_and(|info| info.lines().any(|line| line.starts_with("lock:")))
+    })
 }
 
 /// Names a process that has this file open, as "qemu-system-x86 (pid 17)".
