@@ -126,7 +126,7 @@ impl Daemon {
         println!("merge ended {:.1} s later", begin.elapsed().as_secs_f64());
     }
 
-    /// SIGTERM; panics unless the daemon exits 0, and at once.
+    /// SIGTERM; panics unless the daemon exits 0 within a second.
     pub fn terminate(mut self) {
         let (status, took) = stop::at_once(PROGRAM.as_ref(), &mut self.child);
         println!("SIGTERM: {status} after {} ms", took.as_millis());
