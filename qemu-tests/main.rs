@@ -25,6 +25,7 @@ mod stop;
 
 mod attach;
 mod backup;
+mod boot_during_merge;
 mod damaged;
 mod discards;
 mod forks;
