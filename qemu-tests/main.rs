@@ -29,6 +29,7 @@ mod boot_during_merge;
 mod damaged;
 mod discards;
 mod forks;
+mod kernel_merge;
 mod linux;
 mod logwrites;
 mod lvm;
