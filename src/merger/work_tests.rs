@@ -39,7 +39,7 @@ impl World {
                 new: metadata.allocate().unwrap(),
             }];
             devices.write_now(cow, entries[0].new * CHUNK, &[0xaa; CHUNK as usize]);
-            for write in metadata.plan_append(&entries).writes {
+            if let Some(write) = metadata.plan_append(&entries).write {
                 let mut buffer = OwnedBuffer::zeroed(write.data.len());
                 buffer.as_mut_slice().copy_from_slice(&write.data);
                 blocking::write_all(&mut disk, cow, write.offset, buffer, true).unwrap();

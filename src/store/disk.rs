@@ -2,6 +2,7 @@
 //! making stores before the engine has them.
 
 use super::StoreError;
+use super::metadata::MetaWrite;
 use crate::io::{Buffer, DeviceId, Disk, Errno, Op, OpKind, OwnedBuffer};
 
 /// Largest transfer in bytes: a chunk may be 1 GiB, a buffer may not.
@@ -30,12 +31,31 @@ impl<'a> StoreDisk<'a> {
 
     /// Writes `data` at `offset`; durable when it returns.
     pub fn write_durable(&mut self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
+        self.write(offset, data, true)
+    }
+
+    /// Carries out the writes of one step; durable when it returns.
+    pub fn write_step(&mut self, step: &[MetaWrite]) -> Result<(), StoreError> {
+        if let [only] = step {
+            return self.write_durable(only.offset, &only.data);
+        }
+        for write in step {
+            self.write(write.offset, &write.data, false)?;
+        }
+        if step.is_empty() {
+            Ok(())
+        } else {
+            self.flush()
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8], durable: bool) -> Result<(), StoreError> {
         let mut buffer = OwnedBuffer::zeroed(data.len());
         buffer.as_mut_slice().copy_from_slice(data);
         let kind = OpKind::Write {
             offset,
             buffer: Buffer::Owned(buffer),
-            durable: true,
+            durable,
         };
         self.run("write", offset, data.len(), kind).map(drop)
     }

@@ -4,19 +4,24 @@
 //! that stale bytes after the terminator are not written back and taken for entries.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use super::entry::{self, Entry};
 use super::header::Header;
 use super::layout::{ENTRY_BYTES, FIRST_DATA_CHUNK, Layout};
 use crate::mutation::{self, Mutation};
 
-/// Bytes to write at a byte offset of the COW device; whole, aligned units
-/// (`Metadata::unit`), so that a write is atomic per unit.
+/// Bytes to write at a byte offset of the COW device: one or more whole, aligned units
+/// (`Metadata::unit`) in a row. Each of them is written atomically, and the write may tear
+/// between any two.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MetaWrite {
     pub offset: u64,
     pub data: Vec<u8>,
 }
+
+/// Units are joined to writes of at most this many bytes.
+pub(super) const WRITE_MAX: usize = 1 << 20;
 
 /// No chunk left for a new exception (and the metadata chunk that it may need).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -29,20 +34,6 @@ pub struct Usage {
     pub allocated: u64,
     pub total: u64,
     pub metadata: u64,
-}
-
-/// How to append entries.
-/// Order: 1 `zero_next_area` written → 2 flush (covers the data chunks and the
-/// zeroes) → 3 each of `writes`, durable before the next → 4 `apply_append`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AppendPlan {
-    /// Byte offset and length to zero first, when this append fills an area.
-    pub zero_next_area: Option<(u64, u64)>,
-    /// One unit each, ascending: a crash between two leaves a shorter log,
-    /// never an entry after the terminator.
-    pub writes: Vec<MetaWrite>,
-    /// How many of the offered entries are included; the others need another plan.
-    pub taken: usize,
 }
 
 /// The log of one store: persistent (areas on disk) or transient (memory only).
@@ -180,63 +171,6 @@ impl Metadata {
         Ok(chunk)
     }
 
-    /// Plans to append a prefix of `entries`, up to the end of the current area.
-    /// For a transient store all entries are taken and nothing is written.
-    pub fn plan_append(&self, entries: &[Entry]) -> AppendPlan {
-        if self.unit.is_none() {
-            return AppendPlan {
-                zero_next_area: None,
-                writes: Vec::new(),
-                taken: entries.len(),
-            };
-        }
-        let start = self.entries.len();
-        let area_len = self.layout.area_len();
-        let taken = if mutation::is(Mutation::GroupCrossesAreas) {
-            entries.len()
-        } else {
-            entries.len().min(area_len - start % area_len)
-        };
-        let end = start + taken;
-        let log = |slot: usize| match slot.checked_sub(start) {
-            None => self.entries.get(slot).copied(),
-            Some(new) if slot < end => entries.get(new).copied(),
-            Some(_) => None,
-        };
-        let fills_area = taken > 0 && end.is_multiple_of(area_len);
-        let zero_next_area = fills_area.then(|| {
-            let next = self.layout.area_chunk(self.layout.area_of(end));
-            (
-                self.layout.chunk_offset(next),
-                self.layout.chunk_size.bytes(),
-            )
-        });
-        let mut writes: Vec<MetaWrite> = self
-            .units_of(start, end)
-            .map(|unit| self.unit_write(unit, log))
-            .collect();
-        if mutation::is(Mutation::EntriesOutOfOrder) {
-            writes.reverse();
-        }
-        AppendPlan {
-            zero_next_area,
-            writes,
-            taken,
-        }
-    }
-
-    /// The entries are durable in the store.
-    pub fn apply_append(&mut self, entries: &[Entry]) {
-        self.outstanding = self.outstanding.saturating_sub(entries.len());
-        for entry in entries {
-            self.note_slot(entry.new, self.entries.len());
-            self.entries.push(*entry);
-            if entry.new >= self.next_free {
-                self.raise_next_free(entry.new);
-            }
-        }
-    }
-
     /// The slot of the entry whose data is in COW chunk `new`.
     pub fn slot_of(&self, new: u64) -> Option<usize> {
         let holds = |slot: &usize| self.entries.get(*slot).is_some_and(|e| e.new == new);
@@ -283,11 +217,7 @@ impl Metadata {
     }
 
     /// Numbers of the units that hold slots `start .. end`, counted over all areas.
-    pub(super) fn units_of(
-        &self,
-        start: usize,
-        end: usize,
-    ) -> impl DoubleEndedIterator<Item = usize> + use<> {
+    pub(super) fn units_of(&self, start: usize, end: usize) -> Range<usize> {
         let unit_of = |slot| self.layout.unit_of(slot, self.unit_len());
         match end.checked_sub(1) {
             Some(last) if start <= last => unit_of(start)..unit_of(last) + 1,
@@ -308,10 +238,45 @@ impl Metadata {
         }
     }
 
+    /// `units`, ascending, with the bytes that `log` gives: neighbours on the device as one
+    /// write.
+    pub(super) fn joined_units(
+        &self,
+        units: impl IntoIterator<Item = usize>,
+        log: impl Fn(usize) -> Option<Entry>,
+    ) -> Vec<MetaWrite> {
+        let mut writes: Vec<MetaWrite> = Vec::new();
+        for unit in units {
+            let next = self.unit_write(unit, &log);
+            match writes.last_mut() {
+                Some(last)
+                    if last.offset + last.data.len() as u64 == next.offset
+                        && last.data.len() < WRITE_MAX =>
+                {
+                    last.data.extend_from_slice(&next.data);
+                }
+                _ => writes.push(next),
+            }
+        }
+        writes
+    }
+
     /// The unit that the log ends in, as it must read on disk.
     pub(super) fn last_unit(&self) -> MetaWrite {
         let unit = self.layout.unit_of(self.entries.len(), self.unit_len());
         self.unit_write(unit, |slot| self.entries.get(slot).copied())
+    }
+
+    /// Adds entries at the end.
+    pub(super) fn extend_log(&mut self, entries: &[Entry]) {
+        self.outstanding = self.outstanding.saturating_sub(entries.len());
+        for entry in entries {
+            self.note_slot(entry.new, self.entries.len());
+            self.entries.push(*entry);
+            if entry.new >= self.next_free {
+                self.raise_next_free(entry.new);
+            }
+        }
     }
 
     /// Replaces and drops entries; `moved` names slots below `new_len`.

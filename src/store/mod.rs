@@ -5,6 +5,7 @@
 //! [`load`] and [`create`] use a [`Disk`](crate::io::Disk) that nothing else uses
 //! meanwhile.
 
+mod append;
 mod create;
 mod disk;
 mod entry;
@@ -23,6 +24,7 @@ mod validate;
 #[cfg(test)]
 mod tests;
 
+pub use append::AppendPlan;
 pub use create::create;
 #[cfg(test)]
 pub(crate) use create::create_as;
@@ -34,7 +36,7 @@ pub use layout::Layout;
 #[cfg(test)]
 pub(crate) use load::load_as;
 pub use load::{Loaded, load};
-pub use metadata::{AppendPlan, MetaWrite, Metadata, NoSpace, Usage};
+pub use metadata::{MetaWrite, Metadata, NoSpace, Usage};
 pub use removal::RemovalPlan;
 pub use scan::LoadParams;
 pub use settle::{ValidStore, settle_invalid};

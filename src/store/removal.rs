@@ -1,22 +1,27 @@
-//! Removing entries from anywhere in the log, crash-safe at every unit.
+//! Removing entries from anywhere in the log, in a constant number of durable steps.
+
+use std::ops::Range;
 
 use super::entry::Entry;
 use super::metadata::{MetaWrite, Metadata};
 use crate::mutation::{self, Mutation};
 
 /// How to remove entries from anywhere in the log.
-/// Order: 1 all `moves` written, then durable → 2 each of `zeroes`, durable
-/// before the next → 3 `apply_removal`.
+/// Order: 1 all `moves`, durable → 2 each step of `tail`, durable before the next →
+/// 3 `apply_removal`. The writes of one step may happen in any order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RemovalPlan {
-    /// One unit each, in any order among themselves.
+    /// Units with holes, which get entries from the end of the log.
     pub moves: Vec<MetaWrite>,
-    /// One unit each, from the end of the log backwards.
-    pub zeroes: Vec<MetaWrite>,
+    /// The steps that make the log shorter.
+    pub tail: Vec<Vec<MetaWrite>>,
     /// The log after it: (slot, entry) for each move, then the new length.
     pub moved: Vec<(usize, Entry)>,
     pub new_len: usize,
 }
+
+/// Up to this many units are cut off the log one after the other.
+const CUT_SINGLY: usize = 2;
 
 impl Metadata {
     /// Plans to remove the entries in `slots` (any order; slots that do not
@@ -25,9 +30,8 @@ impl Metadata {
     /// What a crash can leave, and why it is a good store:
     /// 1. Some moves on disk: a hole holds the removed entry or a copy of a tail
     ///    entry. The copy is an identical duplicate, which changes no view.
-    /// 2. Some zeroes on disk: moves are durable, so each survivor of the tail
-    ///    is in its new slot; zeroing from the end keeps the log gap-free, so
-    ///    nothing is ever left behind a terminator.
+    /// 2. Some steps of the tail: moves are durable, so each survivor of the tail is in
+    ///    its new slot; see [`Self::cut_tail`].
     ///
     /// Removed entries that such a store still holds must be harmless: their
     /// chunks are merged (COW and origin hold the same bytes) or duplicates.
@@ -51,43 +55,74 @@ impl Metadata {
             Ok(at) => moved.get(at).map(|m| m.1),
             Err(_) => self.entries().get(slot).copied(),
         };
-        let shortened = |slot: usize| {
-            if slot < new_len {
-                with_moves(slot)
-            } else {
-                None
-            }
-        };
-
-        let (mut moves, mut zeroes) = (Vec::new(), Vec::new());
+        let (mut moves, mut tail) = (Vec::new(), Vec::new());
         if !self.is_transient() {
             let mut units: Vec<usize> = holes
                 .iter()
                 .flat_map(|&slot| self.units_of(slot, slot + 1))
                 .collect();
             units.dedup();
-            moves = units
-                .into_iter()
-                .map(|unit| self.unit_write(unit, with_moves))
-                .collect();
-            zeroes = self
-                .units_of(new_len, len)
-                .rev()
-                .map(|unit| self.unit_write(unit, shortened))
-                .collect();
-            if mutation::is(Mutation::TailZeroedForwards) {
-                zeroes.reverse();
-            }
-            if mutation::is(Mutation::EarlierAreasNotZeroed) {
-                zeroes.truncate(1);
-            }
+            moves = self.joined_units(units, with_moves);
+            tail = self.cut_tail(new_len, len, with_moves);
         }
         RemovalPlan {
             moves,
-            zeroes,
+            tail,
             moved,
             new_len,
         }
+    }
+
+    /// The steps that cut the log off at `new_len`; `log` is the log with what has moved.
+    ///
+    /// A few units are zeroed one after the other, from the end of the log. Of more units,
+    /// all but the first are padded with copies of the entry that the log ends in
+    /// afterwards, and then all are zeroed at once. What a crash can leave:
+    /// 1. Some units of the padding: copies in place of entries that go or have moved.
+    /// 2. Some units of the zeroes: the log ends at any of them, or in the first unit. What
+    ///    is left behind its end, and may become part of it if Linux appends up to there,
+    ///    are copies of an entry that is still in the log.
+    ///
+    /// If no entry stays, the first one of the log does until the others have gone.
+    fn cut_tail(
+        &self,
+        new_len: usize,
+        len: usize,
+        log: impl Fn(usize) -> Option<Entry>,
+    ) -> Vec<Vec<MetaWrite>> {
+        let units = self.units_of(new_len, len);
+        let cut_to = |end: usize, units: Range<usize>| {
+            let shorter = |slot: usize| if slot < end { log(slot) } else { None };
+            self.joined_units(units, shorter)
+        };
+        let stays = new_len.max(1);
+        let last_alone = usize::from(stays > new_len);
+        let mut steps = Vec::new();
+        if units.len() <= CUT_SINGLY + last_alone {
+            steps.extend(units.rev().map(|unit| cut_to(new_len, unit..unit + 1)));
+            if mutation::is(Mutation::TailZeroedForwards) {
+                steps.reverse();
+            }
+        } else {
+            let goes = mutation::is(Mutation::TailPaddedWithGoing);
+            let pad = log(if goes { len - 1 } else { stays - 1 });
+            let padded = |slot: usize| if slot < len { pad } else { None };
+            if !mutation::is(Mutation::TailUnpadded) {
+                steps.push(self.joined_units(units.start + 1..units.end, padded));
+            }
+            let together = mutation::is(Mutation::LastEntryNotAlone);
+            steps.push(cut_to(
+                if together { new_len } else { stays },
+                units.clone(),
+            ));
+            if last_alone > 0 {
+                steps.push(cut_to(new_len, units.start..units.start + 1));
+            }
+        }
+        if mutation::is(Mutation::EarlierAreasNotZeroed) {
+            steps.truncate(1);
+        }
+        steps
     }
 
     /// The removal is durable in the store.

@@ -67,7 +67,7 @@ impl ValidStore {
     /// 1 units behind the one where the log ends zeroed → 2 durable →
     /// 3 the unit where it ends rewritten, durable (the terminator stays where
     /// it is through 1–3, so what is left of the junk stays dead) → 4 moves →
-    /// 5 durable → 6 each zeroing, durable before the next.
+    /// 5 durable → 6 each step of the tail, durable before the next.
     ///
     /// # Errors
     /// I/O errors. The store is still the one that was loaded, and can be
@@ -89,12 +89,12 @@ impl ValidStore {
             }
             disk.write_durable(self.last_unit.offset, &self.last_unit.data)?; // 3
         }
-        let RemovalPlan { moves, zeroes, .. } = &self.repair;
+        let RemovalPlan { moves, tail, .. } = &self.repair;
         if mutation::is(Mutation::RepetitionsKept) {
             return Ok(self.metadata);
         }
-        for write in moves.iter().chain(zeroes) {
-            disk.write_durable(write.offset, &write.data)?; // 4–6
+        for step in std::iter::once(moves).chain(tail) {
+            disk.write_step(step)?; // 4–6
         }
         Ok(self.metadata)
     }

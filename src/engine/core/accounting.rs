@@ -50,6 +50,10 @@ pub(in crate::engine) enum IoPurpose {
     Commit {
         snapshot: SnapshotId,
     },
+    /// A commit's write that keeps the log without gaps until its entries are written.
+    Padding {
+        snapshot: SnapshotId,
+    },
     Header {
         snapshot: SnapshotId,
     },
@@ -77,6 +81,7 @@ impl IoPurpose {
             | Self::PatchWrite { snapshot, .. }
             | Self::CopyWrite { snapshot, .. }
             | Self::Commit { snapshot }
+            | Self::Padding { snapshot }
             | Self::Header { snapshot } => Some(*snapshot),
             Self::RequestFlush { .. }
             | Self::CopyRead { .. }
@@ -91,7 +96,11 @@ impl IoPurpose {
 
     const fn writes_metadata(&self) -> bool {
         match self {
-            Self::Commit { .. } | Self::Header { .. } | Self::MergeMove | Self::MergeZero => true,
+            Self::Commit { .. }
+            | Self::Padding { .. }
+            | Self::Header { .. }
+            | Self::MergeMove
+            | Self::MergeZero => true,
             Self::Guest { .. }
             | Self::RequestFlush { .. }
             | Self::PatchRead { .. }

@@ -9,7 +9,7 @@ use crate::engine::api::*;
 use crate::engine::failure::Failure;
 use crate::io::{Buffer, OwnedBuffer};
 use crate::mutation::{self, Mutation};
-use crate::store::{AppendPlan, Entry};
+use crate::store::{AppendPlan, Entry, MetaWrite};
 
 /// Zeroes are written in pieces of at most this many bytes.
 const ZERO_PIECE: u64 = 1 << 20;
@@ -18,9 +18,9 @@ const ZERO_PIECE: u64 = 1 << 20;
 pub(super) enum Step {
     /// Bytes of the next area zeroed so far.
     Zero(u64),
+    Pad,
     Flush,
-    /// Index of the metadata write under way.
-    Write(usize),
+    Write,
 }
 
 #[derive(Debug)]
@@ -28,6 +28,22 @@ pub(super) struct Commit {
     entries: Vec<Entry>,
     plan: AppendPlan,
     step: Step,
+}
+
+/// The step of a commit when the next area is zero, if it has to be.
+const fn first_after_zeroes(plan: &AppendPlan) -> Step {
+    if plan.padding.is_some() {
+        Step::Pad
+    } else {
+        Step::Flush
+    }
+}
+
+/// Where to write what.
+fn content(write: &MetaWrite) -> (u64, OwnedBuffer) {
+    let mut buffer = OwnedBuffer::zeroed(write.data.len());
+    buffer.as_mut_slice().copy_from_slice(&write.data);
+    (write.offset, buffer)
 }
 
 impl Core {
@@ -73,9 +89,9 @@ impl Core {
         let step = if plan.zero_next_area.is_some() {
             Step::Zero(0)
         } else {
-            Step::Flush
+            first_after_zeroes(&plan)
         };
-        let nothing_to_write = plan.writes.is_empty();
+        let nothing_to_write = plan.write.is_none();
         snap.commit = Some(Commit {
             entries,
             plan,
@@ -89,9 +105,9 @@ impl Core {
         }
     }
 
-    /// Order: 1 the next area zeroed, if this fills one → 2 flush: data chunks and
-    /// zeroes durable → 3 entry writes in order, each durable before the next →
-    /// 4 in memory.
+    /// Order: 1 the next area zeroed, if this fills one; the units before the last one
+    /// padded, if there are several → 2 flush: data chunks, zeroes and padding durable →
+    /// 3 the entries written, durable → 4 in memory.
     fn commit_step(&mut self, id: SnapshotId) {
         let port = self.acting;
         let Some(snap) = self.snaps.get_mut(&id) else {
@@ -101,28 +117,24 @@ impl Core {
         let Some(commit) = &mut snap.commit else {
             return;
         };
-        let command = match commit.step {
+        let mut purpose = IoPurpose::Commit { snapshot: id };
+        let (write, durable) = match commit.step {
             Step::Zero(done) => {
                 let (offset, len) = commit.plan.zero_next_area.unwrap_or_default();
                 let piece = ZERO_PIECE.min(len.saturating_sub(done));
-                let buffer = OwnedBuffer::zeroed(usize::try_from(piece).unwrap_or(0));
-                Some((offset + done, buffer, false))
+                let zeroes = OwnedBuffer::zeroed(usize::try_from(piece).unwrap_or(0));
+                (Some((offset + done, zeroes)), false)
             }
-            Step::Flush => None,
-            Step::Write(at) => {
-                let Some(write) = commit.plan.writes.get(at) else {
-                    self.committed(id);
-                    return;
-                };
-                let mut buffer = OwnedBuffer::zeroed(write.data.len());
-                buffer.as_mut_slice().copy_from_slice(&write.data);
-                Some((write.offset, buffer, true))
+            Step::Pad => {
+                purpose = IoPurpose::Padding { snapshot: id };
+                (commit.plan.padding.as_ref().map(content), false)
             }
+            Step::Flush => (None, false),
+            Step::Write => (commit.plan.write.as_ref().map(content), true),
         };
-        let purpose = IoPurpose::Commit { snapshot: id };
-        self.issue(port, purpose, |tag| match command {
+        self.issue(port, purpose, |tag| match write {
             None => Command::Flush { tag, device },
-            Some((offset, buffer, durable)) => Command::Write {
+            Some((offset, buffer)) => Command::Write {
                 tag,
                 device,
                 offset,
@@ -157,11 +169,12 @@ impl Core {
                 if done < len {
                     Step::Zero(done)
                 } else {
-                    Step::Flush
+                    first_after_zeroes(&commit.plan)
                 }
             }
-            Step::Flush => Step::Write(0),
-            Step::Write(at) => Step::Write(at + 1),
+            Step::Pad => Step::Flush,
+            Step::Flush => Step::Write,
+            Step::Write => return self.committed(id),
         };
         self.commit_step(id);
     }

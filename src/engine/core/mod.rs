@@ -191,7 +191,9 @@ impl Core {
                 drop(buffer);
                 self.copy_write_done(job, piece, snapshot, result);
             }
-            IoPurpose::Commit { snapshot } => self.commit_step_done(snapshot, result),
+            IoPurpose::Commit { snapshot } | IoPurpose::Padding { snapshot } => {
+                self.commit_step_done(snapshot, result)
+            }
             IoPurpose::Header { snapshot } => self.header_written(snapshot, result),
             IoPurpose::MergeRead { origin_sector } => {
                 self.merge_read_done(origin_sector, result, buffer);

@@ -51,6 +51,11 @@ fn bugs(port: &Port, purpose: Option<&IoPurpose>, op: &OpKind) -> &'static [(Mut
             (Mutation::NextAreaZeroedLate, ReportedEarly),
             (Mutation::FailedCommitIgnored, ErrorIgnored),
         ],
+        (IoPurpose::Padding { .. }, _) => &[
+            (Mutation::PaddingDropped, Dropped),
+            (Mutation::PaddingWrittenLate, ReportedEarly),
+            (Mutation::FailedCommitIgnored, ErrorIgnored),
+        ],
         (IoPurpose::Header { .. }, _) => &[
             (Mutation::InvalidationVolatile, Volatile),
             (Mutation::OriginWriteBeforeInvalid, ReportedEarly),
@@ -72,7 +77,10 @@ fn bugs(port: &Port, purpose: Option<&IoPurpose>, op: &OpKind) -> &'static [(Mut
             (Mutation::MoveVolatile, Volatile),
             (Mutation::TailZeroedBeforeMoves, ReportedEarly),
         ],
-        (IoPurpose::MergeZero, _) => &[(Mutation::RemovalVolatile, Volatile)],
+        (IoPurpose::MergeZero, _) => &[
+            (Mutation::RemovalVolatile, Volatile),
+            (Mutation::TailZeroedBeforePadding, ReportedEarly),
+        ],
         (IoPurpose::CutFlush, _) => &[(Mutation::CutFlushDropped, Dropped)],
         (IoPurpose::SyncFlush { .. }, _) => &[(Mutation::SyncFlushDropped, Dropped)],
         (

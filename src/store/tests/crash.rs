@@ -1,11 +1,12 @@
-//! Sequences of appends and removals with power loss at every write. At each instant
-//! a decoder that shares no code with the store reads the image.
+//! Sequences of appends and removals with power loss in every step, which leaves any
+//! mixture of its units. At each instant a decoder that shares no code with the store reads
+//! the image.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use super::{DEVICE, Decoded, MemoryDisk, apply, decode_as, params};
+use super::{DEVICE, Decoded, Event, MemoryDisk, apply, decode_as, params};
 use crate::store::{
     Entry, Layout, Loaded, MetaWrite, Metadata, Survey, create_as, load, load_as, survey_as,
 };
@@ -47,6 +48,10 @@ struct Bench {
     image: Vec<u8>,
     metadata: Metadata,
     next_old: u64,
+    /// All subsets of a step's units are tried up to this many units.
+    exhaustive: usize,
+    /// How often settling is cut short as well.
+    depth: usize,
 }
 
 /// As Linux lays it out.
@@ -58,10 +63,22 @@ fn short(chunk_sectors: u64, entries: usize) -> Layout {
     Layout::with_short_areas(ChunkSize::new(chunk_sectors).unwrap(), entries)
 }
 
+/// Entries between the terminator and the end of its area, which Linux would take for its
+/// log if it appended up to them.
+fn stale(image: &[u8], layout: Layout, len: usize) -> Vec<Entry> {
+    let start = layout.slot_offset(len) as usize;
+    let left = layout.area_len() - len % layout.area_len();
+    let entries = image[start..start + left * 16].as_chunks().0;
+    entries
+        .iter()
+        .filter_map(|e| Entry::from_bytes(*e))
+        .collect()
+}
+
 /// Asserts that the image holds every entry of `must`, no entry that is not in `may`,
-/// no old chunk with two copies, and nothing after its end.
-fn check(decoded: Decoded, must: &[Entry], may: &[Entry]) -> Vec<Entry> {
-    assert!(!decoded.junk, "something is left after the terminator");
+/// no old chunk with two copies, and nothing after its end but copies of what it holds.
+fn check(image: &[u8], layout: Layout, must: &[Entry], may: &[Entry]) -> Vec<Entry> {
+    let decoded = decode_as(image, layout.area_len());
     let may: BTreeSet<(u64, u64)> = may.iter().map(|e| (e.old, e.new)).collect();
     let mut view = BTreeMap::new();
     for entry in &decoded.entries {
@@ -74,7 +91,27 @@ fn check(decoded: Decoded, must: &[Entry], may: &[Entry]) -> Vec<Entry> {
     for entry in must {
         assert_eq!(view.get(&entry.old), Some(&entry.new), "{entry:?} is lost");
     }
+    let stale = stale(image, layout, decoded.entries.len());
+    assert!(
+        !decoded.junk || !stale.is_empty(),
+        "no entries after the end"
+    );
+    for entry in stale {
+        let there = view.get(&entry.old);
+        assert_eq!(there, Some(&entry.new), "{entry:?} after the end");
+    }
     decoded.entries
+}
+
+/// Every subset of `units` things, or some if there are many: none, all, and others that
+/// look random.
+fn subsets(units: usize, exhaustive: usize) -> Vec<u64> {
+    if units <= exhaustive {
+        return (0..1 << units).collect();
+    }
+    let all = u64::MAX >> (64 - units.min(64));
+    let others = (1..10u64).map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(17) & all);
+    [0, all].into_iter().chain(others).collect()
 }
 
 impl Bench {
@@ -90,6 +127,8 @@ impl Bench {
             image: disk.image,
             metadata,
             next_old: 0,
+            exhaustive: 3,
+            depth: 0,
         }
     }
 
@@ -102,15 +141,20 @@ impl Bench {
     }
 
     fn check(&self, must: &[Entry], may: &[Entry]) -> Vec<Entry> {
-        check(self.decode(&self.image), must, may)
+        check(&self.image, self.layout(), must, may)
     }
 
-    /// As [`check`], and the crashed image loads, settles and agrees.
-    fn crash(&self, must: &[Entry], may: &[Entry]) {
-        let entries = self.check(must, may);
+    /// As [`check`], and the crashed image loads, settles and agrees; it does so as well
+    /// when settling is cut short anywhere.
+    fn crash(&self, image: &[u8], must: &[Entry], may: &[Entry], depth: usize) {
         let layout = self.layout();
-        let params = params(&self.image, self.unit, Some(OLDS * 8));
-        let mut disk = MemoryDisk::new(self.image.clone());
+        let entries = check(image, layout, must, may);
+        let params = params(image, self.unit, Some(OLDS * 8));
+        let mut disk = MemoryDisk::new(image.to_vec());
+        let loaded = load_as(&mut disk, DEVICE, &params, |_| layout);
+        let Loaded::Valid(store) = loaded.unwrap() else {
+            panic!("not valid")
+        };
         let survey = survey_as(
             &mut disk,
             DEVICE,
@@ -123,34 +167,107 @@ impl Bench {
         let sound = Survey::Log {
             layout,
             entries: entries.len(),
-            junk: None,
+            junk: store.junk(),
             missing_area: None,
         };
         assert_eq!(survey, Ok(sound));
-        let loaded = load_as(&mut disk, DEVICE, &params, |_| layout);
-        let Loaded::Valid(store) = loaded.unwrap() else {
-            panic!("not valid")
-        };
-        assert_eq!(store.junk(), None);
+        let stale = stale(image, layout, entries.len());
+        assert_eq!(store.junk().is_some(), !stale.is_empty());
         let distinct: BTreeSet<u64> = entries.iter().map(|e| e.old).collect();
         assert_eq!(store.duplicates().len(), entries.len() - distinct.len());
-        if !store.duplicates().is_empty() {
-            let metadata = store.settle(&mut disk, DEVICE).unwrap();
-            let repaired = self.decode(&disk.image);
-            assert_eq!(check(repaired, must, may), metadata.entries());
-            assert_eq!(metadata.entries().len(), distinct.len());
+        if store.is_clean() {
+            return;
+        }
+        let metadata = store.settle(&mut disk, DEVICE).unwrap();
+        let repaired = check(&disk.image, layout, must, may);
+        assert_eq!(repaired, metadata.entries());
+        assert_eq!(metadata.entries().len(), distinct.len());
+        assert!(!self.decode(&disk.image).junk);
+        if depth > 0 {
+            let kept = metadata.entries().to_vec();
+            self.crash_while_settling(image, &disk.events, &kept, may, depth - 1);
         }
     }
 
-    fn write(&mut self, write: &MetaWrite) {
-        assert_eq!(write.data.len(), self.unit);
-        assert!(write.offset.is_multiple_of(self.unit as u64));
-        let chunk = write.offset / self.layout().chunk_size.bytes();
-        assert!(
-            self.layout().is_metadata(chunk),
-            "chunk {chunk} is not metadata"
-        );
-        apply(&mut self.image, write.offset, &write.data);
+    /// Crashes between any two flushes, with any subset of the units written meanwhile.
+    fn crash_while_settling(
+        &self,
+        image: &[u8],
+        events: &[Event],
+        must: &[Entry],
+        may: &[Entry],
+        depth: usize,
+    ) {
+        let mut durable = image.to_vec();
+        let mut volatile = Vec::new();
+        for event in events {
+            let flushes = match event {
+                Event::Flush => true,
+                Event::Write {
+                    offset,
+                    data,
+                    durable,
+                } => {
+                    let data = data.clone();
+                    volatile.push(MetaWrite {
+                        offset: *offset,
+                        data,
+                    });
+                    *durable
+                }
+            };
+            if flushes {
+                let writes = std::mem::take(&mut volatile);
+                self.crash_in_step(&durable, &writes, must, may, depth);
+                for write in writes {
+                    apply(&mut durable, write.offset, &write.data);
+                }
+            }
+        }
+    }
+
+    /// Power is lost when any subset of the units of `writes` is on the medium.
+    fn crash_in_step(
+        &self,
+        image: &[u8],
+        writes: &[MetaWrite],
+        must: &[Entry],
+        may: &[Entry],
+        depth: usize,
+    ) {
+        let units: Vec<(u64, &[u8])> = writes
+            .iter()
+            .flat_map(|w| {
+                let parts = w.data.chunks(self.unit).enumerate();
+                parts.map(|(n, data)| (w.offset + (n * self.unit) as u64, data))
+            })
+            .collect();
+        for subset in subsets(units.len(), self.exhaustive) {
+            let mut image = image.to_vec();
+            for (n, (offset, data)) in units.iter().enumerate() {
+                if subset >> (n % 64) & 1 == 1 {
+                    apply(&mut image, *offset, data);
+                }
+            }
+            self.crash(&image, must, may, depth);
+        }
+    }
+
+    /// Carries out the writes of one step, after all its crashes.
+    fn step(&mut self, writes: &[MetaWrite], must: &[Entry], may: &[Entry]) {
+        for write in writes {
+            assert!(write.data.len().is_multiple_of(self.unit) && !write.data.is_empty());
+            assert!(write.offset.is_multiple_of(self.unit as u64));
+            let chunk = self.layout().chunk_size.bytes();
+            let (first, last) = (write.offset, write.offset + write.data.len() as u64 - 1);
+            assert_eq!(first / chunk, last / chunk);
+            assert!(self.layout().is_metadata(first / chunk), "not metadata");
+        }
+        let image = self.image.clone();
+        self.crash_in_step(&image, writes, must, may, self.depth);
+        for write in writes {
+            apply(&mut self.image, write.offset, &write.data);
+        }
     }
 
     fn append(&mut self, count: usize) {
@@ -179,13 +296,11 @@ impl Bench {
                     assert_eq!(self.check(&before, &before), before);
                 }
             }
-            for write in &plan.writes {
-                self.write(write);
-                let there = self.check(&before, &after);
-                assert_eq!(there, after[..there.len()], "a prefix, in order");
-                self.crash(&before, &after);
-            }
-            assert_eq!(self.decode(&self.image).entries, after);
+            // The padding is no news: it may be on the medium before the data is.
+            self.step(plan.padding.as_slice(), &before, &before);
+            self.step(plan.write.as_slice(), &before, &after);
+            let decoded = self.decode(&self.image);
+            assert_eq!((decoded.entries, decoded.junk), (after.clone(), false));
             self.metadata.apply_append(taken);
             assert_eq!(self.metadata.entries(), after);
             rest = &rest[plan.taken..];
@@ -202,25 +317,13 @@ impl Bench {
             .collect();
         let plan = self.metadata.plan_removal(slots);
         assert_eq!(plan.new_len, kept.len());
-
-        // Moves land in any order: forwards, backwards, and each alone.
-        let untouched = self.image.clone();
-        let forwards: Vec<usize> = (0..plan.moves.len()).collect();
-        let backwards = forwards.iter().rev().copied().collect();
-        let alone = (0..plan.moves.len()).map(|n| vec![n]);
-        for order in alone.chain([backwards, forwards]) {
-            self.image.clone_from(&untouched);
-            for index in order {
-                self.write(&plan.moves[index]);
-                self.crash(&kept, &before);
-            }
-        }
-        for write in &plan.zeroes {
-            self.write(write);
-            self.crash(&kept, &before);
+        for step in std::iter::once(&plan.moves).chain(&plan.tail) {
+            self.step(step, &kept, &before);
         }
         self.metadata.apply_removal(&plan);
-        assert_eq!(self.decode(&self.image).entries, self.metadata.entries());
+        let decoded = self.decode(&self.image);
+        assert_eq!(decoded.entries, self.metadata.entries());
+        assert!(!decoded.junk, "something is left after the terminator");
         assert_eq!(self.metadata.entries().len(), kept.len());
         self.check(&kept, &kept);
     }
@@ -319,7 +422,7 @@ fn the_last_entry_moves_from_one_area_to_another() {
     bench.append(7);
     let plan = bench.metadata.plan_removal(&[1]);
     assert_eq!(plan.moves[0].offset, 512, "to area 0 in chunk 1");
-    assert_eq!(plan.zeroes[0].offset, 9 * 512, "from area 2 in chunk 9");
+    assert_eq!(plan.tail[0][0].offset, 9 * 512, "from area 2 in chunk 9");
     bench.remove(&[1]);
     // Area 2 is empty now, but still terminates the log after the full area 1.
     assert_eq!(bench.metadata.entries().len(), 6);
@@ -347,7 +450,7 @@ fn unknown_and_repeated_slots_are_ignored() {
     let plan = bench.metadata.plan_removal(&[1, 1, 99, usize::MAX]);
     assert_eq!((plan.new_len, plan.moved.len()), (4, 1));
     let nothing = bench.metadata.plan_removal(&[]);
-    assert!(nothing.moves.is_empty() && nothing.zeroes.is_empty() && nothing.new_len == 5);
+    assert!(nothing.moves.is_empty() && nothing.tail.is_empty() && nothing.new_len == 5);
 }
 
 #[test]
@@ -356,11 +459,87 @@ fn a_removal_writes_only_the_units_it_changes() {
     bench.append(300);
     // Slots 3 and 4 share a unit; two survivors of the tail fill them.
     let plan = bench.metadata.plan_removal(&[4, 3]);
-    assert_eq!((plan.moves.len(), plan.zeroes.len()), (1, 1));
-    // Only the tail: nothing moves; units go from the end backwards.
+    assert_eq!((plan.moves.len(), plan.tail.len()), (1, 1));
+    // Only the tail: nothing moves.
     let tail: Vec<usize> = (100..300).collect();
     let plan = bench.metadata.plan_removal(&tail);
     assert!(plan.moves.is_empty());
-    assert!(plan.zeroes.is_sorted_by(|a, b| a.offset > b.offset));
-    assert_eq!(plan.zeroes.len(), 300usize.div_ceil(32) - 3);
+    let written = |step: &Vec<MetaWrite>| step.iter().map(|w| w.data.len() / 512).sum::<usize>();
+    let units = 300usize.div_ceil(32) - 3;
+    assert_eq!(
+        plan.tail.iter().map(written).collect::<Vec<_>>(),
+        [units - 1, units]
+    );
+}
+
+#[test]
+fn the_durable_steps_do_not_grow_with_the_number_of_entries() {
+    let mut bench = Bench::new(whole(8), 512); // 256 entries, 8 units in an area
+    bench.append(300);
+    for count in [1, 30, 33, 100, 200] {
+        let entries: Vec<Entry> = (0..count)
+            .map(|n| Entry {
+                old: 9000 + n,
+                new: 320 + n,
+            })
+            .collect();
+        let plan = bench.metadata.plan_append(&entries);
+        assert_eq!(plan.taken, entries.len());
+        assert_eq!(plan.padding.is_some(), 300 % 32 + count > 32);
+        assert!(plan.write.is_some());
+    }
+    let steps = |slots: std::ops::Range<usize>| {
+        let plan = bench.metadata.plan_removal(&slots.collect::<Vec<_>>());
+        (plan.moves.len(), plan.tail.len())
+    };
+    assert_eq!(
+        [290, 250, 100, 1].map(|from| steps(from..300)),
+        [(0, 1), (0, 2), (0, 2), (0, 2)]
+    );
+    assert_eq!(
+        [290, 250, 100].map(|to| steps(0..to)),
+        [(1, 2), (1, 2), (1, 2)]
+    );
+    assert_eq!(
+        steps(0..300),
+        (0, 3),
+        "the last entry of all goes by itself"
+    );
+}
+
+/// Every mixture of up to eight units in each step, and settling cut short after each.
+#[test]
+fn every_mixture_of_units_is_a_good_store() {
+    for (layout, unit) in [(whole(8), 512), (short(8, 250), 512), (whole(2), 512)] {
+        let mut bench = Bench::new(layout, unit);
+        (bench.exhaustive, bench.depth) = (8, 0);
+        let area = layout.area_len();
+        bench.append(20);
+        bench.append(area - 30);
+        bench.append(10);
+        bench.append(area);
+        for slots in [
+            (2 * area - area / 2..2 * area).collect::<Vec<_>>(),
+            (3..area / 2).collect(),
+            (0..2 * area).step_by(3).collect(),
+        ] {
+            bench.remove(&slots);
+        }
+        bench.append(area / 2);
+        let len = bench.metadata.entries().len();
+        bench.remove(&(0..len).collect::<Vec<_>>());
+        bench.reload();
+    }
+}
+
+#[test]
+fn settling_a_mixture_may_be_cut_short_as_well() {
+    let mut bench = Bench::new(whole(4), 512); // 4 units in an area
+    (bench.exhaustive, bench.depth) = (4, 2);
+    bench.append(20);
+    bench.append(105);
+    bench.remove(&(10..120).collect::<Vec<_>>());
+    bench.append(100);
+    let len = bench.metadata.entries().len();
+    bench.remove(&(0..len).collect::<Vec<_>>());
 }

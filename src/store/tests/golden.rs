@@ -157,7 +157,7 @@ fn writing_a_golden_log_again_gives_the_same_bytes() {
                     if let Some((offset, len)) = plan.zero_next_area {
                         apply(&mut again, offset, &vec![0; len as usize]);
                     }
-                    for write in &plan.writes {
+                    for write in plan.padding.iter().chain(&plan.write) {
                         apply(&mut again, write.offset, &write.data);
                     }
                     let (taken, left) = rest.split_at(plan.taken);
@@ -186,11 +186,12 @@ fn a_store_with_a_full_area_goes_on_in_the_next() {
     let entry = Entry { old: 300, new };
     let plan = metadata.plan_append(&[entry]);
     assert_eq!(
-        (plan.zero_next_area, plan.taken, plan.writes.len()),
-        (None, 1, 1)
+        (plan.zero_next_area, plan.taken, plan.padding),
+        (None, 1, None)
     );
-    assert_eq!(plan.writes[0].offset, 258 * 4096);
-    apply(&mut image, plan.writes[0].offset, &plan.writes[0].data);
+    let write = plan.write.unwrap();
+    assert_eq!(write.offset, 258 * 4096);
+    apply(&mut image, write.offset, &write.data);
     assert_eq!(decode(&image).entries.last(), Some(&entry));
     assert_eq!(decode(&image).entries.len(), 257);
 }

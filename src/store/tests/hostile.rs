@@ -22,7 +22,7 @@ fn victim() -> Vec<u8> {
         if let Some((offset, len)) = plan.zero_next_area {
             super::apply(&mut disk.image, offset, &vec![0; len as usize]);
         }
-        for write in &plan.writes {
+        for write in plan.padding.iter().chain(&plan.write) {
             super::apply(&mut disk.image, write.offset, &write.data);
         }
         metadata.apply_append(&rest[..plan.taken]);

@@ -397,8 +397,8 @@ fn a_transient_store_starts_at_chunk_zero_and_writes_nothing() {
     assert!(metadata.allocate().is_err());
     let plan = metadata.plan_append(&entries);
     assert_eq!(
-        (plan.zero_next_area, plan.writes.len(), plan.taken),
-        (None, 0, 3)
+        (plan.zero_next_area, plan.write, plan.taken),
+        (None, None, 3)
     );
     metadata.apply_append(&entries);
     assert_eq!(

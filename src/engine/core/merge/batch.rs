@@ -325,7 +325,7 @@ impl Core {
         }
     }
 
-    /// Step 5, the tail, one unit after the other.
+    /// Step 5, the tail, one step of the plan after the other.
     fn zero_next(&mut self) {
         let Some(device) = self.merged_store().map(|s| s.device) else {
             return;
@@ -336,16 +336,18 @@ impl Core {
             Phase::Preserve | Phase::Drain | Phase::Copy | Phase::Flush | Phase::Move => 0,
         };
         batch.phase = Phase::Zero(at);
-        let Some(write) = batch.plan.as_ref().and_then(|p| p.zeroes.get(at)).cloned() else {
+        let Some(step) = batch.plan.as_ref().and_then(|p| p.tail.get(at)).cloned() else {
             return self.batch_removed();
         };
-        batch.ios = 1;
+        batch.ios = step.len();
         let port = batch.port;
-        self.write_log(IoPurpose::MergeZero, port, device, &write);
+        for write in &step {
+            self.write_log(IoPurpose::MergeZero, port, device, write);
+        }
     }
 
     pub(in crate::engine::core) fn merge_zero_done(&mut self, result: Result<(), Failure>) {
-        if self.batch_io_ended(result) {
+        if self.batch_io_ended(result) && self.batch().is_some_and(|b| b.ios == 0) {
             self.zero_next();
         }
     }

@@ -18,8 +18,9 @@ fn word(image: &[u8], at: usize) -> Option<u64> {
 }
 
 /// Reads a COW image as Linux would, and more strictly: nothing may be left
-/// behind the terminator, no two different entries may name one chunk, and none a
-/// chunk behind the end of the snapshot, `sectors` long.
+/// behind the terminator but copies of entries that are in the log (Linux would take them
+/// for entries when it appends up to them), no two different entries may name one chunk, and
+/// none a chunk behind the end of the snapshot, `sectors` long.
 ///
 /// `per_area`: entries in an area. Linux has as many as fit into a chunk; with
 /// fewer, the rest of the area's chunk must be zero.
@@ -46,16 +47,17 @@ pub fn decode(image: &[u8], sectors: usize, per_area: usize) -> Result<Decoded, 
             return Err(format!("area {area} lies behind the end of the device"));
         };
         for (slot, entry) in area.chunks_exact(16).enumerate() {
+            let old = word(entry, 0).unwrap_or(0) as usize;
+            let new = word(entry, 8).unwrap_or(0) as usize;
             if ended || slot >= per_area {
-                if entry.iter().any(|b| *b != 0) {
+                let copy = slot < per_area && entries.contains(&(old, new));
+                if (old, new) != (0, 0) && !copy {
                     return Err(format!(
                         "something stands after the terminator, in slot {slot}"
                     ));
                 }
                 continue;
             }
-            let old = word(entry, 0).unwrap_or(0) as usize;
-            let new = word(entry, 8).unwrap_or(0) as usize;
             if new == 0 {
                 ended = true;
                 if old != 0 {

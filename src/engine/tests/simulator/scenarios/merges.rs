@@ -61,6 +61,35 @@ pub fn hole_across_units() -> Case {
         .write(0, 64..65)
 }
 
+/// One batch takes three units off the end of the log: they are padded, then zeroed.
+pub fn padded_tail() -> Case {
+    Case::new("a merge of several units at once", 400)
+        .store(Store::new(1, "P", 4, 600).filled(100))
+        .batch(75 * 2048)
+        .handover(1, Wait, false)
+        .flush(0)
+}
+
+/// As [`padded_tail`], to the first entry, which goes by itself.
+pub fn emptied_at_once() -> Case {
+    Case::new("a merge of all units at once", 400)
+        .store(Store::new(1, "P", 4, 600).filled(100))
+        .batch(100 * 2048)
+        .handover(1, Wait, false)
+        .flush(0)
+}
+
+/// The same from the middle of the log: entries move, then the tail is padded.
+pub fn padded_after_moves() -> Case {
+    Case::new("a merge of several units with a hole", 400)
+        .store(Store::new(1, "P", 4, 600).filled(100))
+        .batch(75 * 2048)
+        .handover(1, Wait, false)
+        .write(0, 0..4)
+        .write(0, 396..400)
+        .flush(0)
+}
+
 /// Removal of many entries empties several units.
 pub fn long_tail() -> Case {
     Case::new("a merge of several units at once", 68)

@@ -49,8 +49,12 @@ fn whole() -> Vec<Case> {
     vec![
         stores::area_fills(),
         stores::units_fill(),
+        stores::units_fill_at_once(),
         merges::hole_across_units(),
         merges::long_tail(),
+        merges::padded_tail(),
+        merges::emptied_at_once(),
+        merges::padded_after_moves(),
         stores::filled_to_the_last_area(),
         stores::transient(),
         stores::junk(),

@@ -42,6 +42,14 @@ pub fn units_fill() -> Case {
         .flush(0)
 }
 
+/// The first of three units is padded with the entry that it ends in, the second as well.
+pub fn units_fill_at_once() -> Case {
+    Case::new("a group of three units", 272)
+        .store(Store::new(1, "P", 4, 600).filled(31))
+        .write(0, 0..136)
+        .flush(0)
+}
+
 pub fn snapshot_writes() -> Case {
     Case::new("writes to the snapshot", 4)
         .store(Store::new(1, "P", 2, 80))
