@@ -10,7 +10,7 @@ use super::repair::{Loss, Repair};
 use super::view::{check_two, params};
 use super::{Known, OfflineError, Opened};
 use crate::io::{BlockFile, OpenError, OpenOptions};
-use crate::store::{self, Entry, Holes, StoreError, Survey};
+use crate::store::{self, Holes, Log, StoreError, Survey};
 use crate::units::SECTOR_SIZE;
 
 /// Most examples of each kind of damage.
@@ -74,7 +74,7 @@ pub fn check(
     let mut opened = Opened::new(cow, file)?;
     let header = read_header(cow, &mut opened)?;
     let mut found = Found::default();
-    let mut entries: Vec<Entry> = Vec::new();
+    let mut entries = Log::default();
     let survey = store::survey(
         &mut opened.disk,
         opened.device,
@@ -205,7 +205,7 @@ impl Found {
     }
 
     /// Compares the entries with each other and gives the verdict on everything.
-    fn judge(&mut self, survey: Survey, entries: &[Entry]) -> (Verdict, u64) {
+    fn judge(&mut self, survey: Survey, entries: &Log) -> (Verdict, u64) {
         let (junk, missing_area) = match survey {
             Survey::New => return (Verdict::New, 0),
             Survey::Invalid { .. } => return (Verdict::Invalid, 0),

@@ -43,7 +43,9 @@ impl Metadata {
         let layout = self.layout();
         let start = self.entries().len();
         let area_len = layout.area_len();
-        let pad = self.entries().last().copied();
+        let pad = start
+            .checked_sub(1)
+            .and_then(|slot| self.entries().get(slot));
         let taken = if mutation::is(Mutation::GroupCrossesAreas) {
             entries.len()
         } else {
@@ -60,14 +62,14 @@ impl Metadata {
         let new = |slot: usize| entries.get(slot.checked_sub(start)?).copied();
         let log = |slot: usize| match self.entries().get(slot) {
             None if slot < end => new(slot),
-            old => old.copied(),
+            old => old,
         };
         let pad = if mutation::is(Mutation::PaddedWithNewEntry) {
             new(start)
         } else {
             pad
         };
-        let padded = |slot: usize| self.entries().get(slot).copied().or(pad);
+        let padded = |slot: usize| self.entries().get(slot).or(pad);
 
         let units = self.units_of(start, end);
         let mut before_last = units.start..units.end.saturating_sub(1);

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use super::entry::Entry;
 use super::layout::Layout;
+use super::log::Log;
 use crate::io::BlockFile;
 
 /// What was found in holes.
@@ -21,7 +22,7 @@ pub struct Holes {
 
 impl Holes {
     /// Looks at the copies of `entries`, and at the end of the log; reads no data.
-    pub fn find(file: &BlockFile, layout: Layout, entries: &[Entry]) -> Self {
+    pub fn find(file: &BlockFile, layout: Layout, entries: &Log) -> Self {
         let mut data = DataMap { file, known: 0..0 };
         let chunk_bytes = layout.chunk_size.bytes();
         // The origin may end inside its last chunk, and the rest is never written.

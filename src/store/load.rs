@@ -3,6 +3,7 @@
 use super::StoreError;
 use super::disk::StoreDisk;
 use super::layout::Layout;
+use super::log::Log;
 use super::metadata::Metadata;
 use super::scan::{LoadParams, read_header, read_log};
 use super::settle::ValidStore;
@@ -55,7 +56,7 @@ pub(crate) fn load_as(
     }
     let layout = layout(chunk_size);
     let rules = EntryRules::new(layout, params.cow_sectors, params.origin_sectors);
-    let mut entries = Vec::new();
+    let mut entries = Log::default();
     let junk = read_log(&mut disk, layout, params, &mut |slot, entry| {
         rules.check(slot, entry)?;
         entries.push(entry);

@@ -9,6 +9,7 @@ use std::ops::Range;
 use super::entry::{self, Entry};
 use super::header::Header;
 use super::layout::{ENTRY_BYTES, FIRST_DATA_CHUNK, Layout};
+use super::log::Log;
 use crate::mutation::{self, Mutation};
 
 /// Bytes to write at a byte offset of the COW device: one or more whole, aligned units
@@ -43,7 +44,7 @@ pub struct Metadata {
     cow_sectors: u64,
     /// Bytes written atomically; `None` for a transient store.
     unit: Option<usize>,
-    entries: Vec<Entry>,
+    entries: Log,
     /// Slots of entries that are not in the home slot of their data chunk
     /// (removals, stores of older kernels): new chunk → slot.
     strays: HashMap<u64, usize>,
@@ -60,7 +61,7 @@ impl Metadata {
     /// `unit`: bytes written atomically by the device, 512 or 4096, and no more
     /// than a chunk.
     pub fn fresh(layout: Layout, cow_sectors: u64, unit: usize) -> Self {
-        Self::from_log(layout, cow_sectors, unit, Vec::new())
+        Self::from_log(layout, cow_sectors, unit, Log::default())
     }
 
     /// A transient store: data from chunk 0 up, nothing on disk.
@@ -69,7 +70,7 @@ impl Metadata {
             layout,
             cow_sectors,
             unit: None,
-            entries: Vec::new(),
+            entries: Log::default(),
             strays: HashMap::new(),
             next_free: 0,
             shown_next_free: 0,
@@ -78,12 +79,7 @@ impl Metadata {
     }
 
     /// A persistent store with the entries that its areas hold.
-    pub(super) fn from_log(
-        layout: Layout,
-        cow_sectors: u64,
-        unit: usize,
-        entries: Vec<Entry>,
-    ) -> Self {
+    pub(super) fn from_log(layout: Layout, cow_sectors: u64, unit: usize, entries: Log) -> Self {
         assert!(
             unit.is_power_of_two() && unit >= 512,
             "a unit of {unit} bytes"
@@ -98,7 +94,7 @@ impl Metadata {
             layout,
             cow_sectors,
             unit: Some(unit),
-            entries: Vec::new(),
+            entries: Log::default(),
             strays: HashMap::new(),
             next_free,
             shown_next_free: next_free,
@@ -130,7 +126,7 @@ impl Metadata {
     }
 
     /// Committed entries in log order.
-    pub fn entries(&self) -> &[Entry] {
+    pub fn entries(&self) -> &Log {
         &self.entries
     }
 
@@ -264,7 +260,7 @@ impl Metadata {
     /// The unit that the log ends in, as it must read on disk.
     pub(super) fn last_unit(&self) -> MetaWrite {
         let unit = self.layout.unit_of(self.entries.len(), self.unit_len());
-        self.unit_write(unit, |slot| self.entries.get(slot).copied())
+        self.unit_write(unit, |slot| self.entries.get(slot))
     }
 
     /// Adds entries at the end.
@@ -290,8 +286,8 @@ impl Metadata {
         }
         self.entries.truncate(new_len);
         for &(slot, entry) in moved {
-            if let Some(place) = self.entries.get_mut(slot) {
-                *place = entry;
+            if slot < new_len {
+                self.entries.replace(slot, entry);
                 if !mutation::is(Mutation::MovedEntryForgotten) {
                     self.note_slot(entry.new, slot);
                 }

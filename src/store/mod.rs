@@ -14,6 +14,7 @@ mod header;
 mod holes;
 mod layout;
 mod load;
+mod log;
 mod metadata;
 mod removal;
 mod scan;
@@ -36,6 +37,7 @@ pub use layout::Layout;
 #[cfg(test)]
 pub(crate) use load::load_as;
 pub use load::{Loaded, load};
+pub use log::Log;
 pub use metadata::{MetaWrite, Metadata, NoSpace, Usage};
 pub use removal::RemovalPlan;
 pub use scan::LoadParams;

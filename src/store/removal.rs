@@ -48,12 +48,12 @@ impl Metadata {
         let moved: Vec<(usize, Entry)> = holes
             .iter()
             .zip(survivors)
-            .filter_map(|(&hole, from)| Some((hole, *self.entries().get(from)?)))
+            .filter_map(|(&hole, from)| Some((hole, self.entries().get(from)?)))
             .collect();
 
         let with_moves = |slot: usize| match moved.binary_search_by_key(&slot, |m| m.0) {
             Ok(at) => moved.get(at).map(|m| m.1),
-            Err(_) => self.entries().get(slot).copied(),
+            Err(_) => self.entries().get(slot),
         };
         let (mut moves, mut tail) = (Vec::new(), Vec::new());
         if !self.is_transient() {

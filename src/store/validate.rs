@@ -4,6 +4,7 @@
 use super::StoreError;
 use super::entry::Entry;
 use super::layout::Layout;
+use super::log::Log;
 
 /// Bounds for a single entry.
 #[derive(Clone, Copy, Debug)]
@@ -96,7 +97,7 @@ impl Repeat {
 
 /// Refuses two copies of one chunk and two chunks in one copy. Of identical
 /// entries the slots of the later ones are returned, ascending.
-pub fn check_unique(entries: &[Entry]) -> Result<Vec<usize>, StoreError> {
+pub fn check_unique(entries: &Log) -> Result<Vec<usize>, StoreError> {
     let mut duplicates = Vec::new();
     for_each_repeat(entries, &mut |repeat| match repeat.conflict() {
         Some(error) => Err(error),
@@ -115,7 +116,7 @@ pub fn check_unique(entries: &[Entry]) -> Result<Vec<usize>, StoreError> {
 /// # Errors
 /// What `found` says.
 pub fn for_each_repeat(
-    entries: &[Entry],
+    entries: &Log,
     found: &mut dyn FnMut(Repeat) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
     for_equal_neighbours(entries, |e| e.old, found)?;
@@ -135,12 +136,12 @@ const PASSES: usize = 16;
 
 /// Calls `found` with each two slots, neighbours in slot order, whose keys are equal.
 fn for_equal_neighbours(
-    entries: &[Entry],
+    entries: &Log,
     key: impl Fn(&Entry) -> u64,
     found: &mut dyn FnMut(Repeat) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
     // The usual store: nothing to sort, nothing to allocate.
-    if entries.is_sorted_by(|a, b| key(a) < key(b)) {
+    if entries.iter().is_sorted_by(|a, b| key(a) < key(b)) {
         return Ok(());
     }
     let passes = entries.len().div_ceil(SORTED_AT_ONCE).clamp(1, PASSES) as u64;
@@ -151,14 +152,14 @@ fn for_equal_neighbours(
             entries
                 .iter()
                 .enumerate()
-                .map(|(slot, entry)| (key(entry), slot))
+                .map(|(slot, entry)| (key(&entry), slot))
                 .filter(|(key, _)| passes == 1 || mixed(*key) % passes == pass),
         );
         order.sort_unstable();
         for pair in order.windows(2) {
             if let [(first_key, first), (second_key, second)] = *pair
                 && first_key == second_key
-                && let (Some(&a), Some(&b)) = (entries.get(first), entries.get(second))
+                && let (Some(a), Some(b)) = (entries.get(first), entries.get(second))
             {
                 found(Repeat {
                     first,
@@ -182,7 +183,7 @@ mod tests {
     use super::*;
     use crate::units::ChunkSize;
 
-    fn log(pairs: &[(u64, u64)]) -> Vec<Entry> {
+    fn log(pairs: &[(u64, u64)]) -> Log {
         pairs.iter().map(|&(old, new)| Entry { old, new }).collect()
     }
 
@@ -272,6 +273,7 @@ mod tests {
                 new: len + 5 - n,
             })
             .collect();
+        let check_unique = |entries: &[Entry]| check_unique(&entries.iter().copied().collect());
         assert_eq!(check_unique(&entries).unwrap(), [0_usize; 0]);
         let last = entries.len() - 1;
         entries[last] = entries[3];

@@ -180,7 +180,7 @@ impl Bench {
         }
         let metadata = store.settle(&mut disk, DEVICE).unwrap();
         let repaired = check(&disk.image, layout, must, may);
-        assert_eq!(repaired, metadata.entries());
+        assert_eq!(repaired, metadata.entries().to_vec());
         assert_eq!(metadata.entries().len(), distinct.len());
         assert!(!self.decode(&disk.image).junk);
         if depth > 0 {
@@ -302,7 +302,7 @@ impl Bench {
             let decoded = self.decode(&self.image);
             assert_eq!((decoded.entries, decoded.junk), (after.clone(), false));
             self.metadata.apply_append(taken);
-            assert_eq!(self.metadata.entries(), after);
+            assert_eq!(self.metadata.entries().to_vec(), after);
             rest = &rest[plan.taken..];
         }
     }
@@ -322,7 +322,7 @@ impl Bench {
         }
         self.metadata.apply_removal(&plan);
         let decoded = self.decode(&self.image);
-        assert_eq!(decoded.entries, self.metadata.entries());
+        assert_eq!(decoded.entries, self.metadata.entries().to_vec());
         assert!(!decoded.junk, "something is left after the terminator");
         assert_eq!(self.metadata.entries().len(), kept.len());
         self.check(&kept, &kept);
@@ -338,7 +338,10 @@ impl Bench {
         };
         assert!(store.is_clean());
         let metadata = store.settle(&mut disk, DEVICE).unwrap();
-        assert_eq!(metadata.entries(), self.metadata.entries());
+        assert_eq!(
+            metadata.entries().to_vec(),
+            self.metadata.entries().to_vec()
+        );
         self.metadata = metadata;
     }
 
@@ -408,7 +411,7 @@ fn areas_fill_exactly_and_empty_across_their_borders() {
         ] {
             bench.run(&step);
         }
-        assert_eq!(bench.metadata.entries(), []);
+        assert_eq!(bench.metadata.entries().to_vec(), []);
         assert_eq!(
             bench.metadata.usage().allocated,
             2 * layout.chunk_size.sectors()

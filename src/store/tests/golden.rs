@@ -33,7 +33,7 @@ fn view(origin: &[u8], cow: &[u8], store: &ValidStore) -> Vec<(usize, usize, u8)
     let mut content = origin.to_vec();
     let chunk = store.metadata().layout().chunk_size.bytes() as usize;
     for Entry { old, new } in store.metadata().entries() {
-        let (old, new) = (*old as usize * chunk, *new as usize * chunk);
+        let (old, new) = (old as usize * chunk, new as usize * chunk);
         content[old..old + chunk].copy_from_slice(&cow[new..new + chunk]);
     }
     let mut runs: Vec<(usize, usize, u8)> = Vec::new();

@@ -80,7 +80,7 @@ impl Choice {
             if let Some(slot) = slot
                 && let Some(entry) = snap.metadata.entries().get(slot)
             {
-                self.entries.insert(slot, *entry);
+                self.entries.insert(slot, entry);
                 self.newest_turn = self.newest_turn.max(Some(turn));
             }
         }
@@ -91,7 +91,7 @@ impl Choice {
         let count = limit.saturating_sub(self.entries.len());
         let log = snap.metadata.entries().iter().enumerate();
         for (slot, entry) in log.rev().take(count) {
-            self.entries.insert(slot, *entry);
+            self.entries.insert(slot, entry);
         }
     }
 }
