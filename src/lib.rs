@@ -22,3 +22,4 @@ mod sync;
 pub mod units;
 pub mod vhost;
 pub mod virtio_blk;
+mod wait_set;

@@ -20,6 +20,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("mutation", &[]),
     ("sync", &[]),
     ("event_flag", &["mutation", "sync"]),
+    ("wait_set", &["sync"]),
     ("io", &["units", "mutation", "event_flag"]),
     ("store", &["units", "mutation", "io"]),
     (
@@ -39,6 +40,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "mutation",
             "sync",
             "event_flag",
+            "wait_set",
             "io",
             "engine",
             "virtio_blk",

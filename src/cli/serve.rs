@@ -2,6 +2,7 @@
 
 use std::os::fd::RawFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
@@ -91,6 +92,13 @@ pub struct Serve {
     /// How disk I/O is done.
     #[arg(long, value_name = "ENGINE", value_enum, default_value_t)]
     io_engine: IoEngineName,
+
+    /// How long a queue polls for the guest's next request, in microseconds, before it sleeps: at
+    /// most this, and only while requests follow one another so closely. This saves the guest and
+    /// the daemon a wake-up for each request, and costs up to one processor for each busy queue.
+    /// 0: never, for hosts with fewer processors than busy guests. An idle queue never polls.
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u8).range(0..=50))]
+    poll_us: u8,
 
     /// Serve although the disk was changed since the last stop. Correct if it was only enlarged
     /// (each snapshot keeps its length), or if its content is the same (a copy). Otherwise the
@@ -197,6 +205,7 @@ impl Serve {
                 IoEngineName::IoUring => IoEngine::IoUring,
                 IoEngineName::Threads => IoEngine::Threads,
             },
+            polling: Duration::from_micros(self.poll_us.into()),
             accept_changes: self.accept_changes,
             forget: self.forget,
             force: self.force,
@@ -240,6 +249,8 @@ mod tests {
             "redirect",
             "--io-engine",
             "io_uring",
+            "--poll-us",
+            "0",
         ])
         .unwrap();
         assert_eq!(options.origin, PathBuf::from("/d/disk.img"));
@@ -251,6 +262,7 @@ mod tests {
         assert_eq!(options.merge.as_deref(), Some("s1"));
         assert_eq!(options.merge_writes, Some(MergeWrites::Redirect));
         assert_eq!(options.io_engine, IoEngine::IoUring);
+        assert_eq!(options.polling, Duration::ZERO);
         assert_eq!(options.num_queues, 64);
         let spec = options.snapshots.first().unwrap();
         assert_eq!(
@@ -266,6 +278,7 @@ mod tests {
         assert_eq!(options.endpoint, Some(Endpoint::Fd(5)));
         assert_eq!(options.io_engine, IoEngine::Auto);
         assert_eq!(options.merge_writes, None);
+        assert_eq!(options.polling, Duration::from_micros(32));
         assert!(!options.read_only && !options.accept_changes);
         assert!(options.forget.is_empty() && options.snapshots.is_empty());
     }
@@ -290,6 +303,7 @@ mod tests {
             (&["--merge", "a", "--forget", "a"], "--merge"),
             (&["--merge", "a", "--read-only"], "--read-only"),
             (&["--num-queues", "0"], "1..=64"),
+            (&["--poll-us", "51"], "0..=50"),
         ] {
             let error = options(&[&base, more].concat()).unwrap_err();
             assert!(error.contains(word), "{more:?}: {error}");

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::running::notices::Notices;
 use super::start::build::build_volume;
@@ -29,6 +30,7 @@ pub fn serve(folder: &Path) -> (Arc<LiveVolume>, Notices) {
         qmp: None,
         state: None,
         io_engine: IoEngine::Threads,
+        polling: Duration::ZERO,
         accept_changes: false,
         forget: Vec::new(),
         force: false,

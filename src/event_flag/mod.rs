@@ -11,8 +11,8 @@ use rustix::event::{EventfdFlags, eventfd};
 use crate::mutation::{self, Mutation};
 use crate::sync::atomic::{AtomicBool, Ordering};
 
-/// A flag that any thread may set. One thread waits for it with poll or epoll, and
-/// may also look at it without a system call.
+/// A flag that any thread may set. One thread waits for it with poll, epoll or io_uring,
+/// and may also look at it without a system call.
 #[derive(Debug)]
 pub struct EventFlag {
     fd: OwnedFd,
@@ -51,6 +51,13 @@ impl EventFlag {
     ///    `set` makes the descriptor readable again.
     pub fn clear(&self) {
         let _ = rustix::io::read(&self.fd, &mut [0_u8; 8]);
+        self.lower();
+    }
+
+    /// As [`Self::clear`], without a system call, for a thread that is woken by each
+    /// write to the descriptor and not by its being readable (edge-triggered). The counter
+    /// keeps growing; it takes centuries to fill.
+    pub fn lower(&self) {
         if mutation::is(Mutation::SignalClearedByStore) {
             self.set.store(false, Ordering::SeqCst);
         } else {

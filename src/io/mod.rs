@@ -41,7 +41,10 @@ pub use open_error::OpenError;
 pub use threads::ThreadDisk;
 pub use uring::UringDisk;
 
-use std::os::fd::BorrowedFd;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::Duration;
 
 /// Identifies an open device within one process. The number of a removed device is
 /// not used again.
@@ -152,4 +155,37 @@ pub trait Disk {
     /// A descriptor for epoll that is readable when `reap` would return something.
     /// `None` for disks that are driven by their test.
     fn event_fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// The owner will sleep in [`Self::wait`] only, which also ends when one of `events`
+    /// (at most 8 event descriptors) is written to. False: this disk cannot do that, and
+    /// the owner has to wait for [`Self::event_fd`].
+    fn watch(&mut self, events: Vec<Watched>) -> bool {
+        drop(events);
+        false
+    }
+
+    /// Hands what was submitted to the kernel and sleeps until an operation has finished,
+    /// an event has happened or `timeout` has passed; moves what has finished to `done`.
+    /// Returns the events since the last call: bit n for the n-th of [`Self::watch`]. May
+    /// end early.
+    fn wait(&mut self, timeout: Option<Duration>, done: &mut Vec<Done>) -> u32 {
+        let _ = (timeout, done);
+        0
+    }
+
+    /// Whether [`Self::reap`] would find something new, as far as that can be seen without
+    /// a system call.
+    fn has_news(&mut self) -> bool {
+        false
+    }
+
+    /// Adds one to an event descriptor that does not block, at the next call that enters
+    /// the kernel. False: this disk cannot do that.
+    fn signal(&mut self, event: &Arc<File>) -> bool {
+        let _ = event;
+        false
+    }
 }
+
+/// An event descriptor that a disk watches.
+pub type Watched = Arc<dyn AsFd + Send + Sync>;

@@ -303,8 +303,11 @@ impl Disk for ThreadDisk {
         }
         self.in_flight -= queues.done.len();
         done.append(&mut queues.done);
-        // Under the lock, so that it does not clear the flag of a later completion.
-        self.shared.notify.clear();
+        // Under the lock, so that it does not clear the flag of a later completion. All who
+        // set it hold the lock, so the descriptor is readable if and only if it is set.
+        if self.shared.notify.is_set() {
+            self.shared.notify.clear();
+        }
     }
 
     fn abandon(&mut self, which: fn(Tag) -> bool) {
@@ -318,6 +321,10 @@ impl Disk for ThreadDisk {
 
     fn event_fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.shared.notify.as_fd())
+    }
+
+    fn has_news(&mut self) -> bool {
+        self.shared.notify.is_set()
     }
 }
 

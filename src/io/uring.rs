@@ -2,11 +2,17 @@
 //!
 //! The ring defers the kernel's completion work to system calls of the owner, which is
 //! the cheapest mode if one thread handles many operations at once. In this mode nothing
-//! completes until the owner enters the ring, but the event descriptor becomes readable
-//! as soon as there is something to complete.
+//! completes until the owner enters the ring, but a flag in shared memory shows (and the
+//! event descriptor becomes readable) as soon as there is something to complete.
+//!
+//! In this mode the owner can also sleep in the ring: one call then submits, waits for
+//! completions and for other threads' events, and takes them (`watch.rs`).
 #![allow(unsafe_code)] // Named file: hands pointers to the kernel.
 
+mod watch;
+
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
@@ -18,8 +24,9 @@ use super::devices::{DeviceTable, Devices, Place};
 use super::sqe::{allocate_sqe, flush_sqe, transfer_sqe};
 use super::transfer::{Direction, Iovecs, Next, Transfer};
 use super::zeroing::{Call, ZeroWork};
-use super::{BlockFile, Buffer, DeviceId, Disk, Done, Errno, Op, OpKind, Tag, Zeroing};
+use super::{BlockFile, Buffer, DeviceId, Disk, Done, Errno, Op, OpKind, Tag, Watched, Zeroing};
 use crate::event_flag::EventFlag;
+use watch::Watches;
 
 /// Bytes that one call of `reap` submits before it returns: the kernel copies what is in
 /// the page cache during the call, and the caller must check for a stop in between.
@@ -72,6 +79,8 @@ pub struct UringDisk {
     ended: Vec<Done>,
     iovecs: Vec<Iovecs>,
     notify: EventFlag,
+    /// The owner sleeps in the ring, and `notify` is not used.
+    watches: Option<Watches>,
     abandoned: Option<fn(Tag) -> bool>,
 }
 
@@ -96,14 +105,23 @@ impl UringDisk {
             ended: Vec::new(),
             iovecs: Vec::new(),
             notify,
+            watches: None,
             abandoned: None,
         })
+    }
+
+    /// The owner must call [`Disk::reap`], although no completion will come.
+    fn wake_owner(&self) {
+        // An owner that sleeps in the ring looks by itself.
+        if self.watches.is_none() {
+            self.notify.set();
+        }
     }
 
     /// Ends an operation that is not submitted to the kernel.
     fn end(&mut self, tag: Tag, result: Result<(), Errno>, buffer: Option<Buffer>) {
         if self.ended.is_empty() {
-            self.notify.set();
+            self.wake_owner();
         }
         self.ended.push(Done {
             tag,
@@ -227,9 +245,10 @@ impl UringDisk {
         }
     }
 
-    /// Enters the kernel if that is needed; with `wait`, until there is a completion.
-    /// False: the kernel could not take the submissions; try again later.
-    fn enter(&mut self, wait: bool) -> bool {
+    /// Enters the kernel if that is needed; with `wait`, until there is a completion or
+    /// that time has passed. False: the kernel could not take the submissions; try again
+    /// later.
+    fn enter(&mut self, wait: Wait) -> bool {
         if !self.enabled {
             self.ring
                 .submitter()
@@ -240,13 +259,20 @@ impl UringDisk {
         let submission = self.ring.submission();
         let needed = !submission.is_empty() || submission.taskrun() || submission.cq_overflow();
         drop(submission);
-        if !needed && !wait {
-            return true;
-        }
-        match self.ring.submit_and_wait(usize::from(wait)) {
+        let submitter = self.ring.submitter();
+        let entered = match wait {
+            Wait::No if !needed => return true,
+            Wait::No => submitter.submit_and_wait(0),
+            Wait::Ever => submitter.submit_and_wait(1),
+            Wait::AtMost(time) => {
+                let time = types::Timespec::from(time);
+                submitter.submit_with_args(1, &types::SubmitArgs::new().timespec(&time))
+            }
+        };
+        match entered {
             Ok(_) => true,
             Err(e) => match e.raw_os_error() {
-                Some(libc::EINTR) => true,
+                Some(libc::EINTR | libc::ETIME) => true,
                 // Out of memory, or completions have to be taken first.
                 Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM) => false,
                 // Only a defect of this program leads here (EEXIST: a thread that is not
@@ -262,6 +288,10 @@ impl UringDisk {
         loop {
             let cqe = self.ring.completion().next();
             let Some(cqe) = cqe else { return any };
+            let watches = self.watches.as_mut();
+            if watches.is_some_and(|w| w.take(&cqe)) {
+                continue;
+            }
             any = true;
             self.in_kernel -= 1;
             let index = usize::try_from(cqe.user_data()).unwrap_or(usize::MAX);
@@ -329,20 +359,19 @@ impl UringDisk {
         loop {
             self.fill_queue(&mut window, done);
             let wait = !until(self, done);
-            let entered = self.enter(wait);
+            let entered = self.enter(if wait { Wait::Ever } else { Wait::No });
             let any = self.take_completions(done);
             if !entered && !any {
                 if !wait {
-                    // No completion will come for what stays in the queue, so the owner must
-                    // be woken to call again.
-                    self.notify.set();
+                    // No completion will come for what stays in the queue.
+                    self.wake_owner();
                     return;
                 }
                 std::thread::sleep(Duration::from_millis(1));
             }
             if window == 0 {
                 if until(self, done) {
-                    self.notify.set();
+                    self.wake_owner();
                     return;
                 }
                 window = WINDOW;
@@ -353,6 +382,14 @@ impl UringDisk {
             }
         }
     }
+}
+
+/// How long a call may sleep.
+#[derive(Clone, Copy)]
+enum Wait {
+    No,
+    AtMost(Duration),
+    Ever,
 }
 
 /// The cheapest kind of ring that this kernel supports.
@@ -404,7 +441,7 @@ impl Disk for UringDisk {
         self.run(done, |disk, done| {
             !wait || done.len() > before || disk.in_flight() == 0
         });
-        if !wait {
+        if !wait && self.watches.is_none() {
             // 1 Clear → 2 look again. The kernel makes a completion (or the request to be
             // entered) visible before it writes to the descriptor, so step 2 sees the
             // reason of a write before step 1, and a later write sets it again.
@@ -416,7 +453,7 @@ impl Disk for UringDisk {
     fn abandon(&mut self, which: fn(Tag) -> bool) {
         self.abandoned = Some(which);
         // Operations that wait in the queue end without the kernel.
-        self.notify.set();
+        self.wake_owner();
     }
 
     fn in_flight(&self) -> usize {
@@ -425,6 +462,45 @@ impl Disk for UringDisk {
 
     fn event_fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.notify.as_fd())
+    }
+
+    fn watch(&mut self, events: Vec<Watched>) -> bool {
+        // Before Linux 6.1 not all that it needs is there.
+        if !self.ring.params().is_setup_single_issuer()
+            || self.ring.submitter().unregister_eventfd().is_err()
+        {
+            return false;
+        }
+        self.watches = Some(Watches::new(events));
+        true
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>, done: &mut Vec<Done>) -> u32 {
+        done.append(&mut self.ended);
+        let mut window = WINDOW;
+        self.fill_queue(&mut window, done);
+        let Self { watches, ring, .. } = self;
+        let armed = watches.as_mut().is_some_and(|w| w.arm(ring));
+        let sleep = match timeout {
+            // What is ready and has no room yet is submitted at the next call.
+            _ if !done.is_empty() || window == 0 || !armed => Wait::No,
+            Some(time) => Wait::AtMost(time),
+            None => Wait::Ever,
+        };
+        let entered = self.enter(sleep);
+        if !self.take_completions(done) && !entered {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.watches.as_mut().map_or(0, Watches::happened)
+    }
+
+    fn has_news(&mut self) -> bool {
+        !self.ended.is_empty() || watch::has_news(&mut self.ring)
+    }
+
+    fn signal(&mut self, event: &Arc<File>) -> bool {
+        let Self { watches, ring, .. } = self;
+        watches.as_mut().is_some_and(|w| w.signal(ring, event))
     }
 }
 
@@ -436,7 +512,7 @@ impl Drop for UringDisk {
         self.ready.clear();
         let mut done = Vec::new();
         while self.in_kernel > 0 {
-            self.enter(true);
+            self.enter(Wait::Ever);
             self.take_completions(&mut done);
             self.ready.clear();
             done.clear();

@@ -35,6 +35,7 @@ pub(crate) mod parts {
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use listener::{SocketError, ViewServer, ViewSocket};
 pub use requests::Requests;
@@ -68,6 +69,11 @@ pub trait Backend: Send + Sync {
 
     /// A port of the engine for up to `slots` requests at a time.
     fn port(&self, slots: usize, wake: Arc<dyn Wake>) -> Box<dyn Requests>;
+
+    /// The longest time that a worker polls before it sleeps; zero: it never polls.
+    fn polling(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 /// Events of a view's guest, for the daemon. Called on the view's own thread, never two

@@ -2,12 +2,12 @@
 
 use std::fs::File;
 use std::io;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, OFlags};
 
-use crate::sync::Mutex;
+use crate::sync::{Mutex, MutexGuard};
 
 /// Refuses what is not an event descriptor: writing to a full pipe or to a
 /// regular file would make a worker wait on the front end.
@@ -27,9 +27,9 @@ pub fn check_eventfd(file: &File) -> io::Result<()> {
 }
 
 /// An eventfd of the front end that we write to.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Notifier {
-    file: File,
+    file: Arc<File>,
     /// A write blocks if the counter is full.
     blocking: bool,
 }
@@ -38,6 +38,7 @@ impl Notifier {
     pub fn new(file: File) -> io::Result<Self> {
         check_eventfd(&file)?;
         let blocking = !rustix::fs::fcntl_getfl(&file)?.contains(OFlags::NONBLOCK);
+        let file = Arc::new(file);
         Ok(Self { file, blocking })
     }
 
@@ -51,6 +52,11 @@ impl Notifier {
         }
         let _ = rustix::io::write(&self.file, &1_u64.to_ne_bytes());
     }
+
+    /// The descriptor, if a write to it never blocks.
+    pub fn nonblocking(&self) -> Option<&Arc<File>> {
+        (!self.blocking).then_some(&self.file)
+    }
 }
 
 /// A ring's call descriptor. The front end may exchange it while the ring runs
@@ -61,14 +67,24 @@ pub struct Call(Mutex<Option<Notifier>>);
 
 impl Call {
     pub fn set(&self, notifier: Option<Notifier>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = notifier;
+        *self.lock() = notifier;
     }
 
     pub fn notify(&self) {
-        let notifier = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let notifier = self.lock();
         if let Some(notifier) = &*notifier {
             notifier.notify();
         }
+    }
+
+    /// The present descriptor. A caller may write to it later: whoever exchanges it signals
+    /// the new one, so that the driver looks at what was published before.
+    pub fn current(&self) -> Option<Notifier> {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Notifier>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

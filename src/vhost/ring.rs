@@ -1,7 +1,8 @@
 //! One running split ring, seen from the device.
 //!
 //! `virtio_queue` reads the available ring; the used ring is written here, so
-//! that a batch of completions costs one index update and at most one signal.
+//! that a batch of completions costs one index update and at most one signal, which the
+//! worker sends.
 //!
 //! If this process dies, the next back end must find out which requests are done. With an
 //! in-flight region the region records it, and requests go back in the order in which
@@ -18,7 +19,6 @@ use vm_memory::{Address, Bytes, GuestAddress};
 use super::guest::MemoryHold;
 use super::inflight::InflightQueue;
 use super::memory::GuestMap;
-use super::notify::Call;
 use super::ring_fault::RingFault;
 use crate::mutation::{self, Mutation};
 
@@ -52,7 +52,6 @@ enum Tracking {
 pub struct Ring {
     queue: Queue,
     hold: Arc<MemoryHold>,
-    call: Arc<Call>,
     tracking: Tracking,
     /// The used index that the driver sees; `queue.next_used()` is ahead of it
     /// by what has been pushed and not published.
@@ -72,7 +71,6 @@ impl Ring {
     pub fn new(
         mut queue: Queue,
         hold: Arc<MemoryHold>,
-        call: Arc<Call>,
         inflight: Option<InflightQueue>,
     ) -> Result<(Self, Vec<u16>), RingFault> {
         let memory = |_| RingFault::Memory;
@@ -111,7 +109,6 @@ impl Ring {
         let ring = Self {
             queue,
             hold,
-            call,
             tracking,
             published: used,
             armed: true,
@@ -265,11 +262,12 @@ impl Ring {
         Ok(())
     }
 
-    /// Makes what went back visible to the driver, and signals it if it asked for that.
-    pub fn publish(&mut self) -> Result<(), RingFault> {
+    /// Makes what went back visible to the driver. Returns whether the driver has to be
+    /// signalled.
+    pub fn publish(&mut self) -> Result<bool, RingFault> {
         let (old, new) = (self.published, self.queue.next_used());
         if old == new {
-            return Ok(());
+            return Ok(false);
         }
         let address = at(self.queue.used_ring(), INDEX)?;
         let map = &*self.hold.map;
@@ -284,23 +282,21 @@ impl Ring {
         // The index is stored before the driver's event index is read; the driver does it
         // in the opposite order.
         fence(Ordering::SeqCst);
-        let wanted = if self.queue.event_idx_enabled() {
+        if self.queue.event_idx_enabled() {
             let offset = ELEMENTS + u64::from(self.queue.size()) * AVAIL_ELEMENT;
             let event = self.load(at(self.queue.avail_ring(), offset)?)?;
             // Whether `event` lies in old .. new.
-            new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+            Ok(new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old))
         } else {
-            self.load(GuestAddress(self.queue.avail_ring()))? & NO_INTERRUPT == 0
-        };
-        if wanted {
-            self.call.notify();
+            Ok(self.load(GuestAddress(self.queue.avail_ring()))? & NO_INTERRUPT == 0)
         }
-        Ok(())
     }
 
-    /// Signals the driver, which may have missed a signal.
-    pub fn signal(&self) {
-        self.call.notify();
+    /// Whether the driver has made more available.
+    pub fn has_more(&self) -> bool {
+        let index = self.queue.avail_idx(&*self.hold.map, Ordering::Acquire);
+        // A fault is reported when requests are taken.
+        index.is_ok_and(|index| index.0 != self.queue.next_avail())
     }
 
     /// Asks for kicks. True: more became available meanwhile, so look again.

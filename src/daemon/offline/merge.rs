@@ -141,6 +141,7 @@ fn options(
         qmp: None,
         state,
         io_engine: IoEngine::Auto,
+        polling: Duration::ZERO,
         accept_changes: false,
         forget: Vec::new(),
         force: false,

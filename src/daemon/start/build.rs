@@ -96,6 +96,7 @@ pub fn build_volume(
         on_descriptor: is_on_descriptor_only(options, state.state()),
         views: ViewSettings {
             io_engine: options.io_engine,
+            polling: options.polling,
             num_queues: options.num_queues,
             block_size: origin.block_size,
             serial,

@@ -4,6 +4,7 @@
 
 use std::os::fd::RawFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::control::api::SnapshotSpec;
 use crate::engine::MergeWrites;
@@ -46,6 +47,8 @@ pub struct ServeOptions {
     /// State file; `None`: the default place for this origin.
     pub state: Option<PathBuf>,
     pub io_engine: IoEngine,
+    /// Longest time that a queue polls before it sleeps; zero: it never polls.
+    pub polling: Duration,
     /// Start although the origin or a COW has changed since the last daemon.
     pub accept_changes: bool,
     /// Snapshots of the state file to invalidate and drop.

@@ -1,6 +1,7 @@
 //! Starts that agree with the state file, and starts that must not happen.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::*;
 use crate::control::api::ResetKind;
@@ -64,6 +65,7 @@ fn options() -> ServeOptions {
         qmp: None,
         state: None,
         io_engine: IoEngine::Auto,
+        polling: Duration::ZERO,
         accept_changes: false,
         forget: Vec::new(),
         force: false,

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::reset_rule::seen;
 use super::serials;
@@ -24,6 +24,7 @@ const DISK_DEPTH: u32 = 256;
 #[derive(Clone, Debug)]
 pub struct ViewSettings {
     pub io_engine: IoEngine,
+    pub polling: Duration,
     pub num_queues: u16,
     pub block_size: u32,
     /// Of the origin view; the snapshots' are derived from it (see [`serials`]).
@@ -111,6 +112,7 @@ impl ServedView {
             engine: volume.engine().clone(),
             devices: volume.devices().clone(),
             io_engine: settings.io_engine,
+            polling: settings.polling,
             view: description.id,
         };
         let hooks = Hooks {
@@ -178,6 +180,7 @@ struct ViewBackend {
     engine: Arc<Engine>,
     devices: Arc<Devices>,
     io_engine: IoEngine,
+    polling: Duration,
     view: ViewId,
 }
 
@@ -192,6 +195,10 @@ impl Backend for ViewBackend {
             self.engine
                 .open_port(PortRole::View(self.view), slots, wake),
         )
+    }
+
+    fn polling(&self) -> Duration {
+        self.polling
     }
 }
 

@@ -1,17 +1,18 @@
 //! The thread that serves one started queue.
 
 mod answer;
+mod polling;
 mod run;
+mod sleeper;
 mod take;
+mod wait;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use rustix::event::epoll::Event;
 use virtio_queue::{Queue, QueueT};
 
 use super::inflight::InflightQueue;
@@ -26,6 +27,8 @@ use crate::io::{Disk, Done};
 use crate::sync::mpsc;
 use crate::sync::thread::{self, JoinHandle};
 use crate::virtio_blk::{BlkRequest, ConfigSpace, Refused};
+use polling::Polling;
+use sleeper::{Combining, Sleeper};
 
 /// What a worker needs to serve a queue.
 pub struct QueueSetup {
@@ -137,8 +140,13 @@ struct Worker {
     disk: Box<dyn Disk>,
     space: Arc<ConfigSpace>,
     write_through: Arc<AtomicBool>,
+    call: Arc<Call>,
     err: Option<Arc<Notifier>>,
-    epoll: OwnedFd,
+    sleeper: Sleeper,
+    combining: Combining,
+    polling: Polling,
+    /// How long the last poll was in vain.
+    polled: Duration,
     wake: Arc<EventFlag>,
     // Kept open, because epoll drops a descriptor when it is closed.
     _kick: Arc<File>,
@@ -155,13 +163,10 @@ struct Worker {
     /// Requests are no longer answered.
     silent: bool,
     undone: bool,
-    /// The wake-up's descriptor was readable; its flag may have been cleared before.
-    woken: bool,
-    /// Operations were submitted since the last reap.
+    /// Operations were submitted since the last reap, or there are completions to reap.
     submitted: bool,
     // Kept between rounds for their allocation only.
     commands: Vec<Command>,
     done: Vec<Done>,
     taken: Vec<(Taken, Result<BlkRequest, Refused>)>,
-    events: Vec<Event>,
 }
