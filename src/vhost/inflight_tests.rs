@@ -130,8 +130,7 @@ impl World {
         queue.set_next_avail(base);
         queue.set_ready(true);
         let inflight = self.region.as_ref().and_then(|region| region.queue(0));
-        Ring::new(queue, Arc::clone(&self.hold), inflight)
-            .map_err(|e| e.to_string())
+        Ring::new(queue, Arc::clone(&self.hold), inflight).map_err(|e| e.to_string())
     }
 
     /// Takes the ring over and works on it for a while, until death if that comes.

@@ -32,8 +32,7 @@ impl Driver {
         queue.try_set_used_ring_address(GuestAddress(USED)).unwrap();
         queue.set_ready(true);
         queue.set_next_avail(at);
-        let (ring, replay) =
-            Ring::new(queue, Arc::clone(&self.hold), None).unwrap();
+        let (ring, replay) = Ring::new(queue, Arc::clone(&self.hold), None).unwrap();
         assert!(replay.is_empty());
         ring
     }

@@ -7,6 +7,7 @@
 
 mod abandoned_port;
 mod basics;
+mod costs;
 mod discards;
 pub(crate) mod guest_disk;
 mod helpers;

@@ -93,7 +93,7 @@ impl World {
 
     pub fn add_actor(&mut self, role: PortRole) -> usize {
         self.actors.push(Actor {
-            port: self.engine.open_port(role, 16, Arc::new(NoWake)),
+            port: self.engine.open_port(role, 32, Arc::new(NoWake)),
             disk: GuestDisk::new(self.devices.disk()),
             completed: Vec::new(),
             control_done: Vec::new(),
