@@ -91,6 +91,7 @@ pub struct BlockFile {
     block_size: u32,
     memory_align: usize,
     direct: bool,
+    flushes_apart: bool,
     read_only: bool,
     keep_space: bool,
     /// The end of what was written or has to be there, in bytes, if the size is
@@ -195,6 +196,7 @@ impl BlockFile {
             block_size: 512,
             memory_align: 1,
             direct: false,
+            flushes_apart: false,
             read_only: options.read_only,
             keep_space: options.keep_space,
             // A device cannot be shortened like a file.
@@ -209,6 +211,7 @@ impl BlockFile {
         if options.direct == Direct::Auto {
             this.try_direct();
         }
+        this.flushes_apart = this.direct && !is_device && needs_flush(metadata.dev());
         Ok(this)
     }
 
@@ -284,6 +287,20 @@ impl BlockFile {
     /// Whether I/O bypasses the page cache.
     pub const fn is_direct(&self) -> bool {
         self.direct
+    }
+
+    /// Whether a durable write through io_uring is a write and then a flush. With RWF_DSYNC the
+    /// file system would flush in a work queue of the processor that the disk interrupts, and
+    /// that may wait for a whole time slice of a guest that runs there. io_uring's flush runs
+    /// in a thread of the caller.
+    pub const fn flushes_apart(&self) -> bool {
+        self.flushes_apart
+    }
+
+    /// Whatever the file system is.
+    #[cfg(test)]
+    pub(super) const fn set_flushes_apart(&mut self, apart: bool) {
+        self.flushes_apart = apart;
     }
 
     pub const fn is_read_only(&self) -> bool {
@@ -401,6 +418,21 @@ fn check_type(path: &Path, kind: fs::FileType) -> Result<(), OpenError> {
         path: path.to_owned(),
         what,
     })
+}
+
+/// Whether a file system on this device has to flush it after a write that must be durable:
+/// it has a volatile cache and cannot write through it. False for file systems without a
+/// device of their own.
+fn needs_flush(device: u64) -> bool {
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let setting = |name: &str| {
+        let folder = format!("/sys/dev/block/{major}:{minor}");
+        // A partition has the settings of its disk.
+        fs::read_to_string(format!("{folder}/queue/{name}"))
+            .or_else(|_| fs::read_to_string(format!("{folder}/../queue/{name}")))
+    };
+    let is = |name, value| setting(name).is_ok_and(|text| text.trim() == value);
+    major != 0 && !is("fua", "1") && !is("write_cache", "write through")
 }
 
 /// Sets the status flags to O_DIRECT alone or to none.

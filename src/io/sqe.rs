@@ -18,11 +18,12 @@ pub(super) fn allocate_sqe(fd: types::Fd, how: Allocate, offset: u64, len: u64) 
     allocate.offset(offset).mode(mode).build()
 }
 
-/// The prepared part of `transfer`. The entry points at its memory.
-pub(super) fn transfer_sqe(fd: types::Fd, transfer: &Transfer) -> squeue::Entry {
+/// The prepared part of `transfer`. The entry points at its memory. Without `dsync` a
+/// durable write needs a flush afterwards.
+pub(super) fn transfer_sqe(fd: types::Fd, transfer: &Transfer, dsync: bool) -> squeue::Entry {
     let offset = transfer.position();
     let iovecs = transfer.iovecs();
-    let flags = |durable| if durable { libc::RWF_DSYNC } else { 0 };
+    let flags = |durable| if durable && dsync { libc::RWF_DSYNC } else { 0 };
     if let [one] = iovecs {
         // A transfer's part has at most 2^30 bytes.
         let len = u32::try_from(one.iov_len).unwrap_or(0);

@@ -35,6 +35,8 @@ const WINDOW: usize = 64 << 20;
 /// What an operation does.
 enum Action {
     Transfer(Transfer),
+    /// The flush of a durable write whose data is written.
+    Sync(Transfer),
     Flush,
     Zero(Box<ZeroWork>),
 }
@@ -48,7 +50,7 @@ impl Action {
                 let (offset, len) = zero.range();
                 offset.saturating_add(len)
             }
-            Self::Transfer(_) | Self::Flush => return Ok(()),
+            Self::Transfer(_) | Self::Sync(_) | Self::Flush => return Ok(()),
         };
         file.check_write(end)
     }
@@ -219,13 +221,13 @@ impl UringDisk {
                 Action::Transfer(transfer) => {
                     transfer.prepare(file);
                     *window = window.saturating_sub(transfer.prepared());
-                    transfer_sqe(fd, transfer)
+                    transfer_sqe(fd, transfer, !file.flushes_apart())
                 }
-                Action::Flush => flush_sqe(fd),
+                Action::Sync(_) | Action::Flush => flush_sqe(fd),
                 Action::Zero(zero) => {
                     let (offset, len) = zero.range();
                     match zero.prepare(file) {
-                        Some(Call::Write(transfer)) => transfer_sqe(fd, transfer),
+                        Some(Call::Write(transfer)) => transfer_sqe(fd, transfer, true),
                         Some(Call::Allocate(how)) => allocate_sqe(fd, how, offset, len),
                         // `submit` does not accept such an operation.
                         None => opcode::Nop::new().build(),
@@ -309,13 +311,21 @@ impl UringDisk {
         let next = match (&mut entry.work, self.devices.file(entry.place)) {
             (Action::Transfer(transfer), Some(file)) => transfer.advance(file, result),
             (Action::Zero(zero), Some(file)) => zero.advance(file, result),
-            (Action::Flush, _) if matches!(result, Err(Errno(libc::EINTR | libc::EAGAIN))) => {
+            (Action::Flush | Action::Sync(_), _)
+                if matches!(result, Err(Errno(libc::EINTR | libc::EAGAIN))) =>
+            {
                 Next::Again
             }
-            (Action::Flush, Some(file)) => Next::Finished(result.and_then(|_| file.check_flush())),
-            (Action::Transfer(_) | Action::Flush | Action::Zero(_), None) => {
+            (Action::Flush | Action::Sync(_), Some(file)) => {
+                Next::Finished(result.and_then(|_| file.check_flush()))
+            }
+            (Action::Transfer(_) | Action::Sync(_) | Action::Flush | Action::Zero(_), None) => {
                 Next::Finished(result.map(drop))
             }
+        };
+        let (entry, next) = self.sync_after(entry, next);
+        let Some(slot) = self.entries.get_mut(index) else {
+            return;
         };
         match next {
             Next::Again => {
@@ -330,6 +340,22 @@ impl UringDisk {
         }
     }
 
+    /// A durable write that has ended well goes on with its flush, if its file needs one.
+    fn sync_after(&self, entry: Entry, next: Next) -> (Entry, Next) {
+        let Entry { tag, place, work } = entry;
+        let file = self.devices.file(place);
+        match (work, next) {
+            (Action::Transfer(transfer), Next::Finished(Ok(())))
+                if transfer.direction() == (Direction::Write { durable: true })
+                    && file.is_some_and(|file| file.flushes_apart()) =>
+            {
+                let work = Action::Sync(transfer);
+                (Entry { tag, place, work }, Next::Again)
+            }
+            (work, next) => (Entry { tag, place, work }, next),
+        }
+    }
+
     /// Ends an operation that the kernel does not work on.
     fn finish(&mut self, index: usize, result: Result<(), Errno>, done: &mut Vec<Done>) {
         let Some(entry) = self.entries.get_mut(index).and_then(Option::take) else {
@@ -338,7 +364,7 @@ impl UringDisk {
         self.free.push(index);
         self.devices.release(entry.place);
         let buffer = match entry.work {
-            Action::Transfer(transfer) => {
+            Action::Transfer(transfer) | Action::Sync(transfer) => {
                 let (buffer, iovecs) = transfer.into_parts();
                 self.iovecs.push(iovecs);
                 Some(buffer)

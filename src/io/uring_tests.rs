@@ -44,7 +44,9 @@ fn file(len: u64) -> (tempfile::TempDir, BlockFile) {
 fn entry(file: &BlockFile, direction: Direction, buffer: Buffer) -> Fields {
     let mut transfer = Transfer::new(file, direction, 512, buffer, Iovecs::default()).unwrap();
     transfer.prepare(file);
-    fields(&transfer_sqe(types::Fd(3), &transfer))
+    let apart = fields(&transfer_sqe(types::Fd(3), &transfer, false));
+    assert_eq!(apart.flags, 0, "its flush is a call of its own");
+    fields(&transfer_sqe(types::Fd(3), &transfer, true))
 }
 
 #[test]
@@ -86,7 +88,7 @@ fn the_rest_of_a_durable_write_is_durable_too() {
     transfer.prepare(&file);
     assert_eq!(transfer.advance(&file, Ok(1024)), Next::Again);
     transfer.prepare(&file);
-    let rest = fields(&transfer_sqe(types::Fd(3), &transfer));
+    let rest = fields(&transfer_sqe(types::Fd(3), &transfer, true));
     let expected = Fields {
         opcode: opcode::Write::CODE,
         offset: 1536,
@@ -138,4 +140,74 @@ fn deferred_mode_is_used_where_the_kernel_has_it() {
         version >= (6, 1),
         "{release}"
     );
+}
+
+/// A disk with one file, and its device.
+fn disk(apart: bool) -> (tempfile::TempDir, UringDisk, DeviceId) {
+    let (dir, mut file) = file(1 << 20);
+    file.set_flushes_apart(apart);
+    let devices = Devices::new();
+    let device = devices.add(file);
+    (dir, UringDisk::new(devices, 8).unwrap(), device)
+}
+
+/// What has ended after one round through the kernel.
+fn after_one_round(disk: &mut UringDisk, device: DeviceId, durable: bool) -> Vec<Done> {
+    let kind = OpKind::Write {
+        offset: 512,
+        buffer: Buffer::Owned(OwnedBuffer::zeroed(4096)),
+        durable,
+    };
+    disk.submit(Op {
+        tag: 1,
+        device,
+        kind,
+    });
+    let mut done = Vec::new();
+    disk.fill_queue(&mut WINDOW.clone(), &mut done);
+    disk.enter(Wait::Ever);
+    disk.take_completions(&mut done);
+    done
+}
+
+#[test]
+fn a_durable_write_to_a_file_that_flushes_apart_ends_after_its_flush() {
+    let (_dir, mut disk, device) = disk(true);
+    assert_eq!(after_one_round(&mut disk, device, false).len(), 1);
+    let mut done = after_one_round(&mut disk, device, true);
+    assert!(done.is_empty(), "it is written and not flushed");
+    let works: Vec<_> = disk.entries.iter().flatten().map(|e| &e.work).collect();
+    assert!(matches!(*works, [Action::Sync(_)]));
+    disk.reap(true, &mut done);
+    assert_eq!(done.len(), 1);
+    assert_eq!(done[0].result, Ok(()));
+    assert!(matches!(&done[0].buffer, Some(Buffer::Owned(b)) if b.len() == 4096));
+    assert_eq!(disk.in_flight(), 0);
+}
+
+#[test]
+fn a_durable_write_to_another_file_is_one_call() {
+    let (_dir, mut disk, device) = disk(false);
+    assert_eq!(after_one_round(&mut disk, device, true).len(), 1);
+}
+
+#[test]
+fn a_failed_durable_write_is_not_flushed() {
+    let (_dir, mut disk, device) = disk(true);
+    let failed = {
+        let (place, file) = disk.devices.acquire(device).unwrap();
+        let buffer = Buffer::Owned(OwnedBuffer::zeroed(512));
+        let direction = Direction::Write { durable: true };
+        let transfer = Transfer::new(file, direction, 0, buffer, Iovecs::default()).unwrap();
+        let work = Action::Transfer(transfer);
+        Entry {
+            tag: 1,
+            place,
+            work,
+        }
+    };
+    let (entry, next) = disk.sync_after(failed, Next::Finished(Err(Errno::EIO)));
+    assert!(matches!(entry.work, Action::Transfer(_)));
+    assert_eq!(next, Next::Finished(Err(Errno::EIO)));
+    disk.devices.release(entry.place);
 }
