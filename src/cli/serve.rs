@@ -118,9 +118,11 @@ pub struct Serve {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum MergeWritesName {
-    /// It waits, and its chunk is merged next.
+    /// It waits until its own chunk is merged, which takes three durable writes that all waiting
+    /// writes share. New data is on the origin only.
     Wait,
-    /// It is written to the COW, as in Linux.
+    /// It is written to the COW, as in Linux, at the speed of a write without a merge. New data is
+    /// on the COW until its chunk is merged.
     Redirect,
 }
 

@@ -58,9 +58,17 @@ pub(in crate::engine) enum IoPurpose {
         snapshot: SnapshotId,
     },
     MergeRead {
+        batch: u64,
         origin_sector: u64,
     },
-    MergeWrite,
+    MergeWrite {
+        batch: u64,
+    },
+    /// A guest's write that replaces the chunks of a batch.
+    MergeGuestWrite {
+        batch: u64,
+        request: RequestId,
+    },
     MergeFlush,
     MergeMove,
     MergeZero,
@@ -86,7 +94,8 @@ impl IoPurpose {
             Self::RequestFlush { .. }
             | Self::CopyRead { .. }
             | Self::MergeRead { .. }
-            | Self::MergeWrite
+            | Self::MergeWrite { .. }
+            | Self::MergeGuestWrite { .. }
             | Self::MergeFlush
             | Self::MergeMove
             | Self::MergeZero
@@ -108,7 +117,8 @@ impl IoPurpose {
             | Self::CopyRead { .. }
             | Self::CopyWrite { .. }
             | Self::MergeRead { .. }
-            | Self::MergeWrite
+            | Self::MergeWrite { .. }
+            | Self::MergeGuestWrite { .. }
             | Self::MergeFlush
             | Self::SyncFlush { .. }
             | Self::CutFlush => false,

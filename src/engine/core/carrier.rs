@@ -59,7 +59,7 @@ impl Core {
         }
         let waiting = waiter.and_then(|waiter| match waiter {
             Waiter::Request(id) | Waiter::Part(id, _) => self.requests.get(id).map(|r| r.port()),
-            Waiter::Batch(_) => self.merge.as_ref()?.batch_port(),
+            Waiter::Batch(number) => self.port_of_batch(number),
         });
         match acting {
             _ if waiting.is_some() => waiting,

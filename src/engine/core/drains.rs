@@ -19,8 +19,8 @@ pub(super) enum Drain {
         snapshot: SnapshotId,
         chunks: Vec<u64>,
     },
-    /// Writes to the (sorted) chunks of the merge batch.
-    MergeWrites { chunks: Vec<u64> },
+    /// Writes to the (sorted) chunks of a merge batch.
+    MergeWrites { batch: u64, chunks: Vec<u64> },
     /// What the change at the gate must come after.
     Gate,
     /// Reads of the origin through the view of a snapshot that was given up.
@@ -46,10 +46,22 @@ impl Core {
     }
 
     /// Nothing may go on in the name of a merge batch that was given up.
-    pub(super) fn drop_batch_drain(&mut self) {
+    pub(super) fn drop_batch_drain(&mut self, number: u64) {
         self.drains
-            .retain(|d| !matches!(d, Drain::MergeWrites { .. }));
+            .retain(|d| !matches!(d, Drain::MergeWrites { batch, .. } if *batch == number));
         self.publish_drains();
+    }
+
+    /// The merge batch does not need this chunk any more.
+    pub(super) fn drop_from_batch_drain(&mut self, number: u64, chunk: u64) {
+        for drain in &mut self.drains {
+            if let Drain::MergeWrites { batch, chunks } = drain
+                && *batch == number
+                && let Ok(at) = chunks.binary_search(&chunk)
+            {
+                chunks.remove(at);
+            }
+        }
     }
 
     /// Ports look at the number when a registration ends.
@@ -78,7 +90,7 @@ impl Core {
             Drain::InvalidReads { snapshot, .. } => {
                 !self.is_view_touching(*snapshot, READ_ORIGIN, |_, _| true)
             }
-            Drain::MergeWrites { chunks } => self.batch_writes_ended(chunks),
+            Drain::MergeWrites { chunks, .. } => self.batch_writes_ended(chunks),
             Drain::Gate => self.is_gate_clear(),
             Drain::MergeEnd => {
                 let merged = self.merging();

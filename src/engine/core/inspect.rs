@@ -68,7 +68,7 @@ impl Core {
                 }
             }
         }
-        let idle = self.requests.is_empty() && self.merge.as_ref().is_none_or(|m| !m.has_batch());
+        let idle = self.requests.is_empty() && self.merge.as_ref().is_none_or(|m| !m.has_work());
         if idle && self.accounts.is_empty() && self.tasks.is_empty() {
             self.copy_outs.check_idle()?;
         }

@@ -195,12 +195,16 @@ impl Core {
                 self.commit_step_done(snapshot, result)
             }
             IoPurpose::Header { snapshot } => self.header_written(snapshot, result),
-            IoPurpose::MergeRead { origin_sector } => {
-                self.merge_read_done(origin_sector, result, buffer);
-            }
-            IoPurpose::MergeWrite => {
+            IoPurpose::MergeRead {
+                batch,
+                origin_sector,
+            } => self.merge_read_done(batch, origin_sector, result, buffer),
+            IoPurpose::MergeWrite { batch } => {
                 self.buffers.put_back(buffer);
-                self.merge_write_done(result);
+                self.merge_copy_ended(batch, result);
+            }
+            IoPurpose::MergeGuestWrite { batch, request } => {
+                self.direct_written(batch, request, result);
             }
             IoPurpose::MergeFlush => self.merge_flush_done(result),
             IoPurpose::MergeMove => self.merge_move_done(result),
@@ -238,10 +242,9 @@ impl Core {
                 self.act_for(id);
                 self.part_ready(id, chunk);
             }
-            Task::Batch => {
-                let batch_port = self.merge.as_ref().and_then(Merge::batch_port);
-                self.acting = batch_port.unwrap_or(self.acting);
-                self.batch_ready();
+            Task::Batch(number) => {
+                self.acting = self.port_of_batch(number).unwrap_or(self.acting);
+                self.batch_ready(number);
             }
             Task::Commit(id) => self.maybe_commit(id),
             Task::CopyRoom => self.copy_room(),
@@ -267,7 +270,7 @@ impl Core {
         match drain {
             Drain::SnapshotReads { snapshot, chunks } => self.settled(snapshot, &chunks),
             Drain::InvalidReads { snapshot, notify } => self.invalidated(snapshot, notify),
-            Drain::MergeWrites { .. } => self.batch_drained(),
+            Drain::MergeWrites { batch, .. } => self.batch_drained(batch),
             Drain::Gate => self.gate_drained(),
             Drain::MergeEnd => self.merge_ended(),
             Drain::Removal { snapshot } => self.removed(snapshot),

@@ -26,8 +26,8 @@ pub(super) enum Task {
     /// All waits of a request have ended.
     Request(RequestId),
     Part(RequestId, u64),
-    /// All waits of the merge batch have ended.
-    Batch,
+    /// All waits of this merge batch have ended.
+    Batch(u64),
     Commit(SnapshotId),
     /// There is room for copy-outs again.
     CopyRoom,
@@ -96,7 +96,7 @@ impl Core {
         match waiter {
             Waiter::Request(id) => self.tasks.push_back(Task::Request(id)),
             Waiter::Part(..) => {}
-            Waiter::Batch(_) => self.tasks.push_back(Task::Batch),
+            Waiter::Batch(number) => self.tasks.push_back(Task::Batch(number)),
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::helpers::*;
 use super::world::*;
 use crate::engine::*;
-use crate::io::sim::{Keep, LoggedKind};
+use crate::io::sim::{Keep, LoggedEvent, LoggedKind};
 
 const DURABLE: LoggedKind = LoggedKind::Write { durable: true };
 
@@ -35,8 +35,8 @@ fn a_batch_takes_many_runs_from_the_tail() {
     hand_over(&mut w, s, MergeWrites::Wait);
     submitted(&w);
     w.merge_background = true;
-    while chunks_left(&w) == 16 {
-        w.step();
+    while submitted(&w).is_empty() {
+        w.step_actor(MERGER);
     }
     w.merge_background = false;
     w.settle();
@@ -99,30 +99,126 @@ fn power_may_go_at_any_instant_of_a_merge() {
     }
 }
 
-/// Chunks that writes wait for are merged in the order in which the writes arrived,
-/// each in the next batch that has room for it.
+/// Chunks that writes wait for are copied in the order in which the writes arrived.
 #[test]
-fn the_write_that_waits_longest_is_in_the_next_batch() {
+fn the_write_that_waits_longest_is_merged_next() {
     let (mut w, origin, s) = overwritten(7, 512, 8);
     w.merge_background = false;
     w.merge_bytes = 4 * 4096;
     hand_over(&mut w, s, MergeWrites::Wait);
+    submitted(&w);
     // The highest chunk first, then more lower chunks than three batches hold.
     start_write(&mut w, origin, 0, (63 * 8, 2), 901);
     for slot in 1..13 {
         start_write(&mut w, origin, slot, (u64::from(slot) * 8, 2), 902);
     }
-    for batch in [&[63, 1, 2, 3][..], &[4, 5, 6, 7], &[8, 9, 10, 11], &[12]] {
-        let goal = chunks_left(&w) - batch.len() as u64;
-        while chunks_left(&w) > goal {
-            assert!(w.advance(), "{batch:?} wait for ever");
-        }
-        let left = entries(&w.devices, w.origin, w.cows[&s]);
-        let waits = left.iter().any(|e| batch.contains(&e.old));
-        assert!(!waits, "of {batch:?}: {left:?}");
-    }
     w.settle();
+    let log = submitted(&w).into_iter();
+    let copies = log.filter(|l| l.device == w.cows[&s] && l.kind == LoggedKind::Read);
+    // The COW chunk of chunk n is n + 2.
+    let chunks = copies.flat_map(|l| (0..l.len / 4096).map(move |n| l.offset / 4096 + n - 2));
+    let mut chunks: Vec<u64> = chunks.collect();
+    for batch in chunks.chunks_mut(4) {
+        batch.sort_unstable();
+    }
+    assert_eq!(chunks, [1, 2, 3, 63, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
     assert_done(&mut w, origin, 0..13);
+}
+
+/// What a write waits for is its own chunk: of a background batch under way no more is
+/// copied than has begun.
+#[test]
+fn a_write_does_not_wait_for_the_rest_of_a_batch() {
+    for chunk in [0, 63] {
+        let (mut w, origin) = world(512);
+        let s = w.add_snapshot(1, 8, 1200, "P", false);
+        for n in 0..64 {
+            w.write(origin, n * 17 % 64 * 8, 1, 900); // no two chunks are neighbours
+        }
+        w.merge_bytes = 64 * 4096;
+        w.merge_background = false;
+        hand_over(&mut w, s, MergeWrites::Wait);
+        w.merge_background = true;
+        submitted(&w);
+        while submitted(&w).is_empty() {
+            w.step_actor(MERGER);
+        }
+        w.merge_background = false;
+        // Chunk 0 is being copied, chunk 63 is not.
+        start_write(&mut w, origin, 1, (chunk * 8 + 1, 2), 901);
+        while w.actors[origin].completed.is_empty() {
+            assert!(w.advance(), "it waits for ever");
+        }
+        assert_done(&mut w, origin, [1]);
+        let left = chunks_left(&w);
+        assert!(left >= 32, "of {chunk}: only {left} chunks are left");
+        w.merge_background = true;
+        w.settle();
+        let mut expected = numbers(512);
+        expected[chunk as usize * 8 + 1..][..2].fill(901);
+        assert_eq!(origin_now(&w), expected);
+    }
+}
+
+/// A write that replaces whole chunks is not preceded by a copy of them.
+#[test]
+fn a_write_of_whole_chunks_copies_nothing() {
+    let (mut w, origin, s) = overwritten(7, 64, 8);
+    w.merge_background = false;
+    hand_over(&mut w, s, MergeWrites::Wait);
+    submitted(&w);
+    assert_eq!(w.write(origin, 16, 24, 901), Status::Ok);
+    let log = submitted(&w);
+    assert_eq!(count(&log, LoggedKind::Read, w.cows[&s]), 0);
+    let writes = count(&log, LoggedKind::Write { durable: false }, w.origin);
+    let flushes = count(&log, LoggedKind::Flush, w.origin);
+    assert_eq!((writes, flushes), (1, 1));
+    let left = entries(&w.devices, w.origin, w.cows[&s]);
+    assert_eq!(left.len(), 5);
+    let mut expected = numbers(64);
+    expected[16..40].fill(901);
+    assert_eq!(w.read(origin, 0, 64).unwrap(), expected);
+}
+
+/// All writes that wait share the flush and the removal.
+#[test]
+fn the_durable_steps_are_shared_by_all_that_wait() {
+    let (mut w, origin, s) = overwritten(7, 512, 8);
+    w.merge_background = false;
+    hand_over(&mut w, s, MergeWrites::Wait);
+    submitted(&w);
+    for slot in 0..16 {
+        start_write(&mut w, origin, slot, (u64::from(slot) * 8, 8), 901);
+    }
+    w.settle_without(&[MERGER]); // the guest's data is in the origin
+    assert_done(&mut w, origin, []);
+    w.settle();
+    assert_done(&mut w, origin, 0..16);
+    let log = submitted(&w);
+    assert_eq!(count(&log, LoggedKind::Flush, w.origin), 1);
+    let removal = count(&log, DURABLE, w.cows[&s]);
+    assert!(removal <= 3, "{removal} durable writes");
+}
+
+/// Copies do not wait for the removal of what was copied before.
+#[test]
+fn the_next_batch_is_copied_while_the_last_one_is_removed() {
+    let (mut w, _, s) = overwritten(7, 512, 8);
+    w.merge_bytes = 16 * 4096;
+    hand_over(&mut w, s, MergeWrites::Wait);
+    let (mut removing, mut reads_beside) = (false, 0);
+    while w.engine.status().merge.is_some() {
+        w.advance();
+        for l in w.devices.take_log() {
+            let of_store = l.device == w.cows[&s];
+            if of_store && l.kind == DURABLE {
+                removing = l.event == LoggedEvent::Submitted;
+            } else if of_store && l.kind == LoggedKind::Read && removing {
+                reads_beside += 1;
+            }
+        }
+    }
+    assert!(reads_beside > 0, "no copy beside a removal");
 }
 
 /// M04, M05: writes to chunks that are not merged yet go to the store, as in Linux.

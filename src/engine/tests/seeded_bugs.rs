@@ -67,7 +67,7 @@ fn bugs(port: &Port, purpose: Option<&IoPurpose>, op: &OpKind) -> &'static [(Mut
             (Mutation::FailedCopyWriteIgnored, ErrorIgnored),
         ],
         (IoPurpose::MergeRead { .. }, _) => &[(Mutation::FailedMergeReadIgnored, ErrorIgnored)],
-        (IoPurpose::MergeWrite, _) => &[(Mutation::FailedMergeWriteIgnored, ErrorIgnored)],
+        (IoPurpose::MergeWrite { .. }, _) => &[(Mutation::FailedMergeWriteIgnored, ErrorIgnored)],
         (IoPurpose::MergeFlush, _) => &[
             (Mutation::MergeFlushDropped, Dropped),
             (Mutation::FailedMergeFlushIgnored, ErrorIgnored),
@@ -85,6 +85,7 @@ fn bugs(port: &Port, purpose: Option<&IoPurpose>, op: &OpKind) -> &'static [(Mut
         (IoPurpose::SyncFlush { .. }, _) => &[(Mutation::SyncFlushDropped, Dropped)],
         (
             IoPurpose::Guest { .. }
+            | IoPurpose::MergeGuestWrite { .. }
             | IoPurpose::RequestFlush { .. }
             | IoPurpose::PatchRead { .. }
             | IoPurpose::PatchWrite { .. },

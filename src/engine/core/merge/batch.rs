@@ -1,46 +1,46 @@
-//! One merge batch.
+//! One batch of a merge: chunks that are brought to the origin together.
 //!
-//! Order: 1 choose from the tail of the log, chunks that are waited for first, the
-//! oldest turn first ([`super::choose`]) → 2 other snapshots copy out; fence the
-//! chunks and drain the writes to them → 3 copy COW → origin → 4 flush the origin →
-//! 5 remove the entries, durable: first the moved copies of entries that fill holes,
-//! then the tail → 6 drop from memory, which lifts the fence, and release waiters.
+//! Order: 1 chosen ([`super::choose`]) → 2 other snapshots copy out; fence the chunks
+//! and drain the writes to them → 3 the chunks are copied COW → origin ([`super::copy`]),
+//! or a guest's write that replaces all of them goes to the origin ([`super::direct`]) →
+//! 4 flush the origin → 5 remove the entries, durable → 6 drop from memory, which lifts
+//! the fence, and release waiters ([`super::removal`]).
+//!
+//! Any number of batches are under way at once, and no chunk is in two of them. From
+//! step 4 on their chunks go together.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
 
-use super::choose::Choice;
-use crate::engine::api::*;
 use crate::engine::core::Core;
-use crate::engine::core::accounting::IoPurpose;
-use crate::engine::core::buffers::PIECE_BYTES;
 use crate::engine::core::drains::Drain;
-use crate::engine::core::waiting::{Waiter, Waits};
-use crate::engine::failure::Failure;
+use crate::engine::core::waiting::{RequestId, Waiter, Waits};
 use crate::engine::registrations::fence_change;
 use crate::engine::views::SharedSnapshot;
-use crate::io::{Buffer, DeviceId, OwnedBuffer};
 use crate::mutation::{self, Mutation};
-use crate::store::{Entry, MetaWrite, RemovalPlan};
-use crate::units::{SECTOR_SHIFT, byte_count};
-
-/// Pieces under way at once in one batch.
-const PIECES: usize = 32;
+use crate::store::Entry;
+use crate::units::ChunkSize;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
+pub(super) enum Phase {
     Preserve,
     Drain,
     Copy,
-    Flush,
-    Move,
-    Zero(usize),
+}
+
+/// Why a batch was started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Background,
+    /// Guest writes wait for its chunks.
+    Waited,
+    /// This guest write replaces its chunks.
+    Direct(RequestId),
 }
 
 /// Chunks that are consecutive on both sides.
 #[derive(Clone, Copy, Debug)]
-struct MergeRun {
+pub(super) struct MergeRun {
     old: u64,
     new: u64,
     count: u64,
@@ -48,62 +48,163 @@ struct MergeRun {
 
 #[derive(Debug)]
 pub(super) struct Batch {
-    port: usize,
-    number: u64,
-    /// By slot of the log.
-    entries: BTreeMap<usize, Entry>,
-    newest_turn: Option<u64>,
-    runs: Vec<MergeRun>,
-    phase: Phase,
+    pub(super) port: usize,
+    pub(super) number: u64,
+    pub(super) kind: Kind,
+    /// In the order in which they were chosen.
+    pub(super) entries: Vec<Entry>,
+    /// The newest turn among its chunks that guest writes waited for.
+    pub(super) newest_turn: Option<u64>,
+    pub(super) phase: Phase,
     /// What must end before its phase can go on.
-    waits: Waits,
+    pub(super) waits: Waits,
+    runs: Vec<MergeRun>,
     /// Next to copy: run, and sector within it.
     next: (usize, u64),
-    ios: usize,
-    /// Something of it failed: it does nothing more, also if the merge is resumed
-    /// before its last I/O has ended.
-    abandoned: bool,
-    plan: Option<RemovalPlan>,
+    pub(super) ios: usize,
+    /// The merger was notified that it may start the next one.
+    pub(super) told: bool,
+    /// Chunks that were taken out of it after their copy had begun: in no other batch
+    /// until the copies have ended, which may still write the origin.
+    pub(super) withdrawn: Vec<u64>,
+    /// Something failed: it does nothing more, also if the merge is resumed before its
+    /// last I/O has ended.
+    pub(super) abandoned: bool,
+}
+
+/// A part of a run to be copied.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Piece {
+    /// Sector of the COW device.
+    pub(super) from: u64,
+    /// Sector of the origin.
+    pub(super) to: u64,
+    pub(super) sectors: u64,
 }
 
 impl Batch {
-    pub(super) fn new(port: usize, number: u64, choice: Choice) -> Self {
-        let runs = runs_of(&choice.entries);
+    pub(super) fn new(port: usize, number: u64, kind: Kind, entries: Vec<Entry>) -> Self {
         Self {
             port,
             number,
-            entries: choice.entries,
-            newest_turn: choice.newest_turn,
-            runs,
+            kind,
+            entries,
+            newest_turn: None,
             phase: Phase::Preserve,
             waits: Waits::default(),
+            runs: Vec::new(),
             next: (0, 0),
             ios: 0,
+            told: false,
+            withdrawn: Vec::new(),
             abandoned: false,
-            plan: None,
         }
     }
 
-    /// The newest turn among its chunks that guest writes waited for.
-    pub(super) const fn newest_turn(&self) -> Option<u64> {
-        self.newest_turn
+    pub(super) fn holds(&self, chunk: u64) -> bool {
+        self.entries.iter().any(|e| e.old == chunk)
     }
 
-    pub(super) const fn port(&self) -> usize {
-        self.port
+    /// Its chunks in the order of the origin, if they are to be copied.
+    pub(super) fn start_copying(&mut self) {
+        self.phase = Phase::Copy;
+        if !matches!(self.kind, Kind::Direct(_)) {
+            self.runs = runs_of(&self.entries);
+        }
     }
 
-    pub(super) const fn number(&self) -> u64 {
-        self.number
+    /// The next piece of at most `most` sectors; `None` if all are taken.
+    pub(super) fn next_piece(
+        &mut self,
+        shared: &SharedSnapshot,
+        origin_end: u64,
+        most: u64,
+    ) -> Option<Piece> {
+        loop {
+            let (index, done) = self.next;
+            let run = self.runs.get(index)?;
+            let target = run.target(shared, origin_end);
+            let left = (target.end - target.start).saturating_sub(done);
+            if left == 0 {
+                self.next = (index + 1, 0);
+                continue;
+            }
+            let sectors = left.min(most);
+            self.next = (index, done + sectors);
+            return Some(Piece {
+                from: shared.chunk_size.first_sector(run.new) + done,
+                to: target.start + done,
+                sectors,
+            });
+        }
     }
 
-    pub(super) const fn waits(&mut self) -> &mut Waits {
-        &mut self.waits
+    /// Whether every piece of it is copied or being copied.
+    pub(super) fn is_all_issued(&self) -> bool {
+        self.phase == Phase::Copy && self.next.0 >= self.runs.len()
+    }
+
+    /// Whether all of it is in the origin.
+    pub(super) fn is_copied(&self) -> bool {
+        self.is_all_issued() && self.ios == 0
+    }
+
+    /// How many chunks of the present run are copied or being copied.
+    fn begun(&self, cs: ChunkSize) -> u64 {
+        self.next.1.div_ceil(cs.sectors())
+    }
+
+    /// Takes a chunk out whose copy has not begun. False if it has.
+    pub(super) fn forget(&mut self, chunk: u64, cs: ChunkSize) -> bool {
+        if self.phase == Phase::Copy {
+            let begun = self.begun(cs);
+            let first = self.next.0;
+            let holds = |run: &MergeRun| (run.old..run.old + run.count).contains(&chunk);
+            let Some(at) =
+                (first..self.runs.len()).find(|at| self.runs.get(*at).is_some_and(holds))
+            else {
+                return false;
+            };
+            let Some(run) = self.runs.get_mut(at) else {
+                return false;
+            };
+            let before = chunk - run.old;
+            if at == first && before < begun {
+                return false;
+            }
+            let rest = run.part(before + 1);
+            run.count = before;
+            // An empty run has nothing to copy.
+            self.runs.insert(at + 1, rest);
+        }
+        self.entries.retain(|e| e.old != chunk);
+        true
+    }
+
+    /// Ends it with what is copied or being copied; returns the other chunks.
+    pub(super) fn cut(&mut self, cs: ChunkSize) -> Vec<u64> {
+        if self.phase != Phase::Copy || self.kind != Kind::Background {
+            return Vec::new();
+        }
+        let begun = self.begun(cs);
+        let (first, mut cut) = (self.next.0, Vec::new());
+        if let Some(run) = self.runs.get_mut(first) {
+            let kept = begun.min(run.count);
+            cut.push(run.part(kept));
+            run.count = kept;
+            cut.extend(self.runs.drain(first + 1..));
+        }
+        let cut: std::collections::BTreeSet<u64> = cut
+            .iter()
+            .flat_map(|run| run.old..run.old + run.count)
+            .collect();
+        self.entries.retain(|e| !cut.contains(&e.old));
+        cut.into_iter().collect()
     }
 }
 
-fn runs_of(entries: &BTreeMap<usize, Entry>) -> Vec<MergeRun> {
-    let mut sorted: Vec<Entry> = entries.values().copied().collect();
+fn runs_of(entries: &[Entry]) -> Vec<MergeRun> {
+    let mut sorted = entries.to_vec();
     sorted.sort_unstable_by_key(|e| e.old);
     let mut runs: Vec<MergeRun> = Vec::new();
     for e in sorted {
@@ -120,6 +221,15 @@ fn runs_of(entries: &BTreeMap<usize, Entry>) -> Vec<MergeRun> {
 }
 
 impl MergeRun {
+    /// Its chunks from the `skip`-th on.
+    const fn part(&self, skip: u64) -> Self {
+        Self {
+            old: self.old + skip,
+            new: self.new + skip,
+            count: self.count.saturating_sub(skip),
+        }
+    }
+
     /// The sectors of the origin that it is copied to: none behind the snapshot's
     /// end, where the origin has what the snapshot never had.
     fn target(&self, shared: &SharedSnapshot, origin_end: u64) -> Range<u64> {
@@ -132,31 +242,45 @@ impl MergeRun {
     }
 }
 
+/// The batches under way, by number.
+pub(super) type Batches = BTreeMap<u64, Batch>;
+
 impl Core {
-    fn batch(&mut self) -> Option<&mut Batch> {
-        self.merge.as_mut()?.batch.as_mut()
+    pub(super) fn batch(&mut self, number: u64) -> Option<&mut Batch> {
+        self.merge.as_mut()?.batches.get_mut(&number)
     }
 
-    fn merged_store(&self) -> Option<&Arc<SharedSnapshot>> {
-        let snap = self.snaps.get(&self.merging()?)?;
-        Some(&snap.shared)
+    /// The port that carries out the copy-outs and copies of a batch.
+    pub(in crate::engine::core) fn port_of_batch(&self, number: u64) -> Option<usize> {
+        Some(self.merge.as_ref()?.batches.get(&number)?.port)
     }
 
     /// Step 2. Its task is taken from the queue: the other snapshots may have what
     /// they need.
-    pub(in crate::engine::core) fn batch_ready(&mut self) {
+    pub(in crate::engine::core) fn batch_ready(&mut self, number: u64) {
         let Some(shared) = self.merged_store().cloned() else {
             return;
         };
         let origin_end = self.origin_sectors();
-        let Some(batch) = self.batch() else { return };
-        if !batch.waits.take_turn() || batch.phase != Phase::Preserve {
+        let Some(batch) = self.batch(number) else {
+            return;
+        };
+        if !batch.waits.take_turn() || batch.phase != Phase::Preserve || batch.abandoned {
             return;
         }
-        let (runs, port, number) = (batch.runs.clone(), batch.port, batch.number);
+        let (kind, port) = (batch.kind, batch.port);
+        let runs = runs_of(&batch.entries);
+        let mut targets: Vec<Range<u64>> =
+            runs.iter().map(|r| r.target(&shared, origin_end)).collect();
+        if let Kind::Direct(id) = kind
+            && let Some(request) = self.requests.get(id)
+        {
+            // It may also write chunks that are merged already.
+            targets.clear();
+            targets.push(request.start()..request.end());
+        }
         let mut waits = 0;
-        for run in runs {
-            let sectors = run.target(&shared, origin_end);
+        for sectors in targets {
             if !mutation::is(Mutation::MergeSkipsCopyOut) {
                 waits += self.preserve(sectors, Waiter::Batch(number), port);
             }
@@ -164,26 +288,29 @@ impl Core {
         if waits > 0 {
             return self.look_again(Waiter::Batch(number));
         }
-        let chunks = self.fence_batch();
-        if let Some(batch) = self.batch() {
+        let chunks = self.fence_batch(number);
+        if let Some(batch) = self.batch(number) {
             batch.phase = Phase::Drain;
         }
-        self.add_drain(Drain::MergeWrites { chunks });
+        self.add_drain(Drain::MergeWrites {
+            batch: number,
+            chunks,
+        });
     }
 
     /// From here on no write to these chunks starts. Returns them sorted.
-    fn fence_batch(&mut self) -> Vec<u64> {
-        let Some(merge) = &self.merge else {
+    fn fence_batch(&mut self, number: u64) -> Vec<u64> {
+        let Some(shared) = self.merged_store().cloned() else {
             return Vec::new();
         };
-        let (Some(snap), Some(batch)) = (self.snaps.get(&merge.snapshot), &merge.batch) else {
+        let Some(batch) = self.batch(number) else {
             return Vec::new();
         };
-        let mut chunks: Vec<u64> = batch.entries.values().map(|e| e.old).collect();
+        let mut chunks: Vec<u64> = batch.entries.iter().map(|e| e.old).collect();
         chunks.sort_unstable();
         for chunk in &chunks {
             if !mutation::is(Mutation::FenceSkipped) {
-                snap.shared.table.fence(*chunk);
+                shared.table.fence(*chunk);
             }
         }
         fence_change();
@@ -191,264 +318,91 @@ impl Core {
     }
 
     /// Step 3.
-    pub(in crate::engine::core) fn batch_drained(&mut self) {
-        let Some(batch) = self.batch() else { return };
-        if batch.phase == Phase::Drain {
-            batch.phase = Phase::Copy;
-            self.copy_batch();
+    pub(in crate::engine::core) fn batch_drained(&mut self, number: u64) {
+        let Some(batch) = self.batch(number) else {
+            return;
+        };
+        if batch.phase != Phase::Drain {
+            return;
+        }
+        batch.start_copying();
+        match batch.kind {
+            Kind::Direct(id) => self.write_direct(number, id),
+            Kind::Background | Kind::Waited => self.copy_batch(number),
         }
     }
 
-    /// Starts as many pieces as may be under way; all copied, the origin is flushed.
-    fn copy_batch(&mut self) {
+    /// Takes a background chunk out of its batch, if its copy has not begun. If it
+    /// has, the batch ends with what has begun. True if the chunk is in no batch now.
+    pub(super) fn hurry(&mut self, chunk: u64) -> bool {
         let Some(shared) = self.merged_store().cloned() else {
-            return;
-        };
-        let cs = shared.chunk_size;
-        let origin_end = self.origin_sectors();
-        while let Some(batch) = self.batch() {
-            let (index, done) = batch.next;
-            let port = batch.port;
-            let Some(run) = batch.runs.get(index).copied() else {
-                if batch.ios == 0 && batch.phase == Phase::Copy {
-                    self.flush_batch();
-                }
-                return;
-            };
-            if batch.ios >= PIECES {
-                return;
-            }
-            let target = run.target(&shared, origin_end);
-            let left = (target.end - target.start).saturating_sub(done);
-            let piece = left.min(PIECE_BYTES >> SECTOR_SHIFT);
-            if piece == 0 {
-                batch.next = (index + 1, 0);
-                continue;
-            }
-            batch.next = (index, done + piece);
-            batch.ios += 1;
-            let buffer = Buffer::Owned(self.buffers.take(byte_count(piece)));
-            let origin_sector = target.start + done;
-            let purpose = IoPurpose::MergeRead { origin_sector };
-            self.issue(port, purpose, |tag| Command::Read {
-                tag,
-                device: shared.device,
-                offset: (cs.first_sector(run.new) + done) << SECTOR_SHIFT,
-                buffer,
-            });
-        }
-    }
-
-    pub(in crate::engine::core) fn merge_read_done(
-        &mut self,
-        origin_sector: u64,
-        result: Result<(), Failure>,
-        buffer: Option<Buffer>,
-    ) {
-        let device = self.origin_device();
-        if self.is_batch_stopped() || result.is_err() {
-            self.buffers.put_back(buffer);
-            return self.merge_copy_ended(result);
-        }
-        let (Some(batch), Some(buffer)) = (self.batch(), buffer) else {
-            return;
-        };
-        let port = batch.port;
-        self.issue(port, IoPurpose::MergeWrite, |tag| Command::Write {
-            tag,
-            device,
-            offset: origin_sector << SECTOR_SHIFT,
-            buffer,
-            durable: false,
-            patch: None,
-        });
-    }
-
-    pub(in crate::engine::core) fn merge_write_done(&mut self, result: Result<(), Failure>) {
-        self.merge_copy_ended(result);
-    }
-
-    fn merge_copy_ended(&mut self, result: Result<(), Failure>) {
-        if self.batch_io_ended(result) {
-            self.copy_batch();
-        }
-    }
-
-    /// Step 4.
-    fn flush_batch(&mut self) {
-        let device = self.origin_device();
-        let Some(batch) = self.batch() else { return };
-        batch.phase = Phase::Flush;
-        batch.ios = 1;
-        let port = batch.port;
-        self.issue(port, IoPurpose::MergeFlush, |tag| Command::Flush {
-            tag,
-            device,
-        });
-    }
-
-    pub(in crate::engine::core) fn merge_flush_done(&mut self, result: Result<(), Failure>) {
-        if let Err(failure) = result {
-            self.origin_flush_failed(failure);
-        }
-        // This batch's lost writes may have been reported to a guest's flush: after
-        // it, no flush of the origin is believed.
-        let result = result.and(self.flush_lost(None).map_or(Ok(()), Err));
-        if self.batch_io_ended(result) {
-            self.start_removal();
-        }
-    }
-
-    /// Step 5, the copies of entries that fill holes.
-    fn start_removal(&mut self) {
-        let Some(merge) = &mut self.merge else { return };
-        let (Some(snap), Some(batch)) = (self.snaps.get(&merge.snapshot), &mut merge.batch) else {
-            return;
-        };
-        let slots: Vec<usize> = batch.entries.keys().copied().collect();
-        let plan = snap.metadata.plan_removal(&slots);
-        let (port, device, moves) = (batch.port, snap.shared.device, plan.moves.clone());
-        batch.plan = Some(plan);
-        batch.phase = Phase::Move;
-        batch.ios = moves.len();
-        if moves.is_empty() {
-            return self.zero_next();
-        }
-        for write in &moves {
-            self.write_log(IoPurpose::MergeMove, port, device, write);
-        }
-    }
-
-    pub(in crate::engine::core) fn merge_move_done(&mut self, result: Result<(), Failure>) {
-        if self.batch_io_ended(result) && self.batch().is_some_and(|b| b.ios == 0) {
-            self.zero_next();
-        }
-    }
-
-    /// Step 5, the tail, one step of the plan after the other.
-    fn zero_next(&mut self) {
-        let Some(device) = self.merged_store().map(|s| s.device) else {
-            return;
-        };
-        let Some(batch) = self.batch() else { return };
-        let at = match batch.phase {
-            Phase::Zero(at) => at + 1,
-            Phase::Preserve | Phase::Drain | Phase::Copy | Phase::Flush | Phase::Move => 0,
-        };
-        batch.phase = Phase::Zero(at);
-        let Some(step) = batch.plan.as_ref().and_then(|p| p.tail.get(at)).cloned() else {
-            return self.batch_removed();
-        };
-        batch.ios = step.len();
-        let port = batch.port;
-        for write in &step {
-            self.write_log(IoPurpose::MergeZero, port, device, write);
-        }
-    }
-
-    pub(in crate::engine::core) fn merge_zero_done(&mut self, result: Result<(), Failure>) {
-        if self.batch_io_ended(result) && self.batch().is_some_and(|b| b.ios == 0) {
-            self.zero_next();
-        }
-    }
-
-    fn write_log(&mut self, purpose: IoPurpose, port: usize, device: DeviceId, write: &MetaWrite) {
-        let mut buffer = OwnedBuffer::zeroed(write.data.len());
-        buffer.as_mut_slice().copy_from_slice(&write.data);
-        self.issue(port, purpose, |tag| Command::Write {
-            tag,
-            device,
-            offset: write.offset,
-            buffer: Buffer::Owned(buffer),
-            durable: true,
-            patch: None,
-        });
-    }
-
-    /// Step 6: the removal is durable, the chunks belong to the origin.
-    fn batch_removed(&mut self) {
-        let Some(merge) = &mut self.merge else { return };
-        let Some(batch) = merge.batch.take() else {
-            return;
-        };
-        let Some(snap) = self.snaps.get_mut(&merge.snapshot) else {
-            return;
-        };
-        if let Some(plan) = &batch.plan {
-            snap.metadata.apply_removal(plan);
-        }
-        merge.chunks_done += batch.entries.len() as u64;
-        let mut waiting = Vec::new();
-        for entry in batch.entries.values() {
-            snap.shared.table.clear(entry.old);
-            waiting.extend(merge.waiting.remove(&entry.old).unwrap_or_default());
-        }
-        let (snapshot, empty) = (merge.snapshot, snap.metadata.entries().is_empty());
-        if mutation::is(Mutation::MergeWaiterForgotten) {
-            waiting.clear();
-        }
-        for id in waiting {
-            self.wake(Waiter::Request(id));
-        }
-        if empty {
-            self.end_merge();
-        }
-        self.notify(Notice::MergeWork { snapshot });
-    }
-
-    // ---- failure
-
-    fn is_batch_stopped(&self) -> bool {
-        let batch = self.merge.as_ref().and_then(|m| m.batch.as_ref());
-        batch.is_none_or(|b| b.abandoned)
-    }
-
-    /// Accounts for one I/O; false if the batch does not go on.
-    fn batch_io_ended(&mut self, result: Result<(), Failure>) -> bool {
-        let Some(batch) = self.batch() else {
             return false;
         };
-        batch.ios = batch.ios.saturating_sub(1);
-        if let Err(failure) = result {
-            self.fail_merge(failure);
-        }
-        if !self.is_batch_stopped() {
+        let Some(merge) = &mut self.merge else {
+            return false;
+        };
+        if !merge.taken.contains(&chunk) {
             return true;
         }
-        self.abandon_batch();
-        false
-    }
-
-    /// Drops the batch once its I/O has ended; the entries stay. After a failed
-    /// metadata write it is unknown which of them are on disk: they stay fenced.
-    pub(super) fn abandon_batch(&mut self) {
-        let Some(merge) = &mut self.merge else { return };
-        let Some(snap) = self.snaps.get(&merge.snapshot) else {
-            return;
+        let cs = shared.chunk_size;
+        let background = |b: &&mut Batch| b.kind == Kind::Background && b.holds(chunk);
+        let Some(batch) = merge.batches.values_mut().find(background) else {
+            merge.pipeline.hurry(chunk);
+            return false;
         };
-        let Some(batch) = &mut merge.batch else {
-            return;
-        };
-        batch.abandoned = true;
-        let limbo = matches!(batch.phase, Phase::Move | Phase::Zero(_))
-            && !mutation::is(Mutation::FailedRemovalForgotten);
-        if limbo {
-            merge.limbo.extend(batch.entries.values().map(|e| e.old));
-        }
-        if batch.ios > 0 {
-            return;
-        }
-        if !limbo {
-            for entry in batch.entries.values() {
-                snap.shared.table.unfence(entry.old);
+        let number = batch.number;
+        let begun = !batch.forget(chunk, cs);
+        let freed = if begun { batch.cut(cs) } else { vec![chunk] };
+        for chunk in &freed {
+            merge.taken.remove(chunk);
+            shared.table.unfence(*chunk);
+            if merge.waiting.contains_key(chunk) {
+                merge.queue_urgent(*chunk);
             }
         }
-        merge.batch = None;
-        let (snapshot, resumed) = (merge.snapshot, merge.failed.is_none());
-        self.drop_batch_drain();
-        self.release_merge_waiters();
-        if resumed {
-            self.notify(Notice::MergeWork { snapshot });
+        for chunk in freed {
+            self.drop_from_batch_drain(number, chunk);
         }
+        // All of it may be copied now, or nothing be left of it.
+        self.look_at_batch(number);
+        !begun
+    }
+
+    /// A redirected write needs a chunk of the merge: takes it out of the background
+    /// batch or of what that has copied. Its entry stays, so what the copy leaves in the
+    /// origin is not shown. Once for each chunk, so that the merge ends.
+    pub(super) fn withdraw(&mut self, chunk: u64) -> bool {
+        let Some(shared) = self.merged_store().cloned() else {
+            return false;
+        };
+        let Some(merge) = &mut self.merge else {
+            return false;
+        };
+        if merge.withdrawn.contains(&chunk) || merge.waiting.contains_key(&chunk) {
+            return false;
+        }
+        let background = |b: &&mut Batch| b.kind == Kind::Background && b.holds(chunk);
+        let mut number = None;
+        let mut copying = false;
+        if let Some(batch) = merge.batches.values_mut().find(background) {
+            number = Some(batch.number);
+            copying = !batch.forget(chunk, shared.chunk_size);
+            if copying && !mutation::is(Mutation::WithdrawnChunkRemoved) {
+                batch.entries.retain(|e| e.old != chunk);
+                batch.withdrawn.push(chunk);
+            }
+        } else if !merge.pipeline.withdraw(chunk) {
+            return false;
+        }
+        if !copying || mutation::is(Mutation::WithdrawnChunkFree) {
+            merge.taken.remove(&chunk);
+        }
+        merge.withdrawn.insert(chunk);
+        shared.table.unfence(chunk);
+        if let Some(number) = number {
+            self.drop_from_batch_drain(number, chunk);
+            self.look_at_batch(number);
+        }
+        true
     }
 }

@@ -1,26 +1,24 @@
-//! The choice of the chunks of a merge batch (step 1 of [`super::batch`]).
+//! The choice of the chunks of merge batches (step 1 of [`super::batch`]).
+//!
+//! What guest writes wait for becomes a batch of its own at once, first come first
+//! served. In the background one batch after the other takes the tail of the log: the
+//! next one begins when all of the last one is being copied, however far its removal is.
 
 use std::collections::BTreeMap;
 
 use super::Merge;
-use super::batch::Batch;
+use super::batch::{Batch, Kind};
 use crate::engine::api::*;
 use crate::engine::core::waiting::Waiter;
 use crate::engine::core::{Core, Snap};
 use crate::mutation::{self, Mutation};
 use crate::store::Entry;
 
-/// Chunks in one batch at most: it ends with a durable write for each unit of
-/// entries, one after the other, and guest writes may wait for all of them.
-const BATCH_CHUNKS: usize = 2048;
-
-/// The entries of a batch, by their slot in the log.
-#[derive(Debug, Default)]
-pub(super) struct Choice {
-    pub(super) entries: BTreeMap<usize, Entry>,
-    /// The newest turn among the chunks that guest writes waited for.
-    pub(super) newest_turn: Option<u64>,
-}
+/// Chunks in one batch at most.
+const BATCH_CHUNKS: usize = 4096;
+/// Copied background chunks that wait for their removal: no batch begins while there
+/// are more.
+const BACKLOG: usize = 2 * BATCH_CHUNKS;
 
 impl Core {
     pub(in crate::engine::core) fn merge_step(
@@ -32,67 +30,75 @@ impl Core {
         let Some(merge) = &mut self.merge else {
             return MergeStep::Idle;
         };
-        if merge.batch.is_some() {
-            return MergeStep::Running;
-        }
+        merge.port = Some(port);
         let Some(snap) = self.snaps.get(&merge.snapshot) else {
             return MergeStep::Idle;
         };
-        if merge.failed.is_some() || merge.ending {
-            return MergeStep::Idle;
-        }
-        if snap.metadata.entries().is_empty() {
+        let stopped = merge.failed.is_some() || merge.ending;
+        if snap.metadata.entries().is_empty() && !merge.has_work() && !stopped {
             self.end_merge();
             return MergeStep::Idle;
         }
-        let mut choice = Choice::default();
-        choice.take_urgent(snap, &mut merge.urgent, limit(snap, urgent));
-        if background > 0 && !merge.paused {
-            choice.take_tail(snap, limit(snap, background));
+        let mut started = Vec::new();
+        let mut chunks = 0;
+        if !stopped {
+            let (entries, newest_turn) = merge.take_urgent(snap, limit(snap, urgent));
+            if !entries.is_empty() {
+                chunks += entries.len() as u64;
+                let number = merge.start_batch(port, Kind::Waited, entries);
+                if let Some(batch) = merge.batches.get_mut(&number) {
+                    batch.newest_turn = newest_turn;
+                }
+                started.push(number);
+            }
+            if background > 0 && merge.is_background_due() {
+                let entries = merge.take_tail(snap, limit(snap, background));
+                if !entries.is_empty() {
+                    chunks += entries.len() as u64;
+                    started.push(merge.start_batch(port, Kind::Background, entries));
+                }
+            }
         }
-        if choice.entries.is_empty() {
-            return MergeStep::Idle;
-        }
-        let chunks = choice.entries.len() as u64;
         let bytes = chunks.saturating_mul(snap.shared.chunk_size.bytes());
-        let number = merge.start_batch(port, choice);
-        self.look_again(Waiter::Batch(number));
-        MergeStep::Started { bytes }
+        for number in started {
+            self.look_again(Waiter::Batch(number));
+        }
+        self.advance_merge();
+        match &self.merge {
+            Some(_) if bytes > 0 => MergeStep::Started { bytes },
+            Some(merge) if merge.has_work() => MergeStep::Running,
+            Some(_) | None => MergeStep::Idle,
+        }
     }
 }
 
 impl Merge {
-    fn start_batch(&mut self, port: usize, choice: Choice) -> u64 {
-        self.batches += 1;
-        self.batch = Some(Batch::new(port, self.batches, choice));
-        self.batches
+    fn is_background_due(&self) -> bool {
+        let copying = |b: &Batch| b.kind == Kind::Background && !b.is_all_issued();
+        !self.paused && !self.batches.values().any(copying) && self.pipeline.backlog() < BACKLOG
     }
-}
 
-impl Choice {
-    /// Chunks that guest writes wait for, the oldest turn first.
-    fn take_urgent(&mut self, snap: &Snap, urgent: &mut BTreeMap<u64, u64>, limit: usize) {
-        while self.entries.len() < limit
-            && let Some((turn, chunk)) = next_turn(urgent)
+    /// Chunks that guest writes wait for, the oldest turn first, and the newest turn
+    /// among them.
+    fn take_urgent(&mut self, snap: &Snap, limit: usize) -> (Vec<Entry>, Option<u64>) {
+        let (mut entries, mut newest) = (Vec::new(), None);
+        while entries.len() < limit
+            && let Some((turn, chunk)) = next_turn(&mut self.urgent)
         {
             let cow_chunk = snap.shared.table.get(chunk).cow_chunk();
-            let slot = cow_chunk.and_then(|new| snap.metadata.slot_of(new));
-            if let Some(slot) = slot
-                && let Some(entry) = snap.metadata.entries().get(slot)
-            {
-                self.entries.insert(slot, entry);
-                self.newest_turn = self.newest_turn.max(Some(turn));
+            if let Some(new) = cow_chunk.filter(|_| !self.taken.contains(&chunk)) {
+                entries.push(Entry { old: chunk, new });
+                newest = newest.max(Some(turn));
             }
         }
+        (entries, newest)
     }
 
-    /// Chunks from the tail of the log.
-    fn take_tail(&mut self, snap: &Snap, limit: usize) {
-        let count = limit.saturating_sub(self.entries.len());
-        let log = snap.metadata.entries().iter().enumerate();
-        for (slot, entry) in log.rev().take(count) {
-            self.entries.insert(slot, entry);
-        }
+    /// Chunks from the tail of the log, the last one first.
+    fn take_tail(&self, snap: &Snap, limit: usize) -> Vec<Entry> {
+        let log = snap.metadata.entries().iter().rev();
+        let free = log.filter(|e| !self.taken.contains(&e.old));
+        free.take(limit).collect()
     }
 }
 

@@ -5,16 +5,24 @@
 
 mod batch;
 mod choose;
+mod copy;
+mod direct;
+mod removal;
 mod writes;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use self::batch::Batch;
+use self::batch::{Batch, Batches, Kind};
+use self::copy::Pace;
+use self::removal::Pipeline;
 use super::Core;
 use super::drains::Drain;
 use super::waiting::{RequestId, Waiter, Waits};
 use crate::engine::api::*;
 use crate::engine::failure::Failure;
+use crate::engine::views::SharedSnapshot;
+use crate::store::Entry;
 
 #[derive(Debug)]
 pub(super) struct Merge {
@@ -26,12 +34,21 @@ pub(super) struct Merge {
     failed: Option<Failure>,
     /// The owner was notified that only a new start can go on.
     notified_final: bool,
-    /// Chunks of a batch whose removal failed: whether their entries are on disk
-    /// is unknown, so writes to them are refused until the store is loaded again.
+    /// Chunks of a removal that failed: whether their entries are on disk is unknown,
+    /// so writes to them are refused until the store is loaded again.
     limbo: BTreeSet<u64>,
-    batch: Option<Batch>,
+    /// The merger's thread, as soon as it has asked for work.
+    port: Option<usize>,
+    batches: Batches,
+    /// What batches have brought to the origin.
+    pipeline: Pipeline,
     /// Batches until now.
-    batches: u64,
+    started: u64,
+    /// Chunks in a batch or behind it: no other batch takes them.
+    taken: BTreeSet<u64>,
+    /// Chunks that redirected writes have taken out of the merge once.
+    withdrawn: BTreeSet<u64>,
+    pace: Pace,
     /// Chunks that guest writes wait for and no batch has yet, by their turn: first
     /// come first served. Some may have been merged since, in a background batch.
     urgent: BTreeMap<u64, u64>,
@@ -44,7 +61,7 @@ pub(super) struct Merge {
 }
 
 impl Merge {
-    pub(super) const fn new(snapshot: SnapshotId, writes: MergeWrites, follow: bool) -> Self {
+    pub(super) fn new(snapshot: SnapshotId, writes: MergeWrites, follow: bool) -> Self {
         Self {
             snapshot,
             writes,
@@ -53,8 +70,13 @@ impl Merge {
             failed: None,
             notified_final: false,
             limbo: BTreeSet::new(),
-            batch: None,
-            batches: 0,
+            port: None,
+            batches: Batches::new(),
+            pipeline: Pipeline::default(),
+            started: 0,
+            taken: BTreeSet::new(),
+            withdrawn: BTreeSet::new(),
+            pace: Pace::default(),
             urgent: BTreeMap::new(),
             next_turn: 0,
             waiting: BTreeMap::new(),
@@ -89,35 +111,50 @@ impl Merge {
         self.ending
     }
 
-    pub(super) const fn has_batch(&self) -> bool {
-        self.batch.is_some()
+    /// Whether chunks are under way from the store to the origin.
+    pub(super) fn has_work(&self) -> bool {
+        !self.batches.is_empty() || !self.pipeline.is_empty()
     }
 
-    /// The port that carries out the running batch.
-    pub(super) fn batch_port(&self) -> Option<usize> {
-        self.batch.as_ref().map(Batch::port)
-    }
-
-    /// The waits of the running batch, if it is that one.
+    /// The waits of a batch that is under way.
     pub(super) fn waits_of_batch(&mut self, number: u64) -> Option<&mut Waits> {
-        let batch = self.batch.as_mut()?;
-        (batch.number() == number).then(|| batch.waits())
+        Some(&mut self.batches.get_mut(&number)?.waits)
     }
 
     pub(super) const fn chunks_done(&self) -> u64 {
         self.chunks_done
     }
 
-    /// Whether no chunk that is waited for longer than one of the batch was left out
-    /// of it.
+    /// Takes these chunks into a new batch, and returns its number.
+    fn start_batch(&mut self, port: usize, kind: Kind, entries: Vec<Entry>) -> u64 {
+        self.started += 1;
+        self.taken.extend(entries.iter().map(|e| e.old));
+        let batch = Batch::new(port, self.started, kind, entries);
+        self.batches.insert(self.started, batch);
+        self.started
+    }
+
+    /// Gives a chunk that guest writes wait for the next turn.
+    fn queue_urgent(&mut self, chunk: u64) {
+        self.urgent.insert(self.next_turn, chunk);
+        self.next_turn += 1;
+    }
+
+    /// Whether no chunk that is waited for longer than one of a batch was left out of
+    /// it.
     pub(super) fn is_in_turn(&self) -> bool {
-        let newest = self.batch.as_ref().and_then(Batch::newest_turn);
+        let newest = self.batches.values().filter_map(|b| b.newest_turn).max();
         let oldest = self.urgent.keys().next();
         newest.is_none_or(|newest| oldest.is_none_or(|oldest| *oldest >= newest))
     }
 }
 
 impl Core {
+    fn merged_store(&self) -> Option<&Arc<SharedSnapshot>> {
+        let snap = self.snaps.get(&self.merging()?)?;
+        Some(&snap.shared)
+    }
+
     pub(super) fn set_merge_writes(&mut self, writes: MergeWrites) -> Result<(), ControlError> {
         self.merge.as_mut().ok_or(ControlError::NoMerge)?.writes = writes;
         self.publish_views();
@@ -168,13 +205,19 @@ impl Core {
         })
     }
 
-    /// Stops the merge. What is merged is merged; the rest stays in the store.
+    /// Stops the merge. What is merged is merged, and a removal under way goes on; the
+    /// rest stays in the store.
     pub(super) fn fail_merge(&mut self, failure: Failure) {
         let Some(merge) = &mut self.merge else { return };
         let first = merge.failed.is_none();
         if first {
             merge.failed = Some(failure);
-            self.abandon_batch();
+            let batches: Vec<u64> = merge.batches.keys().copied().collect();
+            let (entries, writes) = merge.pipeline.give_up();
+            for number in batches {
+                self.abandon_batch(number);
+            }
+            self.give_up_copied(entries, writes, true);
             self.release_merge_waiters();
         }
         let resumable = self.merge_stopped().is_some_and(|stop| stop.resumable);
@@ -186,6 +229,68 @@ impl Core {
             let snapshot = merge.snapshot;
             let stop = MergeStop { failure, resumable };
             self.notify(Notice::MergeFailed { snapshot, stop });
+        }
+    }
+
+    /// A batch does not go on; its entries stay. What its copies leave in the origin is
+    /// not shown, so that writes may go to the COW copies at once; but no other batch
+    /// takes its chunks before its I/O has ended.
+    fn abandon_batch(&mut self, number: u64) {
+        let Some(shared) = self.merged_store().cloned() else {
+            return;
+        };
+        let Some(batch) = self.batch(number).filter(|b| !b.abandoned) else {
+            return;
+        };
+        batch.abandoned = true;
+        let kind = batch.kind;
+        for entry in &batch.entries {
+            shared.table.unfence(entry.old);
+        }
+        self.drop_batch_drain(number);
+        if let Kind::Direct(id) = kind {
+            self.decide_again(id);
+        }
+        self.end_abandoned(number);
+    }
+
+    fn end_abandoned(&mut self, number: u64) {
+        let Some(merge) = &mut self.merge else { return };
+        let ended = |b: &Batch| b.abandoned && b.ios == 0;
+        if !merge.batches.get(&number).is_some_and(ended) {
+            return;
+        }
+        let Some(batch) = merge.batches.remove(&number) else {
+            return;
+        };
+        let chunks = batch.entries.iter().map(|e| e.old).chain(batch.withdrawn);
+        let mut waiting = Vec::new();
+        for chunk in chunks {
+            merge.taken.remove(&chunk);
+            waiting.extend(merge.waiting.remove(&chunk).unwrap_or_default());
+        }
+        let (snapshot, resumed) = (merge.snapshot, merge.failed.is_none());
+        for id in waiting {
+            self.wake(Waiter::Request(id));
+        }
+        if resumed {
+            self.notify(Notice::MergeWork { snapshot });
+        }
+    }
+
+    /// Copied chunks are not removed: they stay in the store.
+    fn give_up_copied(&mut self, entries: Vec<Entry>, writes: Vec<RequestId>, unfence: bool) {
+        let Some(shared) = self.merged_store().cloned() else {
+            return;
+        };
+        let Some(merge) = &mut self.merge else { return };
+        for entry in entries.iter().filter(|_| unfence) {
+            shared.table.unfence(entry.old);
+            merge.taken.remove(&entry.old);
+        }
+        for id in writes {
+            self.unregister(id);
+            self.decide_again(id);
         }
     }
 

@@ -1,5 +1,6 @@
 //! Guest writes to the merge view.
 
+use super::Merge;
 use crate::engine::api::*;
 use crate::engine::core::Core;
 use crate::engine::core::request::Stage;
@@ -21,9 +22,9 @@ impl Core {
         if shared.chunks(start, end).any(|c| merge.limbo.contains(&c)) {
             return self.fail(id);
         }
-        if self.wait_for_merge(id, shared, start, end) {
-            let snapshot = shared.id;
-            return self.notify(Notice::MergeWork { snapshot });
+        let unmerged = self.must_be_merged(shared, start, end);
+        if !unmerged.is_empty() {
+            return self.wait_for_merge(id, shared, &unmerged);
         }
         let mut extents: Vec<Extent> = Vec::new();
         shared.resolve(start, end, |e| extents.push(e));
@@ -48,39 +49,51 @@ impl Core {
         }
     }
 
-    /// Lets a write wait for those of its chunks that must be merged first. False if
-    /// there are none.
-    fn wait_for_merge(
-        &mut self,
-        id: RequestId,
-        shared: &SharedSnapshot,
-        start: u64,
-        end: u64,
-    ) -> bool {
-        let (Some(merge), Some(request)) = (&mut self.merge, self.requests.get_mut(id)) else {
-            return false;
-        };
-        let redirect = merge.writes == MergeWrites::Redirect || merge.failed.is_some();
-        let mut waits = 0;
+    /// The chunks that must be merged before a write to this range: all that are not
+    /// (`wait`), or those that the merge does not give back (`redirect`).
+    fn must_be_merged(&mut self, shared: &SharedSnapshot, start: u64, end: u64) -> Vec<u64> {
+        let redirect = self.is_redirecting();
+        let mut unmerged = Vec::new();
         for chunk in shared.chunks(start, end) {
             let exception = shared.table.get(chunk);
             if !exception.is_some()
                 || (redirect && !exception.is_fenced())
                 || mutation::is(Mutation::UnmergedWriteReachesOrigin)
                 || (redirect && mutation::is(Mutation::FenceIgnored))
+                || (redirect && self.withdraw(chunk))
             {
                 continue;
             }
-            let waiting = merge.waiting.entry(chunk).or_default();
-            if waiting.is_empty() && !exception.is_fenced() {
-                merge.urgent.insert(merge.next_turn, chunk);
-                merge.next_turn += 1;
-            }
-            waiting.push(id);
-            waits += 1;
+            unmerged.push(chunk);
         }
-        request.waits().add(waits);
-        waits > 0
+        unmerged
+    }
+
+    fn is_redirecting(&self) -> bool {
+        let redirects = |m: &Merge| m.writes == MergeWrites::Redirect || m.failed.is_some();
+        self.merge.as_ref().is_some_and(redirects)
+    }
+
+    /// Lets a write wait until these chunks are merged, or do it itself.
+    fn wait_for_merge(&mut self, id: RequestId, shared: &SharedSnapshot, chunks: &[u64]) {
+        if !self.is_redirecting() && self.start_direct(id, shared, chunks) {
+            return;
+        }
+        for chunk in chunks {
+            let free = self.hurry(*chunk);
+            let (Some(merge), Some(request)) = (&mut self.merge, self.requests.get_mut(id)) else {
+                return;
+            };
+            let waiting = merge.waiting.entry(*chunk).or_default();
+            let first = waiting.is_empty();
+            waiting.push(id);
+            request.waits().add(1);
+            if first && free {
+                merge.queue_urgent(*chunk);
+            }
+        }
+        let snapshot = shared.id;
+        self.notify(Notice::MergeWork { snapshot });
     }
 
     /// Lets every request that waits for a chunk decide again.

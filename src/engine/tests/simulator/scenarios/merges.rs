@@ -164,3 +164,52 @@ pub fn shorter(writes: MergeWrites) -> Case {
         .flush(0)
         .read(2, 0..6)
 }
+
+/// More chunks are waited for than a batch takes, the last chunk first. The writes keep a
+/// part of their chunks, which are copied therefore.
+pub fn queue() -> Case {
+    Case::new("a merge with a queue of waiting writes", 8)
+        .store(Store::new(1, "P", 2, 80))
+        .write(0, 0..8)
+        .rest()
+        .batch(1024)
+        .handover(1, Wait, false)
+        .write(0, 6..7)
+        .write(0, 3..4)
+        .write(0, 1..5)
+        .write(0, 0..1)
+        .flush(0)
+}
+
+/// Writes that replace whole chunks share flush and removal, while the background copies,
+/// flushes and removes; some meet chunks that are being copied.
+pub fn replaced() -> Case {
+    Case::new("a merge of chunks that writes replace", 6)
+        .store(Store::new(1, "P", 1, 60))
+        .store(Store::new(2, "P", 2, 60))
+        .write(0, 0..6)
+        .rest()
+        .batch(1024)
+        .handover(1, Wait, false)
+        .write_through(0, 4..6)
+        .write(0, 1..2)
+        .write(0, 0..2)
+        .flush(0)
+        .write(0, 2..5)
+        .read(2, 0..6)
+}
+
+/// Redirected writes come again and again to chunks that are being copied.
+pub fn withdrawn() -> Case {
+    Case::new("a merge of chunks that are written meanwhile", 4)
+        .store(Store::new(1, "P", 1, 60))
+        .write(0, 0..4)
+        .rest()
+        .batch(2048)
+        .handover(1, Redirect, false)
+        .write(0, 2..4)
+        .write(0, 1..3)
+        .write(0, 2..4)
+        .flush(0)
+        .write(0, 3..4)
+}

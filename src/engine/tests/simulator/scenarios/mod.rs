@@ -41,6 +41,9 @@ pub fn small() -> Vec<Case> {
         flushes::flushes_at_once(),
         flushes::flushes_at_once_in_a_merge(),
         flushes::flush_at_a_handover(),
+        merges::queue(),
+        merges::replaced(),
+        merges::withdrawn(),
     ]
 }
 
