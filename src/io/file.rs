@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
@@ -92,6 +92,9 @@ pub struct BlockFile {
     memory_align: usize,
     direct: bool,
     flushes_apart: bool,
+    /// The file lies in memory, and calls are carried out at once: see
+    /// [`BlockFile::try_at_once`].
+    at_once: AtomicBool,
     read_only: bool,
     keep_space: bool,
     /// The end of what was written or has to be there, in bytes, if the size is
@@ -186,7 +189,7 @@ impl BlockFile {
                 inode: metadata.ino(),
             }
         };
-        // O_NONBLOCK was for opening only; with it io_uring would return EAGAIN.
+        // O_NONBLOCK was for opening only; with it io_uring could return EAGAIN.
         set_direct(&file, false).map_err(|e| OpenError::io(path, "set its flags", e))?;
         let mut this = Self {
             file,
@@ -197,6 +200,7 @@ impl BlockFile {
             memory_align: 1,
             direct: false,
             flushes_apart: false,
+            at_once: AtomicBool::new(false),
             read_only: options.read_only,
             keep_space: options.keep_space,
             // A device cannot be shortened like a file.
@@ -239,10 +243,32 @@ impl BlockFile {
             if self.trial_read().is_ok() {
                 self.direct = true;
                 self.memory_align = memory;
+                self.try_at_once();
             } else {
                 // The same call has just succeeded.
                 let _ = set_direct(&self.file, false);
             }
+        }
+    }
+
+    /// tmpfs does not declare that its calls do not block, so io_uring passes each to
+    /// another thread, which costs more than the call itself. With O_NONBLOCK it relies on
+    /// the declaration of who opened the file.
+    fn try_at_once(&self) {
+        const TMPFS: i128 = 0x0102_1994;
+        let is_memory =
+            rustix::fs::fstatfs(&self.file).is_ok_and(|s| i128::from(s.f_type) == TMPFS);
+        if is_memory && !self.is_device() {
+            let flags = OFlags::DIRECT | OFlags::NONBLOCK;
+            let set = rustix::fs::fcntl_setfl(&self.file, flags).is_ok();
+            self.at_once.store(set, Ordering::Release);
+        }
+    }
+
+    /// A call ended with EAGAIN, which the next one must not do.
+    pub(super) fn may_block(&self) {
+        if self.at_once.swap(false, Ordering::AcqRel) {
+            let _ = set_direct(&self.file, true);
         }
     }
 

@@ -240,7 +240,12 @@ impl Transfer {
     pub(super) fn advance(&mut self, file: &BlockFile, result: Result<usize, Errno>) -> Next {
         let moved = match result {
             Ok(moved) => moved.min(self.prepared),
-            Err(Errno(libc::EINTR | libc::EAGAIN)) => return self.again(Errno(libc::EAGAIN)),
+            Err(Errno(libc::EINTR | libc::EAGAIN)) => {
+                if result == Err(Errno(libc::EAGAIN)) {
+                    file.may_block();
+                }
+                return self.again(Errno(libc::EAGAIN));
+            }
             Err(Errno::EINVAL) if file.is_direct() && !self.bounced => {
                 // The file needs a stricter alignment than it reported.
                 self.copy_always = true;

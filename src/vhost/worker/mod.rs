@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use virtio_queue::{Queue, QueueT};
 
@@ -145,8 +145,6 @@ struct Worker {
     sleeper: Sleeper,
     combining: Combining,
     polling: Polling,
-    /// How long the last poll was in vain.
-    polled: Duration,
     wake: Arc<EventFlag>,
     // Kept open, because epoll drops a descriptor when it is closed.
     _kick: Arc<File>,

@@ -50,7 +50,6 @@ impl Worker {
             sleeper,
             combining: Combining::new(),
             polling: Polling::new(setup.backend.polling()),
-            polled: Duration::ZERO,
             wake,
             _kick: setup.kick,
             stop,

@@ -38,9 +38,8 @@ impl Worker {
         }
     }
 
-    /// Polls for as long as that has paid off; true: there is something to do.
+    /// Polls while that pays off; true: there is something to do.
     pub(super) fn poll(&mut self) -> bool {
-        self.polled = Duration::ZERO;
         let budget = self.polling.budget();
         if budget.is_zero() || self.stopping || self.broken {
             return false;
@@ -48,7 +47,7 @@ impl Worker {
         let disarmed = self.ring.disarm();
         self.check(disarmed);
         let start = Instant::now();
-        while self.polled < budget {
+        while start.elapsed() < budget {
             for _ in 0..LOOKS {
                 let news = self.disk.in_flight() > 0 && self.disk.has_news();
                 self.submitted |= news;
@@ -58,7 +57,6 @@ impl Worker {
                 }
                 std::hint::spin_loop();
             }
-            self.polled = start.elapsed();
         }
         false
     }
@@ -83,8 +81,8 @@ impl Worker {
         } else {
             None
         };
-        let timed = timeout.is_some() || self.polling.is_possible();
-        let start = timed.then(Instant::now);
+        self.polling.sleeps();
+        let start = self.stopping.then(Instant::now);
         let waited = match &self.sleeper {
             Sleeper::Disk => {
                 if std::mem::take(&mut self.submitted) {
@@ -95,9 +93,6 @@ impl Worker {
             Sleeper::Set(set) => set.wait(timeout),
         };
         let slept = start.map_or(Duration::ZERO, |start| start.elapsed());
-        if self.polling.is_possible() {
-            self.polling.slept(self.polled, slept);
-        }
         match waited {
             Ok(events) => self.woken(events),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
