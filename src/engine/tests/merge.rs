@@ -203,7 +203,7 @@ fn the_durable_steps_are_shared_by_all_that_wait() {
 /// Copies do not wait for the removal of what was copied before.
 #[test]
 fn the_next_batch_is_copied_while_the_last_one_is_removed() {
-    let (mut w, _, s) = overwritten(7, 512, 8);
+    let (mut w, _, s) = overwritten(7, 8192, 8);
     w.merge_bytes = 16 * 4096;
     hand_over(&mut w, s, MergeWrites::Wait);
     let (mut removing, mut reads_beside) = (false, 0);

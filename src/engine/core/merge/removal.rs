@@ -21,11 +21,11 @@ use crate::io::{Buffer, DeviceId, OwnedBuffer};
 use crate::mutation::{self, Mutation};
 use crate::store::{Entry, MetaWrite, RemovalPlan};
 
-/// Background chunks in one removal: each unit of entries is a durable write.
-const CHUNKS: usize = 1024;
+/// Background chunks in one removal. It takes a few durable steps however many they are.
+const CHUNKS: usize = 8192;
 /// The same while guest writes wait. From there it doubles with each removal for which
 /// none waits, because a guest that writes waits only most of the time.
-const CHUNKS_BESIDE_WAITERS: usize = 64;
+const CHUNKS_BESIDE_WAITERS: usize = 1024;
 
 /// Chunks that go through the steps together.
 #[derive(Debug, Default)]
