@@ -71,8 +71,10 @@ pub(crate) enum Mutation {
     CopiedDuringFlushRemoved,
     WithdrawnChunkRemoved,
     WithdrawnChunkFree,
-    // Found by `engine/tests/io_errors.rs` and `engine/tests/truncated_store.rs`.
+    // Found by `engine/tests/io_errors.rs`, `engine/tests/truncated_store.rs` and
+    // `store/tests/crash.rs`.
     HeaderLeftValid,
+    PaddedFromRun,
     CutRegrown,
     CutUnnoticed,
     // Races. The simulator has one thread and cannot find them.

@@ -24,8 +24,8 @@ impl Metadata {
     /// Plans to append a prefix of `entries`, up to the end of the current area.
     /// For a transient store all entries are taken and nothing is written.
     ///
-    /// Units before the last one are first padded with copies of the entry in which the log
-    /// ends now. What a crash can leave, and why it is a good store:
+    /// Units before the last one are first padded with copies of an entry of the log. What a
+    /// crash can leave, and why it is a good store:
     /// 1. Some units of the padding: the log goes on with copies, which change no view, or
     ///    copies are behind its terminator. If Linux appends up to them, they are harmless as
     ///    well, because the entry itself is in the log.
@@ -43,9 +43,7 @@ impl Metadata {
         let layout = self.layout();
         let start = self.entries().len();
         let area_len = layout.area_len();
-        let pad = start
-            .checked_sub(1)
-            .and_then(|slot| self.entries().get(slot));
+        let pad = self.padding(|_| true);
         let taken = if mutation::is(Mutation::GroupCrossesAreas) {
             entries.len()
         } else {

@@ -24,6 +24,9 @@ pub struct MetaWrite {
 /// Units are joined to writes of at most this many bytes.
 pub(super) const WRITE_MAX: usize = 1 << 20;
 
+/// Entries that are looked at for one to pad with.
+const PADDING_CANDIDATES: usize = 256;
+
 /// No chunk left for a new exception (and the metadata chunk that it may need).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no space left in the COW store")]
@@ -173,6 +176,28 @@ impl Metadata {
         self.home_slot(new)
             .filter(holds)
             .or_else(|| self.strays.get(&new).copied().filter(holds))
+    }
+
+    /// An entry for copies that pad units: one that `stays`, and that begins its run, so that
+    /// no entry is for the chunk before it on both sides. Linux keeps a run as one element in
+    /// memory. When it merges copies it removes the chunk once for each, from any element
+    /// that has it, and fails unless the chunk is at an end of that element.
+    pub(super) fn padding(&self, stays: impl Fn(Entry) -> bool) -> Option<Entry> {
+        let oldest = self.slot_of(FIRST_DATA_CHUNK);
+        let oldest = oldest.and_then(|slot| self.entries.get(slot));
+        let oldest = oldest.filter(|_| !mutation::is(Mutation::PaddedFromRun));
+        let newest = self.entries.iter().rev().take(PADDING_CANDIDATES);
+        oldest
+            .into_iter()
+            .chain(newest)
+            .find(|entry| self.begins_run(*entry) && stays(*entry))
+    }
+
+    pub(super) fn begins_run(&self, entry: Entry) -> bool {
+        let before = entry.new.checked_sub(1).and_then(|new| self.slot_of(new));
+        let before = before.and_then(|slot| self.entries.get(slot));
+        !before.is_some_and(|before| before.old.checked_add(1) == Some(entry.old))
+            || mutation::is(Mutation::PaddedFromRun)
     }
 
     /// Counted as the kernel does: everything below the next free chunk, including an area

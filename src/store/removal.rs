@@ -63,7 +63,17 @@ impl Metadata {
                 .collect();
             units.dedup();
             moves = self.joined_units(units, with_moves);
-            tail = self.cut_tail(new_len, len, with_moves);
+            let stays = |entry: Entry| {
+                let slot = self.slot_of(entry.new);
+                slot.is_some_and(|slot| removed.binary_search(&slot).is_err())
+            };
+            let pad = if new_len == 0 {
+                let first = self.entries().get(0);
+                first.filter(|first| self.begins_run(*first))
+            } else {
+                self.padding(stays)
+            };
+            tail = self.cut_tail(new_len, len, pad, with_moves);
         }
         RemovalPlan {
             moves,
@@ -76,8 +86,8 @@ impl Metadata {
     /// The steps that cut the log off at `new_len`; `log` is the log with what has moved.
     ///
     /// A few units are zeroed one after the other, from the end of the log. Of more units,
-    /// all but the first are padded with copies of the entry that the log ends in
-    /// afterwards, and then all are zeroed at once. What a crash can leave:
+    /// all but the first are padded with copies of an entry that stays, and then all are
+    /// zeroed at once. What a crash can leave:
     /// 1. Some units of the padding: copies in place of entries that go or have moved.
     /// 2. Some units of the zeroes: the log ends at any of them, or in the first unit. What
     ///    is left behind its end, and may become part of it if Linux appends up to there,
@@ -88,6 +98,7 @@ impl Metadata {
         &self,
         new_len: usize,
         len: usize,
+        pad: Option<Entry>,
         log: impl Fn(usize) -> Option<Entry>,
     ) -> Vec<Vec<MetaWrite>> {
         let units = self.units_of(new_len, len);
@@ -98,14 +109,14 @@ impl Metadata {
         let stays = new_len.max(1);
         let last_alone = usize::from(stays > new_len);
         let mut steps = Vec::new();
-        if units.len() <= CUT_SINGLY + last_alone {
+        if units.len() <= CUT_SINGLY + last_alone || pad.is_none() {
             steps.extend(units.rev().map(|unit| cut_to(new_len, unit..unit + 1)));
             if mutation::is(Mutation::TailZeroedForwards) {
                 steps.reverse();
             }
         } else {
             let goes = mutation::is(Mutation::TailPaddedWithGoing);
-            let pad = log(if goes { len - 1 } else { stays - 1 });
+            let pad = if goes { log(len - 1) } else { pad };
             let padded = |slot: usize| if slot < len { pad } else { None };
             if !mutation::is(Mutation::TailUnpadded) {
                 steps.push(self.joined_units(units.start + 1..units.end, padded));

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::{DEVICE, Decoded, Event, MemoryDisk, apply, decode_as, params};
+use crate::mutation::{self, Mutation};
 use crate::store::{
     Entry, Layout, Loaded, MetaWrite, Metadata, Survey, create_as, load, load_as, survey_as,
 };
@@ -48,10 +49,14 @@ struct Bench {
     image: Vec<u8>,
     metadata: Metadata,
     next_old: u64,
+    /// From one old chunk to the next.
+    spread: u64,
     /// All subsets of a step's units are tried up to this many units.
     exhaustive: usize,
     /// How often settling is cut short as well.
     depth: usize,
+    /// What a crash leaves now, Linux must be able to merge: nothing moves.
+    linux_merges: bool,
 }
 
 /// As Linux lays it out.
@@ -73,6 +78,56 @@ fn stale(image: &[u8], layout: Layout, len: usize) -> Vec<Entry> {
         .iter()
         .filter_map(|e| Entry::from_bytes(*e))
         .collect()
+}
+
+/// Whether Linux merges a log to its end, of which it knows this: entries with chunks that
+/// follow one another on both sides are one element in memory; entries are merged from the
+/// last to the first, and each is then removed from an element that has it, at an end of
+/// which it must be. `front`: which of several elements is extended, and which is found.
+fn linux_merges(log: &[Entry], front: [bool; 2]) -> Result<(), Entry> {
+    fn pick(mut matching: impl DoubleEndedIterator<Item = usize>, front: bool) -> Option<usize> {
+        if front {
+            matching.next()
+        } else {
+            matching.next_back()
+        }
+    }
+    // The first entry and how many follow it.
+    let mut elements: Vec<(Entry, u64)> = Vec::new();
+    for e in log {
+        let follows = |n: &usize| {
+            let (first, more) = elements[*n];
+            (e.old, e.new) == (first.old + more + 1, first.new + more + 1)
+        };
+        let precedes = |n: &usize| {
+            let (first, _) = elements[*n];
+            (e.old + 1, e.new + 1) == (first.old, first.new)
+        };
+        if let Some(n) = pick((0..elements.len()).filter(follows), front[0]) {
+            elements[n].1 += 1;
+        } else if let Some(n) = pick((0..elements.len()).filter(precedes), front[0]) {
+            elements[n] = (*e, elements[n].1 + 1);
+        } else {
+            elements.push((*e, 0));
+        }
+    }
+    for e in log.iter().rev() {
+        let has = |n: &usize| {
+            let (first, more) = elements[*n];
+            (first.old..=first.old + more).contains(&e.old)
+        };
+        let n = pick((0..elements.len()).filter(has), front[1]).ok_or(*e)?;
+        match elements[n] {
+            (_, 0) => drop(elements.remove(n)),
+            (first, more) if first.old == e.old => {
+                let (old, new) = (first.old + 1, first.new + 1);
+                elements[n] = (Entry { old, new }, more - 1);
+            }
+            (first, more) if first.old + more == e.old => elements[n].1 -= 1,
+            _ => return Err(*e),
+        }
+    }
+    Ok(())
 }
 
 /// Asserts that the image holds every entry of `must`, no entry that is not in `may`,
@@ -127,8 +182,10 @@ impl Bench {
             image: disk.image,
             metadata,
             next_old: 0,
+            spread: 7,
             exhaustive: 3,
             depth: 0,
+            linux_merges: false,
         }
     }
 
@@ -177,6 +234,11 @@ impl Bench {
         assert_eq!(store.duplicates().len(), entries.len() - distinct.len());
         if store.is_clean() {
             return;
+        }
+        if self.linux_merges {
+            for front in [[false, false], [false, true], [true, false], [true, true]] {
+                assert_eq!(linux_merges(&entries, front), Ok(()), "{front:?}");
+            }
         }
         let metadata = store.settle(&mut disk, DEVICE).unwrap();
         let repaired = check(&disk.image, layout, must, may);
@@ -277,7 +339,7 @@ impl Bench {
                 break;
             };
             entries.push(Entry {
-                old: self.next_old * 7 % OLDS,
+                old: self.next_old * self.spread % OLDS,
                 new,
             });
             self.next_old += 1;
@@ -297,6 +359,7 @@ impl Bench {
                 }
             }
             // The padding is no news: it may be on the medium before the data is.
+            self.linux_merges = self.depth == 0;
             self.step(plan.padding.as_slice(), &before, &before);
             self.step(plan.write.as_slice(), &before, &after);
             let decoded = self.decode(&self.image);
@@ -317,6 +380,7 @@ impl Bench {
             .collect();
         let plan = self.metadata.plan_removal(slots);
         assert_eq!(plan.new_len, kept.len());
+        self.linux_merges = plan.moves.is_empty() && self.depth == 0;
         for step in std::iter::once(&plan.moves).chain(&plan.tail) {
             self.step(step, &kept, &before);
         }
@@ -515,7 +579,7 @@ fn the_durable_steps_do_not_grow_with_the_number_of_entries() {
 fn every_mixture_of_units_is_a_good_store() {
     for (layout, unit) in [(whole(8), 512), (short(8, 250), 512), (whole(2), 512)] {
         let mut bench = Bench::new(layout, unit);
-        (bench.exhaustive, bench.depth) = (8, 0);
+        (bench.exhaustive, bench.spread) = (8, 1);
         let area = layout.area_len();
         bench.append(20);
         bench.append(area - 30);
@@ -545,4 +609,22 @@ fn settling_a_mixture_may_be_cut_short_as_well() {
     bench.append(100);
     let len = bench.metadata.entries().len();
     bench.remove(&(0..len).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_store_padded_with_an_entry_from_the_middle_of_a_run_would_not_merge_in_linux() {
+    let found = |mutation| {
+        mutation::with(mutation, || {
+            std::panic::catch_unwind(|| {
+                let mut bench = Bench::new(whole(4), 512);
+                bench.spread = 1;
+                bench.append(20);
+                bench.append(60);
+                bench.remove(&(25..80).collect::<Vec<_>>());
+            })
+            .is_err()
+        })
+    };
+    assert!(!found(None));
+    assert!(found(Some(Mutation::PaddedFromRun)));
 }
