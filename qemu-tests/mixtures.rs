@@ -104,7 +104,10 @@ impl Made {
 
     /// Removes these entries, whose chunks are merged.
     fn remove(&mut self, slots: Range<usize>, found: &mut dyn FnMut(&Self, Vec<u8>)) {
-        for entry in slots.clone().filter_map(|slot| self.log.entries().get(slot)) {
+        for entry in slots
+            .clone()
+            .filter_map(|slot| self.log.entries().get(slot))
+        {
             let at = entry.old as usize * CHUNK;
             self.origin[at..at + CHUNK].copy_from_slice(&self.view[at..at + CHUNK]);
         }
@@ -208,6 +211,71 @@ fn map(linux: &mut Guest, n: u64) {
 
 const LOAD: &str = "dmsetup create snap --table";
 
+fn table(target: &str) -> String {
+    format!("'0 {SECTORS} {target} /dev/mapper/origin /dev/mapper/cow P 8'")
+}
+
+/// Linux loads the store, writes on, and loads it again.
+fn extend(bench: &Bench, linux: &mut Guest, state: &State, name: &str) {
+    let what = |does: &str| format!("{name} that Linux {does}");
+    let snapshot = table("snapshot");
+    linux.run(&format!("{LOAD} {snapshot}"));
+    let view = sums(bench, &state.view);
+    let mut shows = linux.sums("/dev/mapper/snap");
+    shows.assert_same(&view, &what("loads"));
+    for chunks in WRITTEN {
+        let (first, count) = (chunks.start, chunks.end - chunks.start);
+        linux.run(&format!(
+            "dd if=/dev/zero of=/dev/mapper/snap bs=4k seek={first} count={count} oflag=direct"
+        ));
+    }
+    let view = sums(bench, &written(&state.view));
+    shows = linux.sums("/dev/mapper/snap");
+    shows.assert_same(&view, &what("has written"));
+    linux.run(&format!("dmsetup remove snap && {LOAD} {snapshot}"));
+    shows = linux.sums("/dev/mapper/snap");
+    shows.assert_same(&view, &what("has written and loads again"));
+    linux.run("dmsetup remove snap");
+}
+
+/// Linux merges the store to its end.
+fn merge(bench: &Bench, linux: &mut Guest, state: &State, name: &str) {
+    linux.run(&format!("{LOAD} {}", table("snapshot-merge")));
+    linux.run(
+        "for i in $(seq 200); do set -- $(dmsetup status snap); \
+         [ \"${4%%/*}\" = \"$5\" ] && break; sleep 0.05; done; \
+         dmsetup status snap; [ \"${4%%/*}\" = \"$5\" ] && dmsetup remove snap",
+    );
+    let merged = linux.sums("/dev/mapper/origin");
+    let view = sums(bench, &state.view);
+    merged.assert_same(&view, &format!("{name} that Linux merges"));
+}
+
+/// What Linux has written loads here, and what it may refuse to merge is merged here.
+fn take_back(bench: &Bench, state: &State, cow_in_linux: &[u8], name: &str) {
+    let (origin, cow) = (bench.path("origin.img"), bench.path("s.cow"));
+    fs::write(&origin, &state.origin).unwrap();
+    fs::write(&cow, cow_in_linux).unwrap();
+    let out = bench.path(&format!("{name}.view"));
+    let options = ExportOptions {
+        origin: origin.clone(),
+        known: None,
+        cow: cow.clone(),
+        out: out.clone(),
+        range: None,
+    };
+    export(&options, |_, _| {}).unwrap();
+    let view = sums(bench, &written(&state.view));
+    Sums::of_file(&out).assert_same(&view, &format!("{name} that Linux has written, here"));
+    if state.moves {
+        fs::write(&cow, &state.cow).unwrap();
+        let text = |path: &Path| path.to_str().unwrap().to_owned();
+        offline(&["merge", "--origin", &text(&origin), "--cow", &text(&cow)]);
+        let view = sums(bench, &state.view);
+        Sums::of_file(&origin).assert_same(&view, &format!("{name} merged here"));
+    }
+}
+
 #[test]
 fn linux_shows_extends_and_merges_a_store_after_power_loss_in_any_step() {
     let bench = Bench::new();
@@ -223,76 +291,27 @@ fn linux_shows_extends_and_merges_a_store_after_power_loss_in_any_step() {
     fs::write(&cows, twice(|s| &s.cow)).unwrap();
     let disks = [Attach::Raw(origins), Attach::Raw(cows.clone())];
     let mut linux = bench.boot("linux", &disks);
-    let table =
-        |target: &str| format!("'0 {SECTORS} {target} /dev/mapper/origin /dev/mapper/cow P 8'");
-    let (snapshot, merge) = (table("snapshot"), table("snapshot-merge"));
+    let unmap = "dmsetup remove cow && dmsetup remove origin";
     for (n, state) in (0..).zip(&states) {
-        let what = |does: &str| format!("state {n} that Linux {does}");
+        let name = format!("state {n}");
         map(&mut linux, n);
-        linux.run(&format!("{LOAD} {snapshot}"));
-        let view = sums(&bench, &state.view);
-        linux
-            .sums("/dev/mapper/snap")
-            .assert_same(&view, &what("loads"));
-        for chunks in WRITTEN {
-            let (first, count) = (chunks.start, chunks.end - chunks.start);
-            linux.run(&format!(
-                "dd if=/dev/zero of=/dev/mapper/snap bs=4k seek={first} count={count} oflag=direct"
-            ));
-        }
-        let view = sums(&bench, &written(&state.view));
-        linux
-            .sums("/dev/mapper/snap")
-            .assert_same(&view, &what("has written"));
-        linux.run(&format!("dmsetup remove snap && {LOAD} {snapshot}"));
-        linux
-            .sums("/dev/mapper/snap")
-            .assert_same(&view, &what("has written and loads again"));
-        linux.run("dmsetup remove snap && dmsetup remove cow && dmsetup remove origin");
-
+        extend(&bench, &mut linux, state, &name);
+        linux.run(unmap);
         if !state.moves {
             map(&mut linux, n + states.len() as u64);
-            linux.run(&format!("{LOAD} {merge}"));
-            linux.run(
-                "for i in $(seq 200); do set -- $(dmsetup status snap); \
-                 [ \"${4%%/*}\" = \"$5\" ] && break; sleep 0.05; done; \
-                 dmsetup status snap; [ \"${4%%/*}\" = \"$5\" ] && dmsetup remove snap",
-            );
-            let view = sums(&bench, &state.view);
-            linux
-                .sums("/dev/mapper/origin")
-                .assert_same(&view, &what("merges"));
-            linux.run("dmsetup remove cow && dmsetup remove origin");
+            merge(&bench, &mut linux, state, &name);
+            linux.run(unmap);
         }
     }
     linux.assert_no_io_error();
     linux.quit();
-    println!("{} states", states.len());
-
-    // What Linux has written loads here, and what it may refuse to merge is merged here.
     let cows = fs::read(&cows).unwrap();
-    for (n, state) in states.iter().enumerate() {
-        let size = COW as usize * CHUNK;
-        let (origin, cow) = (bench.path("origin.img"), bench.path("s.cow"));
-        fs::write(&origin, &state.origin).unwrap();
-        fs::write(&cow, &cows[n * size..(n + 1) * size]).unwrap();
-        let out = bench.path(&format!("view{n}.img"));
-        let options = ExportOptions {
-            origin: origin.clone(),
-            known: None,
-            cow: cow.clone(),
-            out: out.clone(),
-            range: None,
-        };
-        export(&options, |_, _| {}).unwrap();
-        let view = sums(&bench, &written(&state.view));
-        Sums::of_file(&out).assert_same(&view, &format!("state {n} that Linux has written, here"));
-        if state.moves {
-            fs::write(&cow, &state.cow).unwrap();
-            let text = |path: &Path| path.to_str().unwrap().to_owned();
-            offline(&["merge", "--origin", &text(&origin), "--cow", &text(&cow)]);
-            let view = sums(&bench, &state.view);
-            Sums::of_file(&origin).assert_same(&view, &format!("state {n} merged here"));
-        }
+    for (n, (state, cow)) in states
+        .iter()
+        .zip(cows.chunks(COW as usize * CHUNK))
+        .enumerate()
+    {
+        take_back(&bench, state, cow, &format!("state {n}"));
     }
+    println!("{} states", states.len());
 }

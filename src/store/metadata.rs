@@ -196,7 +196,7 @@ impl Metadata {
     pub(super) fn begins_run(&self, entry: Entry) -> bool {
         let before = entry.new.checked_sub(1).and_then(|new| self.slot_of(new));
         let before = before.and_then(|slot| self.entries.get(slot));
-        !before.is_some_and(|before| before.old.checked_add(1) == Some(entry.old))
+        before.is_none_or(|before| before.old.checked_add(1) != Some(entry.old))
             || mutation::is(Mutation::PaddedFromRun)
     }
 

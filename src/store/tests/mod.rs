@@ -4,6 +4,7 @@
 mod crash;
 mod golden;
 mod hostile;
+mod linux_merge;
 mod loading;
 
 use std::os::fd::BorrowedFd;
