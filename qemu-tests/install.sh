@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the programs that the guests need and that are missing (Debian, apt-get; as
+# Installs the programs that the guests and the tests of costs need and that are missing (Debian, apt-get; as
 # root or through sudo). Prints what it does, and does nothing if nothing is missing.
 set -euo pipefail
 
@@ -14,6 +14,7 @@ needed=(
     depmod:kmod
     xz:xz-utils
     zstd:zstd
+    strace:strace
     cc:gcc
     curl:curl
     rsync:rsync
