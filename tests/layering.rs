@@ -84,7 +84,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
 ];
 
 /// What tests inside a module may use besides.
-const TESTS_MAY_USE: &[(&str, &[&str])] = &[("merger", &["units", "store"])];
+const TESTS_MAY_USE: &[(&str, &[&str])] = &[
+    ("wait_set", &["event_flag"]),
+    ("merger", &["units", "store"]),
+];
 
 /// Folders inside a module, lowest first: each may use those before it.
 const FOLDERS: &[(&str, &[&str])] = &[(

@@ -152,7 +152,7 @@ pub trait Disk {
     /// Operations accepted and not yet reaped.
     fn in_flight(&self) -> usize;
 
-    /// A descriptor for epoll that is readable when `reap` would return something.
+    /// A descriptor that is readable when `reap` would return something.
     /// `None` for disks that are driven by their test.
     fn event_fd(&self) -> Option<BorrowedFd<'_>>;
 

@@ -1,5 +1,6 @@
 //! One connected front end, from its first message to its last.
 
+use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use vhost::vhost_user::{BackendReqHandler, Error};
 
 use super::handler::Handler;
 use crate::event_flag::EventFlag;
+use crate::wait_set::{Interest, WaitSet};
 
 /// A message that has begun must be complete within this time.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -48,15 +50,15 @@ pub fn serve(stream: &UnixStream, handler: &Arc<Mutex<Handler>>, stop: &EventFla
     let prepared = stream
         .set_read_timeout(Some(MESSAGE_TIMEOUT))
         .and_then(|()| stream.set_write_timeout(Some(MESSAGE_TIMEOUT)))
-        .and_then(|()| stream.try_clone());
-    let theirs = match prepared {
-        Ok(theirs) => theirs,
+        .and_then(|()| Ok((stream.try_clone()?, Waits::new(stream, stop)?)));
+    let (theirs, waits) = match prepared {
+        Ok(prepared) => prepared,
         Err(e) => return Ending::Protocol(e.to_string()),
     };
     let mut requests = BackendReqHandler::from_stream(theirs, Arc::clone(handler));
     let mut refusals = 0;
     loop {
-        let flags = match next_message(stream, stop) {
+        let flags = match next_message(stream, &waits, stop) {
             Ok(flags) => flags,
             Err(ending) => return ending,
         };
@@ -88,8 +90,8 @@ fn acknowledges(handler: &Mutex<Handler>) -> bool {
 /// so that the thread never waits for the front end in the middle of a message. Returns
 /// the flags of its header. Messages that the library does not support can be handled
 /// here.
-fn next_message(stream: &UnixStream, stop: &EventFlag) -> Result<u32, Ending> {
-    wait_for(stream, PollFlags::IN, stop, None)?;
+fn next_message(stream: &UnixStream, waits: &Waits, stop: &EventFlag) -> Result<u32, Ending> {
+    wait_for(&waits.for_a_message, None)?;
     // A poll returns at once for a part of a message, so this loop checks again.
     let begun = Instant::now();
     let mut gone = false;
@@ -105,7 +107,7 @@ fn next_message(stream: &UnixStream, stop: &EventFlag) -> Result<u32, Ending> {
                 let there = rustix::io::ioctl_fionread(stream)
                     .map_err(|e| Ending::Protocol(e.to_string()))?;
                 if there >= whole {
-                    wait_for(stream, PollFlags::OUT, stop, Some(MESSAGE_TIMEOUT))?;
+                    wait_for(&waits.for_room, Some(MESSAGE_TIMEOUT))?;
                     return Ok(u32::from_ne_bytes([a, b, c, d]));
                 }
             }
@@ -129,28 +131,42 @@ fn next_message(stream: &UnixStream, stop: &EventFlag) -> Result<u32, Ending> {
     }
 }
 
-/// Waits until the stream is ready for `what`, or at its end.
-fn wait_for(
-    stream: &UnixStream,
-    what: PollFlags,
-    stop: &EventFlag,
-    limit: Option<Duration>,
-) -> Result<(), Ending> {
-    let timeout = limit.and_then(|limit| Timespec::try_from(limit).ok());
+/// Bits of what ends a wait.
+const STREAM: u32 = 0;
+const STOP: u32 = 1;
+
+/// What the thread waits for, beside a stop.
+struct Waits {
+    for_a_message: WaitSet,
+    /// For an answer.
+    for_room: WaitSet,
+}
+
+impl Waits {
+    fn new(stream: &UnixStream, stop: &EventFlag) -> io::Result<Self> {
+        let set = |interest| {
+            let set = WaitSet::new()?;
+            set.add(STREAM, stream, interest)?;
+            set.add(STOP, stop, Interest::Readable)?;
+            io::Result::Ok(set)
+        };
+        Ok(Self {
+            for_a_message: set(Interest::Readable)?,
+            for_room: set(Interest::Writable)?,
+        })
+    }
+}
+
+/// Waits until the stream is ready, or at its end.
+fn wait_for(set: &WaitSet, limit: Option<Duration>) -> Result<(), Ending> {
     loop {
-        let mut fds = [PollFd::new(stream, what), PollFd::new(stop, PollFlags::IN)];
-        match poll(&mut fds, timeout.as_ref()) {
-            Ok(0) => return Err(Ending::Stalled),
+        match set.wait(limit) {
+            Ok(0) if limit.is_some() => return Err(Ending::Stalled),
+            Ok(events) if events & 1 << STOP != 0 => return Err(Ending::Stopped),
+            Ok(events) if events & 1 << STREAM != 0 => return Ok(()),
             Ok(_) => {}
-            Err(rustix::io::Errno::INTR) => continue,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(Ending::Protocol(e.to_string())),
-        }
-        let [socket, stopped] = &fds;
-        if !stopped.revents().is_empty() {
-            return Err(Ending::Stopped);
-        }
-        if !socket.revents().is_empty() {
-            return Ok(());
         }
     }
 }

@@ -10,7 +10,6 @@ use std::{fs, io};
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use tracing::{info, warn};
@@ -20,6 +19,7 @@ use super::handler::{Handler, ViewContext};
 use super::{Backend, ViewConfig, ViewHooks};
 use crate::event_flag::EventFlag;
 use crate::virtio_blk::ConfigSpace;
+use crate::wait_set::{Interest, WaitSet};
 
 /// Front ends that may wait until the one that is served leaves.
 const BACKLOG: i32 = 16;
@@ -196,6 +196,25 @@ struct Shared {
     stop: Arc<EventFlag>,
 }
 
+/// What the thread waits for between two front ends.
+struct Waits {
+    for_a_front_end: WaitSet,
+    for_a_stop: WaitSet,
+}
+
+impl Waits {
+    fn new(listener: &UnixListener, stop: &EventFlag) -> io::Result<Self> {
+        let (for_a_front_end, for_a_stop) = (WaitSet::new()?, WaitSet::new()?);
+        for_a_front_end.add(0, listener, Interest::Readable)?;
+        for_a_front_end.add(1, stop, Interest::Readable)?;
+        for_a_stop.add(0, stop, Interest::Readable)?;
+        Ok(Self {
+            for_a_front_end,
+            for_a_stop,
+        })
+    }
+}
+
 impl ViewServer {
     /// Serves `config` on `socket` with a thread of its own, until it is stopped or, if
     /// the socket was passed connected, until the front end disconnects.
@@ -279,7 +298,16 @@ impl Shared {
                 self.serve(stream, &view);
             }
             Socket::Listening { listener, file } => {
-                while let Some(stream) = self.accept(&listener, &view) {
+                let waits = Waits::new(&listener, &self.stop);
+                let waits = waits.inspect_err(|e| {
+                    warn!(
+                        "view {}: cannot wait for a front end: {e}",
+                        view.config.name
+                    );
+                });
+                while let Ok(waits) = &waits
+                    && let Some(stream) = self.accept(&listener, waits, &view)
+                {
                     let ending = self.serve(stream, &view);
                     if ending == Ending::Stopped {
                         break;
@@ -292,27 +320,25 @@ impl Shared {
     }
 
     /// The next front end; `None` when stopped.
-    fn accept(&self, listener: &UnixListener, view: &ViewContext) -> Option<UnixStream> {
+    fn accept(
+        &self,
+        listener: &UnixListener,
+        waits: &Waits,
+        view: &ViewContext,
+    ) -> Option<UnixStream> {
         loop {
-            let mut fds = [
-                PollFd::new(&self.stop, PollFlags::IN),
-                PollFd::new(listener, PollFlags::IN),
-            ];
-            let polled = poll(&mut fds, None);
-            let [stopped, _] = &fds;
-            if !stopped.revents().is_empty() {
+            let happened = waits.for_a_front_end.wait(None);
+            if self.stop.is_set() {
                 return None;
             }
-            if polled.is_err() {
+            if happened.is_err() {
                 continue;
             }
             match listener.accept() {
                 Ok((stream, _)) => return Some(stream),
                 Err(e) => {
                     warn!("view {}: cannot accept a front end: {e}", view.config.name);
-                    let pause = Timespec::try_from(ACCEPT_PAUSE).unwrap_or_default();
-                    let mut fds = [PollFd::new(&self.stop, PollFlags::IN)];
-                    let _ = poll(&mut fds, Some(&pause));
+                    let _ = waits.for_a_stop.wait(Some(ACCEPT_PAUSE));
                 }
             }
         }

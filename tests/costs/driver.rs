@@ -127,6 +127,10 @@ fn sleep(ring: &Ring) {
         tv_nsec: 0,
     };
     let mut fds = [PollFd::new(&call, PollFlags::IN)];
-    assert_ne!(poll(&mut fds, Some(&limit)), Ok(0), "no completion for 60 s");
+    assert_ne!(
+        poll(&mut fds, Some(&limit)),
+        Ok(0),
+        "no completion for 60 s"
+    );
     let _ = ring.call.read();
 }

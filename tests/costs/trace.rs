@@ -90,7 +90,9 @@ impl Trace {
         for line in fs::read_to_string(self.file.path()).unwrap().lines() {
             // "123 write(...) = 8", "123 write(... <unfinished ...>" and later
             // "123 <... write resumed>...) = 8".
-            let text = line.split_once(' ').map_or("", |(_, text)| text.trim_start());
+            let text = line
+                .split_once(' ')
+                .map_or("", |(_, text)| text.trim_start());
             if text.ends_with("<unfinished ...>") {
                 continue;
             }

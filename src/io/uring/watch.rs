@@ -1,5 +1,6 @@
 //! Other threads' events on a ring: descriptors that it watches for its owner, and
 //! signals that it sends.
+#![allow(unsafe_code)] // Named file: hands pointers to the kernel.
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};

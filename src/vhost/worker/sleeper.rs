@@ -32,7 +32,9 @@ impl Sleeper {
         flags: [&Arc<EventFlag>; 3],
     ) -> io::Result<Self> {
         let mut events = vec![kick];
-        events.extend(flags.map(|flag| -> Watched { Arc::clone(flag) as _ }));
+        for flag in flags {
+            events.push(Arc::<EventFlag>::clone(flag));
+        }
         if disk.watch(events.clone()) {
             return Ok(Self::Disk);
         }
