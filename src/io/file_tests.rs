@@ -277,3 +277,21 @@ fn buffered_open_takes_any_memory_and_clears_nonblock() {
     let flags = rustix::fs::fcntl_getfl(&file).unwrap();
     assert!(!flags.intersects(OFlags::NONBLOCK | OFlags::DIRECT));
 }
+
+/// On tmpfs, whose calls io_uring would otherwise pass to another thread.
+#[test]
+fn files_in_memory_are_used_at_once_until_a_call_ends_with_eagain() {
+    let Ok(dir) = tempfile::tempdir_in("/dev/shm") else {
+        return;
+    };
+    let options = OpenOptions {
+        create: Some(1 << 20),
+        ..OpenOptions::default()
+    };
+    let file = BlockFile::open(dir.path().join("image"), options).unwrap();
+    let flags = || rustix::fs::fcntl_getfl(&file).unwrap();
+    assert_eq!(flags().contains(OFlags::NONBLOCK), file.is_direct());
+    file.may_block();
+    assert!(!flags().contains(OFlags::NONBLOCK));
+    assert_eq!(flags().contains(OFlags::DIRECT), file.is_direct());
+}

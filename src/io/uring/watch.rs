@@ -117,3 +117,7 @@ fn push(ring: &mut IoUring, entry: &squeue::Entry) -> bool {
 pub(super) fn has_news(ring: &mut IoUring) -> bool {
     !ring.completion().is_empty() || ring.submission().taskrun()
 }
+
+#[cfg(test)]
+#[path = "watch_tests.rs"]
+mod tests;
