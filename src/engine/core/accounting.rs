@@ -60,9 +60,11 @@ pub(in crate::engine) enum IoPurpose {
     MergeRead {
         batch: u64,
         origin_sector: u64,
+        sectors: u64,
     },
     MergeWrite {
         batch: u64,
+        sectors: u64,
     },
     /// A guest's write that replaces the chunks of a batch.
     MergeGuestWrite {

@@ -48,10 +48,8 @@ impl Core {
                 return Err(format!("{ios} I/O on a control port that no thread serves"));
             }
         }
-        if let Some(merge) = &self.merge
-            && !merge.is_in_turn()
-        {
-            return Err("a chunk that is waited for longer is not in the batch".into());
+        if let Some(merge) = &self.merge {
+            merge.check()?;
         }
         for (id, snap) in &self.snaps {
             if !snap.is_usable() {

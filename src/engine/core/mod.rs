@@ -198,10 +198,14 @@ impl Core {
             IoPurpose::MergeRead {
                 batch,
                 origin_sector,
-            } => self.merge_read_done(batch, origin_sector, result, buffer),
-            IoPurpose::MergeWrite { batch } => {
+                sectors,
+            } => {
+                let piece = (origin_sector, sectors);
+                self.merge_read_done(batch, piece, result, buffer);
+            }
+            IoPurpose::MergeWrite { batch, sectors } => {
                 self.buffers.put_back(buffer);
-                self.merge_copy_ended(batch, result);
+                self.merge_copy_ended(batch, sectors, result);
             }
             IoPurpose::MergeGuestWrite { batch, request } => {
                 self.direct_written(batch, request, result);

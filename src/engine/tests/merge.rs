@@ -129,13 +129,13 @@ fn the_write_that_waits_longest_is_merged_next() {
 /// copied than has begun.
 #[test]
 fn a_write_does_not_wait_for_the_rest_of_a_batch() {
-    for chunk in [0, 63] {
-        let (mut w, origin) = world(512);
-        let s = w.add_snapshot(1, 8, 1200, "P", false);
-        for n in 0..64 {
-            w.write(origin, n * 17 % 64 * 8, 1, 900); // no two chunks are neighbours
+    for chunk in [0, 255] {
+        let (mut w, origin) = world(2048);
+        let s = w.add_snapshot(1, 8, 4000, "P", false);
+        for n in 0..256 {
+            w.write(origin, n * 17 % 256 * 8, 1, 900); // no two chunks are neighbours
         }
-        w.merge_bytes = 64 * 4096;
+        w.merge_bytes = 256 * 4096;
         w.merge_background = false;
         hand_over(&mut w, s, MergeWrites::Wait);
         w.merge_background = true;
@@ -144,17 +144,17 @@ fn a_write_does_not_wait_for_the_rest_of_a_batch() {
             w.step_actor(MERGER);
         }
         w.merge_background = false;
-        // Chunk 0 is being copied, chunk 63 is not.
+        // Chunk 0 is being copied, chunk 255 is not.
         start_write(&mut w, origin, 1, (chunk * 8 + 1, 2), 901);
         while w.actors[origin].completed.is_empty() {
             assert!(w.advance(), "it waits for ever");
         }
         assert_done(&mut w, origin, [1]);
         let left = chunks_left(&w);
-        assert!(left >= 32, "of {chunk}: only {left} chunks are left");
+        assert!(left >= 128, "of {chunk}: only {left} chunks are left");
         w.merge_background = true;
         w.settle();
-        let mut expected = numbers(512);
+        let mut expected = numbers(2048);
         expected[chunk as usize * 8 + 1..][..2].fill(901);
         assert_eq!(origin_now(&w), expected);
     }
@@ -198,6 +198,39 @@ fn the_durable_steps_are_shared_by_all_that_wait() {
     assert_eq!(count(&log, LoggedKind::Flush, w.origin), 1);
     let removal = count(&log, DURABLE, w.cows[&s]);
     assert!(removal <= 3, "{removal} durable writes");
+}
+
+/// While a guest has I/O in flight, a merge has little.
+#[test]
+fn a_merge_beside_a_guest_takes_little_of_the_disk() {
+    let (mut w, origin) = world(4096);
+    let s = w.add_snapshot(1, 8, 8000, "P", false);
+    for n in 0..512 {
+        w.write(origin, n * 17 % 512 * 8, 1, 900); // no two chunks are neighbours
+    }
+    w.merge_bytes = 512 * 4096;
+    w.merge_background = false;
+    hand_over(&mut w, s, MergeWrites::Wait);
+    submitted(&w);
+    let request = Request {
+        slot: 1,
+        kind: RequestKind::Read,
+        sector: 0,
+        sectors: 1,
+    };
+    w.submit(origin, request, vec![0; 512]);
+    w.merge_background = true;
+    let copies = |w: &World| {
+        let log = submitted(w).into_iter();
+        log.filter(|l| l.device == w.cows[&s] && l.len == 4096)
+            .count()
+    };
+    while chunks_left(&w) == 512 && w.step_actor(MERGER) {
+        assert!(copies(&w) <= 5, "in one step, with one in flight ended");
+    }
+    w.settle();
+    assert_done(&mut w, origin, [1]);
+    assert_eq!(origin_now(&w), numbers(4096));
 }
 
 /// Copies do not wait for the removal of what was copied before.

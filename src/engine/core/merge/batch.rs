@@ -62,6 +62,8 @@ pub(super) struct Batch {
     /// Next to copy: run, and sector within it.
     next: (usize, u64),
     pub(super) ios: usize,
+    /// Sectors of the pieces in flight.
+    pub(super) in_flight: u64,
     /// The merger was notified that it may start the next one.
     pub(super) told: bool,
     /// Chunks that were taken out of it after their copy had begun: in no other batch
@@ -95,10 +97,17 @@ impl Batch {
             runs: Vec::new(),
             next: (0, 0),
             ios: 0,
+            in_flight: 0,
             told: false,
             withdrawn: Vec::new(),
             abandoned: false,
         }
+    }
+
+    /// Its chunks, and those that it still copies.
+    pub(super) fn chunks(&self) -> impl Iterator<Item = u64> {
+        let withdrawn = self.withdrawn.iter().copied();
+        self.entries.iter().map(|e| e.old).chain(withdrawn)
     }
 
     pub(super) fn holds(&self, chunk: u64) -> bool {

@@ -11,41 +11,42 @@ use crate::sync::atomic::Ordering;
 use crate::units::{SECTOR_SHIFT, byte_count};
 
 /// Pieces in flight in the background, and as many for what guests wait for.
-const PIECES: usize = 32;
+const PIECES: usize = 128;
+/// Their bytes, of at most 1 MiB each.
+const IN_FLIGHT: u64 = 32 << 20;
 /// Pieces in flight in the background while guests have I/O in flight.
 const PIECES_BESIDE_GUESTS: usize = 4;
 /// Bytes of such a piece.
-const PIECE_BESIDE_GUESTS: u64 = 128 << 10;
+const PIECE_BESIDE_GUESTS: u64 = 64 << 10;
+
+/// Pieces in a row that have to end without a guest at work until the background takes
+/// the whole disk: a guest with one request at a time has none in flight now and then.
+const CALM: u32 = 256;
 
 /// How much of the disk the background takes: little as soon as a guest is seen to use
-/// it, and more with each piece that ends without one.
-#[derive(Debug)]
+/// it.
+#[derive(Debug, Default)]
 pub(super) struct Pace {
-    pieces: usize,
-}
-
-impl Default for Pace {
-    fn default() -> Self {
-        Self { pieces: PIECES }
-    }
+    /// Looks in a row that are still to see no guest at work.
+    unrest: u32,
 }
 
 impl Pace {
     fn look(&mut self, guests: bool) {
-        self.pieces = if guests {
-            PIECES_BESIDE_GUESTS
+        self.unrest = if guests {
+            CALM
         } else {
-            (self.pieces + 1).min(PIECES)
+            self.unrest.saturating_sub(1)
         };
     }
 
-    const fn piece_sectors(&self) -> u64 {
-        let bytes = if self.pieces < PIECES {
-            PIECE_BESIDE_GUESTS
+    /// Most pieces in flight, and sectors in a piece.
+    const fn allows(&self) -> (usize, u64) {
+        if self.unrest > 0 {
+            (PIECES_BESIDE_GUESTS, PIECE_BESIDE_GUESTS >> SECTOR_SHIFT)
         } else {
-            PIECE_BYTES
-        };
-        bytes >> SECTOR_SHIFT
+            (PIECES, PIECE_BYTES >> SECTOR_SHIFT)
+        }
     }
 }
 
@@ -72,12 +73,18 @@ impl Core {
         let (mut most, mut sectors) = (PIECES, PIECE_BYTES >> SECTOR_SHIFT);
         if background {
             merge.pace.look(guests);
-            (most, sectors) = (merge.pace.pieces, merge.pace.piece_sectors());
+            (most, sectors) = merge.pace.allows();
         }
         let same = |b: &&Batch| (b.kind == Kind::Background) == background;
-        let busy: usize = merge.batches.values().filter(same).map(|b| b.ios).sum();
+        let same = merge.batches.values().filter(same);
+        let (busy, mut left) = same.fold((0, IN_FLIGHT >> SECTOR_SHIFT), |(ios, left), b| {
+            (ios + b.ios, left.saturating_sub(b.in_flight))
+        });
         let origin_end = self.origin_sectors();
         for _ in busy..most {
+            if left == 0 {
+                break;
+            }
             let Some(batch) = self.batch(number).filter(|b| !b.abandoned) else {
                 return;
             };
@@ -85,11 +92,14 @@ impl Core {
                 break;
             };
             batch.ios += 1;
+            batch.in_flight += piece.sectors;
+            left = left.saturating_sub(piece.sectors);
             let port = batch.port;
             let buffer = Buffer::Owned(self.buffers.take(byte_count(piece.sectors)));
             let purpose = IoPurpose::MergeRead {
                 batch: number,
                 origin_sector: piece.to,
+                sectors: piece.sectors,
             };
             self.issue(port, purpose, |tag| Command::Read {
                 tag,
@@ -110,7 +120,7 @@ impl Core {
     pub(in crate::engine::core) fn merge_read_done(
         &mut self,
         number: u64,
-        origin_sector: u64,
+        (origin_sector, sectors): (u64, u64),
         result: Result<(), Failure>,
         buffer: Option<Buffer>,
     ) {
@@ -118,13 +128,16 @@ impl Core {
         let stopped = self.batch(number).is_none_or(|b| b.abandoned);
         if stopped || result.is_err() {
             self.buffers.put_back(buffer);
-            return self.merge_copy_ended(number, result);
+            return self.merge_copy_ended(number, sectors, result);
         }
         let (Some(batch), Some(buffer)) = (self.batch(number), buffer) else {
             return;
         };
         let port = batch.port;
-        let purpose = IoPurpose::MergeWrite { batch: number };
+        let purpose = IoPurpose::MergeWrite {
+            batch: number,
+            sectors,
+        };
         self.issue(port, purpose, |tag| Command::Write {
             tag,
             device,
@@ -139,8 +152,12 @@ impl Core {
     pub(in crate::engine::core) fn merge_copy_ended(
         &mut self,
         number: u64,
+        sectors: u64,
         result: Result<(), Failure>,
     ) {
+        if let Some(batch) = self.batch(number) {
+            batch.in_flight = batch.in_flight.saturating_sub(sectors);
+        }
         if !self.batch_io_ended(number, result) {
             return;
         }

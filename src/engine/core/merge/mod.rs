@@ -140,12 +140,33 @@ impl Merge {
         self.next_turn += 1;
     }
 
-    /// Whether no chunk that is waited for longer than one of a batch was left out of
-    /// it.
-    pub(super) fn is_in_turn(&self) -> bool {
+    /// Walks the invariants: no chunk is in two places of the merge, and no chunk that is
+    /// waited for longer than one of a batch was left out of it.
+    pub(super) fn check(&self) -> Result<(), String> {
         let newest = self.batches.values().filter_map(|b| b.newest_turn).max();
-        let oldest = self.urgent.keys().next();
-        newest.is_none_or(|newest| oldest.is_none_or(|oldest| *oldest >= newest))
+        let oldest = self.urgent.keys().next().copied();
+        if newest
+            .zip(oldest)
+            .is_some_and(|(newest, oldest)| oldest < newest)
+        {
+            return Err("a chunk that is waited for longer is not in the batch".into());
+        }
+        let batches = self.batches.values().flat_map(Batch::chunks);
+        let mut found = BTreeSet::new();
+        for chunk in batches.chain(self.pipeline.chunks()) {
+            if !found.insert(chunk) {
+                return Err(format!("chunk {chunk} is twice in the merge"));
+            }
+        }
+        match found
+            .symmetric_difference(&self.taken)
+            .find(|c| !self.limbo.contains(c))
+        {
+            Some(chunk) => Err(format!(
+                "chunk {chunk} is in the merge, or taken, but not both"
+            )),
+            None => Ok(()),
+        }
     }
 }
 

@@ -103,6 +103,17 @@ impl Pipeline {
             && self.turn.is_none()
     }
 
+    /// The chunks in it.
+    pub(super) fn chunks(&self) -> impl Iterator<Item = u64> {
+        let flushing = self.flushing.iter();
+        let groups = [&self.copied, &self.flushed].into_iter().chain(flushing);
+        let removed = self.turn.iter().flat_map(|t| &t.entries);
+        groups
+            .flat_map(Group::entries)
+            .chain(removed)
+            .map(|e| e.old)
+    }
+
     fn groups(&mut self) -> impl Iterator<Item = &mut Group> {
         [&mut self.copied, &mut self.flushed]
             .into_iter()
