@@ -26,6 +26,9 @@ pub use repair::Repair;
 use crate::io::{BlockFile, DeviceId, Devices, Errno, OpenError, ThreadDisk};
 use crate::store::StoreError;
 
+/// Reads under way at once.
+const READS: u32 = 8;
+
 /// What a state file records of a store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Known {
@@ -178,7 +181,7 @@ impl Opened {
         let (sectors, block_size) = (file.sectors(), file.block_size());
         let devices = Devices::new();
         let device = devices.add(file);
-        let disk = ThreadDisk::new(Arc::clone(&devices), 1)
+        let disk = ThreadDisk::new(Arc::clone(&devices), READS)
             .map_err(|source| OfflineError::thread(path, source))?;
         Ok(Self {
             disk,

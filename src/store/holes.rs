@@ -23,7 +23,7 @@ pub struct Holes {
 impl Holes {
     /// Looks at the copies of `entries`, and at the end of the log; reads no data.
     pub fn find(file: &BlockFile, layout: Layout, entries: &Log) -> Self {
-        let mut data = DataMap { file, known: 0..0 };
+        let mut data = DataMap::new(file);
         let chunk_bytes = layout.chunk_size.bytes();
         // The origin may end inside its last chunk, and the rest is never written.
         let last = entries.iter().map(|e| e.old).max();
@@ -65,19 +65,28 @@ impl Holes {
 /// order of the log.
 struct DataMap<'a> {
     file: &'a BlockFile,
-    known: Range<u64>,
+    /// The hole before `data`, as far as it is known.
+    hole: Range<u64>,
+    data: Range<u64>,
 }
 
-impl DataMap<'_> {
+impl<'a> DataMap<'a> {
+    const fn new(file: &'a BlockFile) -> Self {
+        Self {
+            file,
+            hole: 0..0,
+            data: 0..0,
+        }
+    }
+
     /// No byte of it is in a hole.
     fn covers(&mut self, bytes: Range<u64>) -> bool {
-        if !self.known.contains(&bytes.start) {
-            self.known = match self.file.next_data(bytes.start) {
-                Some(data) if data.start <= bytes.start => data,
-                _ => return false,
-            };
+        if !self.data.contains(&bytes.start) && !self.hole.contains(&bytes.start) {
+            let next = self.file.next_data(bytes.start);
+            self.data = next.unwrap_or(u64::MAX..u64::MAX);
+            self.hole = bytes.start..self.data.start;
         }
-        bytes.end <= self.known.end
+        self.data.contains(&bytes.start) && bytes.end <= self.data.end
     }
 
     /// All of it is in a hole.

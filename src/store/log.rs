@@ -311,6 +311,25 @@ impl Iterator for Iter<'_> {
         let left = self.end - self.start;
         (left, Some(left))
     }
+
+    /// Without looking at every entry where it comes from.
+    fn fold<B, F: FnMut(B, Entry) -> B>(mut self, init: B, mut f: F) -> B {
+        let mut result = init;
+        while self.start < self.end {
+            let first = self.start - self.start % BLOCK;
+            let range = self.start - first..(self.end - first).min(BLOCK);
+            self.at(self.start);
+            let entries = match self.block == first / BLOCK {
+                true => &self.entries,
+                false => &self.log.tail,
+            };
+            for entry in entries.get(range).unwrap_or_default() {
+                result = f(result, *entry);
+            }
+            self.start = first + BLOCK;
+        }
+        result
+    }
 }
 
 impl DoubleEndedIterator for Iter<'_> {
@@ -363,6 +382,22 @@ mod tests {
         assert_eq!(log.to_vec(), model);
         let backwards: Vec<Entry> = log.iter().rev().collect();
         assert!(backwards.iter().eq(model.iter().rev()));
+        let mut taken = log.iter();
+        let some = model.len().min(300);
+        assert!(
+            taken
+                .by_ref()
+                .take(some)
+                .eq(model.iter().take(some).copied())
+        );
+        assert_eq!(
+            taken.next_back(),
+            model.get(some..).and_then(|m| m.last().copied())
+        );
+        let mut folded = Vec::new();
+        taken.for_each(|entry| folded.push(entry));
+        let rest = model.get(some..model.len().saturating_sub(1).max(some));
+        assert_eq!(folded, rest.unwrap_or_default());
         for slot in 0..=model.len() {
             assert_eq!(log.get(slot), model.get(slot).copied());
         }
@@ -383,8 +418,8 @@ mod tests {
                         model.push(pattern(kind, n));
                     },
                     1 => for n in 0..5 {
-                        let entry = pattern(kind, size as u64 + n);
-                        let slot = size * (n as usize + 1) % 900;
+                        let entry = pattern(kind, (size + n) as u64);
+                        let slot = size * (n + 1) % 900;
                         log.replace(slot, entry);
                         if let Some(place) = model.get_mut(slot) {
                             *place = entry;

@@ -103,9 +103,8 @@ impl Metadata {
             shown_next_free: next_free,
             outstanding: 0,
         };
-        for (slot, entry) in entries.iter().enumerate() {
-            metadata.note_slot(entry.new, slot);
-        }
+        let news = entries.iter().map(|entry| entry.new).enumerate();
+        news.for_each(|(slot, new)| metadata.note_slot(new, slot));
         metadata.entries = entries;
         metadata
     }

@@ -6,6 +6,7 @@
 //! meanwhile.
 
 mod append;
+mod buckets;
 mod create;
 mod disk;
 mod entry;

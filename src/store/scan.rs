@@ -59,27 +59,35 @@ pub(super) fn read_log(
     params: &LoadParams,
     sink: &mut Sink<'_>,
 ) -> Result<Option<Range<u64>>, StoreError> {
+    let chunk_bytes = layout.chunk_size.bytes();
+    let piece = usize::try_from(chunk_bytes).map_or(PIECE, |bytes| bytes.min(PIECE));
     let mut scan = Scan {
         unit: params.unit,
+        layout,
         slots: 0,
         end: None,
         sink,
     };
-    let mut area = 0;
-    while scan.end.is_none() {
-        let chunk = layout.area_chunk(area);
-        if chunk >= layout.chunk_size.whole_chunks(params.cow_sectors) {
-            return Err(StoreError::Truncated {
-                what: format!("metadata area {area} in chunk {chunk}"),
-                needs: layout.chunk_size.first_sector(chunk.saturating_add(1)),
-                has: params.cow_sectors,
-            });
-        }
-        scan.read_area(disk, layout, chunk)?;
-        if mutation::is(Mutation::FullAreaEndsLog) {
-            break;
-        }
-        area += 1;
+    let areas = match mutation::is(Mutation::FullAreaEndsLog) {
+        true => 1,
+        false => layout.areas(params.cow_sectors),
+    };
+    let starts = (0..areas).map(|area| layout.chunk_offset(layout.area_chunk(area)));
+    let pieces = starts.flat_map(|start| (start..start + chunk_bytes).step_by(piece));
+    let ended = disk.read_each(pieces, piece, &mut |offset, bytes| {
+        scan.take_piece(offset, bytes)?;
+        // An area is read to its end, also behind the terminator: stale entries there
+        // would become valid again when the log grows up to them.
+        let area_ends = (offset + piece as u64).is_multiple_of(chunk_bytes);
+        Ok(scan.end.is_none() || !area_ends)
+    })?;
+    if !ended && !mutation::is(Mutation::FullAreaEndsLog) {
+        let chunk = layout.area_chunk(areas);
+        return Err(StoreError::Truncated {
+            what: format!("metadata area {areas} in chunk {chunk}"),
+            needs: layout.chunk_size.first_sector(chunk.saturating_add(1)),
+            has: params.cow_sectors,
+        });
     }
     Ok(scan.end.and_then(|end| end.junk))
 }
@@ -87,6 +95,7 @@ pub(super) fn read_log(
 /// The state of reading the areas.
 struct Scan<'a, 'b> {
     unit: usize,
+    layout: Layout,
     /// Entries so far.
     slots: usize,
     end: Option<End>,
@@ -99,27 +108,18 @@ struct End {
 }
 
 impl Scan<'_, '_> {
-    /// Reads one area to its end, also behind the terminator: stale entries there would
-    /// become valid again when the log grows up to them.
-    fn read_area(
-        &mut self,
-        disk: &mut StoreDisk<'_>,
-        layout: Layout,
-        chunk: u64,
-    ) -> Result<(), StoreError> {
-        let chunk_bytes = layout.chunk_size.bytes();
-        let piece = usize::try_from(chunk_bytes).map_or(PIECE, |bytes| bytes.min(PIECE));
-        let mut buffer = OwnedBuffer::zeroed(piece);
-        let start = layout.chunk_offset(chunk);
-        let mut slots = layout.area_len();
-        for offset in (start..start + chunk_bytes).step_by(piece) {
-            buffer = disk.read(offset, buffer)?;
-            for (index, unit) in buffer.as_slice().chunks(self.unit).enumerate() {
-                let entries = unit.as_chunks().0;
-                let (entries, _unused) = entries.split_at(entries.len().min(slots));
-                slots -= entries.len();
-                self.take_unit(offset + (index * self.unit) as u64, entries)?;
-            }
+    /// Takes bytes of an area, in whole units.
+    fn take_piece(&mut self, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
+        let chunk_bytes = self.layout.chunk_size.bytes();
+        let area_bytes = self.layout.area_len() * ENTRY_BYTES;
+        let done = usize::try_from(offset % chunk_bytes).unwrap_or(area_bytes);
+        // In an area that is shorter than its chunk, the rest has no slots.
+        let mut slots = area_bytes.saturating_sub(done) / ENTRY_BYTES;
+        for (index, unit) in bytes.chunks(self.unit).enumerate() {
+            let entries = unit.as_chunks().0;
+            let (entries, _unused) = entries.split_at(entries.len().min(slots));
+            slots -= entries.len();
+            self.take_unit(offset + (index * self.unit) as u64, entries)?;
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 //! show one content to readers and another to a merge.
 
 use super::StoreError;
+use super::buckets::Buckets;
 use super::entry::Entry;
 use super::layout::Layout;
 use super::log::Log;
@@ -144,7 +145,8 @@ fn for_equal_neighbours(
     if entries.iter().is_sorted_by(|a, b| key(a) < key(b)) {
         return Ok(());
     }
-    let passes = entries.len().div_ceil(SORTED_AT_ONCE).clamp(1, PASSES) as u64;
+    let suspects = Suspects::of(entries, &key);
+    let passes = suspects.most.div_ceil(SORTED_AT_ONCE).clamp(1, PASSES) as u64;
     let mut order: Vec<(u64, usize)> = Vec::new();
     for pass in 0..passes {
         order.clear();
@@ -153,6 +155,7 @@ fn for_equal_neighbours(
                 .iter()
                 .enumerate()
                 .map(|(slot, entry)| (key(&entry), slot))
+                .filter(|(key, _)| suspects.contains(*key))
                 .filter(|(key, _)| passes == 1 || mixed(*key) % passes == pass),
         );
         order.sort_unstable();
@@ -173,9 +176,109 @@ fn for_equal_neighbours(
     Ok(())
 }
 
+/// The keys that may occur twice.
+struct Suspects {
+    /// By another hash than the one that raised the suspicion.
+    keys: Bits,
+    /// Entries with such keys, about.
+    most: usize,
+}
+
+impl Suspects {
+    /// Keys of which an earlier one shares a bit. With 8 bits or more for each entry, these
+    /// are less than a sixteenth of a log without repeats; if there are many, all are.
+    fn of(entries: &Log, key: impl Fn(&Entry) -> u64) -> Self {
+        let mut seen = Bits::new(entries.len().saturating_mul(8), SPREAD);
+        let mut again = Vec::new();
+        let mut see = |keys: &[u64]| {
+            let old = keys.iter().copied().filter(|key| !seen.insert(*key));
+            // One more than that is as bad as all.
+            again.extend(old.take((SORTED_AT_ONCE + 1).saturating_sub(again.len())));
+        };
+        let mut buckets = Buckets::new(u64::MAX);
+        entries.iter().for_each(|entry| {
+            let key = key(&entry);
+            buckets.push(key.wrapping_mul(SPREAD), key, &mut see);
+        });
+        buckets.finish(&mut see);
+        if again.len() > SORTED_AT_ONCE {
+            return Self {
+                keys: Bits::all(),
+                most: entries.len(),
+            };
+        }
+        let mut keys = Bits::new(again.len().saturating_mul(16), OTHER_SPREAD);
+        for key in &again {
+            keys.insert(*key);
+        }
+        let most = 2 * again.len() + entries.len() / 16;
+        Self { keys, most }
+    }
+
+    fn contains(&self, key: u64) -> bool {
+        self.keys.contains(key)
+    }
+}
+
+/// A bit for each of the values that a hash of a key can have.
+struct Bits {
+    words: Vec<u64>,
+    shift: u32,
+    spread: u64,
+}
+
+impl Bits {
+    /// `count` bits or more.
+    fn new(count: usize, spread: u64) -> Self {
+        let count = count.next_power_of_two().max(64);
+        Self {
+            words: vec![0; count / 64],
+            shift: u64::BITS - count.ilog2(),
+            spread,
+        }
+    }
+
+    /// Contains every key.
+    fn all() -> Self {
+        Self {
+            words: vec![u64::MAX],
+            shift: u64::BITS - 6,
+            spread: SPREAD,
+        }
+    }
+
+    fn place(&self, key: u64) -> (usize, u64) {
+        let bit = key.wrapping_mul(self.spread) >> self.shift;
+        (
+            usize::try_from(bit / 64).unwrap_or_default(),
+            1 << (bit % 64),
+        )
+    }
+
+    /// Whether the bit was clear.
+    fn insert(&mut self, key: u64) -> bool {
+        let (word, bit) = self.place(key);
+        self.words.get_mut(word).is_some_and(|word| {
+            let clear = *word & bit == 0;
+            *word |= bit;
+            clear
+        })
+    }
+
+    fn contains(&self, key: u64) -> bool {
+        let (word, bit) = self.place(key);
+        self.words.get(word).is_some_and(|word| word & bit != 0)
+    }
+}
+
+/// 2^64 divided by the golden ratio, for Fibonacci hashing.
+const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+/// Another odd number without a pattern.
+const OTHER_SPREAD: u64 = 0xd6e8_feb8_6659_fd93;
+
 /// Spreads chunk numbers evenly, whatever their pattern (Fibonacci hashing).
 const fn mixed(key: u64) -> u64 {
-    key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32
+    key.wrapping_mul(SPREAD) >> 32
 }
 
 #[cfg(test)]

@@ -18,6 +18,9 @@ use crate::daemon::state::place::default_state_path;
 use crate::daemon::state::{OpenedState, SnapshotRecord};
 use crate::io::{BlockFile, DeviceId, Devices, Disk, IoEngine, OpenOptions, open_disk};
 
+/// Reads under way at once while stores are loaded.
+const LOAD_READS: u32 = 4;
+
 /// Everything that was checked, and locked, but not written.
 pub struct Checked {
     pub plan: Plan,
@@ -70,7 +73,7 @@ pub fn check_without_guests(options: &ServeOptions) -> Result<Checked, DaemonErr
     let device_string = file.device_string();
     let devices = Devices::new();
     let origin_device = devices.add(file);
-    let mut disk = open_disk(IoEngine::Threads, devices.clone(), 1)
+    let mut disk = open_disk(IoEngine::Threads, devices.clone(), LOAD_READS)
         .map_err(|e| DaemonError::system("start an I/O thread", e))?;
 
     let mut checks = CowChecks {
