@@ -52,7 +52,7 @@ fn explore(
 }
 
 /// The model passes, and fails with each of these bugs.
-fn prove(
+pub(super) fn prove(
     name: &str,
     preemptions: Option<usize>,
     model: impl Fn() + Copy + Send + Sync + 'static,
@@ -68,7 +68,9 @@ fn prove(
     }
 }
 
-fn spawn<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> thread::JoinHandle<T> {
+pub(super) fn spawn<T: Send + 'static>(
+    body: impl FnOnce() -> T + Send + 'static,
+) -> thread::JoinHandle<T> {
     let builder = thread::Builder::new().stack_size(STACK);
     builder.spawn(body).unwrap()
 }
@@ -370,40 +372,6 @@ fn loom_a_request_sees_the_change_or_the_change_sees_the_request() {
     };
     let bugs = [Mutation::RegistrationUnfenced, Mutation::ChangeUnfenced];
     prove("register against publish", None, model, &bugs);
-}
-
-#[test]
-fn loom_an_exception_that_is_seen_has_its_data_and_settled_has_all_of_it() {
-    let model = || {
-        let table = Arc::new(super::table::ExceptionTable::new(8));
-        let data = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
-        let (theirs, written) = (table.clone(), data.clone());
-        let reader = spawn(move || {
-            let seen = theirs.get(5);
-            if seen.is_some() {
-                assert_eq!(seen.cow_chunk(), Some(7));
-                assert_eq!(written[0].load(Ordering::Relaxed), 1, "the copy");
-            }
-            if seen.is_settled() {
-                assert_eq!(
-                    written[1].load(Ordering::Relaxed),
-                    1,
-                    "the last reader's end"
-                );
-            }
-        });
-        data[0].store(1, Ordering::Relaxed);
-        table.set(5, 7, false);
-        data[1].store(1, Ordering::Relaxed);
-        table.set(5, 7, true);
-        reader.join().unwrap();
-    };
-    prove(
-        "publication of an exception",
-        None,
-        model,
-        &[Mutation::ExceptionRelaxed],
-    );
 }
 
 // ---- whole ports on the whole engine

@@ -58,12 +58,37 @@ impl SharedSnapshot {
     /// (in a merge view) that is the origin, even in a chunk that has a copy.
     pub fn resolve(&self, start: u64, end: u64, mut each: impl FnMut(Extent)) {
         let cs = self.chunk_size;
+        let chunk = cs.chunk_of(start);
+        if start < end && end <= self.sectors && cs.chunk_of(end - 1) == chunk {
+            // The usual request of a guest with small blocks.
+            return each(self.extent(self.table.get(chunk), start, end));
+        }
+        self.resolve_many(start, end, each);
+    }
+
+    /// Sectors of one chunk.
+    fn extent(&self, exception: Exception, start: u64, end: u64) -> Extent {
+        let cs = self.chunk_size;
+        let inside = start & (cs.sectors() - 1);
+        let (device, device_sector) = match exception.cow_chunk() {
+            Some(cow) => (Some(self.device), cs.first_sector(cow) | inside),
+            None => (None, start),
+        };
+        Extent {
+            device,
+            device_sector,
+            sector: start,
+            sectors: end - start,
+        }
+    }
+
+    fn resolve_many(&self, start: u64, end: u64, mut each: impl FnMut(Extent)) {
+        let cs = self.chunk_size;
         let mut run: Option<Extent> = None;
         let mut at = start;
         while at < end {
             let chunk = cs.chunk_of(at);
             let mut stop = cs.first_sector(chunk.saturating_add(1)).min(end);
-            let inside = at - cs.first_sector(chunk);
             let mut exception = self.table.get(chunk);
             if stop > self.sectors && !mutation::is(Mutation::CopyShownBehindSnapshot) {
                 if at < self.sectors {
@@ -72,32 +97,20 @@ impl SharedSnapshot {
                     exception = Exception::NONE;
                 }
             }
-            let (device, device_sector) = match exception.cow_chunk() {
-                Some(cow) => (
-                    Some(self.device),
-                    cs.first_sector(cow).saturating_add(inside),
-                ),
-                None => (None, at),
-            };
-            run = Some(match run {
-                Some(r) if r.device == device && r.device_sector + r.sectors == device_sector => {
-                    Extent {
-                        sectors: r.sectors + (stop - at),
-                        ..r
-                    }
+            let next = self.extent(exception, at, stop);
+            match &mut run {
+                Some(r)
+                    if r.device == next.device
+                        && r.device_sector + r.sectors == next.device_sector =>
+                {
+                    r.sectors += next.sectors;
                 }
-                other => {
-                    if let Some(r) = other {
+                _ => {
+                    if let Some(r) = run.replace(next) {
                         each(r);
                     }
-                    Extent {
-                        device,
-                        device_sector,
-                        sector: at,
-                        sectors: stop - at,
-                    }
                 }
-            });
+            }
             at = stop;
         }
         if let Some(r) = run {

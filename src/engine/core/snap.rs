@@ -55,11 +55,10 @@ impl Snap {
     pub(super) fn new(id: SnapshotId, store: SnapshotStore, origin_sectors: u64) -> Self {
         let chunk_size = store.metadata.layout().chunk_size;
         // For the whole origin: Linux may have left entries behind the snapshot's end.
-        let table = ExceptionTable::new(chunk_size.chunks_covering(origin_sectors));
-        for e in store.metadata.entries() {
-            // Entries that were loaded are durable, and nothing reads the origin for them.
-            table.set(e.old, e.new, true);
-        }
+        // Entries that were loaded are durable, and nothing reads the origin for them.
+        let table = ExceptionTable::of_settled(chunk_size.chunks_covering(origin_sectors), || {
+            store.metadata.entries().iter().map(|e| (e.old, e.new))
+        });
         Self {
             shared: Arc::new(SharedSnapshot {
                 id,
