@@ -13,6 +13,7 @@
 
 #[path = "../offline/decoder.rs"]
 mod decoder;
+#[path = "../common/memory.rs"]
 mod memory;
 
 use std::os::unix::fs::FileExt;

@@ -1,10 +1,12 @@
-//! How much memory a piece of work takes at its peak, on all threads.
+//! How much memory a piece of work takes, on all threads.
+#![allow(dead_code)] // No test needs all of it.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 static NOW: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
 
 struct Counting;
 
@@ -14,6 +16,7 @@ static ALLOCATOR: Counting = Counting;
 // SAFETY: everything is left to the system's allocator; counting allocates nothing.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
         let now = NOW.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
         PEAK.fetch_max(now, Ordering::Relaxed);
         // SAFETY: the caller's promises are passed on.
@@ -33,4 +36,18 @@ pub fn peak<T>(work: impl FnOnce() -> T) -> (T, usize) {
     PEAK.store(before, Ordering::Relaxed);
     let result = work();
     (result, PEAK.load(Ordering::Relaxed).saturating_sub(before))
+}
+
+/// Runs `work`; returns also by how many bytes memory has grown at its end.
+pub fn growth<T>(work: impl FnOnce() -> T) -> (T, usize) {
+    let before = NOW.load(Ordering::Relaxed);
+    let result = work();
+    (result, NOW.load(Ordering::Relaxed).saturating_sub(before))
+}
+
+/// Runs `work`; returns also how often it allocated.
+pub fn allocations<T>(work: impl FnOnce() -> T) -> (T, usize) {
+    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    let result = work();
+    (result, ALLOCATIONS.load(Ordering::Relaxed) - before)
 }
