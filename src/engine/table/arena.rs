@@ -15,6 +15,8 @@ use crate::sync::{Mutex, MutexGuard, TINY};
 pub(super) const LARGEST: u32 = if TINY { 3 } else { 9 };
 const SEGMENT_SHIFT: u32 = if TINY { 3 } else { 13 };
 const SEGMENT: usize = 1 << SEGMENT_SHIFT;
+/// The first segments, 256 MiB, are found without looking for their level.
+const FIRST: usize = if TINY { 2 } else { 4096 };
 const LEVELS: usize = 48;
 
 /// Words that are allocated together: a number of largest blocks.
@@ -39,7 +41,8 @@ type Level = Box<[OnceLock<Box<Segment>>]>;
 /// The words, and which of them are free.
 #[derive(Debug)]
 pub(super) struct Arena {
-    /// Level `n` has `1 << n` segments, so that an array never has to move.
+    first: Level,
+    /// Those after them. Level `n` has `1 << n` segments, so that an array never has to move.
     levels: [OnceLock<Level>; LEVELS],
     free: Mutex<Free>,
 }
@@ -55,6 +58,7 @@ struct Free {
 impl Arena {
     pub fn new() -> Self {
         Self {
+            first: empty(FIRST),
             levels: std::array::from_fn(|_| OnceLock::new()),
             free: Mutex::default(),
         }
@@ -62,9 +66,15 @@ impl Arena {
 
     /// Where the words are of a block that begins at `start`.
     pub fn segment(&self, start: u64) -> Option<&Segment> {
-        let (level, index) = place(start >> SEGMENT_SHIFT)?;
-        let segment = self.levels.get(level)?.get()?.get(index)?.get()?;
-        Some(segment)
+        let number = usize::try_from(start >> SEGMENT_SHIFT).ok()?;
+        let segment = match self.first.get(number) {
+            Some(segment) => segment,
+            None => {
+                let (level, index) = place(number);
+                self.levels.get(level)?.get()?.get(index)?
+            }
+        };
+        segment.get().map(Box::as_ref)
     }
 
     /// A free block: its first word. The words of one that was never used are 0.
@@ -95,25 +105,29 @@ impl Arena {
     }
 
     fn add_segment(&self, number: u64) {
-        let Some((level, index)) = place(number) else {
+        let Ok(number) = usize::try_from(number) else {
             return;
         };
-        let Some(segments) = self.levels.get(level) else {
-            return;
-        };
-        let segments = segments.get_or_init(|| (0..1 << level).map(|_| OnceLock::new()).collect());
-        if let Some(segment) = segments.get(index) {
+        let (level, index) = place(number);
+        let segment = self.first.get(number).or_else(|| {
+            let segments = self.levels.get(level)?;
+            segments.get_or_init(|| empty(1 << level)).get(index)
+        });
+        if let Some(segment) = segment {
             segment.get_or_init(Segment::new);
         }
     }
 }
 
-/// The level and the index in it of a segment.
-fn place(segment: u64) -> Option<(usize, usize)> {
-    let place = segment + 1;
-    let level = place.ilog2();
-    let index = usize::try_from(place - (1 << level)).ok()?;
-    Some((usize::try_from(level).ok()?, index))
+fn empty(segments: usize) -> Level {
+    (0..segments).map(|_| OnceLock::new()).collect()
+}
+
+/// The level and the index in it of a segment after the first ones.
+fn place(number: usize) -> (usize, usize) {
+    let place = number.saturating_sub(FIRST) + 1;
+    let level = usize::try_from(place.ilog2()).unwrap_or_default();
+    (level, place - (1 << level))
 }
 
 impl Free {
