@@ -1,12 +1,14 @@
-//! How much memory a piece of work takes, on all threads.
+//! How much memory a piece of work takes on all threads, and how often its own allocates.
 #![allow(dead_code)] // No test needs all of it.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 static NOW: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
-static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+thread_local!(static ALLOCATIONS: Cell<usize> = const { Cell::new(0) });
 
 struct Counting;
 
@@ -16,7 +18,8 @@ static ALLOCATOR: Counting = Counting;
 // SAFETY: everything is left to the system's allocator; counting allocates nothing.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // A thread that ends counts no longer.
+        let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
         let now = NOW.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
         PEAK.fetch_max(now, Ordering::Relaxed);
         // SAFETY: the caller's promises are passed on.
@@ -45,9 +48,9 @@ pub fn growth<T>(work: impl FnOnce() -> T) -> (T, usize) {
     (result, NOW.load(Ordering::Relaxed).saturating_sub(before))
 }
 
-/// Runs `work`; returns also how often it allocated.
+/// Runs `work`; returns also how often it allocated, on this thread.
 pub fn allocations<T>(work: impl FnOnce() -> T) -> (T, usize) {
-    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    let before = ALLOCATIONS.get();
     let result = work();
-    (result, ALLOCATIONS.load(Ordering::Relaxed) - before)
+    (result, ALLOCATIONS.get() - before)
 }
