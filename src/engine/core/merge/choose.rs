@@ -51,7 +51,7 @@ impl Core {
                 }
                 started.push(number);
             }
-            if background > 0 && merge.is_background_due() {
+            if background > 0 && merge.is_background_due(snap.metadata.entries().len()) {
                 let entries = merge.take_tail(snap, limit(snap, background));
                 if !entries.is_empty() {
                     chunks += entries.len() as u64;
@@ -73,9 +73,12 @@ impl Core {
 }
 
 impl Merge {
-    fn is_background_due(&self) -> bool {
+    fn is_background_due(&self, entries: usize) -> bool {
         let copying = |b: &Batch| b.kind == Kind::Background && !b.is_all_issued();
-        !self.paused && !self.batches.values().any(copying) && self.pipeline.backlog() < BACKLOG
+        !self.paused
+            && self.taken.len() < entries
+            && !self.batches.values().any(copying)
+            && self.pipeline.backlog() < BACKLOG
     }
 
     /// Chunks that guest writes wait for, the oldest turn first, and the newest turn
