@@ -12,6 +12,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use crate::engine::api::Notice;
 use crate::engine::core::Core;
 use crate::engine::core::drains::Drain;
 use crate::engine::core::waiting::{RequestId, Waiter, Waits};
@@ -412,6 +413,10 @@ impl Core {
             self.drop_from_batch_drain(number, chunk);
             self.look_at_batch(number);
         }
+        // It is to be merged again, and nothing else may end that tells the merger so.
+        self.notify(Notice::MergeWork {
+            snapshot: shared.id,
+        });
         true
     }
 }

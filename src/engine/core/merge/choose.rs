@@ -66,7 +66,7 @@ impl Core {
         self.advance_merge();
         match &self.merge {
             Some(_) if bytes > 0 => MergeStep::Started { bytes },
-            Some(merge) if merge.has_work() => MergeStep::Running,
+            Some(merge) if merge.has_mergers_work() => MergeStep::Running,
             Some(_) | None => MergeStep::Idle,
         }
     }

@@ -116,6 +116,13 @@ impl Merge {
         !self.batches.is_empty() || !self.pipeline.is_empty()
     }
 
+    /// Whether any of that is on the merger's thread. The end of a direct write's part
+    /// notifies it.
+    fn has_mergers_work(&self) -> bool {
+        let mergers = |b: &Batch| !matches!(b.kind, Kind::Direct(_));
+        self.batches.values().any(mergers) || !self.pipeline.is_empty()
+    }
+
     /// The waits of a batch that is under way.
     pub(super) fn waits_of_batch(&mut self, number: u64) -> Option<&mut Waits> {
         Some(&mut self.batches.get_mut(&number)?.waits)
