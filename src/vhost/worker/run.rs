@@ -79,6 +79,10 @@ impl Worker {
                 continue;
             }
             if self.stopping && (self.is_drained() || mutation::is(Mutation::StopNotDrained)) {
+                if self.disk.in_flight() == 0 {
+                    // The last signal may still wait for a call to the kernel.
+                    self.disk.reap(false, &mut self.done);
+                }
                 return Stopped {
                     position: self.ring.next_avail(),
                     undone: self.undone,
