@@ -33,7 +33,10 @@ fn rig() -> Option<Rig> {
     let device = devices.add(BlockFile::open(dir.path().join("image"), options).unwrap());
     let mut disk = UringDisk::new(devices, 8).unwrap();
     let flags = [(); 2].map(|()| Arc::new(EventFlag::new().unwrap()));
-    let events = flags.iter().map(|f| -> Watched { f.clone() }).collect();
+    let mut events: Vec<Watched> = Vec::new();
+    for flag in &flags {
+        events.push(Arc::<EventFlag>::clone(flag));
+    }
     disk.watch(events).then_some(Rig {
         disk,
         device,
