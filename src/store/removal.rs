@@ -33,8 +33,9 @@ impl Metadata {
     /// 2. Some steps of the tail: moves are durable, so each survivor of the tail is in
     ///    its new slot; see [`Self::cut_tail`].
     ///
-    /// Removed entries that such a store still holds must be harmless: their
-    /// chunks are merged (COW and origin hold the same bytes) or duplicates.
+    /// Removed entries that such a store still holds must be harmless: they are duplicates,
+    /// or their chunks are merged, so that COW and origin hold the same bytes, or the origin
+    /// holds those of a guest's write that is not acknowledged yet.
     pub fn plan_removal(&self, slots: &[usize]) -> RemovalPlan {
         let len = self.entries().len();
         let mut removed: Vec<usize> = slots.iter().copied().filter(|&s| s < len).collect();

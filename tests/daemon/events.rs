@@ -241,6 +241,11 @@ fn a_merge_that_fails_and_goes_on_is_told_in_the_order_in_which_it_did() {
     };
     client.merge(&request).unwrap();
     events.expect("s", "handover");
+    // The rate lets 64 KiB be merged, and nothing more for 16 seconds. A cut under the
+    // removal of an entry could not be resumed from.
+    eventually("the first chunks are merged", || {
+        client.status().unwrap().merge.unwrap().chunks_done == 16
+    });
     client.pause_merge().unwrap();
     events.expect("s", "merge-paused");
     // Header and area stay, the data is gone.

@@ -23,6 +23,8 @@ pub struct Store {
     pub area: usize,
     /// Exceptions that it has from the start, for the snapshot's last chunks.
     pub filled: usize,
+    /// The entries ascend on both sides; otherwise they descend on the origin.
+    pub in_order: bool,
     /// There are stale entries after the terminator.
     pub junk: bool,
     pub defer: bool,
@@ -39,6 +41,7 @@ impl Store {
             lacks: 0,
             area: chunk as usize * 32,
             filled: 0,
+            in_order: false,
             junk: false,
             defer: false,
             discards: Discards::default(),
@@ -53,6 +56,13 @@ impl Store {
     pub fn filled(mut self, entries: usize) -> Self {
         self.filled = entries;
         self
+    }
+
+    /// The same, in the order of the origin: all entries are one run, so that a merge has
+    /// few operations.
+    pub fn filled_in_order(mut self, entries: usize) -> Self {
+        self.in_order = true;
+        self.filled(entries)
     }
 
     /// The origin grew by so many sectors since it was taken.

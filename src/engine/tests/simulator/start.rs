@@ -15,6 +15,17 @@ const SLOTS: u16 = 4;
 /// Sector n of a store that is filled beforehand holds stamp n plus this.
 pub const FILLED: u64 = 300;
 
+/// The chunks of a store that is filled beforehand, in the origin and in the COW.
+fn filled(spec: &Store, chunks: usize) -> Vec<(usize, usize)> {
+    let old = |n: usize| match spec.in_order {
+        true => chunks - spec.filled + n,
+        false => chunks - 1 - n,
+    };
+    (0..spec.filled)
+        .map(|n| (old(n), nth_data_chunk(spec.area, n)))
+        .collect()
+}
+
 impl Sim {
     /// False: it cannot start yet. `moves`: something is still under way.
     pub fn start(&mut self, action: &Action, moves: bool) -> Result<bool, String> {
@@ -427,9 +438,7 @@ impl Sim {
             }
         } else {
             let chunks = sectors.div_ceil(chunk);
-            let entries: Vec<(usize, usize)> = (0..spec.filled)
-                .map(|n| (chunks - 1 - n, nth_data_chunk(spec.area, n)))
-                .collect();
+            let entries = filled(spec, chunks);
             let mut image = self.w.devices.current(device);
             encode(&mut image, chunk, spec.area, &entries, spec.junk);
             for (old, new) in &entries {

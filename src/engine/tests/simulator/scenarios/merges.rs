@@ -63,8 +63,8 @@ pub fn hole_across_units() -> Case {
 
 /// One batch takes three units off the end of the log: they are padded, then zeroed.
 pub fn padded_tail() -> Case {
-    Case::new("a merge of several units at once", 400)
-        .store(Store::new(1, "P", 4, 600).filled(100))
+    Case::new("a merge of three units at once", 400)
+        .store(Store::new(1, "P", 4, 600).filled_in_order(100))
         .batch(75 * 2048)
         .handover(1, Wait, false)
         .flush(0)
@@ -73,7 +73,7 @@ pub fn padded_tail() -> Case {
 /// As [`padded_tail`], to the first entry, which goes by itself.
 pub fn emptied_at_once() -> Case {
     Case::new("a merge of all units at once", 400)
-        .store(Store::new(1, "P", 4, 600).filled(100))
+        .store(Store::new(1, "P", 4, 600).filled_in_order(100))
         .batch(100 * 2048)
         .handover(1, Wait, false)
         .flush(0)
@@ -82,7 +82,7 @@ pub fn emptied_at_once() -> Case {
 /// The same from the middle of the log: entries move, then the tail is padded.
 pub fn padded_after_moves() -> Case {
     Case::new("a merge of several units with a hole", 400)
-        .store(Store::new(1, "P", 4, 600).filled(100))
+        .store(Store::new(1, "P", 4, 600).filled_in_order(100))
         .batch(75 * 2048)
         .handover(1, Wait, false)
         .write(0, 0..4)
