@@ -59,6 +59,8 @@ impl Requests for KeptPort {
 
     fn take_inbox(&mut self, out: &mut Vec<Command>) {
         self.0.get().take_inbox(out);
+        // Another thread may have more for it before the worker goes on.
+        (0..pick(40)).for_each(|_| thread::yield_now());
     }
 
     fn is_idle(&self) -> bool {

@@ -20,23 +20,27 @@ const FIRST: usize = if TINY { 2 } else { 4096 };
 const LEVELS: usize = 48;
 
 /// Words that are allocated together: a number of largest blocks.
-#[derive(Debug)]
-pub(super) struct Segment([AtomicU64; SEGMENT]);
+type Words = Box<[AtomicU64; SEGMENT]>;
 
-impl Segment {
-    fn new() -> Box<Self> {
-        Box::new(Self(std::array::from_fn(|_| AtomicU64::new(0))))
-    }
+/// Made where they stay: they are too many for a stack.
+fn words() -> Words {
+    let words: Box<[AtomicU64]> = (0..SEGMENT).map(|_| AtomicU64::new(0)).collect();
+    words.try_into().expect("SEGMENT words were made")
+}
 
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Segment<'a>(&'a [AtomicU64; SEGMENT]);
+
+impl<'a> Segment<'a> {
     /// Word `index` of the block that begins at `start`.
-    pub fn word(&self, start: u64, index: u64) -> Option<&AtomicU64> {
+    pub fn word(self, start: u64, index: u64) -> Option<&'a AtomicU64> {
         // A block is aligned to its size.
         let place = (start | index) & (SEGMENT as u64 - 1);
         self.0.get(usize::try_from(place).ok()?)
     }
 }
 
-type Level = Box<[OnceLock<Box<Segment>>]>;
+type Level = Box<[OnceLock<Words>]>;
 
 /// The words, and which of them are free.
 #[derive(Debug)]
@@ -65,7 +69,7 @@ impl Arena {
     }
 
     /// Where the words are of a block that begins at `start`.
-    pub fn segment(&self, start: u64) -> Option<&Segment> {
+    pub fn segment(&self, start: u64) -> Option<Segment<'_>> {
         let number = usize::try_from(start >> SEGMENT_SHIFT).ok()?;
         let segment = match self.first.get(number) {
             Some(segment) => segment,
@@ -74,7 +78,7 @@ impl Arena {
                 self.levels.get(level)?.get()?.get(index)?
             }
         };
-        segment.get().map(Box::as_ref)
+        segment.get().map(|words| Segment(words))
     }
 
     /// A free block: its first word. The words of one that was never used are 0.
@@ -114,7 +118,7 @@ impl Arena {
             segments.get_or_init(|| empty(1 << level)).get(index)
         });
         if let Some(segment) = segment {
-            segment.get_or_init(Segment::new);
+            segment.get_or_init(words);
         }
     }
 }

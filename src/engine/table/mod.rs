@@ -167,7 +167,7 @@ const fn home(key: u64, order: u32) -> u64 {
 }
 
 /// A key's word in a hash table, or the empty word where it would be, and what is there.
-fn search(segment: &Segment, leaf: Leaf, key: u64) -> Option<(&AtomicU64, u64)> {
+fn search(segment: Segment<'_>, leaf: Leaf, key: u64) -> Option<(&AtomicU64, u64)> {
     let first = home(key, leaf.order());
     let mut index = first;
     loop {
