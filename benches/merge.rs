@@ -19,8 +19,9 @@ use common::backend::{Disks, Program, pinned};
 use common::copy::{self, Piece};
 use common::counters::DeviceCounters;
 use common::files;
-use common::load::{self, Job, Kind, Place, Random};
+use common::load::{self, Job, Kind, Place};
 use common::options::Options;
+use common::random::Random;
 use common::{is_installed, median, sync};
 
 /// How the data that is merged lies on the disk.
@@ -126,7 +127,7 @@ fn pieces(disks: &Disks, case: Case) -> (u32, Vec<Piece>) {
     let count = disks.size() / len;
     let mut places: Vec<u64> = (0..count).collect();
     if case.random {
-        let mut random = Random(3);
+        let mut random = Random::new(3);
         for i in (1..places.len()).rev() {
             places.swap(i, random.below(i as u64 + 1) as usize);
         }

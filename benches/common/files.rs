@@ -6,13 +6,13 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use super::load::Random;
+use super::random::Random;
 
 const PIECE: usize = 1 << 20;
 
 /// A disk of random bytes.
 pub fn disk(path: &Path, size: u64) {
-    let mut random = Random(size);
+    let mut random = Random::new(size);
     written(path, size, |piece| {
         for word in piece.chunks_exact_mut(8) {
             word.copy_from_slice(&random.next().to_le_bytes());

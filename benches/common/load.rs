@@ -15,6 +15,8 @@ use virtio_driver::{
 };
 use vm_memory::{FileOffset, MmapRegion};
 
+use super::random::Random;
+
 /// Descriptors of a queue. A request uses three, so 170 requests fit.
 const QUEUE_SIZE: u16 = 512;
 
@@ -90,23 +92,6 @@ pub fn pin(cpu: usize) {
     }
 }
 
-/// Repeatable pseudo-random numbers (splitmix64).
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-}
-
 /// The offsets of a job's requests.
 enum Offsets {
     Random {
@@ -120,7 +105,7 @@ enum Offsets {
 impl Offsets {
     fn new(job: &Job, size: u64) -> Self {
         let block = job.block;
-        let mut random = Random(size ^ block);
+        let mut random = Random::new(size ^ block);
         match job.place {
             Place::Random => Self::Random {
                 random,
@@ -189,7 +174,7 @@ impl Driver {
         transport.map_mem_region(region.0, region.1, fd, 0).unwrap();
         // SAFETY: the mapping is `len` bytes long, and no request is in flight.
         let bytes = unsafe { std::slice::from_raw_parts_mut(memory.as_ptr(), len) };
-        let mut random = Random(7);
+        let mut random = Random::new(7);
         for word in bytes.chunks_exact_mut(8) {
             word.copy_from_slice(&random.next().to_le_bytes());
         }
@@ -297,7 +282,7 @@ impl<'a> Load<'a> {
             job,
             driver,
             offsets,
-            random: Random(1),
+            random: Random::new(1),
             in_flight: 0,
             outcome: Outcome {
                 requests: 0,

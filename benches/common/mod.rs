@@ -17,6 +17,8 @@ pub mod files;
 pub mod load;
 pub mod options;
 pub mod plot;
+#[path = "../../tests/common/random.rs"]
+pub mod random;
 pub mod table;
 
 use std::path::Path;
