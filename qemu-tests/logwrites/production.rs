@@ -104,8 +104,14 @@ impl<'a> Production<'a> {
             Loaded::New => return Err(format!("{}: the daemon finds no store", store.name)),
             Loaded::Invalid { .. } => None,
             Loaded::Valid(valid) => {
-                if let Some(junk) = valid.junk() {
-                    return Err(format!("{}: the daemon finds junk at {junk:?}", store.name));
+                let (junk, harmless) = (valid.junk(), valid.copies_behind_end() > 0);
+                let behind = copies.and_then(|copies| copies.behind.clone());
+                if junk != behind || junk.is_some() && !harmless {
+                    return Err(format!(
+                        "{}: the daemon finds junk at {junk:?}, harmless: {harmless}; copies are \
+                         at {behind:?}",
+                        store.name
+                    ));
                 }
                 let mut of = vec![0; (ORIGIN / store.chunk) as usize];
                 for entry in valid.metadata().entries() {

@@ -1,6 +1,8 @@
 //! A reader of the stores that shares no code with the daemon's: header, areas,
 //! entries, and which sector shows what.
 
+use std::ops::Range;
+
 use super::medium::Image;
 use super::plan::{ORIGIN, ORIGIN_AT, Store};
 
@@ -14,6 +16,9 @@ pub struct Copies {
     pub store: Store,
     /// By origin chunk: the COW chunk; 0: none.
     pub of: Vec<u64>,
+    /// Bytes of the store's device, in whole sectors, with copies of an entry of the log
+    /// behind its end.
+    pub behind: Option<Range<u64>>,
 }
 
 impl Copies {
@@ -46,7 +51,7 @@ pub fn read(image: &Image, store: Store) -> Result<Found, String> {
     let mut of = vec![0; (ORIGIN / store.chunk) as usize];
     let mut used = vec![false; (store.sectors / store.chunk) as usize];
     let per_area = store.chunk * 32;
-    let mut ended = false;
+    let (mut ended, mut behind) = (false, None);
     let mut area = 1;
     while !ended {
         if (area + 1) * store.chunk > store.sectors {
@@ -57,11 +62,15 @@ pub fn read(image: &Image, store: Store) -> Result<Found, String> {
                 let (old, new) = (long(entry, 0), long(entry, 8));
                 if ended || new == 0 {
                     ended = true;
+                    if (old, new) == (0, 0) {
+                        continue;
+                    }
                     // A copy of an entry of the log does no harm there.
-                    let copy = new != 0 && of.get(old as usize) == Some(&new);
-                    if (old, new) != (0, 0) && !copy {
+                    if new == 0 || of.get(old as usize) != Some(&new) {
                         return Err(format!("{}: {old} -> {new} behind the end", store.name));
                     }
+                    let first = behind.map_or(sector, |behind: Range<u64>| behind.start / 512);
+                    behind = Some(first * 512..(sector + 1) * 512);
                     continue;
                 }
                 let data = new > 1 && new % (per_area + 1) != 1;
@@ -82,7 +91,7 @@ pub fn read(image: &Image, store: Store) -> Result<Found, String> {
         }
         area += per_area + 1;
     }
-    Ok(Found::Valid(Copies { store, of }))
+    Ok(Found::Valid(Copies { store, of, behind }))
 }
 
 /// Chunks that a store can keep at most.

@@ -28,7 +28,8 @@ pub struct Check {
     /// Entries found, good and bad.
     pub entries: u64,
     pub damage: Vec<Damage>,
-    /// Bytes after the log's end that are not zero.
+    /// Bytes after the log's end that are not zero, unless they are only copies of an
+    /// entry of the log.
     pub stale_bytes: u64,
     /// Entries whose copy lies in a hole of the file and reads as zeroes: zeroed
     /// chunks and sparse copies do, and files that were cut and made longer again.
@@ -37,8 +38,8 @@ pub struct Check {
     pub warning: Option<String>,
     /// Why the verdict is `invalid` although the header is not: a state file.
     pub recorded: Option<String>,
-    /// Entries that repeat another, as a removal that was cut short leaves
-    /// them: harmless, also for Linux.
+    /// Entries that repeat another, in the log or behind its end, as a change of the log
+    /// that was cut short leaves them: harmless, also for Linux.
     pub repeated_entries: u64,
     /// Bytes of the origin, if it was given.
     pub origin_size: Option<u64>,
@@ -232,7 +233,12 @@ impl Found {
             }
             Ok(())
         });
-        let stale_bytes = junk.map_or(0, |junk| junk.end - junk.start);
+        let copies = junk.as_ref().map_or(0, |junk| junk.copies(entries.iter()));
+        self.repeated += copies;
+        let stale_bytes = match junk {
+            Some(junk) if copies == 0 => junk.bytes.end - junk.bytes.start,
+            Some(_) | None => 0,
+        };
         let verdict = match (self.damage.is_empty(), stale_bytes) {
             (false, _) => Verdict::Damaged,
             (true, 0) => Verdict::Good,

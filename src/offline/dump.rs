@@ -121,7 +121,7 @@ impl DumpEnd {
                 ..
             } => Self {
                 entries: entries as u64,
-                stale_bytes: junk.map_or(0, |junk| junk.end - junk.start),
+                stale_bytes: junk.map_or(0, |junk| junk.bytes.end - junk.bytes.start),
                 problem: missing_area.map(|error| error.to_string()),
             },
         }

@@ -124,6 +124,7 @@ pub(super) fn read_header(cow: &Path, opened: &mut Opened) -> Result<HeaderField
 fn contents(store: &ValidStore) -> Contents {
     let log = store.metadata();
     let (layout, usage) = (log.layout(), log.usage());
+    let copies = store.copies_behind_end();
     Contents {
         chunk_sectors: layout.chunk_size.sectors(),
         exceptions: log.entries().len() as u64,
@@ -133,8 +134,11 @@ fn contents(store: &ValidStore) -> Contents {
         allocated_sectors: usage.allocated,
         total_sectors: usage.total,
         metadata_sectors: usage.metadata,
-        stale_bytes: store.junk().map_or(0, |junk| junk.end - junk.start),
-        repeated_entries: store.duplicates().len() as u64,
+        stale_bytes: match store.junk() {
+            Some(junk) if copies == 0 => junk.end - junk.start,
+            Some(_) | None => 0,
+        },
+        repeated_entries: store.duplicates().len() as u64 + copies,
     }
 }
 

@@ -42,7 +42,7 @@ pub use load::{Loaded, load};
 pub use log::Log;
 pub use metadata::{MetaWrite, Metadata, NoSpace, Usage};
 pub use removal::RemovalPlan;
-pub use scan::LoadParams;
+pub use scan::{Junk, LoadParams};
 pub use settle::{ValidStore, settle_invalid};
 #[cfg(test)]
 pub(crate) use survey::survey_as;

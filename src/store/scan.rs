@@ -44,12 +44,61 @@ pub(super) fn read_header(
     Ok(RawHeader::decode(bytes.unwrap_or_default()))
 }
 
+/// What follows the terminator in its area and is not zero.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Junk {
+    /// Bytes of the COW device, in whole units.
+    pub bytes: Range<u64>,
+    /// The entry that all of it repeats, and how often; `None`: anything else.
+    repeats: Option<(Entry, u64)>,
+}
+
+impl Junk {
+    /// How many entries it is, if all are copies of one entry of `log` that begins its run
+    /// there. An append or a removal that was cut short leaves such copies. They are
+    /// harmless, for Linux too when its log grows up to them. 0 for all other junk.
+    pub fn copies(&self, log: impl Iterator<Item = Entry>) -> u64 {
+        let Some((copied, count)) = self.repeats else {
+            return 0;
+        };
+        let (mut stays, mut in_run) = (false, false);
+        for entry in log {
+            stays |= entry == copied;
+            in_run |= entry.old.checked_add(1) == Some(copied.old)
+                && entry.new.checked_add(1) == Some(copied.new);
+        }
+        if stays && !in_run { count } else { 0 }
+    }
+
+    /// The terminator's unit or a later one, what is behind the terminator; not all zero.
+    fn new(bytes: Range<u64>, entries: &[[u8; ENTRY_BYTES]]) -> Self {
+        let entries = || entries.iter().filter(|bytes| **bytes != [0; ENTRY_BYTES]);
+        let first = entries().next().and_then(|bytes| Entry::from_bytes(*bytes));
+        let all = entries().all(|bytes| Entry::from_bytes(*bytes) == first);
+        let count = entries().count() as u64;
+        Self {
+            bytes,
+            repeats: first.filter(|_| all).map(|first| (first, count)),
+        }
+    }
+
+    fn join(self, behind: Self) -> Self {
+        let repeats = match (self.repeats, behind.repeats) {
+            (Some((a, m)), Some((b, n))) if a == b => Some((a, m + n)),
+            _ => None,
+        };
+        Self {
+            bytes: self.bytes.start..behind.bytes.end,
+            repeats,
+        }
+    }
+}
+
 /// Receives each entry with its slot.
 pub(super) type Sink<'a> = dyn FnMut(usize, Entry) -> Result<(), StoreError> + 'a;
 
 /// Reads areas in pieces until one has a terminator, and passes each entry before it to
-/// `sink`. Returns the byte range, in whole units, of what is not zero from the
-/// terminator to the end of its area.
+/// `sink`. Returns what is not zero from the terminator to the end of its area.
 ///
 /// # Errors
 /// I/O errors, an area that is not on the device, and the errors of `sink`.
@@ -58,7 +107,7 @@ pub(super) fn read_log(
     layout: Layout,
     params: &LoadParams,
     sink: &mut Sink<'_>,
-) -> Result<Option<Range<u64>>, StoreError> {
+) -> Result<Option<Junk>, StoreError> {
     let chunk_bytes = layout.chunk_size.bytes();
     let piece = usize::try_from(chunk_bytes).map_or(PIECE, |bytes| bytes.min(PIECE));
     let mut scan = Scan {
@@ -104,7 +153,7 @@ struct Scan<'a, 'b> {
 
 /// The terminator was found.
 struct End {
-    junk: Option<Range<u64>>,
+    junk: Option<Junk>,
 }
 
 impl Scan<'_, '_> {
@@ -141,8 +190,11 @@ impl Scan<'_, '_> {
         if let Some(end) = &mut self.end
             && rest.as_flattened().iter().any(|&byte| byte != 0)
         {
-            let first = end.junk.as_ref().map_or(offset, |junk| junk.start);
-            end.junk = Some(first..offset + self.unit as u64);
+            let here = Junk::new(offset..offset + self.unit as u64, rest);
+            end.junk = Some(match end.junk.take() {
+                Some(before) => before.join(here),
+                None => here,
+            });
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ use super::StoreError;
 use super::disk::StoreDisk;
 use super::metadata::{MetaWrite, Metadata};
 use super::removal::RemovalPlan;
+use super::scan::Junk;
 use crate::io::{DeviceId, Disk};
 use crate::mutation::{self, Mutation};
 
@@ -16,13 +17,13 @@ pub struct ValidStore {
     metadata: Metadata,
     duplicates: Vec<usize>,
     repair: RemovalPlan,
-    junk: Option<Range<u64>>,
+    junk: Option<Junk>,
     /// The unit in which the log on disk ends, duplicates included.
     last_unit: MetaWrite,
 }
 
 impl ValidStore {
-    pub(super) fn new(log: Metadata, duplicates: Vec<usize>, junk: Option<Range<u64>>) -> Self {
+    pub(super) fn new(log: Metadata, duplicates: Vec<usize>, junk: Option<Junk>) -> Self {
         let repair = log.plan_removal(&duplicates);
         let last_unit = log.last_unit();
         let metadata = if duplicates.is_empty() || mutation::is(Mutation::RepetitionsKept) {
@@ -47,7 +48,13 @@ impl ValidStore {
     /// Bytes of the COW device, in whole units, that hold stale data after the log's end.
     /// Linux would take it for entries once the log has grown.
     pub fn junk(&self) -> Option<Range<u64>> {
-        self.junk.clone()
+        self.junk.as_ref().map(|junk| junk.bytes.clone())
+    }
+
+    /// How many entries the junk is, if it is harmless: see [`Junk::copies`].
+    pub fn copies_behind_end(&self) -> u64 {
+        let copies = |junk: &Junk| junk.copies(self.metadata.entries().iter());
+        self.junk.as_ref().map_or(0, copies)
     }
 
     /// Slots on disk of entries that repeat an earlier one.
@@ -75,7 +82,7 @@ impl ValidStore {
     pub fn settle(self, disk: &mut dyn Disk, device: DeviceId) -> Result<Metadata, StoreError> {
         let mut disk = StoreDisk::new(disk, device);
         disk.flush()?; // 0
-        if let Some(junk) = &self.junk
+        if let Some(Junk { bytes: junk, .. }) = &self.junk
             && !mutation::is(Mutation::JunkKept)
         {
             let behind = self

@@ -1,13 +1,11 @@
 //! Reading a damaged store to its end, where [`load`](super::load) stops at the first
 //! damage.
 
-use std::ops::Range;
-
 use super::StoreError;
 use super::disk::StoreDisk;
 use super::entry::Entry;
 use super::layout::Layout;
-use super::scan::{LoadParams, read_header, read_log};
+use super::scan::{Junk, LoadParams, read_header, read_log};
 use super::validate::EntryRules;
 use crate::io::{DeviceId, Disk};
 use crate::units::ChunkSize;
@@ -25,8 +23,8 @@ pub enum Survey {
         layout: Layout,
         /// Entries before the terminator.
         entries: usize,
-        /// Bytes behind the terminator that are not zero, in whole units.
-        junk: Option<Range<u64>>,
+        /// What is behind the terminator and not zero.
+        junk: Option<Junk>,
         /// The area that must follow a full one is not on the device.
         missing_area: Option<StoreError>,
     },

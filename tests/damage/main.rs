@@ -298,7 +298,9 @@ fn one(seed: u64, dir: &Path, seen: &mut Seen) {
         None => Verdict::Damaged,
         Some(Loaded::New) => Verdict::New,
         Some(Loaded::Invalid { .. }) => Verdict::Invalid,
-        Some(Loaded::Valid(store)) if store.junk().is_some() => Verdict::Stale,
+        Some(Loaded::Valid(store)) if store.junk().is_some() && store.copies_behind_end() == 0 => {
+            Verdict::Stale
+        }
         Some(Loaded::Valid(_)) => Verdict::Good,
     };
     assert_eq!(found.verdict, expected, "{found:?}");

@@ -179,6 +179,29 @@ fn check_tells_stale_bytes_which_linux_would_revive_from_harmless_repeats() {
     let world = World::new(&[(7, 2), (9, 3), (7, 2)]);
     let found = world.json(0, &["check", "cow", "--json"]);
     assert_eq!(found["repeated_entries"], json!(1));
+    // What a change of the log leaves behind the end when it is cut short: copies of an
+    // entry that stays.
+    let copies = |entry: [u64; 2]| {
+        world.change_cow(|cow| {
+            for slot in [33, 34, 70] {
+                let bytes = entry.map(u64::to_le_bytes);
+                cow[CHUNK + slot * 16..][..16].copy_from_slice(bytes.as_flattened());
+            }
+        });
+    };
+    copies([9, 3]);
+    let found = world.json(0, &["check", "cow", "--json"]);
+    assert_eq!(found["repeated_entries"], json!(4));
+    let info = world.json(0, &["info", "cow", "--json"]);
+    assert_eq!(info["contents"]["repeated_entries"], json!(4), "{info}");
+    assert_eq!(info["contents"]["stale_bytes"], json!(0), "{info}");
+    copies([9, 4]);
+    let found = world.json(1, &["check", "cow", "--json"]);
+    assert_eq!(
+        (&found["verdict"], &found["stale_bytes"]),
+        (&json!("stale"), &json!(1024))
+    );
+    copies([0, 0]);
     world.change_cow(|cow| cow[CHUNK + 100 * 16 + 8] = 4);
     let found = world.json(1, &["check", "cow", "--json"]);
     assert_eq!(
