@@ -35,6 +35,7 @@ mod logwrites;
 mod lvm;
 mod mixtures;
 mod resets;
+mod resize;
 mod restarts;
 mod rollback;
 mod short_snapshots;

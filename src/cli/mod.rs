@@ -17,6 +17,7 @@ mod merge;
 mod outcome;
 mod output;
 mod progress;
+mod resize;
 mod rollback;
 mod serve;
 mod snapshot;
@@ -84,6 +85,7 @@ enum Verb {
     Snapshot(snapshot::Snapshot),
     Grow(grow::Grow),
     Remove(snapshot::Remove),
+    Resize(resize::Resize),
     Rollback(rollback::Rollback),
     Merge(merge::Merge),
     Create(store::Create),
@@ -132,6 +134,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             Verb::Snapshot(verb) => verb.run(),
             Verb::Grow(verb) => verb.run(),
             Verb::Remove(verb) => verb.run(),
+            Verb::Resize(verb) => verb.run(),
             Verb::Rollback(verb) => verb.run(),
             Verb::Merge(verb) => verb.run(),
             Verb::Create(verb) => verb.run(),

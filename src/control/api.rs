@@ -196,6 +196,31 @@ pub struct StoreSize {
     pub size: u64,
 }
 
+/// `PUT /v1/origin/size`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OriginSize {
+    /// New size in bytes, not less than the current one. Without it, the size that the file
+    /// or device has now is used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+}
+
+/// The result of a resize request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResizeReply {
+    /// Size in bytes before.
+    pub before: u64,
+    /// Size in bytes now.
+    pub size: u64,
+    /// Sockets whose front ends were told, so that their guests see the size at once. `null`
+    /// is a socket that was passed to the daemon.
+    pub told: Vec<Option<String>>,
+    /// Sockets whose front ends cannot be told: their guests see the size after a new
+    /// connection.
+    pub untold: Vec<Option<String>>,
+}
+
 /// `PUT /v1/merge/rate`
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -448,6 +473,8 @@ pub trait Volume: Send + Sync {
     /// Enlarges the snapshot's COW to `bytes`, or uses the new space of a device that was
     /// enlarged.
     fn grow_snapshot(&self, name: &str, bytes: u64) -> Result<(), ApiError>;
+    /// Enlarges the origin to `bytes`, or, with `None`, uses the size that it has now.
+    fn resize(&self, bytes: Option<u64>) -> Result<ResizeReply, ApiError>;
     fn rollback(&self, request: RollbackRequest) -> Result<RollbackReply, ApiError>;
     /// Cancels the pending rollback.
     fn cancel_rollback(&self) -> Result<(), ApiError>;

@@ -15,8 +15,8 @@ use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 
 use super::api::{
-    ApiError, MergeRate, MergeRequest, RollbackReply, RollbackRequest, SnapshotSpec, StoreSize,
-    VolumeStatus,
+    ApiError, MergeRate, MergeRequest, OriginSize, ResizeReply, RollbackReply, RollbackRequest,
+    SnapshotSpec, StoreSize, VolumeStatus,
 };
 use super::events::EventPage;
 
@@ -116,6 +116,11 @@ impl Client {
         let path = format!("/v1/snapshots/{name}/size");
         self.send(Method::PUT, &path, &StoreSize { size: bytes })
             .map(drop)
+    }
+
+    /// `bytes` is the new size of the origin; `None`: the size that it has now.
+    pub fn resize(&self, bytes: Option<u64>) -> Result<ResizeReply, ClientError> {
+        self.parse(&self.send(Method::PUT, "/v1/origin/size", &OriginSize { size: bytes })?)
     }
 
     pub fn rollback(&self, request: &RollbackRequest) -> Result<RollbackReply, ClientError> {

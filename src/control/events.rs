@@ -107,6 +107,10 @@ pub enum EventKind {
     SnapshotGrown {
         size: u64,
     },
+    /// The origin was enlarged; `size` in bytes.
+    OriginResized {
+        size: u64,
+    },
     /// The use of the COW has reached 80 %, or the next step of 5 % above that.
     UsageThreshold {
         percent: u64,

@@ -9,7 +9,9 @@ use hyper::{Method, Request, Response, StatusCode, header};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::api::{ApiError, ErrorKind, MergeRate, SnapshotSpec, StoreSize, Volume, check_name};
+use super::api::{
+    ApiError, ErrorKind, MergeRate, OriginSize, SnapshotSpec, StoreSize, Volume, check_name,
+};
 use super::follow::{Connection, FOLLOWERS_MAX, Feed, Followers};
 use super::render;
 
@@ -26,6 +28,7 @@ enum Target<'a> {
     Events,
     Snapshot(&'a str),
     Size(&'a str),
+    OriginSize,
     Rollback,
     Merge,
     MergePause,
@@ -39,6 +42,7 @@ impl<'a> Target<'a> {
             "status" => Self::Status,
             "table" => Self::Table,
             "events" => Self::Events,
+            "origin/size" => Self::OriginSize,
             "rollback" => Self::Rollback,
             "merge" => Self::Merge,
             "merge/pause" => Self::MergePause,
@@ -58,7 +62,7 @@ impl<'a> Target<'a> {
             Self::Snapshot(_) => &[Method::PUT, Method::DELETE],
             Self::Rollback => &[Method::POST, Method::DELETE],
             Self::Merge | Self::MergePause | Self::MergeResume => &[Method::POST],
-            Self::Size(_) | Self::MergeRate => &[Method::PUT],
+            Self::Size(_) | Self::OriginSize | Self::MergeRate => &[Method::PUT],
         }
     }
 }
@@ -170,6 +174,10 @@ where
             check_name(name).map_err(|message| ApiError::new(ErrorKind::BadRequest, message))?;
             let wanted: StoreSize = read_json(body).await?;
             done(volume.grow_snapshot(name, wanted.size))?
+        }
+        Target::OriginSize => {
+            let wanted: OriginSize = read_json(body).await?;
+            Reply::Json(json(&volume.resize(wanted.size)?)?)
         }
         Target::Rollback if method == Method::DELETE => done(volume.cancel_rollback())?,
         Target::Rollback => Reply::Json(json(&volume.rollback(read_json(body).await?)?)?),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::control::api::{
-    ApiError, ErrorKind, MergeRequest, OriginStatus, RollbackOutcome, RollbackReply,
+    ApiError, ErrorKind, MergeRequest, OriginStatus, ResizeReply, RollbackOutcome, RollbackReply,
     RollbackRequest, RollbackWhen, SnapshotSpec, StoreType, VolumeStatus,
 };
 use crate::control::events::EventLog;
@@ -68,6 +68,15 @@ impl Volume for FakeVolume {
     }
     fn grow_snapshot(&self, name: &str, bytes: u64) -> Result<(), ApiError> {
         self.note(format!("grow {name} {bytes}"))
+    }
+    fn resize(&self, bytes: Option<u64>) -> Result<ResizeReply, ApiError> {
+        self.note(format!("resize {bytes:?}"))?;
+        Ok(ResizeReply {
+            before: 512,
+            size: bytes.unwrap_or(1024),
+            told: vec![None],
+            untold: Vec::new(),
+        })
     }
     fn rollback(&self, request: RollbackRequest) -> Result<RollbackReply, ApiError> {
         self.note(format!(

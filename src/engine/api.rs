@@ -272,6 +272,10 @@ pub enum ControlRequest {
         snapshot: SnapshotId,
         cow_sectors: u64,
     },
+    /// The origin was enlarged.
+    ResizeOrigin {
+        sectors: u64,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -286,6 +290,8 @@ pub enum ControlError {
     MergeRunning,
     #[error("the merge failed on a metadata write or flush; only a new start can go on with it")]
     MergeFailed,
+    #[error("the origin cannot become smaller")]
+    Shrinks,
     #[error("no merge is running")]
     NoMerge,
     #[error("another control operation is under way")]
@@ -366,10 +372,11 @@ pub struct EngineStatus {
     pub merge: Option<MergeStatus>,
 }
 
-/// Origin parameters.
+/// The origin when the engine starts.
 #[derive(Clone, Copy, Debug)]
 pub struct OriginParams {
     pub device: DeviceId,
-    /// Size in sectors; need not be a multiple of any chunk size.
+    /// Size in sectors; need not be a multiple of any chunk size. It may grow, see
+    /// [`ControlRequest::ResizeOrigin`].
     pub sectors: u64,
 }

@@ -79,7 +79,7 @@ pub(super) fn decide(
 
 impl FastRequest<'_> {
     fn origin(self) -> DeviceId {
-        self.shared.origin.device
+        self.shared.origin
     }
 
     /// A read needs no settled chunk: what it reads is registered.
@@ -264,7 +264,7 @@ impl FastRequest<'_> {
     fn guest_write(self, e: Extent, durable: bool) -> Command {
         Command::GuestWrite {
             tag: tags::fast(self.slot),
-            device: e.device.unwrap_or(self.shared.origin.device),
+            device: e.device.unwrap_or(self.shared.origin),
             offset: e.device_sector << SECTOR_SHIFT,
             slot: self.slot,
             slot_offset: byte_count(e.sector - self.sector),

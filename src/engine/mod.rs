@@ -53,6 +53,11 @@ impl Engine {
         Port::open(self, role, slots, wake)
     }
 
+    /// The present size of the origin.
+    pub fn origin_sectors(&self) -> u64 {
+        self.shared.origin_sectors()
+    }
+
     pub fn status(&self) -> EngineStatus {
         lock(&self.core).status()
     }

@@ -72,7 +72,7 @@ impl Port {
         self.busy += 1;
         let end = request.sector.saturating_add(request.sectors);
         let slots = self.issued.len();
-        if end > self.engine.shared.origin.sectors || usize::from(request.slot) >= slots {
+        if end > self.engine.shared.origin_sectors() || usize::from(request.slot) >= slots {
             return self.complete(request.slot, Status::IoError, out);
         }
         let first = out.len();
@@ -323,7 +323,7 @@ impl Port {
     }
 
     pub(super) fn is_origin_flush(&self, op: &crate::io::Op) -> bool {
-        let origin = self.engine.shared.origin.device;
+        let origin = self.engine.shared.origin;
         op.device == origin && matches!(op.kind, crate::io::OpKind::Flush)
     }
 }

@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError};
 use super::api::*;
 use super::registrations::{Registrations, fence_change};
 use super::views::{Config, SharedSnapshot};
+use crate::io::DeviceId;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Mutex, MutexGuard};
 
@@ -16,7 +17,9 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// What all ports share.
 #[derive(Debug)]
 pub(super) struct Shared {
-    pub origin: OriginParams,
+    pub origin: DeviceId,
+    /// Sectors of the origin. It only grows.
+    pub origin_sectors: AtomicU64,
     /// Epoch of `config`; a port whose copy is older fetches it again.
     pub epoch: AtomicU64,
     pub config: Mutex<Arc<Config>>,
@@ -29,12 +32,17 @@ pub(super) struct Shared {
 impl Shared {
     pub fn new(origin: OriginParams) -> Self {
         Self {
-            origin,
+            origin: origin.device,
+            origin_sectors: AtomicU64::new(origin.sectors),
             epoch: AtomicU64::new(0),
             config: Mutex::new(Arc::new(Config::new(0, Default::default()))),
             drains: AtomicUsize::new(0),
             origin_flush_failed: AtomicBool::new(false),
         }
+    }
+
+    pub fn origin_sectors(&self) -> u64 {
+        self.origin_sectors.load(Ordering::Acquire)
     }
 
     /// Whether a flush of the origin (`None`) or of a store must fail even if the

@@ -20,6 +20,9 @@ pub(super) struct SharedSnapshot {
     pub chunk_size: ChunkSize,
     /// Length of the snapshot; the origin may be longer.
     pub sectors: u64,
+    /// Length of the origin when the snapshot was added, which its table covers and its
+    /// copies reach. The origin may have grown since.
+    pub covers: u64,
     pub table: ExceptionTable,
     /// Acknowledged writes may have entries that are not durable yet.
     pub defer_commits: bool,

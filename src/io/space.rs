@@ -14,6 +14,19 @@ impl BlockFile {
     /// Enlarges to `size` bytes, durably: allocates a regular file's space now,
     /// and for a device checks that it has been enlarged. Returns the new size.
     pub fn grow(&self, size: u64) -> Result<u64, OpenError> {
+        self.lengthen(size, |now| self.preallocate(now, size))
+    }
+
+    /// As [`Self::grow`], without allocating space: the new part of a file is a hole.
+    pub fn extend(&self, size: u64) -> Result<u64, OpenError> {
+        self.lengthen(size, |_| self.set_size(size))
+    }
+
+    fn lengthen(
+        &self,
+        size: u64,
+        make_longer: impl FnOnce(u64) -> Result<(), OpenError>,
+    ) -> Result<u64, OpenError> {
         let path = self.path().to_owned();
         if let Err(why) = self.check_flush() {
             // The lost part would read as zeroes.
@@ -36,7 +49,7 @@ impl BlockFile {
         if self.is_device() {
             return Err(OpenError::FixedSize { path, size: now });
         }
-        self.preallocate(now, size)?;
+        make_longer(now)?;
         rustix::fs::fsync(self)
             .map_err(|e| OpenError::io(self.path(), "make its size durable", e))?;
         self.refresh_size()

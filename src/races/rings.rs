@@ -27,7 +27,7 @@ use crate::mutation::Mutation;
 use crate::sync;
 use crate::vhost::parts::{Handler, ViewContext};
 use crate::vhost::{Backend, Requests, Start, ViewConfig, ViewHooks};
-use crate::virtio_blk::{BlkDevice, ConfigSpace};
+use crate::virtio_blk::{BlkDevice, Capacity, ConfigSpace};
 
 const SIZE: u16 = 32;
 const MEMORY: u64 = 0x10000;
@@ -228,7 +228,7 @@ impl Driver {
 
 fn handler(volume: &Volume, memory: &File) -> Handler {
     let device = BlkDevice {
-        capacity_sectors: 8,
+        capacity: Capacity::new(8),
         block_size: 512,
         read_only: false,
         max_discard_sectors: 0,
@@ -248,6 +248,7 @@ fn handler(volume: &Volume, memory: &File) -> Handler {
             devices: volume.devices.clone(),
         }),
         hooks: Arc::new(NoHooks),
+        back_channel: Arc::default(),
         leave: Arc::new(EventFlag::new().unwrap()),
         last_left: false,
     });

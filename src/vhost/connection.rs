@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::RecvFlags;
 use tracing::warn;
+use vhost::vhost_user::message::FrontendReq;
 use vhost::vhost_user::{BackendReqHandler, Error};
 
+use super::back_channel::{self, BackChannel};
 use super::handler::Handler;
 use crate::event_flag::EventFlag;
 use crate::wait_set::{Interest, WaitSet};
@@ -46,7 +48,12 @@ pub enum Ending {
 
 /// Serves the front end until it leaves or `stop` is set. The handler's rings are
 /// still to be stopped, and the stream must stay open until they are.
-pub fn serve(stream: &UnixStream, handler: &Arc<Mutex<Handler>>, stop: &EventFlag) -> Ending {
+pub fn serve(
+    stream: &UnixStream,
+    handler: &Arc<Mutex<Handler>>,
+    back_channel: &BackChannel,
+    stop: &EventFlag,
+) -> Ending {
     let prepared = stream
         .set_read_timeout(Some(MESSAGE_TIMEOUT))
         .and_then(|()| stream.set_write_timeout(Some(MESSAGE_TIMEOUT)))
@@ -58,10 +65,15 @@ pub fn serve(stream: &UnixStream, handler: &Arc<Mutex<Handler>>, stop: &EventFla
     let mut requests = BackendReqHandler::from_stream(theirs, Arc::clone(handler));
     let mut refusals = 0;
     loop {
-        let flags = match next_message(stream, &waits, stop) {
-            Ok(flags) => flags,
+        let (request, flags) = match next_message(stream, &waits, stop) {
+            Ok(header) => header,
             Err(ending) => return ending,
         };
+        if request == u32::from(FrontendReq::SET_BACKEND_REQ_FD) {
+            // Before the front end gets its answer. If the message is refused, the
+            // connection ends.
+            back_channel.set(back_channel::peek(stream));
+        }
         match requests.handle_request() {
             Ok(()) => {}
             Err(_) if stop.is_set() => return Ending::Stopped,
@@ -88,9 +100,12 @@ fn acknowledges(handler: &Mutex<Handler>) -> bool {
 
 /// Waits until the next message is complete and its answer has room, without taking it,
 /// so that the thread never waits for the front end in the middle of a message. Returns
-/// the flags of its header. Messages that the library does not support can be handled
-/// here.
-fn next_message(stream: &UnixStream, waits: &Waits, stop: &EventFlag) -> Result<u32, Ending> {
+/// the request and the flags of its header.
+fn next_message(
+    stream: &UnixStream,
+    waits: &Waits,
+    stop: &EventFlag,
+) -> Result<(u32, u32), Ending> {
     wait_for(&waits.for_a_message, None)?;
     // A poll returns at once for a part of a message, so this loop checks again.
     let begun = Instant::now();
@@ -100,7 +115,7 @@ fn next_message(stream: &UnixStream, waits: &Waits, stop: &EventFlag) -> Result<
         match rustix::net::recv(stream, &mut header, RecvFlags::PEEK).map(|(_, len)| len) {
             Ok(0) | Err(rustix::io::Errno::CONNRESET) => return Err(Ending::Left),
             Ok(HEADER_LEN) => {
-                let [_, _, _, _, a, b, c, d, e, f, g, h] = header;
+                let [i, j, k, l, a, b, c, d, e, f, g, h] = header;
                 let size = u64::from(u32::from_ne_bytes([e, f, g, h]));
                 // The library refuses a longer message because of its header.
                 let whole = HEADER_BYTES + size.min(PAYLOAD_MAX);
@@ -108,7 +123,8 @@ fn next_message(stream: &UnixStream, waits: &Waits, stop: &EventFlag) -> Result<
                     .map_err(|e| Ending::Protocol(e.to_string()))?;
                 if there >= whole {
                     wait_for(&waits.for_room, Some(MESSAGE_TIMEOUT))?;
-                    return Ok(u32::from_ne_bytes([a, b, c, d]));
+                    let request = u32::from_ne_bytes([i, j, k, l]);
+                    return Ok((request, u32::from_ne_bytes([a, b, c, d])));
                 }
             }
             Ok(_) | Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}

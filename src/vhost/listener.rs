@@ -14,11 +14,12 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use tracing::{info, warn};
 
+use super::back_channel::BackChannel;
 use super::connection::{Ending, serve};
 use super::handler::{Handler, ViewContext};
 use super::{Backend, ViewConfig, ViewHooks};
 use crate::event_flag::EventFlag;
-use crate::virtio_blk::ConfigSpace;
+use crate::virtio_blk::{Capacity, ConfigSpace};
 use crate::wait_set::{Interest, WaitSet};
 
 /// Front ends that may wait until the one that is served leaves.
@@ -187,6 +188,9 @@ impl Drop for SocketFile {
 /// A view that is served. Dropping it stops it.
 pub struct ViewServer {
     shared: Arc<Shared>,
+    name: String,
+    capacity: Capacity,
+    back_channel: Arc<BackChannel>,
     thread: Option<JoinHandle<()>>,
     /// Closed when the thread ends.
     ended: mpsc::Receiver<()>,
@@ -229,8 +233,11 @@ impl ViewServer {
         });
         let theirs = Arc::clone(&shared);
         let (alive, ended) = mpsc::channel();
+        let (capacity, name) = (config.device.capacity.clone(), config.name.clone());
+        let back_channel = Arc::<BackChannel>::default();
         let view = ViewContext {
             space: Arc::new(ConfigSpace::new(config.device.clone())),
+            back_channel: Arc::clone(&back_channel),
             config: Arc::new(config),
             backend,
             hooks,
@@ -245,8 +252,24 @@ impl ViewServer {
             })?;
         Ok(Self {
             shared,
+            name,
+            capacity,
+            back_channel,
             thread: Some(thread),
             ended,
+        })
+    }
+
+    /// The disk has `sectors` sectors from now on. Returns whether the front end was told, so
+    /// that its guest sees it at once.
+    pub fn resize(&self, sectors: u64) -> bool {
+        self.capacity.set(sectors);
+        self.back_channel.config_changed().unwrap_or_else(|e| {
+            warn!(
+                "view {}: the front end cannot be told of the new size: {e}",
+                self.name
+            );
+            false
         })
     }
 
@@ -352,7 +375,8 @@ impl Shared {
         info!("view {name}: front end connected");
         view.hooks.attached();
         let handler = Arc::new(Mutex::new(Handler::new(view.clone())));
-        let ending = serve(&stream, &handler, &self.stop);
+        let ending = serve(&stream, &handler, &view.back_channel, &self.stop);
+        view.back_channel.set(None);
         let mut rings = handler.lock().unwrap_or_else(PoisonError::into_inner);
         if ending == Ending::Left {
             rings.hang_up();

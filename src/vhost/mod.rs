@@ -13,6 +13,7 @@
 //! only after all requests that it took are back on its ring and all its work for the
 //! engine is done; guest memory is unmapped only after that.
 
+mod back_channel;
 mod connection;
 mod guest;
 mod handler;

@@ -60,7 +60,7 @@ impl ConfigSpace {
         put(
             &mut bytes,
             CAPACITY,
-            &self.device.capacity_sectors.to_le_bytes(),
+            &self.device.capacity.sectors().to_le_bytes(),
         );
         put(&mut bytes, SEG_MAX_OFFSET, &SEG_MAX.to_le_bytes());
         put(&mut bytes, BLK_SIZE, &self.device.block_size.to_le_bytes());
@@ -149,11 +149,12 @@ fn put(bytes: &mut [u8; CONFIG_LEN], offset: usize, value: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Capacity;
     use super::*;
 
     fn config() -> ConfigSpace {
         ConfigSpace::new(BlkDevice {
-            capacity_sectors: 0x1122_3344_5566,
+            capacity: Capacity::new(0x1122_3344_5566),
             block_size: 4096,
             read_only: false,
             serial: "disk0".into(),

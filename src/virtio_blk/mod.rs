@@ -4,6 +4,9 @@
 pub mod config;
 pub mod request;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use crate::units::SECTOR_SHIFT;
 
 pub use config::ConfigSpace;
@@ -42,11 +45,29 @@ pub mod feature {
     pub const WRITE_ZEROES: u64 = 1 << 14;
 }
 
+/// The size of a disk in sectors, which may grow while guests use the disk. All clones show
+/// the same size.
+#[derive(Clone, Debug)]
+pub struct Capacity(Arc<AtomicU64>);
+
+impl Capacity {
+    pub fn new(sectors: u64) -> Self {
+        Self(Arc::new(AtomicU64::new(sectors)))
+    }
+
+    pub fn sectors(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    pub fn set(&self, sectors: u64) {
+        self.0.store(sectors, Ordering::Release);
+    }
+}
+
 /// What a guest sees of one disk.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct BlkDevice {
-    /// Size in sectors.
-    pub capacity_sectors: u64,
+    pub capacity: Capacity,
     /// Logical block size in bytes: a power of two in 512 ..= 65536. Requests
     /// must be aligned to it.
     pub block_size: u32,

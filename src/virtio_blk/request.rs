@@ -186,7 +186,7 @@ fn check_range(sector: u64, sectors: u64, device: &BlkDevice) -> Result<(u64, u6
         return Err("not aligned to the block size");
     }
     // Compared in sectors: the guest's 64-bit sector number is never shifted.
-    let capacity = device.capacity_sectors;
+    let capacity = device.capacity.sectors();
     if sector > capacity || sectors > capacity - sector {
         return Err("beyond the end of the disk");
     }

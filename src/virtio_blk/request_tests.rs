@@ -14,6 +14,7 @@ use virtio_queue::{Queue, QueueOwnedT};
 use vm_memory::GuestMemoryMmap;
 
 use super::*;
+use crate::virtio_blk::Capacity;
 
 #[path = "chain_tests.rs"]
 mod chains;
@@ -39,7 +40,7 @@ fn memory() -> Memory {
 
 fn device() -> BlkDevice {
     BlkDevice {
-        capacity_sectors: CAPACITY,
+        capacity: Capacity::new(CAPACITY),
         block_size: 512,
         read_only: false,
         serial: "serial".into(),

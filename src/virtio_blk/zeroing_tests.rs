@@ -125,7 +125,7 @@ fn a_range_is_taken_from_its_segment_in_any_framing() {
 #[test]
 fn a_range_is_whole_blocks_within_the_disk_and_no_more_than_was_offered() {
     let large = BlkDevice {
-        capacity_sectors: 1 << 40,
+        capacity: Capacity::new(1 << 40),
         ..device()
     };
     let blocks = BlkDevice {

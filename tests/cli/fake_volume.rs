@@ -3,9 +3,9 @@
 use std::sync::Mutex;
 
 use snapback::control::api::{
-    ApiError, ErrorKind, MergeOutcome, MergeRequest, MergeStatus, OriginStatus, RollbackOutcome,
-    RollbackReply, RollbackRequest, SnapshotSpec, SnapshotStatus, State, StoreType, Volume,
-    VolumeStatus,
+    ApiError, ErrorKind, MergeOutcome, MergeRequest, MergeStatus, OriginStatus, ResizeReply,
+    RollbackOutcome, RollbackReply, RollbackRequest, SnapshotSpec, SnapshotStatus, State,
+    StoreType, Volume, VolumeStatus,
 };
 use snapback::control::events::EventLog;
 
@@ -132,6 +132,15 @@ impl Volume for Notes {
     }
     fn grow_snapshot(&self, name: &str, bytes: u64) -> Result<(), ApiError> {
         self.note("grow", (name, bytes))
+    }
+    fn resize(&self, bytes: Option<u64>) -> Result<ResizeReply, ApiError> {
+        self.note("resize", bytes)?;
+        Ok(ResizeReply {
+            before: 1 << 20,
+            size: bytes.unwrap_or(1 << 20),
+            told: vec![None],
+            untold: vec![Some("disk.sock".to_owned())],
+        })
     }
     fn rollback(&self, request: RollbackRequest) -> Result<RollbackReply, ApiError> {
         self.note("rollback", serde_json::to_string(&request).unwrap())?;

@@ -18,9 +18,9 @@ use fake_volume::{Notes, idle, merged, merging, snapshot};
 use snapback::control::ControlServer;
 use snapback::control::api::{SnapshotStatus, State, Volume, VolumeStatus};
 
-const VERBS: [&str; 15] = [
-    "serve", "status", "table", "events", "snapshot", "grow", "remove", "rollback", "merge",
-    "create", "info", "check", "dump", "export", "diff",
+const VERBS: [&str; 16] = [
+    "serve", "status", "table", "events", "snapshot", "grow", "remove", "resize", "rollback",
+    "merge", "create", "info", "check", "dump", "export", "diff",
 ];
 
 fn snapback(arguments: &[&str]) -> Output {

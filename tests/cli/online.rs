@@ -116,6 +116,11 @@ fn verbs_reach_the_volume_with_absolute_paths() {
         "--read-only",
     ]);
     daemon.done(&["grow", "a", "1G"]);
+    let told = daemon.done(&["resize", "2M"]);
+    assert!(
+        told.contains("now has 2M, before it had 1M") && told.contains("disk.sock cannot be told")
+    );
+    assert!(daemon.done(&["resize"]).contains("as before"));
     daemon.done(&["remove", "a"]);
     daemon.done(&["merge", "good", "--follow", "--rate", "1M"]);
     daemon.done(&["merge", "--pause"]);
@@ -135,6 +140,8 @@ fn verbs_reach_the_volume_with_absolute_paths() {
             r#"add "{\"name\":\"a\",\"cow\":\"/c/../c/a.cow\",\"type\":\"PO\",\"chunk_size\":65536,\"size\":67108864}""#,
             r#"add "{\"name\":\"b\",\"cow\":\"/b.cow\",\"type\":\"P\",\"socket\":\"/b.sock\",\"read_only\":true}""#,
             r#"grow ("a", 1073741824)"#,
+            "resize Some(2097152)",
+            "resize None",
             r#"remove "a""#,
             r#"merge "{\"snapshot\":\"good\",\"follow\":true,\"rate\":1048576}""#,
             "pause ()",

@@ -30,6 +30,7 @@ mod raw;
 mod read_only;
 mod record_order;
 mod resets;
+mod resize;
 mod rollback;
 mod starts;
 mod status;

@@ -6,6 +6,7 @@
     clippy::cast_possible_truncation
 )]
 
+mod back_channel;
 mod backend;
 mod driver;
 mod messages;
@@ -18,7 +19,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use snapback::vhost::{ViewConfig, ViewServer, ViewSocket};
-use snapback::virtio_blk::BlkDevice;
+use snapback::virtio_blk::{BlkDevice, Capacity};
 
 use backend::{CallLog, Volume};
 
@@ -35,7 +36,7 @@ pub struct Served {
 
 pub fn device() -> BlkDevice {
     BlkDevice {
-        capacity_sectors: SECTORS,
+        capacity: Capacity::new(SECTORS),
         block_size: 512,
         read_only: false,
         serial: "snapback-test".into(),

@@ -59,13 +59,7 @@ impl Raw {
         assert_eq!(features & !offered, 0, "not offered");
         if features & PROTOCOL != 0 {
             frontend.set_features(features).unwrap();
-            let protocol = VhostUserProtocolFeatures::MQ
-                | VhostUserProtocolFeatures::REPLY_ACK
-                | VhostUserProtocolFeatures::CONFIG
-                | VhostUserProtocolFeatures::INFLIGHT_SHMFD
-                | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
-            assert!(frontend.get_protocol_features().unwrap().contains(protocol));
-            frontend.set_protocol_features(protocol).unwrap();
+            set_protocol_features(&mut frontend, VhostUserProtocolFeatures::empty());
             frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
         }
         frontend.set_features(features).unwrap();
@@ -89,6 +83,11 @@ impl Raw {
         let mut raw = Self::connect_only(path, features);
         raw.set_memory();
         raw
+    }
+
+    /// Acknowledges more protocol features than others do.
+    pub fn negotiate(&mut self, more: VhostUserProtocolFeatures) {
+        set_protocol_features(&mut self.frontend, more);
     }
 
     pub fn connect_only(path: &Path, features: u64) -> Self {
@@ -303,6 +302,17 @@ impl Raw {
     pub fn wait_used(&self, ring: &Ring, index: u16) {
         crate::eventually("requests come back", || self.used_index(ring) == index);
     }
+}
+
+fn set_protocol_features(frontend: &mut Frontend, more: VhostUserProtocolFeatures) {
+    let protocol = VhostUserProtocolFeatures::MQ
+        | VhostUserProtocolFeatures::REPLY_ACK
+        | VhostUserProtocolFeatures::CONFIG
+        | VhostUserProtocolFeatures::INFLIGHT_SHMFD
+        | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+        | more;
+    assert!(frontend.get_protocol_features().unwrap().contains(protocol));
+    frontend.set_protocol_features(protocol).unwrap();
 }
 
 /// Whether the event is set within `millis`; takes it.

@@ -130,7 +130,7 @@ fn start_origin_views(
             id: ViewId::ORIGIN,
             snapshot: None,
             follows: false,
-            sectors: volume.facts.origin.sectors,
+            sectors: volume.engine.origin_sectors(),
             read_only,
             max_discard_sectors: MAX_DISCARD_SECTORS,
         };

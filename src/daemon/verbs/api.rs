@@ -1,7 +1,8 @@
 //! The volume as the control interface uses it.
 
 use crate::control::api::{
-    ApiError, MergeRequest, RollbackReply, RollbackRequest, SnapshotSpec, Volume, VolumeStatus,
+    ApiError, MergeRequest, ResizeReply, RollbackReply, RollbackRequest, SnapshotSpec, Volume,
+    VolumeStatus,
 };
 use crate::control::events::EventLog;
 use crate::daemon::volume::LiveVolume;
@@ -23,6 +24,10 @@ impl Volume for LiveVolume {
 
     fn grow_snapshot(&self, name: &str, bytes: u64) -> Result<(), ApiError> {
         self.after_notices(self.grow_store(name, bytes))
+    }
+
+    fn resize(&self, bytes: Option<u64>) -> Result<ResizeReply, ApiError> {
+        self.after_notices(self.resize_origin(bytes))
     }
 
     fn rollback(&self, request: RollbackRequest) -> Result<RollbackReply, ApiError> {

@@ -78,7 +78,7 @@ impl LiveVolume {
             .map(views::bind)
             .transpose()
             .map_err(|e| conflict(e.to_string()))?;
-        let sectors = self.facts.origin.sectors;
+        let sectors = self.origin().sectors;
         let prepared = inspected
             .prepare(sectors, &self.devices, &mut *disk)
             .map_err(|e| refused(&name, &e))?;
@@ -225,7 +225,7 @@ impl LiveVolume {
         let inspected = cow::inspect(
             spec,
             Purpose::New,
-            &self.facts.origin,
+            &self.origin(),
             &used,
             &self.devices,
             disk,

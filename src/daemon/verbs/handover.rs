@@ -199,6 +199,7 @@ pub fn refusal(name: &str, error: &ControlError) -> ApiError {
         | ControlError::MergeRunning
         | ControlError::MergeFailed
         | ControlError::Busy
+        | ControlError::Shrinks
         | ControlError::NotMarked(_)
         | ControlError::Io(_) => ApiError::new(ErrorKind::Io, format!("snapshot {name}: {error}")),
     }

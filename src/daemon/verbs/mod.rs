@@ -4,7 +4,7 @@
 //! ```text
 //!  api ─► by_vmm, at_reset ─► rollback ─► handover ─► create ─► undo
 //!    ├──► merge ────────────────────────────┘
-//!    └──► remove, grow, status
+//!    └──► remove, grow, resize, status
 //! ```
 
 mod api;
@@ -15,6 +15,7 @@ mod grow;
 mod handover;
 mod merge;
 mod remove;
+mod resize;
 mod rollback;
 mod status;
 mod undo;

@@ -137,6 +137,7 @@ fn not_removed(name: &str, error: &ControlError) -> ApiError {
         | ControlError::MergeFailed
         | ControlError::NoMerge
         | ControlError::Busy
+        | ControlError::Shrinks
         | ControlError::Io(_) => "",
     };
     ApiError::new(

@@ -26,7 +26,7 @@ impl LiveVolume {
         VolumeStatus {
             origin: OriginStatus {
                 path: self.facts.path.clone(),
-                sectors: self.facts.origin.sectors,
+                sectors: self.engine.origin_sectors(),
                 read_only: self.facts.read_only,
                 device: self.facts.device_string.clone(),
             },

@@ -45,6 +45,7 @@ pub struct VolumeFacts {
     pub service: Service,
     /// As shown in the status.
     pub path: String,
+    /// When the volume was opened; see [`LiveVolume::origin`].
     pub origin: OriginFacts,
     pub origin_device: DeviceId,
     /// `major:minor`, `0:0` for a file.
@@ -206,6 +207,14 @@ impl LiveVolume {
             tracing::debug!(?other, "not for the control port");
         }
         result
+    }
+
+    /// The origin with its present size.
+    pub fn origin(&self) -> OriginFacts {
+        OriginFacts {
+            sectors: self.engine.origin_sectors(),
+            ..self.facts.origin
+        }
     }
 
     pub fn is_stopping(&self) -> bool {

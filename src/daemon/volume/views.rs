@@ -15,7 +15,7 @@ use crate::io::{Devices, Disk, IoEngine, open_disk};
 use crate::vhost::{
     Backend, Requests, SocketError, Start, ViewConfig, ViewHooks, ViewServer, ViewSocket,
 };
-use crate::virtio_blk::BlkDevice;
+use crate::virtio_blk::{BlkDevice, Capacity};
 
 /// Operations that one queue's disk has in flight at a time.
 const DISK_DEPTH: u32 = 256;
@@ -94,7 +94,7 @@ impl ServedView {
         let config = ViewConfig {
             name: description.snapshot.unwrap_or("origin").to_owned(),
             device: BlkDevice {
-                capacity_sectors: description.sectors,
+                capacity: Capacity::new(description.sectors),
                 block_size: settings.block_size,
                 read_only: description.read_only,
                 serial,
@@ -148,6 +148,12 @@ impl ServedView {
     /// From now on this view shows what the origin view shows.
     pub fn follow_origin(&self) {
         self.presence.is_origin.store(true, Ordering::Release);
+    }
+
+    /// Shows a larger disk, and tells the front end. Returns whether it was told; a front
+    /// end that has no channel for it sees the size when it connects next.
+    pub fn resize(&self, sectors: u64) -> bool {
+        self.server.resize(sectors)
     }
 
     /// The front end of a connected descriptor has left.

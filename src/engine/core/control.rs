@@ -68,6 +68,10 @@ impl Core {
                 self.invalid_recorded(snapshot);
                 Ends::Now
             }
+            ControlRequest::ResizeOrigin { sectors } => {
+                self.resize_origin(sectors)?;
+                Ends::Now
+            }
             ControlRequest::Grow {
                 snapshot,
                 cow_sectors,

@@ -253,7 +253,7 @@ impl Core {
         };
         let cs = snap.shared.chunk_size;
         let end = cs.first_sector(run.old + run.count);
-        cs.first_sector(run.old)..end.min(self.origin_sectors())
+        cs.first_sector(run.old)..end.min(snap.shared.covers)
     }
 
     fn start_job(&mut self, runs: Vec<CopyRun>, port: usize) {

@@ -27,6 +27,7 @@ mod ports;
 mod publish;
 mod removal;
 mod request;
+mod resize;
 mod snap;
 mod snapshot_write;
 mod unsettled;
@@ -106,11 +107,11 @@ impl Core {
     }
 
     fn origin_device(&self) -> DeviceId {
-        self.shared.origin.device
+        self.shared.origin
     }
 
     fn origin_sectors(&self) -> u64 {
-        self.shared.origin.sectors
+        self.shared.origin_sectors()
     }
 
     /// The snapshot that is being merged.

@@ -65,6 +65,7 @@ impl Snap {
                 device: store.device,
                 chunk_size,
                 sectors: store.sectors.min(origin_sectors),
+                covers: origin_sectors,
                 table,
                 defer_commits: store.defer_commits,
                 discards: store.discards,

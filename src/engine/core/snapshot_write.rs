@@ -40,9 +40,9 @@ struct Part {
 }
 
 impl Part {
-    fn new(request: &SlowRequest, shared: &SharedSnapshot, chunk: u64, origin_end: u64) -> Self {
+    fn new(request: &SlowRequest, shared: &SharedSnapshot, chunk: u64) -> Self {
         let cs = shared.chunk_size;
-        let all = cs.first_sector(chunk)..cs.first_sector(chunk + 1).min(origin_end);
+        let all = cs.first_sector(chunk)..cs.first_sector(chunk + 1).min(shared.covers);
         let written = request.start().max(all.start)..request.end().min(all.end);
         Self {
             chunk,
@@ -116,7 +116,6 @@ impl Core {
         chunk: u64,
         gather: &mut Option<Gather>,
     ) {
-        let origin_end = self.origin_sectors();
         let (Some(request), Some(snap)) =
             (self.requests.get_mut(id), self.snaps.get_mut(&shared.id))
         else {
@@ -125,7 +124,7 @@ impl Core {
         if snap.state() != StoreState::Valid {
             return request.set_failed();
         }
-        let part = Part::new(request, shared, chunk, origin_end);
+        let part = Part::new(request, shared, chunk);
         if let Some(cow) = shared.table.get(chunk).cow_chunk() {
             if request.is_durable() && snap.unsettled.contains(chunk) {
                 wait_for_entry(id, request, snap, chunk);
@@ -270,14 +269,13 @@ impl Core {
             }
             return self.wake(Waiter::Request(id));
         }
-        let origin_end = self.origin_sectors();
         let (Some(request), Some(snap), Some(buffer)) =
             (self.requests.get(id), self.snaps.get(&snapshot), buffer)
         else {
             return;
         };
         let shared = &snap.shared;
-        let part = Part::new(request, shared, chunk, origin_end);
+        let part = Part::new(request, shared, chunk);
         let Some(cow) = snap.unsettled.cow_chunk(chunk) else {
             return;
         };

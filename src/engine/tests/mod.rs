@@ -17,6 +17,7 @@ mod linux_faults;
 mod merge;
 mod notices;
 mod origin_view;
+mod resize;
 mod seeded_bugs;
 mod short_snapshot;
 mod simulator;

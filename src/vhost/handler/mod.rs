@@ -16,6 +16,7 @@ use vhost::vhost_user::{Error, Result};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
+use super::back_channel::BackChannel;
 use super::inflight::InflightRegion;
 use super::memory::MemoryTable;
 use super::queue::QueueState;
@@ -36,6 +37,7 @@ pub struct ViewContext {
     pub space: Arc<ConfigSpace>,
     pub backend: Arc<dyn Backend>,
     pub hooks: Arc<dyn ViewHooks>,
+    pub back_channel: Arc<BackChannel>,
     /// Set when the view ends.
     pub leave: Arc<EventFlag>,
     /// The last front end is known to have disconnected by itself.

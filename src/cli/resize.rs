@@ -1,0 +1,55 @@
+//! `snapback resize`
+
+use clap::Args;
+
+use super::connect::Control;
+use super::{CliError, Outcome, output};
+use crate::control::api::ResizeReply;
+use crate::size;
+
+/// Enlarge the disk while guests use it.
+///
+/// A file is enlarged, and the new part reads as zeroes. A device must have been enlarged before
+/// (for example with lvextend). Guests see the new size at once where the front end can be told
+/// (QEMU, cloud-hypervisor). Snapshots keep their sizes: a rollback leaves what lies behind the end of
+/// its snapshot as it is. A disk cannot be made smaller.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+EXAMPLE
+  snapback resize 20G
+  lvextend -L 20G vg0/disk && snapback resize")]
+pub struct Resize {
+    /// New size of the disk, not smaller than the present one [default: the size that the file or
+    /// device has now].
+    #[arg(value_parser = size::parse_device_size)]
+    size: Option<u64>,
+
+    #[command(flatten)]
+    control: Control,
+}
+
+impl Resize {
+    pub fn run(self) -> Result<Outcome, CliError> {
+        let reply = self.control.client()?.resize(self.size)?;
+        output::text(&summary(&reply))?;
+        Ok(Outcome::Done)
+    }
+}
+
+fn summary(reply: &ResizeReply) -> String {
+    let size = size::exact(reply.size);
+    let mut text = if reply.before == reply.size {
+        format!("the disk has {size}, as before\n")
+    } else {
+        let before = size::exact(reply.before);
+        format!("the disk now has {size}, before it had {before}\n")
+    };
+    for socket in &reply.untold {
+        let socket = socket.as_deref().unwrap_or("the given descriptor");
+        text.push_str(&format!(
+            "the front end at {socket} cannot be told: its guest sees the new size after the \
+             front end has connected again\n"
+        ));
+    }
+    text
+}
