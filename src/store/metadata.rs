@@ -186,9 +186,14 @@ impl Metadata {
         let oldest = oldest.and_then(|slot| self.entries.get(slot));
         let oldest = oldest.filter(|_| !mutation::is(Mutation::PaddedFromRun));
         let newest = self.entries.iter().rev().take(PADDING_CANDIDATES);
+        // In a log in the order of its chunks, runs begin behind the chunks of areas.
+        let slots = (0..self.entries.len()).step_by(self.layout.area_len());
+        let firsts = slots.filter_map(|slot| self.entries.get(slot));
+        let firsts = firsts.take(PADDING_CANDIDATES);
         oldest
             .into_iter()
             .chain(newest)
+            .chain(firsts)
             .find(|entry| self.begins_run(*entry) && stays(*entry))
     }
 

@@ -149,3 +149,26 @@ impl Metadata {
         self.into_loaded()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::store::{Entry, Layout, Metadata};
+    use crate::units::ChunkSize;
+
+    // Where the log was one run and its first entries went before those behind them, there
+    // was nothing to pad with, and each unit was a durable step.
+    #[test]
+    fn a_run_that_loses_its_beginning_first_is_removed_in_few_steps() {
+        let layout = Layout::new(ChunkSize::new(8).unwrap());
+        let mut metadata = Metadata::fresh(layout, 1 << 20, 512);
+        for old in 0..1000 {
+            let new = metadata.allocate().unwrap();
+            metadata.apply_append(&[Entry { old, new }]);
+        }
+        for kept in [300..700, 256..1000, 400..600] {
+            let slots: Vec<usize> = (0..1000).filter(|slot| !kept.contains(slot)).collect();
+            let tail = metadata.plan_removal(&slots).tail;
+            assert!(tail.len() <= 2, "{} steps, {kept:?} stays", tail.len());
+        }
+    }
+}

@@ -212,8 +212,7 @@ impl Core {
                 self.direct_written(batch, request, result);
             }
             IoPurpose::MergeFlush => self.merge_flush_done(result),
-            IoPurpose::MergeMove => self.merge_move_done(result),
-            IoPurpose::MergeZero => self.merge_zero_done(result),
+            IoPurpose::MergeMove | IoPurpose::MergeZero => self.merge_log_done(&purpose, result),
             IoPurpose::SyncFlush { snapshot } => self.sync_flush_done(snapshot, result),
             IoPurpose::CutFlush => self.cut_flushed(result),
         }

@@ -72,6 +72,8 @@ fn bugs(port: &Port, purpose: Option<&IoPurpose>, op: &OpKind) -> &'static [(Mut
             (Mutation::MergeFlushDropped, Dropped),
             (Mutation::FailedMergeFlushIgnored, ErrorIgnored),
         ],
+        (IoPurpose::MergeMove, OpKind::Flush) => &[(Mutation::MovesFlushDropped, Dropped)],
+        (IoPurpose::MergeZero, OpKind::Flush) => &[(Mutation::RemovalFlushDropped, Dropped)],
         (IoPurpose::MergeMove, _) => &[
             (Mutation::MovesDropped, Dropped),
             (Mutation::MoveVolatile, Volatile),

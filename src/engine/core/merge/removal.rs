@@ -4,11 +4,13 @@
 //! removal takes what flushes have covered: all that guest writes wait for, and of the
 //! rest as much as does not make them wait; the slots are looked up now, because the
 //! removal before may have moved entries → 3 its writes, each step durable before the
-//! next → 4 drop from memory, which lifts the fence, and release waiters.
+//! next: a single write by itself, several by one flush after the last of them → 4 drop
+//! from memory, which lifts the fence, and release waiters.
 //!
 //! One flush and one removal are under way at a time, side by side: a plan holds only
 //! for the log that it was made from. Copies go on meanwhile.
 
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 
 use super::batch::{Batch, Kind};
@@ -17,7 +19,7 @@ use crate::engine::core::Core;
 use crate::engine::core::accounting::IoPurpose;
 use crate::engine::core::waiting::{RequestId, Waiter};
 use crate::engine::failure::Failure;
-use crate::io::{Buffer, DeviceId, OwnedBuffer};
+use crate::io::{Buffer, OwnedBuffer};
 use crate::mutation::{self, Mutation};
 use crate::store::{Entry, MetaWrite, RemovalPlan};
 
@@ -32,7 +34,7 @@ const CHUNKS_BESIDE_WAITERS: usize = 1024;
 pub(super) struct Group {
     /// Guest writes wait for them.
     urgent: Vec<Entry>,
-    /// The first ones are nearest to the end of the log.
+    /// A removal takes those that are nearest to the end of the log.
     background: VecDeque<Entry>,
     /// Direct writes, whose chunks are among the urgent ones.
     writes: Vec<RequestId>,
@@ -73,7 +75,11 @@ struct Turn {
     plan: RemovalPlan,
     step: Step,
     ios: usize,
-    /// A write failed: it is unknown which of its entries are on disk.
+    /// The step has several writes, which are to be flushed when they have ended.
+    volatile: bool,
+    /// That flush is under way.
+    flushing: bool,
+    /// A write or a flush failed: it is unknown which of its entries are on disk.
     failed: bool,
 }
 
@@ -242,6 +248,9 @@ impl Core {
             return;
         }
         let group = &mut pipeline.flushed;
+        // Batches may end in another order. The tail of the log goes without moves.
+        let slot = |e: &Entry| Reverse(snap.metadata.slot_of(e.new));
+        group.background.make_contiguous().sort_by_cached_key(slot);
         let waited_for = !merge.waiting.is_empty() || !group.writes.is_empty();
         pipeline.most = if waited_for {
             CHUNKS_BESIDE_WAITERS
@@ -255,38 +264,61 @@ impl Core {
         let slots = entries.iter().filter_map(|e| snap.metadata.slot_of(e.new));
         let slots: Vec<usize> = slots.collect();
         let plan = snap.metadata.plan_removal(&slots);
-        let (device, moves) = (snap.shared.device, plan.moves.clone());
+        let moves = plan.moves.clone();
         pipeline.turn = Some(Turn {
             entries,
             writes,
             plan,
             step: Step::Move,
-            ios: moves.len(),
+            ios: 0,
+            volatile: false,
+            flushing: false,
             failed: false,
         });
         if moves.is_empty() {
             return self.zero_next();
         }
-        for write in &moves {
-            self.write_log(IoPurpose::MergeMove, port, device, write);
-        }
+        self.write_step(&IoPurpose::MergeMove, port, &moves);
     }
 
     fn turn(&mut self) -> Option<&mut Turn> {
         self.merge.as_mut()?.pipeline.turn.as_mut()
     }
 
-    pub(in crate::engine::core) fn merge_move_done(&mut self, result: Result<(), Failure>) {
-        if self.turn_io_ended(result) && self.turn().is_some_and(|t| t.ios == 0) {
-            self.zero_next();
+    /// A write or the flush of a step has ended.
+    pub(in crate::engine::core) fn merge_log_done(
+        &mut self,
+        purpose: &IoPurpose,
+        mut result: Result<(), Failure>,
+    ) {
+        let snapshot = self.merging();
+        // One that failed beside it, such as a guest's, lost what this one covers, too.
+        if self.turn().is_some_and(|t| t.flushing) {
+            match (result, snapshot) {
+                (Err(failure), Some(id)) => self.store_flush_failed(id, failure),
+                _ => result = self.flush_lost(snapshot).map_or(Ok(()), Err),
+            }
         }
+        let early = mutation::is(Mutation::RemovalFlushedEarly);
+        let wait = |t: &mut Turn| t.ios > 0 && !(early && t.volatile);
+        if !self.turn_io_ended(result) || self.turn().is_none_or(wait) {
+            return;
+        }
+        let port = self.merge.as_ref().and_then(|m| m.port);
+        let device = self.merged_store().map(|s| s.device);
+        let (Some(turn), Some(port), Some(device)) = (self.turn(), port, device) else {
+            return;
+        };
+        turn.flushing = std::mem::take(&mut turn.volatile);
+        if !turn.flushing {
+            return self.zero_next();
+        }
+        turn.ios += 1;
+        self.issue(port, purpose.clone(), |tag| Command::Flush { tag, device });
     }
 
     /// Step 3, the tail, one step of the plan after the other.
     fn zero_next(&mut self) {
-        let Some(device) = self.merged_store().map(|s| s.device) else {
-            return;
-        };
         let port = self.merge.as_ref().and_then(|m| m.port);
         let (Some(turn), Some(port)) = (self.turn(), port) else {
             return;
@@ -299,29 +331,29 @@ impl Core {
         let Some(step) = turn.plan.tail.get(at).cloned() else {
             return self.turn_ended();
         };
-        turn.ios = step.len();
-        for write in &step {
-            self.write_log(IoPurpose::MergeZero, port, device, write);
-        }
+        self.write_step(&IoPurpose::MergeZero, port, &step);
     }
 
-    pub(in crate::engine::core) fn merge_zero_done(&mut self, result: Result<(), Failure>) {
-        if self.turn_io_ended(result) && self.turn().is_some_and(|t| t.ios == 0) {
-            self.zero_next();
+    fn write_step(&mut self, purpose: &IoPurpose, port: usize, writes: &[MetaWrite]) {
+        let Some(device) = self.merged_store().map(|s| s.device) else {
+            return;
+        };
+        let Some(turn) = self.turn() else { return };
+        let durable = writes.len() == 1;
+        turn.ios = writes.len();
+        turn.volatile = !durable;
+        for write in writes {
+            let mut buffer = OwnedBuffer::zeroed(write.data.len());
+            buffer.as_mut_slice().copy_from_slice(&write.data);
+            self.issue(port, purpose.clone(), |tag| Command::Write {
+                tag,
+                device,
+                offset: write.offset,
+                buffer: Buffer::Owned(buffer),
+                durable,
+                patch: None,
+            });
         }
-    }
-
-    fn write_log(&mut self, purpose: IoPurpose, port: usize, device: DeviceId, write: &MetaWrite) {
-        let mut buffer = OwnedBuffer::zeroed(write.data.len());
-        buffer.as_mut_slice().copy_from_slice(&write.data);
-        self.issue(port, purpose, |tag| Command::Write {
-            tag,
-            device,
-            offset: write.offset,
-            buffer: Buffer::Owned(buffer),
-            durable: true,
-            patch: None,
-        });
     }
 
     /// Step 4: the removal is durable, the chunks belong to the origin.

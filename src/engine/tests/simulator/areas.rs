@@ -119,6 +119,17 @@ fn merge_of_areas(n: u64) -> Case {
         .flush(0)
 }
 
+/// The same, without a guest's flush, which would flush the store as well.
+fn merge_of_areas_without_flushes(n: u64) -> Case {
+    Case::new("a merge of several areas and writes through", 3 * n + 1)
+        .store(Store::new(1, "P", 1, 60).filled(3 * n as usize))
+        .batch(512 * (2 * n + 1))
+        .handover(1, Wait, false)
+        .write_through(0, n..n + 2)
+        .write_through(0, 1..2)
+        .write_through(0, n..n + 2)
+}
+
 /// The first entry's chunk is merged first: the last entry moves to another area and
 /// leaves its own area empty.
 fn hole(n: u64) -> Case {
@@ -221,6 +232,7 @@ pub fn of(size: usize) -> Vec<Case> {
         merge(n, Wait),
         merge(n, Redirect),
         merge_of_areas(n),
+        merge_of_areas_without_flushes(n),
         hole(n),
         hole_paused(n),
         hole_interrupted(n),
