@@ -56,6 +56,7 @@ impl Core {
             return Err(ControlError::Invalid);
         }
         self.merge = Some(Merge::new(snapshot, writes, follow));
+        self.buffers.set_merging(true);
         self.notify(Notice::HandedOver { snapshot });
         self.notify(Notice::MergeWork { snapshot });
         Ok(())

@@ -338,6 +338,7 @@ impl Core {
             return;
         };
         self.snaps.remove(&merge.snapshot);
+        self.buffers.set_merging(false);
         if merge.follow {
             self.followers.insert(merge.snapshot);
         }
