@@ -3,7 +3,7 @@
 //! file.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use super::recorded::{record_of, recorded};
@@ -13,7 +13,7 @@ use crate::daemon::identity::storage_of;
 use crate::daemon::provenance::marks;
 use crate::daemon::running::notices::Notices;
 use crate::daemon::running::signals::Signals;
-use crate::daemon::running::stop::{finish, stop};
+use crate::daemon::running::stop::{Ended, finish, stop};
 use crate::daemon::start::build::build_volume;
 use crate::daemon::start::options::ServeOptions;
 use crate::daemon::start::preflight::check_without_guests;
@@ -22,6 +22,7 @@ use crate::daemon::start::sockets::Sockets;
 use crate::daemon::state::place::default_state_path;
 use crate::daemon::state::{OpenedState, SnapshotRecord, VolumeState};
 use crate::daemon::volume::{LiveVolume, Service, lock};
+use crate::engine::ControlError;
 use crate::io::{BlockFile, IoEngine, Lock, OpenOptions};
 use crate::offline::{self, StoreState};
 
@@ -67,19 +68,11 @@ pub fn merge_offline(
             .map_err(|e| DaemonError::system("wait for signals", e))?;
         until_merged(&volume, &mut notices, &signals, progress)
     });
-    // On a thread of its own, because the running batch may wait for an answer to a notice.
-    let stopped = std::thread::scope(|scope| {
-        let stopper = scope.spawn(|| stop(&volume, None));
-        while !stopper.is_finished() {
-            notices.process(&volume);
-            notices.executor().wait(Some(TICK / 4));
-        }
-        stopper.join()
-    });
+    let stopped = stop_beside_notices(&volume, &mut notices);
     notices.process(&volume);
     match stopped {
         // No guest is connected, so everything is drained.
-        Ok(Ok(_)) => {
+        Some(Ok(_)) => {
             finish(&volume)?;
             let state = lock(&volume.state);
             if !has_state_file && state.state().is_blank() {
@@ -89,8 +82,8 @@ pub fn merge_offline(
             }
         }
         // The error of a failed merge is the more useful one.
-        Ok(Err(error)) => return merged.and(Err(DaemonError::NotDurable(error))),
-        Err(_) => return Err(DaemonError::Killed),
+        Some(Err(error)) => return merged.and(Err(DaemonError::NotDurable(error))),
+        None => return Err(DaemonError::Killed),
     }
     merged
 }
@@ -216,6 +209,31 @@ fn unrecorded_spec(cow: &Path) -> SnapshotSpec {
         discard_passdown_origin: None,
         read_only: None,
     }
+}
+
+/// Stops the volume, on a thread of its own, because the running batch may wait for an
+/// answer to a notice. `None`: that thread has died.
+fn stop_beside_notices(
+    volume: &Arc<LiveVolume>,
+    notices: &mut Notices,
+) -> Option<Result<Ended, ControlError>> {
+    let (ended, has_ended) = mpsc::sync_channel(1);
+    let wake = notices.executor().waker();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let _ = ended.send(stop(volume, None));
+            // Behind its result, so that the next wait does not miss it.
+            wake.set();
+        });
+        loop {
+            notices.process(volume);
+            match has_ended.try_recv() {
+                Ok(result) => return Some(result),
+                Err(mpsc::TryRecvError::Empty) => notices.executor().wait(Some(TICK)),
+                Err(mpsc::TryRecvError::Disconnected) => return None,
+            }
+        }
+    })
 }
 
 fn until_merged(
