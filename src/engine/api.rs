@@ -210,6 +210,10 @@ pub struct SnapshotStore {
     // Only tests set it; whether it stays is decided together with the write speed.
     pub defer_commits: bool,
     pub discards: Discards,
+    /// Bytes that are zeroed at once ahead of the data, where writing a chunk for the first
+    /// time costs more than writing it again; 0: none are. It must not need space that the
+    /// store's file does not have.
+    pub zero_ahead: u64,
 }
 
 /// The effect of a discard on a snapshot's view; there is none by default.

@@ -345,6 +345,7 @@ fn add(metadata: store::Metadata) -> ControlRequest {
         marked: false,
         defer_commits: false,
         discards: Discards::default(),
+        zero_ahead: 0,
     };
     ControlRequest::AddSnapshot {
         snapshot: SNAPSHOT,

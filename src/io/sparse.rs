@@ -12,6 +12,21 @@ use super::BlockFile;
 const GRAIN: u64 = 4096;
 
 impl BlockFile {
+    /// Whether the end of the file has space that was allocated and never written, on a
+    /// file system that writes such blocks in place, twice if need be.
+    pub fn has_unwritten_space(&self) -> bool {
+        const EXT4: u64 = 0xEF53;
+        const XFS: u64 = 0x5846_5342;
+        let in_place = rustix::fs::fstatfs(self.as_fd())
+            .is_ok_and(|s| [EXT4, XFS].contains(&u64::try_from(s.f_type).unwrap_or(0)));
+        let allocated = rustix::fs::fstat(self.as_fd()).is_ok_and(|s| {
+            let blocks = u64::try_from(s.st_blocks).unwrap_or(0);
+            blocks.saturating_mul(512) >= self.size()
+        });
+        let last = self.size().saturating_sub(1) / GRAIN * GRAIN;
+        !self.is_device() && in_place && allocated && self.next_data(last).is_none()
+    }
+
     /// The next bytes at or after `from` that may differ from zero, widened to whole
     /// 4 KiB; `None` if only zeroes follow. On devices and file systems that do not
     /// report holes, everything up to the end counts as data.
@@ -42,6 +57,32 @@ mod tests {
 
     use super::*;
     use crate::io::OpenOptions;
+
+    #[test]
+    fn space_that_was_never_written_is_told_from_data_and_from_holes() {
+        let dir = tempfile::tempdir().unwrap();
+        let size = 64 << 10;
+        let make = |name: &str, sparse| {
+            let path = dir.path().join(name);
+            let create = Some(size);
+            let options = OpenOptions {
+                create,
+                sparse,
+                ..OpenOptions::default()
+            };
+            BlockFile::open(&path, options).unwrap()
+        };
+        let allocated = make("allocated", false);
+        let magic = rustix::fs::fstatfs(&allocated).unwrap().f_type;
+        let known = [0xEF53, 0x5846_5342].contains(&magic);
+        assert_eq!(allocated.has_unwritten_space(), known);
+        assert!(!make("sparse", true).has_unwritten_space());
+        let path = dir.path().join("allocated");
+        drop(allocated);
+        std::fs::write(&path, vec![1; 64 << 10]).unwrap();
+        let written = BlockFile::open(&path, OpenOptions::read_only()).unwrap();
+        assert!(!written.has_unwritten_space());
+    }
 
     #[test]
     fn data_between_holes_is_found_and_nothing_else_is_read() {

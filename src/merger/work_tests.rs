@@ -61,6 +61,7 @@ impl World {
             marked: false,
             defer_commits: false,
             discards: crate::engine::Discards::default(),
+            zero_ahead: 0,
         };
         let mut drive = |request| control.drive(request, &mut Vec::new()).unwrap();
         drive(ControlRequest::AddSnapshot {

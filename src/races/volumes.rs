@@ -80,6 +80,7 @@ impl Volume {
             marked: false,
             defer_commits: pick(2) == 0,
             discards: Discards::default(),
+            zero_ahead: 0,
         };
         let id = self.oracle.next();
         self.oracle.begin_cut(id);

@@ -122,6 +122,11 @@ impl Metadata {
         self.cow_sectors
     }
 
+    /// The lowest chunk that data may get next.
+    pub fn next_free(&self) -> u64 {
+        self.next_free
+    }
+
     /// Bytes of an atomic metadata write; `None` for a transient store.
     pub fn unit(&self) -> Option<usize> {
         self.unit

@@ -128,10 +128,13 @@ fn a_snapshots_discard_zeroes_its_cow_and_passes_down_what_nobody_needs() {
     let cow_space = space(&world.path("s1.cow"));
     assert_eq!(guest.discard(0, 3 * 2048), 0);
     assert_eq!(guest.flush(), 0);
-    assert_eq!(
-        space(&world.path("s1.cow")),
-        cow_space,
-        "the store keeps its room"
+    // The file system may need a block of its own, because a range that was written is
+    // divided.
+    let block = 4096 / 512;
+    let kept = space(&world.path("s1.cow"));
+    assert!(
+        (cow_space..=cow_space + block).contains(&kept),
+        "the store keeps its room: {kept} instead of {cow_space}"
     );
     let mut expected = first.clone();
     expected[..1 << 20].fill(0);

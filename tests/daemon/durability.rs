@@ -63,6 +63,16 @@ fn a_copy_is_flushed_before_its_entry_and_the_entry_is_written_before_the_origin
             (made.call, file, made.offset.unwrap_or(0), made.durable)
         })
         .collect();
+    // Where the file system notes the first write of each block, the space behind the first
+    // data chunk is zeroed.
+    let magic = rustix::fs::statfs(failing.world.path("s.cow"))
+        .unwrap()
+        .f_type;
+    let is_noted = [0xEF53, 0x5846_5342].contains(&magic);
+    let is_ahead = |(_, file, at, _): &(Call, &str, u64, bool)| *file == "s.cow" && *at > 2 * 4096;
+    let (ahead, made): (Vec<_>, Vec<_>) = made.into_iter().partition(is_ahead);
+    let zeroes = (Call::Write, "s.cow", 3 * 4096, false);
+    assert_eq!(ahead, if is_noted { vec![zeroes] } else { vec![] });
     let chunk = 80 / 8 * 4096;
     let expected = [
         (Call::Read, "disk.img", chunk, false),

@@ -113,6 +113,7 @@ impl Bench {
             marked: false,
             defer_commits: false,
             discards: Discards::default(),
+            zero_ahead: 0,
         };
         let mut control = engine.open_port(PortRole::Control, 1, Arc::new(NoWake));
         let request = ControlRequest::AddSnapshot {

@@ -15,6 +15,12 @@ use crate::io::{BlockFile, Devices, Disk, Identity, OpenOptions};
 use crate::store::{self, Layout, Metadata, StoreError};
 use crate::units::{ChunkSize, SECTOR_SIZE};
 
+/// Bytes that are zeroed at once ahead of the data of a file that was allocated only.
+const ZERO_AHEAD: u64 = 1 << 20;
+/// The largest chunks for which that is done. With 4 KiB it pays by far; with 64 KiB the
+/// zeroes cost more than what the file system notes for each chunk (docs/performance.md).
+const ZERO_AHEAD_CHUNK: u64 = 16 << 10;
+
 /// A store for the engine.
 #[derive(Debug)]
 pub struct PreparedCow {
@@ -89,6 +95,12 @@ impl InspectedCow {
             }
         };
         let file = store.open.file();
+        let small = chunk_size.bytes() <= ZERO_AHEAD_CHUNK;
+        let zero_ahead = if small && file.has_unwritten_space() {
+            ZERO_AHEAD
+        } else {
+            0
+        };
         Ok(PreparedCow {
             chunk_size,
             size: file.size(),
@@ -104,6 +116,7 @@ impl InspectedCow {
                 // Acknowledged writes must survive the death of this process.
                 defer_commits: false,
                 discards: self.discards,
+                zero_ahead,
             },
             open: store.open,
         })

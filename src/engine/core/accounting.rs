@@ -57,6 +57,10 @@ pub(in crate::engine) enum IoPurpose {
     Header {
         snapshot: SnapshotId,
     },
+    /// Zeroes where data will be.
+    ZeroAhead {
+        snapshot: SnapshotId,
+    },
     MergeRead {
         batch: u64,
         origin_sector: u64,
@@ -92,7 +96,8 @@ impl IoPurpose {
             | Self::CopyWrite { snapshot, .. }
             | Self::Commit { snapshot }
             | Self::Padding { snapshot }
-            | Self::Header { snapshot } => Some(*snapshot),
+            | Self::Header { snapshot }
+            | Self::ZeroAhead { snapshot } => Some(*snapshot),
             Self::RequestFlush { .. }
             | Self::CopyRead { .. }
             | Self::MergeRead { .. }
@@ -118,6 +123,7 @@ impl IoPurpose {
             | Self::PatchWrite { .. }
             | Self::CopyRead { .. }
             | Self::CopyWrite { .. }
+            | Self::ZeroAhead { .. }
             | Self::MergeRead { .. }
             | Self::MergeWrite { .. }
             | Self::MergeGuestWrite { .. }

@@ -117,6 +117,9 @@ impl Core {
                     self.add_wait(waiter);
                     return waits + 1;
                 }
+                if self.wait_for_zeroes(&missing, waiter) {
+                    return waits + 1;
+                }
                 waits += self.copy_out(&missing, waiter, port);
             }
             at = stop;
@@ -175,6 +178,19 @@ impl Core {
         waits
     }
 
+    /// Gives `waiter` a wait if chunks for `missing` are being zeroed; true if it did.
+    fn wait_for_zeroes(&mut self, missing: &[Missing], waiter: Waiter) -> bool {
+        let snaps = missing.iter().map(|m| m.snapshot);
+        let waits = snaps.into_iter().any(|id| {
+            let snap = self.snaps.get_mut(&id);
+            snap.is_some_and(|s| s.wait_for_zeroes(missing.len(), waiter))
+        });
+        if waits {
+            self.add_wait(waiter);
+        }
+        waits
+    }
+
     /// Allocates and starts one job for `missing`; returns the waits given to `waiter`.
     fn copy_out(&mut self, missing: &[Missing], waiter: Waiter, port: usize) -> u32 {
         let mut waits = 0;
@@ -217,6 +233,9 @@ impl Core {
             }
         }
         runs.retain(|r| self.snaps.get(&r.snapshot).is_some_and(|s| s.is_usable()));
+        for run in &runs {
+            self.zero_ahead(run.snapshot, port);
+        }
         if !runs.is_empty() {
             self.start_job(runs, port);
         }

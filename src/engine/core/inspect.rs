@@ -52,6 +52,9 @@ impl Core {
             merge.check()?;
         }
         for (id, snap) in &self.snaps {
+            if let Some(ahead) = &snap.zero_ahead {
+                ahead.check()?;
+            }
             if !snap.is_usable() {
                 continue;
             }

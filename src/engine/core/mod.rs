@@ -33,6 +33,7 @@ mod snapshot_write;
 mod unsettled;
 mod usage;
 mod waiting;
+mod zero_ahead;
 
 pub(super) use self::event::Event;
 
@@ -196,6 +197,7 @@ impl Core {
                 self.commit_step_done(snapshot, result)
             }
             IoPurpose::Header { snapshot } => self.header_written(snapshot, result),
+            IoPurpose::ZeroAhead { snapshot } => self.zeroed_ahead(snapshot, result),
             IoPurpose::MergeRead {
                 batch,
                 origin_sector,

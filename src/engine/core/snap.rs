@@ -6,6 +6,7 @@ use super::commit::Commit;
 use super::ports::ControlCall;
 use super::unsettled::Unsettled;
 use super::waiting::Waiter;
+use super::zero_ahead::ZeroAhead;
 use crate::engine::api::{InvalidReason, SnapshotId, SnapshotStore};
 use crate::engine::failure::Failure;
 use crate::engine::table::ExceptionTable;
@@ -39,6 +40,7 @@ pub(super) struct Snap {
     /// The commit under way.
     pub(super) commit: Option<Commit>,
     pub(super) removal: Option<Removal>,
+    pub(super) zero_ahead: Option<ZeroAhead>,
     keep_on_overflow: bool,
     state: StoreState,
     /// The header says invalid, durably.
@@ -59,6 +61,7 @@ impl Snap {
         let table = ExceptionTable::of_settled(chunk_size.chunks_covering(origin_sectors), || {
             store.metadata.entries().iter().map(|e| (e.old, e.new))
         });
+        let zero_ahead = ZeroAhead::new(&store);
         Self {
             shared: Arc::new(SharedSnapshot {
                 id,
@@ -75,6 +78,7 @@ impl Snap {
             unsettled: Unsettled::default(),
             commit: None,
             removal: None,
+            zero_ahead,
             keep_on_overflow: store.keep_on_overflow,
             state: if store.valid {
                 StoreState::Valid
@@ -175,6 +179,20 @@ impl Snap {
     }
 
     // ---- exceptions
+
+    /// Gives `waiter` a wait if one of the next `count` chunks is being zeroed; whether it
+    /// did. The waiter counts it.
+    pub(super) fn wait_for_zeroes(&mut self, count: usize, waiter: Waiter) -> bool {
+        let usable = self.is_usable();
+        let Some(ahead) = self.zero_ahead.as_mut().filter(|_| usable) else {
+            return false;
+        };
+        let zeroing = ahead.is_zeroing(&self.metadata, count);
+        if zeroing {
+            ahead.wait(waiter);
+        }
+        zeroing
+    }
 
     /// Allocates a COW chunk for `chunk`; `None` if there is no space.
     pub(super) fn allocate(&mut self, chunk: u64) -> Option<u64> {

@@ -136,8 +136,15 @@ impl Core {
         if snap.unsettled.contains(chunk) {
             return park(id, request, snap, chunk);
         }
+        if snap.wait_for_zeroes(1, Waiter::Part(id, chunk)) {
+            return request.waits().add(1);
+        }
+        let port = request.port();
         match snap.allocate(chunk) {
-            Some(cow) => self.write_new_chunk(id, shared, &part, cow, gather),
+            Some(cow) => {
+                self.zero_ahead(shared.id, port);
+                self.write_new_chunk(id, shared, &part, cow, gather);
+            }
             None => {
                 request.set_failed();
                 self.overflow(shared.id);

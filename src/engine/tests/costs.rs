@@ -88,6 +88,32 @@ fn a_request_to_chunks_that_are_settled_is_one_operation() {
     }
 }
 
+/// Zeroes ahead of the data are written once, in pieces of many chunks.
+#[test]
+fn zeroes_ahead_of_the_data_are_a_few_large_writes() {
+    let piece = 64 * CHUNK * 512;
+    let (mut w, origin) = world(DEPTH * 20 * CHUNK);
+    let snapshot = ViewId(1);
+    let mut store = w.new_store(snapshot, CHUNK, DEPTH * 24 * CHUNK, "P", false);
+    store.zero_ahead = piece;
+    let store = Box::new(store);
+    w.control_wait(ControlRequest::AddSnapshot { snapshot, store })
+        .unwrap();
+    let cow = w.cows[&snapshot];
+    let turns = 10;
+    let mut written = 0;
+    let mut pieces = 0;
+    for turn in 0..turns {
+        let log = write_chunks(&mut w, origin, turn * DEPTH, CHUNK);
+        written += bytes_written(&log, cow);
+        pieces += log.iter().filter(|l| l.len == piece).count() as u64;
+    }
+    let data = turns * DEPTH * CHUNK * 512;
+    assert!(pieces >= data / piece, "{pieces} pieces for {data} bytes");
+    let most = 2 * data + 2 * piece + turns * 4096;
+    assert!(written <= most, "{written} bytes for {data} bytes of data");
+}
+
 /// Eight snapshots read the old chunk once.
 #[test]
 fn a_copy_out_to_several_snapshots_reads_the_origin_once() {

@@ -118,6 +118,7 @@ pub fn restart(devices: SimDevices, origin: DeviceId, cows: &[(SnapshotId, Devic
             marked: false,
             defer_commits: false,
             discards: Discards::default(),
+            zero_ahead: 0,
         });
         w.cows.insert(*snapshot, *device);
         w.control_wait(ControlRequest::AddSnapshot {

@@ -249,6 +249,7 @@ fn dropping_a_large_snapshot_stalls_nobody() {
         marked: false,
         defer_commits: false,
         discards: Discards::default(),
+        zero_ahead: 0,
     });
     let snapshot = ViewId(1);
     w.control_wait(ControlRequest::AddSnapshot { snapshot, store })

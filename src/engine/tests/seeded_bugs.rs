@@ -87,6 +87,7 @@ fn bugs(port: &Port, purpose: Option<&IoPurpose>, op: &OpKind) -> &'static [(Mut
         (IoPurpose::SyncFlush { .. }, _) => &[(Mutation::SyncFlushDropped, Dropped)],
         (
             IoPurpose::Guest { .. }
+            | IoPurpose::ZeroAhead { .. }
             | IoPurpose::MergeGuestWrite { .. }
             | IoPurpose::RequestFlush { .. }
             | IoPurpose::PatchRead { .. }

@@ -136,6 +136,7 @@ fn entries_behind_the_end_are_loaded_and_neither_shown_nor_merged() {
         marked: false,
         defer_commits: false,
         discards: Discards::default(),
+        zero_ahead: 0,
     };
     w.control_wait(ControlRequest::AddSnapshot {
         snapshot: s,

@@ -128,6 +128,7 @@ impl World {
             marked: false,
             defer_commits: defer,
             discards: Discards::default(),
+            zero_ahead: 0,
         }
     }
 

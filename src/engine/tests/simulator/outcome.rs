@@ -234,6 +234,7 @@ impl Sim {
             area: store.area,
             defer: store.defer,
             discards: store.discards,
+            zero_ahead: store.zero_ahead * store.chunk * 512,
             valid: true,
         };
         self.record.snapshots.insert(id, recorded);

@@ -29,6 +29,8 @@ pub struct Store {
     pub junk: bool,
     pub defer: bool,
     pub discards: Discards,
+    /// Chunks that are zeroed at once ahead of the data.
+    pub zero_ahead: u64,
 }
 
 impl Store {
@@ -45,6 +47,7 @@ impl Store {
             junk: false,
             defer: false,
             discards: Discards::default(),
+            zero_ahead: 0,
         }
     }
 
@@ -73,6 +76,11 @@ impl Store {
 
     pub fn deferred(mut self) -> Self {
         self.defer = true;
+        self
+    }
+
+    pub fn zeroed_ahead(mut self, chunks: u64) -> Self {
+        self.zero_ahead = chunks;
         self
     }
 

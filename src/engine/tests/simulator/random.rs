@@ -53,6 +53,9 @@ impl Stores {
             let most = (origin / grain).min(20) as usize;
             store.lacks = grain * self.lengths.below(most) as u64;
         }
+        if self.lengths.one_in(3) {
+            store.zero_ahead = 1 + self.lengths.below(6) as u64;
+        }
         if kind != "N" && !small && rng.one_in(2) {
             let most = (origin - store.lacks).div_ceil(chunk) as usize;
             store.filled = rng.below(most + 1);

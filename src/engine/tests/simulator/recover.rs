@@ -113,6 +113,7 @@ impl Sim {
                     marked: false,
                     defer_commits: recorded.defer,
                     discards: recorded.discards,
+                    zero_ahead: recorded.zero_ahead,
                 });
                 self.control(ControlRequest::AddSnapshot { snapshot, store })?;
             }

@@ -24,6 +24,7 @@ pub struct Recorded {
     pub area: usize,
     pub defer: bool,
     pub discards: Discards,
+    pub zero_ahead: u64,
     pub valid: bool,
 }
 

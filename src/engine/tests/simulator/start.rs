@@ -465,6 +465,7 @@ impl Sim {
             marked: false,
             defer_commits: spec.defer,
             discards: spec.discards,
+            zero_ahead: spec.zero_ahead * spec.chunk * 512,
         };
         let room = layout.capacity(spec.cow_sectors);
         if room < (sectors as u64).div_ceil(spec.chunk) || spec.kind == "N" {

@@ -18,6 +18,8 @@ pub fn small() -> Vec<Case> {
         stores::write_across_chunks(),
         stores::deferred_writes(),
         stores::write_through(),
+        stores::zeroed_ahead(1),
+        stores::zeroed_ahead(2),
         merges::merge(Wait),
         merges::merge(Redirect),
         merges::merge_with_another(),

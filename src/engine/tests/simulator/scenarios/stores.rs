@@ -101,6 +101,16 @@ pub fn write_through() -> Case {
         .read(1, 0..4)
 }
 
+/// Chunks are allocated behind, in and in front of what is being zeroed.
+pub fn zeroed_ahead(chunks: u64) -> Case {
+    Case::new("zeroes ahead of the data", 4)
+        .store(Store::new(1, "P", 1, 60).zeroed_ahead(chunks))
+        .write(0, 0..1)
+        .write(1, 1..2)
+        .write(0, 2..4)
+        .read(1, 0..4)
+}
+
 /// A bug that was found: chunks that were not copied out showed origin data that no
 /// flush had covered. Power loss reverted it, so the snapshot changed. Taking a
 /// snapshot now flushes the origin.
