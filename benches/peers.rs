@@ -175,12 +175,19 @@ fn first_write(options: &Options) -> Vec<Case> {
             };
             add(name, Program::Snapshot { chunk }, &peers, chunk, depth);
             let origin = |snapshots| Program::Origin { snapshots, chunk };
+            let limit = |snapshots| Program::Limit { snapshots, chunk };
             let name = if chunk == 4096 {
                 "first write, origin 4K"
             } else {
                 "first write, origin 64K"
             };
-            let peers = [Program::CopyBeforeWrite, origin(8)];
+            let peers = [
+                Program::CopyBeforeWrite,
+                Program::OriginAllocated { chunk },
+                limit(1),
+                origin(8),
+                limit(8),
+            ];
             add(name, origin(1), &peers, chunk, depth);
         }
     }
@@ -189,8 +196,10 @@ fn first_write(options: &Options) -> Vec<Case> {
 
 /// One measurement of a back end.
 fn measure(disks: &Disks, case: &Case, program: Program) -> Measurement {
-    if program == Program::Fio {
-        return fio(disks, case);
+    match program {
+        Program::Fio => return fio(disks, &case.job, &[]),
+        Program::Limit { snapshots, chunk } => return limit(disks, &case.job, snapshots, chunk),
+        _ => {}
     }
     let backend = if case.copied {
         disks.start_copied(program)
@@ -206,8 +215,33 @@ fn measure(disks: &Disks, case: &Case, program: Program) -> Measurement {
     Measurement::new(&outcome, cpu, device)
 }
 
-fn fio(disks: &Disks, case: &Case) -> Measurement {
-    let rw = match case.job.kind {
+/// First writes to a disk that does one I/O after the other: a chunk is read once, written
+/// to each snapshot, and the guest's data are written, each as fast as many of them at once;
+/// a write of entries and its flush are shared by all requests in flight.
+fn limit(disks: &Disks, job: &Job, snapshots: usize, chunk: u64) -> Measurement {
+    let seconds = |kind, block, depth, options: &[&str]| {
+        let job = Job {
+            kind,
+            block,
+            depth,
+            ..*job
+        };
+        1.0 / fio(disks, &job, options).per_second
+    };
+    let depth = job.depth;
+    let entries = seconds(Kind::Write, 4096, 1, &["--fdatasync=1"]);
+    let time = seconds(Kind::Read, chunk, depth, &[])
+        + snapshots as f64 * seconds(Kind::Write, chunk, depth, &[])
+        + seconds(Kind::Write, job.block, depth, &[])
+        + entries / depth as f64;
+    Measurement {
+        per_second: 1.0 / time,
+        ..Measurement::default()
+    }
+}
+
+fn fio(disks: &Disks, job: &Job, options: &[&str]) -> Measurement {
+    let rw = match job.kind {
         Kind::Read => "randread",
         Kind::Write => "randwrite",
         Kind::Mixed => "randrw",
@@ -221,24 +255,25 @@ fn fio(disks: &Disks, case: &Case) -> Measurement {
             "--registerfiles=1",
         ])
         .args(["--time_based", "--norandommap", "--output-format=json"])
+        .args(options)
         .arg(format!("--filename={}", disks.text("disk.img")))
         .arg(format!("--rw={rw}"))
-        .arg(format!("--bs={}", case.job.block))
-        .arg(format!("--iodepth={}", case.job.depth * case.job.queues))
-        .arg(format!("--runtime={}ms", case.job.time.as_millis()))
+        .arg(format!("--bs={}", job.block))
+        .arg(format!("--iodepth={}", job.depth * job.queues))
+        .arg(format!("--runtime={}ms", job.time.as_millis()))
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     let json = text.find('{').map(|at| &text[at..]).unwrap_or("");
     let all: serde_json::Value = serde_json::from_str(json).expect("the output of fio");
-    let job = &all["jobs"][0];
-    let side = match case.job.kind {
-        Kind::Write => &job["write"],
-        _ => &job["read"],
+    let result = &all["jobs"][0];
+    let side = match job.kind {
+        Kind::Write => &result["write"],
+        _ => &result["read"],
     };
     let number = |value: &serde_json::Value| value.as_f64().unwrap_or(0.0);
     let percentile = |name: &str| number(&side["clat_ns"]["percentile"][name]) / 1000.0;
-    let busy = number(&job["usr_cpu"]) + number(&job["sys_cpu"]);
+    let busy = number(&result["usr_cpu"]) + number(&result["sys_cpu"]);
     let per_second = number(&side["iops"]);
     Measurement {
         per_second,

@@ -16,6 +16,8 @@ use super::text;
 pub enum Program {
     /// The daemon, at the origin's socket, with a number of snapshots.
     Origin { snapshots: usize, chunk: u64 },
+    /// The same with one snapshot, whose COW file was allocated and never written.
+    OriginAllocated { chunk: u64 },
     /// The daemon, at the socket of a snapshot.
     Snapshot { chunk: u64 },
     /// qemu-storage-daemon with the raw file; with `iothread`, in a thread that polls.
@@ -27,6 +29,9 @@ pub enum Program {
     CopyBeforeWrite,
     /// No back end: fio on the file, with io_uring.
     Fio,
+    /// No back end: as many first writes as the disk can do, one I/O after the other, with
+    /// what fio measures of each.
+    Limit { snapshots: usize, chunk: u64 },
 }
 
 impl Program {
@@ -35,6 +40,12 @@ impl Program {
             Self::Origin { snapshots: 0, .. } => "snapback".into(),
             Self::Origin { snapshots, chunk } => {
                 format!("snapback, {snapshots} × {}K", chunk >> 10)
+            }
+            Self::OriginAllocated { chunk } => {
+                format!("snapback, 1 × {}K, COW allocated only", chunk >> 10)
+            }
+            Self::Limit { snapshots, chunk } => {
+                format!("limit of the disk, {snapshots} × {}K", chunk >> 10)
             }
             Self::Snapshot { chunk } => format!("snapback, snapshot {}K", chunk >> 10),
             Self::Raw { iothread: false } => "qsd raw".into(),
@@ -52,14 +63,17 @@ impl Program {
     }
 
     pub fn is_ours(self) -> bool {
-        matches!(self, Self::Origin { .. } | Self::Snapshot { .. })
+        matches!(
+            self,
+            Self::Origin { .. } | Self::OriginAllocated { .. } | Self::Snapshot { .. }
+        )
     }
 
     /// The programs that it needs.
     pub fn needs(self) -> &'static [&'static str] {
         match self {
-            Self::Origin { .. } | Self::Snapshot { .. } => &[],
-            Self::Fio => &["fio"],
+            Self::Origin { .. } | Self::OriginAllocated { .. } | Self::Snapshot { .. } => &[],
+            Self::Fio | Self::Limit { .. } => &["fio"],
             Self::Overlay { .. } => &["qemu-storage-daemon", "qemu-img"],
             Self::Raw { .. } | Self::CopyBeforeWrite => &["qemu-storage-daemon"],
         }
@@ -68,13 +82,15 @@ impl Program {
     /// Bytes that a first write copies.
     fn unit(self) -> u64 {
         match self {
-            Self::Origin { chunk, .. } | Self::Snapshot { chunk } => chunk,
+            Self::Origin { chunk, .. }
+            | Self::OriginAllocated { chunk }
+            | Self::Snapshot { chunk } => chunk,
             Self::Overlay {
                 subclusters: true, ..
             } => 4096,
             Self::Overlay { cluster, .. } => cluster,
             Self::CopyBeforeWrite => 64 << 10,
-            Self::Raw { .. } | Self::Fio => 0,
+            Self::Raw { .. } | Self::Fio | Self::Limit { .. } => 0,
         }
     }
 }
@@ -111,11 +127,15 @@ impl Disks {
         text(&self.path(name)).to_owned()
     }
 
+    fn room_size(&self) -> u64 {
+        self.size + self.size / 64 + (8 << 20)
+    }
+
     /// A file with room for all chunks of the disk, written in full once.
     pub fn room(&self, name: &str) -> PathBuf {
         let path = self.path(name);
         if !path.exists() {
-            files::zeroes(&path, self.size + self.size / 64 + (8 << 20));
+            files::zeroes(&path, self.room_size());
         }
         path
     }
@@ -124,14 +144,22 @@ impl Disks {
     pub fn start(&self, program: Program) -> Backend {
         let socket = self.path("bench.sock");
         let _ = fs::remove_file(&socket);
-        let mut command = pinned(match program {
-            Program::Origin { .. } | Program::Snapshot { .. } => env!("CARGO_BIN_EXE_snapback"),
-            _ => "qemu-storage-daemon",
+        let mut command = pinned(if program.is_ours() {
+            env!("CARGO_BIN_EXE_snapback")
+        } else {
+            "qemu-storage-daemon"
         });
         match program {
             Program::Origin { snapshots, chunk } => self.daemon(&mut command, snapshots, chunk, 0),
             Program::Snapshot { chunk } => self.daemon(&mut command, 1, chunk, 1),
-            Program::Fio => unreachable!("fio is not a back end"),
+            Program::OriginAllocated { chunk } => {
+                self.daemon(&mut command, 0, chunk, 0);
+                let cow = self.path("allocated.img");
+                files::allocated(&cow, self.room_size());
+                let snapshot = format!("name=s,cow={},chunk-size={chunk}", text(&cow));
+                command.args(["--snapshot", &snapshot]);
+            }
+            Program::Fio | Program::Limit { .. } => unreachable!("fio is not a back end"),
             _ => {
                 command.args(self.blocks(program));
                 let mut export = format!(

@@ -25,6 +25,15 @@ pub fn zeroes(path: &Path, size: u64) {
     written(path, size, |_| {});
 }
 
+/// A file with space that was never written.
+pub fn allocated(path: &Path, size: u64) {
+    let _ = fs::remove_file(path);
+    let file = File::create(path).unwrap();
+    let flags = rustix::fs::FallocateFlags::empty();
+    rustix::fs::fallocate(&file, flags, 0, size).unwrap();
+    file.sync_all().unwrap();
+}
+
 /// Makes the first MiB of a written file zero, so that a new store can be made in it.
 pub fn blank(path: &Path) {
     let file = OpenOptions::new().write(true).open(path).unwrap();
