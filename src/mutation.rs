@@ -74,6 +74,8 @@ pub(crate) enum Mutation {
     RemovalFlushedEarly,
     WithdrawnChunkRemoved,
     WithdrawnChunkFree,
+    RecordOfAnyBoot,
+    RecordReplayedUnflushed,
     // Found by `engine/tests/io_errors.rs`, `engine/tests/truncated_store.rs` and
     // `store/tests/crash.rs`.
     HeaderLeftValid,

@@ -43,6 +43,11 @@ impl<'a> StoreDisk<'a> {
         self.write(offset, data, true)
     }
 
+    /// Writes; a later flush makes it durable.
+    pub fn write_volatile(&mut self, write: &MetaWrite) -> Result<(), StoreError> {
+        self.write(write.offset, &write.data, false)
+    }
+
     /// Carries out the writes of one step; durable when it returns.
     pub fn write_step(&mut self, step: &[MetaWrite]) -> Result<(), StoreError> {
         if let [only] = step {

@@ -17,6 +17,7 @@ mod layout;
 mod load;
 mod log;
 mod metadata;
+mod record;
 mod removal;
 mod scan;
 mod settle;
@@ -41,6 +42,10 @@ pub(crate) use load::load_as;
 pub use load::{Loaded, load};
 pub use log::Log;
 pub use metadata::{MetaWrite, Metadata, NoSpace, Usage};
+pub use record::{
+    FoundRecord, Listed, RECORD_BLOCK, RECORD_BYTES, RECORD_ROOM, RecordError, RecordOwner,
+    check_record, read_record, record_block_of, record_slots, record_write, replay_record,
+};
 pub use removal::RemovalPlan;
 pub use scan::{Junk, LoadParams};
 pub use settle::{ValidStore, settle_invalid};

@@ -6,6 +6,7 @@ mod golden;
 mod hostile;
 mod linux_merge;
 mod loading;
+mod record;
 
 use std::os::fd::BorrowedFd;
 
