@@ -204,11 +204,11 @@ pub struct SnapshotStore {
     /// The header durably says that the store is invalid. This may be false for an invalid
     /// store whose header could not be written; the state file has the record then.
     pub marked: bool,
-    /// An exception that a guest's own write makes may become durable at the guest's next
-    /// flush. Otherwise the write is acknowledged only when the exception is durable, so
-    /// that the death of the process cannot lose it.
-    // Only tests set it; whether it stays is decided together with the write speed.
-    pub defer_commits: bool,
+    /// The record of the store ([`crate::store::read_record`]), empty: memory that outlives
+    /// the process and not the power. With it, an exception that a guest's own write makes
+    /// may become durable at the guest's next flush, once the record lists it. Without it,
+    /// the write is acknowledged only when the exception is durable.
+    pub record: Option<DeviceId>,
     pub discards: Discards,
     /// Bytes that are zeroed at once ahead of the data, where writing a chunk for the first
     /// time costs more than writing it again; 0: none are. It must not need space that the

@@ -343,7 +343,7 @@ fn add(metadata: store::Metadata) -> ControlRequest {
         keep_on_overflow: false,
         valid: true,
         marked: false,
-        defer_commits: false,
+        record: None,
         discards: Discards::default(),
         zero_ahead: 0,
     };

@@ -59,7 +59,7 @@ impl World {
             keep_on_overflow: false,
             valid: true,
             marked: false,
-            defer_commits: false,
+            record: None,
             discards: crate::engine::Discards::default(),
             zero_ahead: 0,
         };

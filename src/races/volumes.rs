@@ -71,6 +71,10 @@ impl Volume {
         let device = self.devices.add(cow_sectors, Fill::Noise);
         let disk = &mut self.devices.disk();
         let chunk = ChunkSize::new(chunk).unwrap();
+        let record = (pick(2) == 0).then(|| {
+            self.devices
+                .add(store::RECORD_BYTES as u64 / 512, Fill::Zeroes)
+        });
         let store = SnapshotStore {
             device,
             metadata: store::create(disk, device, chunk, cow_sectors, 512).unwrap(),
@@ -78,7 +82,7 @@ impl Volume {
             keep_on_overflow: false,
             valid: true,
             marked: false,
-            defer_commits: pick(2) == 0,
+            record,
             discards: Discards::default(),
             zero_ahead: 0,
         };

@@ -111,7 +111,7 @@ impl Bench {
             keep_on_overflow: false,
             valid: true,
             marked: false,
-            defer_commits: false,
+            record: None,
             discards: Discards::default(),
             zero_ahead: 0,
         };

@@ -113,8 +113,7 @@ impl InspectedCow {
                 keep_on_overflow: store_type == StoreType::PO,
                 valid: store.valid,
                 marked: store.marked,
-                // Acknowledged writes must survive the death of this process.
-                defer_commits: false,
+                record: None,
                 discards: self.discards,
                 zero_ahead,
             },

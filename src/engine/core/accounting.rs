@@ -61,6 +61,10 @@ pub(in crate::engine) enum IoPurpose {
     ZeroAhead {
         snapshot: SnapshotId,
     },
+    /// A write of the store's record.
+    Record {
+        snapshot: SnapshotId,
+    },
     MergeRead {
         batch: u64,
         origin_sector: u64,
@@ -97,6 +101,7 @@ impl IoPurpose {
             | Self::Commit { snapshot }
             | Self::Padding { snapshot }
             | Self::Header { snapshot }
+            | Self::Record { snapshot }
             | Self::ZeroAhead { snapshot } => Some(*snapshot),
             Self::RequestFlush { .. }
             | Self::CopyRead { .. }
@@ -115,6 +120,7 @@ impl IoPurpose {
             Self::Commit { .. }
             | Self::Padding { .. }
             | Self::Header { .. }
+            | Self::Record { .. }
             | Self::MergeMove
             | Self::MergeZero => true,
             Self::Guest { .. }

@@ -34,6 +34,14 @@ impl Core {
         self.io_port(snap.and_then(|s| s.unsettled.demander()))
     }
 
+    /// The port for a write of the record, for which this request waits if it lists entries.
+    pub(super) fn record_port(&self, id: SnapshotId, request: Option<RequestId>) -> usize {
+        match request {
+            Some(request) => self.io_port(Some(Waiter::Request(request))),
+            None => self.commit_port(id),
+        }
+    }
+
     /// The port for a header: that of a removal, which waits for it, or one that is
     /// served until the end of the write.
     pub(super) fn header_port(&self, id: SnapshotId) -> usize {

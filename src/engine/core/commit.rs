@@ -3,6 +3,7 @@
 use super::Core;
 use super::accounting::IoPurpose;
 use super::drains::Drain;
+use super::record::Recorder;
 use super::unsettled::When;
 use super::waiting::Task;
 use crate::engine::api::*;
@@ -21,6 +22,8 @@ pub(super) enum Step {
     Pad,
     Flush,
     Write,
+    /// The entries are durable, and the record still lists some of them.
+    Retire,
 }
 
 #[derive(Debug)]
@@ -64,6 +67,7 @@ impl Core {
     /// Makes a deferred exception visible to its own view before it is durable.
     pub(super) fn publish_early(&mut self, id: SnapshotId, chunk: u64) {
         if let Some(snap) = self.snaps.get_mut(&id)
+            && snap.is_usable()
             && let Some(cow_chunk) = snap.unsettled.publish(chunk)
         {
             snap.shared.table.set(chunk, cow_chunk, false);
@@ -107,7 +111,8 @@ impl Core {
 
     /// Order: 1 the next area zeroed, if this fills one; the units before the last one
     /// padded, if there are several → 2 flush: data chunks, zeroes and padding durable →
-    /// 3 the entries written, durable → 4 in memory.
+    /// 3 the entries written, durable → 4 the record does not list them any more: a merge
+    /// may remove them from the log, and a start would bring them back → 5 in memory.
     fn commit_step(&mut self, id: SnapshotId) {
         let port = self.acting;
         let Some(snap) = self.snaps.get_mut(&id) else {
@@ -131,6 +136,7 @@ impl Core {
             }
             Step::Flush => (None, false),
             Step::Write => (commit.plan.write.as_ref().map(content), true),
+            Step::Retire => return self.write_record(id),
         };
         self.issue(port, purpose, |tag| match write {
             None => Command::Flush { tag, device },
@@ -174,9 +180,27 @@ impl Core {
             }
             Step::Pad => Step::Flush,
             Step::Flush => Step::Write,
-            Step::Write => return self.committed(id),
+            Step::Write => {
+                let durable = snap.metadata.entries().len() + commit.entries.len();
+                let lists = |r: &mut Recorder| r.retire(durable as u64);
+                if !snap.recorder.as_mut().is_some_and(lists)
+                    || mutation::is(Mutation::RecordNotRetired)
+                {
+                    return self.committed(id);
+                }
+                Step::Retire
+            }
+            Step::Retire => return,
         };
         self.commit_step(id);
+    }
+
+    /// The record does not list the entries of the commit any more.
+    pub(super) fn commit_retired(&mut self, id: SnapshotId) {
+        let commit = self.snaps.get(&id).and_then(|s| s.commit.as_ref());
+        if commit.is_some_and(|c| matches!(c.step, Step::Retire)) {
+            self.committed(id);
+        }
     }
 
     /// The entries are durable. Reads go to the COW from here on; those that already

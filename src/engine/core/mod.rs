@@ -25,6 +25,7 @@ mod lost_flush;
 mod merge;
 mod ports;
 mod publish;
+mod record;
 mod removal;
 mod request;
 mod resize;
@@ -196,6 +197,7 @@ impl Core {
             IoPurpose::Commit { snapshot } | IoPurpose::Padding { snapshot } => {
                 self.commit_step_done(snapshot, result)
             }
+            IoPurpose::Record { snapshot } => self.record_written(snapshot, result),
             IoPurpose::Header { snapshot } => self.header_written(snapshot, result),
             IoPurpose::ZeroAhead { snapshot } => self.zeroed_ahead(snapshot, result),
             IoPurpose::MergeRead {
@@ -253,6 +255,7 @@ impl Core {
                 self.batch_ready(number);
             }
             Task::Commit(id) => self.maybe_commit(id),
+            Task::Record(id) => self.write_record(id),
             Task::CopyRoom => self.copy_room(),
         }
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::commit::Commit;
 use super::ports::ControlCall;
+use super::record::Recorder;
 use super::unsettled::Unsettled;
 use super::waiting::Waiter;
 use super::zero_ahead::ZeroAhead;
@@ -37,6 +38,8 @@ pub(super) struct Snap {
     pub(super) shared: Arc<SharedSnapshot>,
     pub(super) metadata: Metadata,
     pub(super) unsettled: Unsettled,
+    /// What the store's record lists, if there is one.
+    pub(super) recorder: Option<Recorder>,
     /// The commit under way.
     pub(super) commit: Option<Commit>,
     pub(super) removal: Option<Removal>,
@@ -62,6 +65,8 @@ impl Snap {
             store.metadata.entries().iter().map(|e| (e.old, e.new))
         });
         let zero_ahead = ZeroAhead::new(&store);
+        // A transient store does not outlive the process anyway.
+        let record = store.record.filter(|_| !store.metadata.is_transient());
         Self {
             shared: Arc::new(SharedSnapshot {
                 id,
@@ -70,12 +75,13 @@ impl Snap {
                 sectors: store.sectors.min(origin_sectors),
                 covers: origin_sectors,
                 table,
-                defer_commits: store.defer_commits,
+                defer_commits: record.is_some(),
                 discards: store.discards,
                 flush_failed: false.into(),
             }),
             metadata: store.metadata,
             unsettled: Unsettled::default(),
+            recorder: record.map(Recorder::new),
             commit: None,
             removal: None,
             zero_ahead,
@@ -199,5 +205,10 @@ impl Snap {
         let cow_chunk = self.metadata.allocate().ok()?;
         self.unsettled.allocated(chunk, cow_chunk);
         Some(cow_chunk)
+    }
+
+    /// The slot of the log that the first uncommitted exception will have.
+    pub(super) fn log_len(&self) -> u64 {
+        self.metadata.entries().len() as u64
     }
 }

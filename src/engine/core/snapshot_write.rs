@@ -3,7 +3,8 @@
 //! A write of a whole chunk without an exception goes straight to a new COW chunk. If
 //! it covers only a part, the old chunk is read, patched in memory and written once. A
 //! chunk with an exception is rewritten in place. The entry is durable before the
-//! request completes, or, with deferred commits, before the next FLUSH does.
+//! request completes; or, if the store has a record, the record lists it before the request
+//! completes, and it is durable before the next FLUSH does (`record.rs`).
 
 use std::ops::Range;
 
@@ -20,6 +21,7 @@ use crate::engine::registrations::{COW, WRITE};
 use crate::engine::views::{Extent, SharedSnapshot};
 use crate::io::Buffer;
 use crate::mutation::{self, Mutation};
+use crate::store::RECORD_ROOM;
 use crate::units::{SECTOR_SHIFT, byte_count};
 
 /// Guest data for consecutive COW sectors.
@@ -178,9 +180,11 @@ impl Core {
             park(id, request, snap, chunk);
             return self.copy_one(shared.id, chunk, cow, port);
         }
-        if (request.is_durable() || !shared.defer_commits)
-            && !mutation::is(Mutation::WriteAckedBeforeEntry)
-        {
+        if may_be_recorded(request, snap, chunk) {
+            request.waits().add(1);
+            let waiter = Waiter::Request(id);
+            snap.unsettled.wait(chunk, When::Published, waiter);
+        } else if !mutation::is(Mutation::WriteAckedBeforeEntry) {
             wait_for_entry(id, request, snap, chunk);
         }
         if part.is_whole() {
@@ -335,10 +339,11 @@ impl Core {
             self.set_failed(id);
             return;
         }
-        let defer = snap.shared.defer_commits;
+        let request = self.requests.get(id);
+        let recorded = request.is_some_and(|request| may_be_recorded(request, snap, chunk));
         self.mark_ready(snapshot, chunk);
-        if defer {
-            self.publish_early(snapshot, chunk);
+        if recorded {
+            self.record(snapshot, chunk, id);
         }
     }
 
@@ -356,6 +361,13 @@ impl Core {
             self.notify(Notice::Overflow { snapshot: id });
         }
     }
+}
+
+/// Whether the record may list the chunk's exception until it is durable. Once this is
+/// so, it stays so.
+fn may_be_recorded(request: &SlowRequest, snap: &Snap, chunk: u64) -> bool {
+    let place = snap.unsettled.place(chunk);
+    !request.is_durable() && snap.recorder.is_some() && place.is_some_and(|at| at < RECORD_ROOM)
 }
 
 /// Lets a part of a request wait until its chunk's exception can be looked up.

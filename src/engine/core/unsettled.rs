@@ -86,11 +86,6 @@ impl Unsettled {
         self.committed + self.queue.len() as u64
     }
 
-    fn place(&self, chunk: u64) -> Option<usize> {
-        let sequence = self.pending.get(&chunk)?.sequence;
-        usize::try_from(sequence.checked_sub(self.committed)?).ok()
-    }
-
     /// The COW chunk of an exception that is not committed.
     pub(super) fn cow_chunk(&self, chunk: u64) -> Option<u64> {
         let queued = self.queue.get(self.place(chunk)?)?;
@@ -115,6 +110,19 @@ impl Unsettled {
     pub(super) fn newest_ready(&self) -> Option<u64> {
         let newest = self.queue.iter().rev().find(|q| q.ready)?;
         Some(newest.entry.old)
+    }
+
+    /// The place of an exception among the uncommitted ones, which the log will get in this
+    /// order.
+    pub(super) fn place(&self, chunk: u64) -> Option<usize> {
+        let sequence = self.pending.get(&chunk)?.sequence;
+        usize::try_from(sequence.checked_sub(self.committed)?).ok()
+    }
+
+    /// The entry of the uncommitted exception in this place, if its data is written.
+    pub(super) fn ready_at(&self, place: usize) -> Option<Entry> {
+        let queued = self.queue.get(place)?;
+        queued.ready.then_some(queued.entry)
     }
 
     /// Makes an uncommitted exception one that can be looked up; returns its COW chunk.

@@ -29,6 +29,8 @@ pub(super) enum Task {
     /// All waits of this merge batch have ended.
     Batch(u64),
     Commit(SnapshotId),
+    /// The store's record has something to list.
+    Record(SnapshotId),
     /// There is room for copy-outs again.
     CopyRoom,
 }

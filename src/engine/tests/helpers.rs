@@ -116,7 +116,7 @@ pub fn restart(devices: SimDevices, origin: DeviceId, cows: &[(SnapshotId, Devic
             keep_on_overflow: false,
             valid: true,
             marked: false,
-            defer_commits: false,
+            record: None,
             discards: Discards::default(),
             zero_ahead: 0,
         });

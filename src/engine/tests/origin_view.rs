@@ -247,7 +247,7 @@ fn dropping_a_large_snapshot_stalls_nobody() {
         keep_on_overflow: false,
         valid: true,
         marked: false,
-        defer_commits: false,
+        record: None,
         discards: Discards::default(),
         zero_ahead: 0,
     });

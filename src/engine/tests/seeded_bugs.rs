@@ -56,6 +56,10 @@ fn bugs(port: &Port, purpose: Option<&IoPurpose>, op: &OpKind) -> &'static [(Mut
             (Mutation::PaddingWrittenLate, ReportedEarly),
             (Mutation::FailedCommitIgnored, ErrorIgnored),
         ],
+        (IoPurpose::Record { .. }, _) => &[
+            (Mutation::RecordDropped, Dropped),
+            (Mutation::RecordWrittenLate, ReportedEarly),
+        ],
         (IoPurpose::Header { .. }, _) => &[
             (Mutation::InvalidationVolatile, Volatile),
             (Mutation::OriginWriteBeforeInvalid, ReportedEarly),

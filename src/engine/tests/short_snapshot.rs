@@ -134,7 +134,7 @@ fn entries_behind_the_end_are_loaded_and_neither_shown_nor_merged() {
         keep_on_overflow: false,
         valid: true,
         marked: false,
-        defer_commits: false,
+        record: None,
         discards: Discards::default(),
         zero_ahead: 0,
     };

@@ -9,7 +9,7 @@ pub use super::stamps::*;
 use crate::engine::*;
 use crate::io::sim::{Fill, Rng, SimDevices};
 use crate::io::{DeviceId, Done};
-use crate::store;
+use crate::store::{self, RECORD_BYTES};
 use crate::units::ChunkSize;
 
 struct NoWake;
@@ -126,7 +126,7 @@ impl World {
             keep_on_overflow: kind == "PO",
             valid: true,
             marked: false,
-            defer_commits: defer,
+            record: defer.then(|| self.devices.add(RECORD_BYTES as u64 / 512, Fill::Zeroes)),
             discards: Discards::default(),
             zero_ahead: 0,
         }

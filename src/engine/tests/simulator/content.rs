@@ -81,7 +81,7 @@ impl Cell {
     fn floor(&self, end: End) -> u64 {
         match end {
             End::Process => self.seen,
-            End::Power | End::ProcessDeferred => self.durable,
+            End::Power => self.durable,
         }
     }
 
@@ -105,8 +105,6 @@ impl Cell {
 pub enum End {
     Power,
     Process,
-    /// Death of the process, for a view whose entries wait in memory for a flush.
-    ProcessDeferred,
 }
 
 /// The content of one view.

@@ -86,6 +86,19 @@ pub fn decode(image: &[u8], sectors: usize, per_area: usize) -> Result<Decoded, 
     Ok(Decoded::Valid { chunk, entries })
 }
 
+/// The entries that the image of a record lists, which is a header and blocks of 30 entries.
+pub fn listed(image: &[u8]) -> Vec<(usize, usize)> {
+    let blocks = || image.chunks_exact(512).skip(1);
+    let field = |block: &[u8], at| word(block, at).unwrap_or(0) as usize;
+    let floor = blocks().map(|block| field(block, 16)).max().unwrap_or(0);
+    let entry = |block: &[u8], n| (field(block, 32 + 16 * n), field(block, 40 + 16 * n));
+    let of_block = |block| (0..30).map(move |n| (field(block, 24) + n, entry(block, n)));
+    let all = blocks().flat_map(of_block);
+    all.filter(|(slot, (_, new))| *slot >= floor && *new != 0)
+        .map(|(_, entry)| entry)
+        .collect()
+}
+
 /// Writes a store with these entries into `image`, with `junk` after its terminator
 /// unless the area ends there.
 pub fn encode(

@@ -3,7 +3,7 @@
 
 use super::content::{Content, End, Stamps};
 use super::counts;
-use super::decoder::{Decoded, decode};
+use super::decoder::{Decoded, decode, listed};
 use super::sim::{Sim, Verdict};
 use crate::engine::tests::world::stamp_at;
 use crate::engine::{SnapshotId, SnapshotState, ViewId};
@@ -44,6 +44,8 @@ struct StoreFrame {
     id: SnapshotId,
     /// Index into the images.
     image: usize,
+    /// That of its record, which the next start takes over.
+    record: Option<usize>,
     /// Length of the snapshot.
     sectors: usize,
     /// Entries in an area.
@@ -74,10 +76,6 @@ impl Frame {
             if recorded.kind == "N" || !recorded.valid {
                 continue;
             }
-            let end = match end {
-                End::Process if recorded.defer => End::ProcessDeferred,
-                end => end,
-            };
             let state = status
                 .snapshots
                 .iter()
@@ -91,6 +89,11 @@ impl Frame {
             stores.push(StoreFrame {
                 id: *id,
                 image: devices.len(),
+                // Power loss takes the record away.
+                record: recorded
+                    .record
+                    .filter(|_| end == End::Process)
+                    .map(|_| devices.len() + 1),
                 sectors: recorded.sectors as usize,
                 area: recorded.area,
                 must_be_valid: state.is_some_and(|s| s != SnapshotState::Invalid),
@@ -99,6 +102,7 @@ impl Frame {
                 merging: merging == Some(*id),
             });
             devices.push(recorded.device);
+            devices.extend(recorded.record.filter(|_| end == End::Process));
         }
         // A merge without entries may end before its handover is reported.
         let over = handed_over.as_ref().filter(|_| merging.is_none());
@@ -132,6 +136,10 @@ impl Frame {
                         continue;
                     };
                     let mut at = vec![None; allowed.len().div_ceil(chunk)];
+                    let recorded = store.record.map(|image| listed(&images[image]));
+                    for (old, new) in recorded.unwrap_or_default() {
+                        at[old] = Some(new);
+                    }
                     for (old, new) in entries {
                         at[old] = Some(new);
                     }

@@ -194,9 +194,10 @@ impl Sim {
             Control::Add {
                 store,
                 device,
+                record,
                 before,
             } => match result {
-                Ok(()) => self.added(&store, device, &before),
+                Ok(()) => self.added(&store, device, record, &before),
                 Err(_) if faulty => {}
                 Err(error) => return Err(format!("{error}")),
             },
@@ -222,7 +223,13 @@ impl Sim {
         Ok(())
     }
 
-    fn added(&mut self, store: &Store, device: DeviceId, before: &Content) {
+    fn added(
+        &mut self,
+        store: &Store,
+        device: DeviceId,
+        record: Option<DeviceId>,
+        before: &Content,
+    ) {
         let id = store.snapshot();
         let mut content = Content::at_cut(before, &self.views[&ViewId::ORIGIN].content);
         content.cut_short(content.len() - store.lacks);
@@ -232,7 +239,7 @@ impl Sim {
             kind: store.kind,
             sectors: content.len(),
             area: store.area,
-            defer: store.defer,
+            record,
             discards: store.discards,
             zero_ahead: store.zero_ahead * store.chunk * 512,
             valid: true,

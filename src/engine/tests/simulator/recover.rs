@@ -7,7 +7,7 @@ use crate::engine::tests::seeded_bugs::StartDisk;
 use crate::engine::*;
 use crate::io::DeviceId;
 use crate::io::sim::{Keep, SimDevices};
-use crate::store;
+use crate::store::{self, FoundRecord, RECORD_BYTES, RecordOwner};
 
 pub fn load(
     devices: &SimDevices,
@@ -35,6 +35,7 @@ impl Sim {
             .snapshots
             .retain(|_, r| r.kind != "N" && r.valid);
         if end == End::Power {
+            self.boot += 1;
             self.lose_power_while_loading()?;
         }
         let snapshots = self.record.snapshots.clone();
@@ -64,14 +65,6 @@ impl Sim {
             self.control(request)
                 .map_err(|e| format!("{:?}: {e}", m.snapshot))?;
         }
-        // Until a handover is over, a deferred store's entries may be in memory only.
-        let deferred = self.record.merging.is_some_and(|m| {
-            snapshots.get(&m.snapshot).is_some_and(|r| r.defer) && old.handed_over().is_some()
-        });
-        let end = match end {
-            End::Process if deferred => End::ProcessDeferred,
-            end => end,
-        };
         self.read_view_after_start(ViewId::ORIGIN, end)?;
         self.check()?;
         self.record.snapshots.retain(|id, _| !given_up.contains(id));
@@ -100,10 +93,11 @@ impl Sim {
         let devices = self.w.devices.clone();
         match load(&devices, recorded.device, recorded.area, self.origin())? {
             store::Loaded::Valid(found) => {
-                let mut disk = StartDisk::new(devices.disk());
-                let metadata = found
-                    .settle(&mut disk, recorded.device)
-                    .map_err(|e| e.to_string())?;
+                let metadata = self.complete(*found, recorded)?;
+                if let Some(record) = recorded.record {
+                    let empty = self.record_owner(recorded.device).empty_record();
+                    devices.write_now(record, 0, &empty);
+                }
                 let store = Box::new(SnapshotStore {
                     device: recorded.device,
                     metadata,
@@ -111,7 +105,7 @@ impl Sim {
                     keep_on_overflow: recorded.kind == "PO",
                     valid: true,
                     marked: false,
-                    defer_commits: recorded.defer,
+                    record: recorded.record,
                     discards: recorded.discards,
                     zero_ahead: recorded.zero_ahead,
                 });
@@ -125,6 +119,40 @@ impl Sim {
             store::Loaded::New => return Err(format!("{snapshot:?}: no store any more")),
         }
         Ok(())
+    }
+
+    /// Makes the store what the dead process had acknowledged.
+    fn complete(
+        &self,
+        found: store::ValidStore,
+        recorded: &Recorded,
+    ) -> Result<store::Metadata, String> {
+        let devices = &self.w.devices;
+        let mut disk = StartDisk::new(devices.disk());
+        let device = recorded.device;
+        let mut metadata = found.settle(&mut disk, device).map_err(|e| e.to_string())?;
+        let Some(record) = recorded.record else {
+            return Ok(metadata);
+        };
+        let bytes = devices.read_now(record, 0, RECORD_BYTES as u64);
+        match store::read_record(&bytes, &self.record_owner(device)) {
+            Ok(FoundRecord::Mine(listed)) => {
+                let origin = devices.sectors(self.origin());
+                store::replay_record(&listed, &mut metadata, origin, &mut disk, device)
+                    .map_err(|e| e.to_string())?;
+            }
+            Ok(FoundRecord::OtherBoot) => {}
+            other => return Err(format!("the record: {other:?}")),
+        }
+        Ok(metadata)
+    }
+
+    /// Whose record the store of this device has.
+    pub fn record_owner(&self, device: DeviceId) -> RecordOwner {
+        RecordOwner {
+            boot: [self.boot; 16],
+            store: [device.0 as u8; 64],
+        }
     }
 
     fn is_valid(&self, id: SnapshotId) -> Result<bool, String> {
@@ -154,8 +182,7 @@ impl Sim {
                 if let Ok(store::Loaded::Valid(found)) =
                     load(&devices, recorded.device, recorded.area, self.origin())
                 {
-                    let mut disk = StartDisk::new(devices.disk());
-                    let _ = found.settle(&mut disk, recorded.device);
+                    let _ = self.complete(*found, recorded);
                 }
             }
             let seed = self.rng.next();
@@ -177,11 +204,6 @@ impl Sim {
                 view.actors.push(follower);
             }
         }
-        let deferred = self.record.snapshots.get(&id).is_some_and(|r| r.defer);
-        let end = match end {
-            End::Process if deferred => End::ProcessDeferred,
-            end => end,
-        };
         let (actor, sectors) = (self.views[&id].actors[0], self.views[&id].content.len());
         let seen = self.w.read(actor, 0, sectors);
         let seen = seen.map_err(|_| format!("{id:?} cannot be read"))?;

@@ -22,7 +22,8 @@ pub struct Recorded {
     pub sectors: u64,
     /// Entries in an area. Not in a state file: only tests shorten areas.
     pub area: usize,
-    pub defer: bool,
+    /// The device of its record of unflushed writes.
+    pub record: Option<DeviceId>,
     pub discards: Discards,
     pub zero_ahead: u64,
     pub valid: bool,
@@ -82,6 +83,7 @@ pub enum Control {
     Add {
         store: Store,
         device: DeviceId,
+        record: Option<DeviceId>,
         before: Content,
     },
     Remove(SnapshotId),
@@ -113,6 +115,8 @@ pub struct Sim {
     /// Snapshots that a full store may invalidate.
     pub may_fill: BTreeSet<SnapshotId>,
     origin: DeviceId,
+    /// Counts the boots of the system.
+    pub boot: u8,
     pub depth: Depth,
     pub trace: Vec<String>,
 }
@@ -142,6 +146,7 @@ impl Sim {
             merged: BTreeSet::new(),
             may_fill: BTreeSet::new(),
             origin,
+            boot: 0,
             depth,
             trace: Vec::new(),
         };
@@ -177,6 +182,7 @@ impl Sim {
             merged: BTreeSet::new(),
             may_fill: self.may_fill.clone(),
             origin: self.origin,
+            boot: self.boot,
             depth: self.depth,
             trace: self.trace.clone(),
         }
@@ -245,7 +251,7 @@ impl Sim {
                 .record
                 .merging
                 .is_some_and(|m| m.snapshot == s.snapshot);
-            if recorded.defer || merging || s.state != SnapshotState::Active {
+            if recorded.record.is_some() || merging || s.state != SnapshotState::Active {
                 continue;
             }
             let (chunk, exceptions) = (s.chunk_sectors as usize, s.exceptions as usize);
@@ -357,7 +363,7 @@ impl Sim {
         };
         let devices = match end {
             End::Power => self.w.devices.crash(Keep::Seeded(seed)),
-            End::Process | End::ProcessDeferred => self.w.devices.process_death(seed),
+            End::Process => self.w.devices.process_death(seed),
         };
         let mut next = self.restarted(devices, seed);
         next.begin_again(self, end)?;

@@ -6,6 +6,7 @@ use super::plan::{Action, PlannedFault, Store, layout};
 use super::sim::{Control, Merging, OpenRequest, Sim, Verdict};
 use crate::engine::tests::world::*;
 use crate::engine::*;
+use crate::io::DeviceId;
 use crate::io::sim::{FaultEffect, Fill};
 use crate::store;
 use crate::units::ChunkSize;
@@ -418,6 +419,14 @@ impl Sim {
         Ok(true)
     }
 
+    /// An empty record for a store whose entries are deferred.
+    fn add_record(&self, spec: &Store, device: DeviceId) -> Option<DeviceId> {
+        let empty = self.record_owner(device).empty_record();
+        let sectors = empty.len() as u64 / 512;
+        let deferred = spec.defer && spec.kind != "N";
+        deferred.then(|| self.w.devices.add(sectors, Fill::Image(empty)))
+    }
+
     pub fn start_add(&mut self, spec: &Store) -> Verdict {
         let block = self.w.devices.block_size(self.origin());
         let device = self
@@ -456,6 +465,7 @@ impl Sim {
                 other => return Err(format!("the filled store is {other:?}")),
             }
         };
+        let record = self.add_record(spec, device);
         let store = SnapshotStore {
             device,
             metadata,
@@ -463,7 +473,7 @@ impl Sim {
             keep_on_overflow: spec.kind == "PO",
             valid: true,
             marked: false,
-            defer_commits: spec.defer,
+            record,
             discards: spec.discards,
             zero_ahead: spec.zero_ahead * spec.chunk * 512,
         };
@@ -475,6 +485,7 @@ impl Sim {
         self.control = Some(Control::Add {
             store: spec.clone(),
             device,
+            record,
             before,
         });
         let request = ControlRequest::AddSnapshot {
