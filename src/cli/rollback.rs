@@ -110,6 +110,7 @@ impl Rollback {
             size: self.size,
             socket: None,
             discard_zeroes_cow: None,
+            defer_entries: None,
             discard_passdown_origin: None,
             read_only: None,
         });

@@ -55,11 +55,13 @@ pub struct Serve {
     num_queues: u16,
 
     /// A snapshot: name=NAME,cow=FILE[,type=P|PO|N][,chunk-size=SIZE][,size=SIZE][,socket=SOCK][,read-only]
-    /// [,discard-zeroes-cow][,discard-passdown-origin].
+    /// [,discard-zeroes-cow][,discard-passdown-origin][,defer-entries].
     ///
     /// The snapshot is taken now, unless the state file contains it. A COW file that does not
     /// exist is created if a size is given. With read-only, guests cannot write to its socket;
-    /// that is recorded until read-only=no is given. In a value, two commas stand for one.
+    /// that is recorded until read-only=no is given. With defer-entries, the entry of a guest's
+    /// first write to a chunk of the snapshot is durable at its next flush; until then it is in a
+    /// record in /run/snapback, which the next start takes over. In a value, two commas stand for one.
     #[arg(long = "snapshot", value_name = "KEY=VALUE,...", value_parser = snapshot_list::parse)]
     snapshots: Vec<SnapshotSpec>,
 

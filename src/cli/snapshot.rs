@@ -55,6 +55,11 @@ pub struct Snapshot {
     #[arg(long, requires = "discard_zeroes_cow")]
     discard_passdown_origin: bool,
 
+    /// Faster first writes: the entry of a write is durable at the guest's next flush. Until then
+    /// it is in a record in /run/snapback, which the next start of the daemon takes over.
+    #[arg(long)]
+    defer_entries: bool,
+
     #[command(flatten)]
     control: Control,
 }
@@ -94,6 +99,7 @@ impl Snapshot {
             socket: self.socket_path,
             read_only: self.read_only.then_some(true),
             discard_zeroes_cow: self.discard_zeroes_cow.then_some(true),
+            defer_entries: self.defer_entries.then_some(true),
             discard_passdown_origin: self.discard_passdown_origin.then_some(true),
         })?;
         output::line(&format!("snapshot {} taken", self.name))?;

@@ -5,9 +5,14 @@ use crate::control::api::{SnapshotSpec, StoreType};
 use crate::size;
 
 const KEYS: &str = "name, cow, type, chunk-size, size, socket, read-only, \
-                    discard-zeroes-cow, discard-passdown-origin";
+                    discard-zeroes-cow, discard-passdown-origin, defer-entries";
 /// Keys that mean `yes` if they have no value.
-const FLAGS: [&str; 3] = ["read-only", "discard-zeroes-cow", "discard-passdown-origin"];
+const FLAGS: [&str; 4] = [
+    "read-only",
+    "discard-zeroes-cow",
+    "discard-passdown-origin",
+    "defer-entries",
+];
 
 /// Parses the comma-separated list; `,,` is a comma within a value.
 ///
@@ -36,6 +41,7 @@ pub fn parse(text: &str) -> Result<SnapshotSpec, String> {
             "discard-passdown-origin" => {
                 put(&mut list.passdown_origin, key, yes_or_no(key, value)?)?
             }
+            "defer-entries" => put(&mut list.defer_entries, key, yes_or_no(key, value)?)?,
             _ => return Err(format!("unknown key `{key}` (keys: {KEYS})")),
         }
     }
@@ -48,6 +54,7 @@ pub fn parse(text: &str) -> Result<SnapshotSpec, String> {
         socket: list.socket,
         read_only: list.read_only,
         discard_zeroes_cow: list.zeroes_cow,
+        defer_entries: list.defer_entries,
         discard_passdown_origin: list.passdown_origin,
     })
 }
@@ -62,6 +69,7 @@ struct List {
     socket: Option<String>,
     zeroes_cow: Option<bool>,
     passdown_origin: Option<bool>,
+    defer_entries: Option<bool>,
     read_only: Option<bool>,
 }
 
@@ -111,6 +119,7 @@ mod tests {
                 socket: Some("/s".to_owned()),
                 read_only: Some(true),
                 discard_zeroes_cow: None,
+                defer_entries: None,
                 discard_passdown_origin: None,
             }
         );

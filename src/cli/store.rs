@@ -77,6 +77,7 @@ impl Create {
             force: self.force,
             sparse: self.sparse,
         };
+        daemon::check_unrecorded(&self.cow, self.chunk_size)?;
         let made = offline::create(&self.cow, &options)?;
         output::line(&format!(
             "created {}: {}, room for {} chunks of {}",

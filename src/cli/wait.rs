@@ -153,6 +153,7 @@ mod tests {
             metadata_sectors: 16,
             discard_zeroes_cow: false,
             discard_passdown_origin: false,
+            defer_entries: false,
         };
         VolumeStatus {
             origin: OriginStatus {

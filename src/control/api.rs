@@ -54,6 +54,10 @@ pub struct SnapshotSpec {
     /// It also discards the origin, where no other snapshot needs it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub discard_passdown_origin: Option<bool>,
+    /// The entry of a first write is durable at the guest's next flush, not before its
+    /// acknowledgement; `None`: as recorded, or no.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub defer_entries: Option<bool>,
     /// Its own view refuses writes; `None`: as recorded, or no.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_only: Option<bool>,
@@ -342,6 +346,9 @@ pub struct SnapshotStatus {
     pub discard_zeroes_cow: bool,
     #[serde(default)]
     pub discard_passdown_origin: bool,
+    /// The entries of first writes are deferred to the guest's next flush.
+    #[serde(default)]
+    pub defer_entries: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -270,7 +270,10 @@ fn snapshot_row(s: &SnapshotStatus) -> Vec<String> {
             percent(s.allocated_sectors, s.total_sectors)
         },
         size::exact(bytes(s.chunk_sectors)),
-        s.store_type.letters().to_owned(),
+        match s.defer_entries {
+            true => format!("{} deferred", s.store_type.letters()),
+            false => s.store_type.letters().to_owned(),
+        },
         printable(&s.cow),
     ]
 }

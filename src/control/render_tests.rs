@@ -17,6 +17,7 @@ fn snapshot(name: &str, state: State) -> SnapshotStatus {
         metadata_sectors: 24,
         discard_zeroes_cow: false,
         discard_passdown_origin: false,
+        defer_entries: false,
     }
 }
 
@@ -301,4 +302,18 @@ fn a_file_name_cannot_act_on_the_terminal() {
     let text = human(&status) + &dm_status(&status, None) + &table(&status);
     assert!(!text.contains('\u{1b}'));
     assert_eq!(text.lines().count(), 3);
+}
+
+#[test]
+fn deferred_entries_are_shown_beside_the_type() {
+    let mut deferred = snapshot("after", State::Active);
+    deferred.defer_entries = true;
+    let text = snapshots(&[snapshot("before", State::Active), deferred]);
+    let types: Vec<&str> = text
+        .lines()
+        .skip(1)
+        .map(|row| &row[row.find(" P").unwrap()..])
+        .collect();
+    assert!(types[0].starts_with(" P           /vm"), "{text}");
+    assert!(types[1].starts_with(" P deferred  /vm"), "{text}");
 }

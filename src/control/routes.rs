@@ -440,6 +440,7 @@ mod tests {
             size: None,
             socket: None,
             discard_zeroes_cow: None,
+            defer_entries: None,
             discard_passdown_origin: None,
             read_only: None,
         };

@@ -134,6 +134,7 @@ fn spec(name: &str) -> SnapshotSpec {
         size: None,
         socket: None,
         discard_zeroes_cow: None,
+        defer_entries: None,
         discard_passdown_origin: None,
         read_only: None,
     }

@@ -25,7 +25,7 @@ pub use error::DaemonError;
 pub use identity::{OriginIdentity, StorageIdentity, StorageKind};
 pub use offline::doubts::doubts;
 pub use offline::merge::{MergeReport, merge_offline};
-pub use offline::recorded::recorded;
+pub use offline::recorded::{check_unrecorded, recorded};
 pub use start::options::{Endpoint, ServeOptions};
 pub use start::serve::serve;
 pub use state::FileError;

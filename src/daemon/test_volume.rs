@@ -54,6 +54,7 @@ pub fn spec(folder: &Path, name: &str) -> SnapshotSpec {
         size: Some(1 << 20),
         socket: Some(path(format!("{name}.sock"))),
         discard_zeroes_cow: None,
+        defer_entries: None,
         discard_passdown_origin: None,
         read_only: None,
     }

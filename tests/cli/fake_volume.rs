@@ -32,6 +32,7 @@ pub fn snapshot(name: &str, state: State) -> SnapshotStatus {
         metadata_sectors: 16,
         discard_zeroes_cow: false,
         discard_passdown_origin: false,
+        defer_entries: false,
     }
 }
 

@@ -14,6 +14,8 @@ use super::stamps::{self, SECTOR};
 /// A folder with `disk.img`, and the daemon that serves it.
 pub struct Volume {
     folder: tempfile::TempDir,
+    /// For records, if `/run` is no memory.
+    runtime: tempfile::TempDir,
     daemon: Option<Child>,
     client: Client,
     sectors: u64,
@@ -27,10 +29,13 @@ impl Volume {
         let memory = chosen.unwrap_or_else(|| "/dev/shm".into());
         let mut builder = tempfile::Builder::new();
         builder.prefix("snapback-");
-        let folder = builder
-            .tempdir_in(memory)
-            .or_else(|_| builder.tempdir())
-            .unwrap();
+        let make = |parent: PathBuf| {
+            builder
+                .tempdir_in(parent)
+                .or_else(|_| builder.tempdir())
+                .unwrap()
+        };
+        let (folder, runtime) = (make(memory), make("/dev/shm".into()));
         let mut image = File::create(folder.path().join("disk.img")).unwrap();
         let mut data = vec![0; 1 << 20];
         let step = (data.len() / SECTOR) as u64;
@@ -42,6 +47,7 @@ impl Volume {
         let client = Client::new(&folder.path().join("c.sock")).unwrap();
         Self {
             folder,
+            runtime,
             daemon: None,
             client,
             sectors,
@@ -76,6 +82,7 @@ impl Volume {
         writeln!(log, "--- serve {}", arguments.join(" ")).unwrap();
         let child = Command::new(assert_cmd::cargo::cargo_bin!("snapback"))
             .current_dir(self.folder.path())
+            .env("XDG_RUNTIME_DIR", self.runtime.path())
             .args(["serve", "--origin", "disk.img", "--control", "c.sock"])
             .args(arguments)
             .stdout(Stdio::null())

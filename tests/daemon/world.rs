@@ -129,6 +129,7 @@ impl World {
             size: Some(32 << 20),
             socket: Some(at("sock")),
             discard_zeroes_cow: None,
+            defer_entries: None,
             discard_passdown_origin: None,
             read_only: None,
         }

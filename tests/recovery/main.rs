@@ -10,6 +10,7 @@
 )] // Tests; unsafe only for the memory of a guest.
 
 mod cows;
+mod deferred;
 mod devices;
 #[path = "../common/guest.rs"]
 #[allow(dead_code)]

@@ -138,6 +138,8 @@ impl Vm {
             .current_dir(&self.folder)
             .env_remove("SNAPBACK_LOG")
             .env_remove("SNAPBACK_CONTROL")
+            // For records, if `/run` is no memory and the folder is.
+            .env("XDG_RUNTIME_DIR", &self.folder)
             .args(arguments);
         command
     }

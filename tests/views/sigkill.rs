@@ -1,6 +1,7 @@
 //! SIGKILL under load: what was acknowledged is there after a start from the
 //! state file alone, and no snapshot has changed but by its own guest.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use snapback::control::api::{RollbackRequest, RollbackWhen, State};
@@ -145,6 +146,49 @@ fn after_a_sigkill_under_load_every_view_has_what_was_acknowledged_and_no_more()
         println!("{}: {}", load.name, load.counts);
     }
     println!("seed {seed}: {:.1?}", start.elapsed());
+}
+
+/// The files that the state file notes as records of unflushed writes.
+fn records(volume: &Volume) -> Vec<PathBuf> {
+    let state = std::fs::read(volume.path("disk.img.snapback")).unwrap();
+    let state: serde_json::Value = serde_json::from_slice(&state).unwrap();
+    let snapshots = state["snapshots"].as_array().unwrap();
+    let paths = snapshots
+        .iter()
+        .filter_map(|s| s["unflushed"]["path"].as_str());
+    paths.map(PathBuf::from).collect()
+}
+
+#[test]
+fn a_killed_daemon_loses_no_write_whose_entry_was_deferred() {
+    let _turn = turn();
+    let seed = random::seed();
+    let mut random = Random::new(seed);
+    let mut volume = Volume::new(SECTORS);
+    let s1 = format!("{},defer-entries", snapshot(&volume, "s1", "4K"));
+    volume.start(&["--socket-path", "a.sock", "--snapshot", &s1]);
+    if records(&volume).is_empty() {
+        println!("skipped: no memory for a record");
+        return volume.terminate();
+    }
+    let origin = Load::new("origin", 1, seed, volume.first_content());
+    let s1 = Load::new("s1", 2, seed, volume.first_content());
+    let mut loads = [(origin, "a.sock"), (s1, "s1.sock")];
+    for round in 0..12 {
+        let noted = records(&volume);
+        assert!(noted.len() == 1 && noted[0].exists(), "{noted:?}");
+        let requests = random.between(1, 2000);
+        let doubts = kill_under_load(&mut volume, &mut loads, 0, requests);
+        println!("kill {round}: 2 views exact, {doubts} sectors were in flight");
+    }
+    let noted = records(&volume);
+    volume.terminate();
+    assert!(!noted[0].exists(), "a clean stop leaves a record");
+    assert_eq!(records(&volume), Vec::<PathBuf>::new());
+    volume.check_origin(&loads[0].0.shadow);
+    volume.start(&[]);
+    settle_all(&volume, &mut loads);
+    println!("seed {seed}");
 }
 
 /// Rolls back to `m` with a slow merge, kills the daemon in its middle several

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::io::{Errno, OpenError};
-use crate::store::StoreError;
+use crate::store::{RecordError, StoreError};
 
 /// The messages explain the variants.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +83,22 @@ pub enum CowError {
     Open(OpenError),
     #[error("COW {}: {source}", path.display())]
     Store { path: PathBuf, source: StoreError },
+    #[error(
+        "{source} ({}). If the store is right as it is, remove that file and start with --accept-changes: what the \
+         snapshot's guest wrote and did not flush before the last daemon died is lost then", record.display()
+    )]
+    Record {
+        record: PathBuf,
+        source: RecordError,
+    },
+    #[error(
+        "the record of unflushed writes {} cannot be used: {source}; make it accessible, because it may list writes that \
+         the snapshot's guest was told to be done", record.display()
+    )]
+    RecordIo {
+        record: PathBuf,
+        source: std::io::Error,
+    },
 }
 
 impl CowError {

@@ -8,12 +8,13 @@ use super::error::CowError;
 use super::mark as cow_mark;
 use super::open::OpenCow;
 use super::origin::OriginFacts;
+use super::record::{Fate, RecordPlace, fate};
 use super::size::{check_size, chunk_size, unit};
 use crate::control::api::{SnapshotSpec, StoreType};
-use crate::daemon::identity::storage_of;
+use crate::daemon::identity::{UnflushedRecord, storage_of};
 use crate::engine::Discards;
 use crate::io::{BlockFile, Devices, Disk, Identity, OpenError, OpenOptions};
-use crate::store::{self, LoadParams, Loaded, StoreError, ValidStore};
+use crate::store::{self, FoundRecord, Listed, LoadParams, Loaded, StoreError, ValidStore};
 use crate::units::{ChunkSize, SECTOR_SIZE};
 
 /// Chunk size of a new store in bytes, if none was asked for.
@@ -53,7 +54,8 @@ pub enum Found {
     /// An open device without a store, for a new one.
     Blank(OpenCow),
     Invalid(OpenCow, ChunkSize),
-    Valid(OpenCow, Box<ValidStore>),
+    /// With the writes that the last daemon acknowledged and the log may lack.
+    Valid(OpenCow, Box<ValidStore>, Listed),
 }
 
 /// A COW that was examined; nothing is written yet.
@@ -64,6 +66,8 @@ pub struct InspectedCow {
     pub(super) chunk_size: ChunkSize,
     pub(super) discards: Discards,
     pub(super) found: Found,
+    /// Entries may become durable at the guest's next flush.
+    pub(super) defer_entries: bool,
     /// What looks suspicious, and is no reason to refuse.
     pub warning: Option<String>,
 }
@@ -77,10 +81,33 @@ impl InspectedCow {
         }
     }
 
+    /// What became of the record of its store that the state file notes.
+    pub fn fate(&self, noted: &UnflushedRecord) -> Fate {
+        match &self.found {
+            Found::Valid(open, store, _) => {
+                let place = RecordPlace::of(open.file(), store.metadata().layout().chunk_size);
+                fate(noted, place.as_ref().map_err(|why| *why))
+            }
+            Found::Absent { .. } | Found::Blank(_) | Found::Invalid(..) => Fate::Found,
+        }
+    }
+
+    /// Defers no entries if the volume has no state file.
+    pub fn remembered(mut self, by_a_state_file: bool) -> Self {
+        if self.defer_entries && !by_a_state_file {
+            self.defer_entries = false;
+            tracing::warn!(cow = %self.path.display(), "its entries are not deferred: the volume has no state file, so \
+                that the loss of a record would not be noticed");
+        }
+        self
+    }
+
     /// It holds exceptions, which are right for one content of the origin only.
     pub fn holds_entries(&self) -> bool {
         match &self.found {
-            Found::Valid(_, store) => !store.metadata().entries().is_empty(),
+            Found::Valid(_, store, listed) => {
+                !store.metadata().entries().is_empty() || !listed.is_empty()
+            }
             Found::Absent { .. } | Found::Blank(_) | Found::Invalid(..) => false,
         }
     }
@@ -141,12 +168,13 @@ pub fn inspect(
     let chunk_size = match &found {
         Found::Absent { .. } | Found::Blank(_) => examination.chunk_size,
         Found::Invalid(_, chunk_size) => *chunk_size,
-        Found::Valid(_, store) => store.metadata().layout().chunk_size,
+        Found::Valid(_, store, _) => store.metadata().layout().chunk_size,
     };
     Ok(InspectedCow {
         store_type: spec.store_type,
         chunk_size,
         discards,
+        defer_entries: spec.defer_entries == Some(true),
         found,
         warning,
         path,
@@ -276,9 +304,33 @@ impl Examination<'_> {
                 self.check_not_shrunk(&open, &store)?;
                 self.check_chunk_size(store.metadata().layout().chunk_size)?;
                 let warning = open.holes(&store);
-                Ok((Found::Valid(open, store), warning))
+                let listed = self.listed(&open, &store)?;
+                Ok((Found::Valid(open, store, listed), warning))
             }
         }
+    }
+
+    /// The unflushed writes that the record of the store lists.
+    fn listed(&self, open: &OpenCow, store: &ValidStore) -> Result<Listed, CowError> {
+        let log = store.metadata();
+        let Ok(place) = RecordPlace::of(open.file(), log.layout().chunk_size) else {
+            return Ok(Listed::default());
+        };
+        let listed = match place.read()? {
+            FoundRecord::Mine(listed) => listed,
+            // Of a file that is gone, or lost with the power.
+            FoundRecord::Blank | FoundRecord::OtherBoot | FoundRecord::OtherStore => {
+                return Ok(Listed::default());
+            }
+        };
+        if self.purpose == Purpose::New && !listed.is_empty() {
+            return Err(CowError::HoldsStore(self.path.to_path_buf()));
+        }
+        let checked = store::check_record(&listed, log, self.origin.sectors);
+        checked.map(|_| listed).map_err(|source| CowError::Record {
+            record: place.path().to_path_buf(),
+            source,
+        })
     }
 
     /// A known store that is shorter than recorded: what it holds is complete, but the

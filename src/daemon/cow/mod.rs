@@ -2,7 +2,7 @@
 //! when nothing can be refused any more, the file and the store are made.
 //!
 //! ```text
-//!  prepare ─► inspect ─► open, mark, size ─► origin, error
+//!  prepare ─► inspect ─► open, mark, size, record ─► origin, error
 //! ```
 
 pub mod error;
@@ -11,9 +11,11 @@ pub mod mark;
 mod open;
 mod origin;
 mod prepare;
+mod record;
 mod size;
 
 pub use inspect::{InspectedCow, Purpose, inspect};
 pub use open::{OpenCow, clear_head};
 pub use origin::OriginFacts;
 pub use prepare::PreparedCow;
+pub use record::{Fate, OpenRecord, RecordPlace};

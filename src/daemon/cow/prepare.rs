@@ -1,18 +1,19 @@
 //! Making what an examined COW lacks, so that the engine can use it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::error::CowError;
 use super::inspect::{Found, InspectedCow, store_options};
 use super::mark as cow_mark;
 use super::open::OpenCow;
+use super::record::{OpenRecord, RecordPlace};
 use super::size::unit;
 use crate::control::api::StoreType;
 use crate::daemon::identity::StorageIdentity;
 use crate::engine::SnapshotStore;
 use crate::io::{BlockFile, Devices, Disk, Identity, OpenOptions};
-use crate::store::{self, Layout, Metadata, StoreError};
+use crate::store::{self, Layout, Listed, Metadata, RecordError, StoreError};
 use crate::units::{ChunkSize, SECTOR_SIZE};
 
 /// Bytes that are zeroed at once ahead of the data of a file that was allocated only.
@@ -25,6 +26,8 @@ const ZERO_AHEAD_CHUNK: u64 = 16 << 10;
 #[derive(Debug)]
 pub struct PreparedCow {
     pub store: SnapshotStore,
+    /// Of the store, if it has one, or had.
+    pub record: Option<OpenRecord>,
     pub chunk_size: ChunkSize,
     /// Bytes of the file or device.
     pub size: u64,
@@ -53,10 +56,12 @@ struct Store {
 
 impl InspectedCow {
     /// Makes the file and the store if they do not exist, and completes what the last
-    /// user of an existing store left unfinished. `sectors` is the snapshot's length.
+    /// user of an existing store left unfinished. `sectors` is the snapshot's length,
+    /// `origin_sectors` that of the origin.
     pub fn prepare(
         self,
         sectors: u64,
+        origin_sectors: u64,
         devices: &Arc<Devices>,
         disk: &mut dyn Disk,
     ) -> Result<PreparedCow, CowError> {
@@ -82,8 +87,9 @@ impl InspectedCow {
                     open,
                 }
             }
-            Found::Valid(mut open, store) => {
-                let metadata = store.settle(disk, open.id()).map_err(failed)?;
+            Found::Valid(mut open, store, listed) => {
+                let mut metadata = store.settle(disk, open.id()).map_err(failed)?;
+                take_over(&listed, &mut metadata, origin_sectors, disk, &open)?;
                 open.file().hold(metadata.held_bytes());
                 open.set_held(chunk_size);
                 Store {
@@ -94,6 +100,7 @@ impl InspectedCow {
                 }
             }
         };
+        let record = record(&store, self.defer_entries, devices)?;
         let file = store.open.file();
         let small = chunk_size.bytes() <= ZERO_AHEAD_CHUNK;
         let zero_ahead = if small && file.has_unwritten_space() {
@@ -113,13 +120,69 @@ impl InspectedCow {
                 keep_on_overflow: store_type == StoreType::PO,
                 valid: store.valid,
                 marked: store.marked,
-                record: None,
+                record: record.as_ref().and_then(OpenRecord::id),
                 discards: self.discards,
                 zero_ahead,
             },
+            record,
             open: store.open,
         })
     }
+}
+
+/// Makes the writes durable that the last daemon acknowledged and its guest did not flush.
+fn take_over(
+    listed: &Listed,
+    metadata: &mut Metadata,
+    origin_sectors: u64,
+    disk: &mut dyn Disk,
+    open: &OpenCow,
+) -> Result<(), CowError> {
+    let path = open.file().path();
+    let done = store::replay_record(listed, metadata, origin_sectors, disk, open.id());
+    let chunks = done.map_err(|error| match error {
+        // It was checked before, so that this is about the COW.
+        RecordError::Store(source) => store_failed(path)(source),
+        source => CowError::Record {
+            record: RecordPlace::of(open.file(), metadata.layout().chunk_size).map_or_else(
+                |_| PathBuf::from("its record"),
+                |place| place.path().to_path_buf(),
+            ),
+            source,
+        },
+    })?;
+    if chunks > 0 {
+        tracing::info!(cow = %path.display(), chunks,
+            "the last daemon died; what its guest wrote and did not flush was taken over");
+    }
+    Ok(())
+}
+
+/// An empty record for the store, if it is to have one, or where one was. What that one
+/// listed is durable, or was of another store. It must list nothing from here on: a merge
+/// may remove those entries from the log, and a later start would append them again.
+fn record(
+    store: &Store,
+    defer_entries: bool,
+    devices: &Arc<Devices>,
+) -> Result<Option<OpenRecord>, CowError> {
+    let (file, chunk_size) = (store.open.file(), store.metadata.layout().chunk_size);
+    let old = match RecordPlace::of(file, chunk_size) {
+        Ok(place) => place.empty(devices)?,
+        Err(_) => None,
+    };
+    if !defer_entries || !store.valid || store.metadata.is_transient() {
+        return Ok(old);
+    }
+    drop(old);
+    let made = RecordPlace::for_new(file, chunk_size)
+        .map_err(|e| e.to_string())
+        .and_then(|place| place.make(devices).map_err(|e| e.to_string()));
+    // Every write is acknowledged when its entry is durable, then.
+    let made = made.inspect_err(|why| {
+        tracing::warn!(cow = %file.path().display(), "its entries are not deferred: {why}");
+    });
+    Ok(made.ok())
 }
 
 fn create(

@@ -5,5 +5,6 @@ pub mod device_names;
 pub mod storage;
 
 pub use storage::{
-    OriginIdentity, Relation, StorageIdentity, StorageKind, Timestamp, same_path, storage_of,
+    OriginIdentity, Relation, StorageIdentity, StorageKind, Timestamp, UnflushedRecord, same_path,
+    storage_of,
 };

@@ -80,6 +80,15 @@ pub struct StorageIdentity {
     pub kind: StorageKind,
 }
 
+/// A record of unflushed writes: a file in memory, which power loss takes away together with what it is for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnflushedRecord {
+    pub path: String,
+    /// The boot of the system.
+    pub boot: String,
+}
+
 /// An origin at one moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

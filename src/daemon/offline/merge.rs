@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use super::recorded::{record_of, recorded};
+use super::recorded::{in_state_files, record_of};
 use crate::control::api::{SnapshotSpec, StoreType};
 use crate::daemon::DaemonError;
 use crate::daemon::identity::storage_of;
@@ -156,7 +156,7 @@ fn check_files(origin: &Path, cow: &Path, state: Option<&Path>) -> Result<(), Da
             cow.display()
         )));
     }
-    if let Some(why) = recorded(cow, Some(origin), state)?.and_then(|k| k.forbids()) {
+    if let Some(why) = in_state_files(cow, Some(origin), state)?.and_then(|k| k.forbids()) {
         return Err(refused(format!("{}: {why}", cow.display())));
     }
     let found = offline::info(cow, None).map_err(|e| refused(e.to_string()))?;
@@ -206,6 +206,7 @@ fn unrecorded_spec(cow: &Path) -> SnapshotSpec {
         size: None,
         socket: None,
         discard_zeroes_cow: None,
+        defer_entries: None,
         discard_passdown_origin: None,
         read_only: None,
     }

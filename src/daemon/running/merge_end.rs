@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::control::api::MergeOutcome;
 use crate::control::events::EventKind;
+use crate::daemon::cow::OpenRecord;
 use crate::daemon::provenance::marking;
 use crate::daemon::state::{SnapshotRecord, VolumeState};
 use crate::daemon::volume::{LiveVolume, Merging, RETRY, lock};
@@ -72,15 +73,16 @@ impl LiveVolume {
             let mut tables = lock(&self.tables);
             tables.snapshot_by_id_mut(merging.id).map(|m| {
                 let view = m.view.take_if(|_| !merging.follow);
-                (m.device, m.spec.cow.clone(), view)
+                (m.device, m.spec.cow.clone(), view, m.deferral.take())
             })
         };
-        let Some((device, cow, view)) = merged else {
+        let Some((device, cow, view, deferral)) = merged else {
             return;
         };
         if let Some(view) = view {
             view.stop();
         }
+        deferral.into_iter().for_each(OpenRecord::delete);
         drop(self.devices.remove(device));
         if let Some(record) = record {
             marking::release_cow(record);

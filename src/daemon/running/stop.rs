@@ -104,6 +104,8 @@ pub fn finish(volume: &LiveVolume) -> Result<(), DaemonError> {
         undo.iter().for_each(|undo| undo.apply(s));
         s.origin.size = origin.size;
         s.origin.kind = origin.kind;
+        // Everything is durable.
+        s.snapshots.iter_mut().for_each(|r| r.unflushed = None);
         for (name, store) in stores {
             if let Some(record) = s.snapshot_mut(&name) {
                 record.store = Some(store);
@@ -112,6 +114,7 @@ pub fn finish(volume: &LiveVolume) -> Result<(), DaemonError> {
         s.guest_attached = volume.may_come_back.load(Ordering::Acquire);
         s.running = false;
     })?;
+    delete_records(volume);
     tracing::info!("stopped");
     Ok(())
 }
@@ -139,6 +142,13 @@ fn clear_transient(volume: &LiveVolume) {
         if let Some(file) = volume.devices.get(device) {
             let _ = cow::clear_head(&mut *disk, device, file.size());
         }
+    }
+}
+
+/// Everything is durable, so that the records list nothing that is needed.
+fn delete_records(volume: &LiveVolume) {
+    for snapshot in &mut lock(&volume.tables).snapshots {
+        (snapshot.deferral.take().into_iter()).for_each(cow::OpenRecord::delete);
     }
 }
 

@@ -12,7 +12,7 @@ use super::preflight::Checked;
 use crate::control::events::{EventKind, EventLog};
 use crate::daemon::DaemonError;
 use crate::daemon::cow::mark::{self as cow_mark, ToMark};
-use crate::daemon::cow::{InspectedCow, PreparedCow};
+use crate::daemon::cow::{InspectedCow, OpenRecord, PreparedCow};
 use crate::daemon::provenance::{golden, marking};
 use crate::daemon::running::notices::Notices;
 use crate::daemon::state::{SnapshotRecord, StateFile, VolumeState};
@@ -63,7 +63,7 @@ pub fn build_volume(
     for (planned, inspected) in snapshots {
         let snapshot = prepare(
             planned,
-            inspected,
+            inspected.remembered(is_remembered),
             origin.sectors,
             &mut volume_state,
             &devices,
@@ -124,13 +124,14 @@ fn prepare(
         .and_then(|s| s.length)
         .map_or(origin_sectors, |length| length / SECTOR_SIZE);
     let cow = inspected
-        .prepare(sectors, devices, disk)
+        .prepare(sectors, origin_sectors, devices, disk)
         .map_err(|e| DaemonError::Refused(format!("snapshot {name}: {e}")))?;
     if let Some(record) = state.snapshot_mut(&name) {
         record.spec.chunk_size = Some(cow.chunk_size.bytes());
         record.spec.size = Some(cow.size);
         record.valid &= cow.store.valid;
         record.store = cow.file_identity();
+        record.unflushed = cow.record.as_ref().and_then(OpenRecord::note);
     }
     Ok(PreparedSnapshot {
         name,

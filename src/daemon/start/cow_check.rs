@@ -8,7 +8,7 @@ use super::plan::{PlannedSnapshot, Source};
 use crate::control::api::SnapshotSpec;
 use crate::daemon::DaemonError;
 use crate::daemon::cow::error::CowError;
-use crate::daemon::cow::{self, InspectedCow, OriginFacts, Purpose};
+use crate::daemon::cow::{self, Fate, InspectedCow, OriginFacts, Purpose};
 use crate::daemon::identity::{OriginIdentity, storage_of};
 use crate::daemon::provenance::cow_verdict::{Verdict, belongs_elsewhere, judge};
 use crate::daemon::provenance::golden;
@@ -58,6 +58,7 @@ impl CowChecks<'_> {
             Ok(inspected) => inspected,
         };
         self.refuse_if_elsewhere(planned)?;
+        self.check_unflushed(planned, &inspected)?;
         if inspected.is_valid() {
             let remark = accept(&planned.spec, verdict, self.options.accept_changes)?;
             self.remarks.extend(remark);
@@ -128,6 +129,42 @@ impl CowChecks<'_> {
             ))),
             None => Ok(()),
         }
+    }
+
+    /// What a dead daemon has acknowledged must be found.
+    fn check_unflushed(
+        &mut self,
+        planned: &PlannedSnapshot,
+        inspected: &InspectedCow,
+    ) -> Result<(), DaemonError> {
+        let name = &planned.spec.name;
+        let recorded = self.recorded.filter(|recorded| recorded.running);
+        let noted = recorded.and_then(|recorded| recorded.snapshot(name)?.unflushed.as_ref());
+        let Some(noted) = noted.filter(|_| planned.valid) else {
+            return Ok(());
+        };
+        let lost = "what its guest wrote and did not flush before the last daemon died may be lost";
+        let why = match inspected.fate(noted) {
+            Fate::Found => return Ok(()),
+            Fate::OtherBoot => {
+                self.remarks.push(format!(
+                    "snapshot {name}: the volume was not stopped, and the system was started since then, or is another one: \
+                     {lost}, as after power loss"
+                ));
+                return Ok(());
+            }
+            Fate::Unreadable(why) => why,
+        };
+        if self.options.accept_changes {
+            self.remarks.push(format!(
+                "snapshot {name}: the record {why}: {lost}; accepted"
+            ));
+            return Ok(());
+        }
+        Err(DaemonError::Refused(format!(
+            "snapshot {name}: the record of unflushed writes {why}, so that {lost}. Bring it back, or start as the user and \
+             in the environment of the last daemon; or, if no guest has to go on where it was, start with --accept-changes"
+        )))
     }
 
     fn inspect(

@@ -215,6 +215,7 @@ fn record(name: String, path: &Path) -> SnapshotRecord {
             size: None,
             socket: None,
             discard_zeroes_cow: None,
+            defer_entries: None,
             discard_passdown_origin: None,
             read_only: None,
         },
@@ -222,6 +223,7 @@ fn record(name: String, path: &Path) -> SnapshotRecord {
         length: None,
         id: None,
         store: None,
+        unflushed: None,
     }
 }
 

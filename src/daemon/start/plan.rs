@@ -137,6 +137,7 @@ fn merge_snapshots(
             length: Some(length),
             id: None,
             store: None,
+            unflushed: None,
         });
         let is_scratch =
             spec.store_type == StoreType::N && scratch.iter().any(|cow| same_path(cow, &spec.cow));
@@ -156,6 +157,7 @@ fn update_spec(spec: &mut SnapshotSpec, asked: &SnapshotSpec) -> Result<(), Plan
     if asked.socket.is_some() {
         spec.socket.clone_from(&asked.socket);
     }
+    spec.defer_entries = asked.defer_entries.or(spec.defer_entries);
     spec.discard_zeroes_cow = asked.discard_zeroes_cow.or(spec.discard_zeroes_cow);
     spec.discard_passdown_origin = asked
         .discard_passdown_origin

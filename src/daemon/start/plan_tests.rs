@@ -46,6 +46,7 @@ fn spec(name: &str) -> SnapshotSpec {
         size: None,
         socket: None,
         discard_zeroes_cow: None,
+        defer_entries: None,
         discard_passdown_origin: None,
         read_only: None,
     }
@@ -82,6 +83,7 @@ fn stopped() -> VolumeState {
             length: Some(1 << 20),
             id: None,
             store: None,
+            unflushed: None,
         })
         .into();
     state
@@ -119,6 +121,7 @@ fn discard_options_are_kept_until_they_are_given_anew() {
             length: None,
             id: None,
             store: None,
+            unflushed: None,
         }];
         let mut asked = options();
         asked.snapshots = vec![SnapshotSpec {
@@ -462,6 +465,7 @@ fn transient_snapshots_end_with_their_daemon() {
         length: Some(1 << 20),
         id: None,
         store: None,
+        unflushed: None,
     });
     let gone = plan(&options(), Some(state.clone()), &origin(100)).unwrap();
     assert_eq!(gone.snapshots.len(), 2);

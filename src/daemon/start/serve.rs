@@ -179,6 +179,7 @@ fn load(
             device_string: cow.device_string,
             sectors: store.sectors,
             chunk_size: cow.chunk_size,
+            deferral: cow.record,
             view: None,
         });
         id

@@ -26,6 +26,7 @@ fn record(name: &str) -> SnapshotRecord {
         length: Some(1 << 20),
         id: None,
         store: None,
+        unflushed: None,
     }
 }
 

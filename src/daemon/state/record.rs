@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::control::api::{ResetKind, SnapshotSpec};
-use crate::daemon::identity::{OriginIdentity, StorageIdentity};
+use crate::daemon::identity::{OriginIdentity, StorageIdentity, UnflushedRecord};
 use crate::engine::MergeWrites;
 
 /// The version that this program writes. It reads all versions from [`OLDEST`] on.
@@ -86,6 +86,10 @@ pub struct SnapshotRecord {
     /// later. Older files lack it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<StorageIdentity>,
+    /// While the volume is served: where the writes are listed that were acknowledged and
+    /// not flushed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unflushed: Option<UnflushedRecord>,
 }
 
 /// A merge in progress: the origin's content is incomplete without the store.

@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::control::api::{ApiError, ErrorKind, SnapshotSpec, check_name};
 use crate::control::events::EventKind;
 use crate::daemon::cow::error::CowError;
-use crate::daemon::cow::{self, InspectedCow, OpenCow, Purpose};
+use crate::daemon::cow::{self, InspectedCow, OpenCow, OpenRecord, Purpose};
 use crate::daemon::identity::same_path;
 use crate::daemon::provenance::cow_verdict::belongs_elsewhere;
 use crate::daemon::provenance::{golden, marking, marks};
@@ -30,6 +30,8 @@ pub struct NewSnapshot {
     chunk_size: ChunkSize,
     /// `None` once the engine has it.
     store: Option<SnapshotStore>,
+    /// The store's record, until the snapshot is in the tables.
+    deferral: Option<OpenRecord>,
     cow: OpenCow,
     socket: Option<ViewSocket>,
 }
@@ -72,6 +74,7 @@ impl LiveVolume {
         let name = spec.name.clone();
         let mut disk = self.one_thread_disk()?;
         let inspected = self.check_snapshot(&spec, &mut *disk)?;
+        let inspected = inspected.remembered(lock(&self.state).path().is_some());
         let socket = spec
             .socket
             .as_deref()
@@ -80,7 +83,7 @@ impl LiveVolume {
             .map_err(|e| conflict(e.to_string()))?;
         let sectors = self.origin().sectors;
         let prepared = inspected
-            .prepare(sectors, &self.devices, &mut *disk)
+            .prepare(sectors, sectors, &self.devices, &mut *disk)
             .map_err(|e| refused(&name, &e))?;
         spec.chunk_size = Some(prepared.chunk_size.bytes());
         spec.size = Some(prepared.size);
@@ -97,6 +100,7 @@ impl LiveVolume {
             length: Some(sectors * SECTOR_SIZE),
             id: marks::new_id().ok(),
             store: prepared.file_identity(),
+            unflushed: prepared.record.as_ref().and_then(OpenRecord::note),
         };
         marking::mark_new_cow(&lock(&self.state), &record);
         Ok(NewSnapshot {
@@ -107,6 +111,7 @@ impl LiveVolume {
             device_string: prepared.device_string,
             chunk_size: prepared.chunk_size,
             store: Some(prepared.store),
+            deferral: prepared.record,
             cow: prepared.open,
             socket,
         })
@@ -133,6 +138,7 @@ impl LiveVolume {
             device_string: new.device_string.clone(),
             sectors: store.sectors,
             chunk_size: new.chunk_size,
+            deferral: new.deferral.take(),
             view: None,
         });
         let request = ControlRequest::AddSnapshot {
@@ -180,6 +186,9 @@ impl LiveVolume {
 
     /// Restores the COW of a snapshot that was not taken.
     pub fn restore_cow(&self, new: &NewSnapshot) {
+        if let Some(noted) = &new.record.unflushed {
+            let _ = std::fs::remove_file(&noted.path); // it lists nothing
+        }
         marking::release_cow(&new.record);
         let restored = self
             .one_thread_disk()

@@ -2,7 +2,7 @@
 
 use crate::control::api::{ApiError, ErrorKind, StoreType};
 use crate::control::events::{CancelCause, EventKind};
-use crate::daemon::cow;
+use crate::daemon::cow::{self, OpenRecord};
 use crate::daemon::provenance::marking;
 use crate::daemon::volume::{LiveVolume, conflict, lock, not_recorded};
 use crate::engine::{ControlError, ControlRequest, SnapshotId};
@@ -43,7 +43,11 @@ impl LiveVolume {
         };
         self.drive(&mut ops, request)
             .map_err(|error| not_removed(name, &error))?;
-        lock(&self.tables).snapshots.retain(|s| s.id != id);
+        let mut tables = lock(&self.tables);
+        let record = (tables.snapshot_by_id_mut(id)).and_then(|s| s.deferral.take());
+        tables.snapshots.retain(|s| s.id != id);
+        drop(tables);
+        record.into_iter().for_each(OpenRecord::delete);
         self.close_store(device, store_type);
         self.drop_removed(name);
         tracing::info!(snapshot = %name, "snapshot removed");

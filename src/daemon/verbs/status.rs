@@ -135,6 +135,7 @@ fn snapshot_status(
         metadata_sectors: status.usage.metadata,
         discard_zeroes_cow: snapshot.spec.discard_zeroes_cow == Some(true),
         discard_passdown_origin: snapshot.spec.discard_passdown_origin == Some(true),
+        defer_entries: (snapshot.deferral.as_ref()).is_some_and(|r| r.id().is_some()),
     })
 }
 

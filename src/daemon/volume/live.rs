@@ -18,7 +18,7 @@ use super::undo::Undo;
 use super::views::{ServedView, ViewSettings};
 use crate::control::api::{ApiError, ErrorKind, MergeOutcome, SnapshotSpec};
 use crate::control::events::EventLog;
-use crate::daemon::cow::OriginFacts;
+use crate::daemon::cow::{OpenRecord, OriginFacts};
 use crate::daemon::monitor::watch::Watch;
 use crate::daemon::state::{StateError, StateFile};
 use crate::engine::{ControlError, ControlRequest, Engine, MergeWrites, SnapshotId};
@@ -118,6 +118,8 @@ pub struct Snapshot {
     /// Length of the snapshot's view.
     pub sectors: u64,
     pub chunk_size: ChunkSize,
+    /// The record of its unflushed writes, if its entries are deferred.
+    pub deferral: Option<OpenRecord>,
     pub view: Option<ServedView>,
 }
 
