@@ -141,6 +141,18 @@ fn rewrite(options: &Options) -> Vec<Case> {
     cases
 }
 
+/// The overlays that copy as much.
+fn overlays(chunk: u64) -> Vec<Program> {
+    let mut overlays = vec![overlay(chunk)];
+    if chunk == 4096 {
+        overlays.push(Program::Overlay {
+            cluster: 128 << 10,
+            subclusters: true,
+        });
+    }
+    overlays
+}
+
 /// The first write of every chunk.
 fn first_write(options: &Options) -> Vec<Case> {
     let mut cases = Vec::new();
@@ -161,18 +173,12 @@ fn first_write(options: &Options) -> Vec<Case> {
     let depths: &[usize] = if options.short { &[32] } else { &[1, 32, 128] };
     for &depth in depths {
         for chunk in [4096, 64 << 10] {
-            let mut peers = vec![overlay(chunk)];
-            if chunk == 4096 {
-                peers.push(Program::Overlay {
-                    cluster: 128 << 10,
-                    subclusters: true,
-                });
-            }
             let name = if chunk == 4096 {
                 "first write, snapshot 4K"
             } else {
                 "first write, snapshot 64K"
             };
+            let peers = overlays(chunk);
             add(name, Program::Snapshot { chunk }, &peers, chunk, depth);
             let origin = |snapshots| Program::Origin { snapshots, chunk };
             let limit = |snapshots| Program::Limit { snapshots, chunk };
@@ -189,6 +195,20 @@ fn first_write(options: &Options) -> Vec<Case> {
                 limit(8),
             ];
             add(name, origin(1), &peers, chunk, depth);
+        }
+    }
+    // What a record saves depends on the depth.
+    let depths: &[usize] = if options.short { &[1, 32] } else { depths };
+    for &depth in depths {
+        for chunk in [4096, 64 << 10] {
+            let name = if chunk == 4096 {
+                "first write, deferred snapshot 4K"
+            } else {
+                "first write, deferred snapshot 64K"
+            };
+            let mut peers = overlays(chunk);
+            peers.push(Program::Snapshot { chunk });
+            add(name, Program::Deferred { chunk }, &peers, chunk, depth);
         }
     }
     cases

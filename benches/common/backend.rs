@@ -20,6 +20,8 @@ pub enum Program {
     OriginAllocated { chunk: u64 },
     /// The daemon, at the socket of a snapshot.
     Snapshot { chunk: u64 },
+    /// The same with `defer-entries`.
+    Deferred { chunk: u64 },
     /// qemu-storage-daemon with the raw file; with `iothread`, in a thread that polls.
     Raw { iothread: bool },
     /// qemu-storage-daemon with an empty qcow2 overlay of the raw file.
@@ -48,6 +50,7 @@ impl Program {
                 format!("limit of the disk, {snapshots} × {}K", chunk >> 10)
             }
             Self::Snapshot { chunk } => format!("snapback, snapshot {}K", chunk >> 10),
+            Self::Deferred { chunk } => format!("snapback, deferred {}K", chunk >> 10),
             Self::Raw { iothread: false } => "qsd raw".into(),
             Self::Raw { iothread: true } => "qsd raw, iothread".into(),
             Self::Overlay {
@@ -65,14 +68,20 @@ impl Program {
     pub fn is_ours(self) -> bool {
         matches!(
             self,
-            Self::Origin { .. } | Self::OriginAllocated { .. } | Self::Snapshot { .. }
+            Self::Origin { .. }
+                | Self::OriginAllocated { .. }
+                | Self::Snapshot { .. }
+                | Self::Deferred { .. }
         )
     }
 
     /// The programs that it needs.
     pub fn needs(self) -> &'static [&'static str] {
         match self {
-            Self::Origin { .. } | Self::OriginAllocated { .. } | Self::Snapshot { .. } => &[],
+            Self::Origin { .. }
+            | Self::OriginAllocated { .. }
+            | Self::Snapshot { .. }
+            | Self::Deferred { .. } => &[],
             Self::Fio | Self::Limit { .. } => &["fio"],
             Self::Overlay { .. } => &["qemu-storage-daemon", "qemu-img"],
             Self::Raw { .. } | Self::CopyBeforeWrite => &["qemu-storage-daemon"],
@@ -84,7 +93,8 @@ impl Program {
         match self {
             Self::Origin { chunk, .. }
             | Self::OriginAllocated { chunk }
-            | Self::Snapshot { chunk } => chunk,
+            | Self::Snapshot { chunk }
+            | Self::Deferred { chunk } => chunk,
             Self::Overlay {
                 subclusters: true, ..
             } => 4096,
@@ -98,6 +108,8 @@ impl Program {
 /// The folder with the disks of a file system.
 pub struct Disks {
     folder: PathBuf,
+    /// A folder in memory.
+    memory: PathBuf,
     size: u64,
 }
 
@@ -108,7 +120,16 @@ impl Disks {
         fs::create_dir_all(&folder)
             .unwrap_or_else(|e| panic!("cannot create {}: {e}", folder.display()));
         files::disk(&folder.join("disk.img"), size);
-        Self { folder, size }
+        let memory = PathBuf::from(format!(
+            "/dev/shm/snapback-bench-run-{}",
+            std::process::id()
+        ));
+        let _ = fs::create_dir(&memory); // without it nothing is deferred
+        Self {
+            folder,
+            memory,
+            size,
+        }
     }
 
     pub fn size(&self) -> u64 {
@@ -144,16 +165,20 @@ impl Disks {
     pub fn start(&self, program: Program) -> Backend {
         let socket = self.path("bench.sock");
         let _ = fs::remove_file(&socket);
-        let mut command = pinned(if program.is_ours() {
-            env!("CARGO_BIN_EXE_snapback")
-        } else {
-            "qemu-storage-daemon"
+        let mut command = pinned(match program {
+            _ if program.is_ours() => env!("CARGO_BIN_EXE_snapback"),
+            _ => "qemu-storage-daemon",
         });
         match program {
-            Program::Origin { snapshots, chunk } => self.daemon(&mut command, snapshots, chunk, 0),
-            Program::Snapshot { chunk } => self.daemon(&mut command, 1, chunk, 1),
+            Program::Origin { snapshots, chunk } => {
+                self.daemon(&mut command, snapshots, chunk, "");
+            }
+            Program::Snapshot { chunk } => self.daemon(&mut command, 1, chunk, ",socket="),
+            Program::Deferred { chunk } => {
+                self.daemon(&mut command, 1, chunk, ",defer-entries,socket=");
+            }
             Program::OriginAllocated { chunk } => {
-                self.daemon(&mut command, 0, chunk, 0);
+                self.daemon(&mut command, 0, chunk, "");
                 let cow = self.path("allocated.img");
                 files::allocated(&cow, self.room_size());
                 let snapshot = format!("name=s,cow={},chunk-size={chunk}", text(&cow));
@@ -204,14 +229,18 @@ impl Disks {
         backend
     }
 
-    fn daemon(&self, command: &mut Command, snapshots: usize, chunk: u64, served: usize) {
+    /// `view` is what makes the first snapshot the served one, without its socket; if it is
+    /// empty, the origin is served.
+    fn daemon(&self, command: &mut Command, snapshots: usize, chunk: u64, view: &str) {
         self.forget_snapshots();
-        let origin = if served == 0 {
+        let origin = if view.is_empty() {
             "bench.sock"
         } else {
             "origin.sock"
         };
         command
+            // For records, if `/run` is no memory.
+            .env("XDG_RUNTIME_DIR", &self.memory)
             .args(["serve", "--log-level", "warn", "--origin"])
             .arg(self.path("disk.img"))
             .arg("--socket-path")
@@ -220,8 +249,8 @@ impl Disks {
             let cow = self.room(&format!("room{number}.img"));
             files::blank(&cow);
             let mut snapshot = format!("name=s{number},cow={},chunk-size={chunk}", text(&cow));
-            if number == served {
-                snapshot += &format!(",socket={}", self.text("bench.sock"));
+            if !view.is_empty() {
+                snapshot += &format!("{view}{}", self.text("bench.sock"));
             }
             command.args(["--snapshot", &snapshot]);
         }
@@ -308,6 +337,7 @@ impl Disks {
 impl Drop for Disks {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.folder);
+        let _ = fs::remove_dir_all(&self.memory);
     }
 }
 
