@@ -65,6 +65,8 @@ pub struct FailedIo {
 pub enum FailedDevice {
     Origin,
     Cow,
+    /// The record of unflushed writes of a snapshot with deferred entries.
+    Record,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -132,7 +132,7 @@ fn why_invalid(reason: InvalidCause, error: Option<&str>, failed: Option<FailedI
     match (reason, failed.map(|f| f.device)) {
         (InvalidCause::Full, _) => "its COW is full; the origin is not affected".to_owned(),
         (InvalidCause::Loaded, _) => "it was invalid when the daemon started".to_owned(),
-        (InvalidCause::Io, Some(FailedDevice::Cow)) => {
+        (InvalidCause::Io, Some(FailedDevice::Cow | FailedDevice::Record)) => {
             format!("{error}; the origin is not affected")
         }
         (InvalidCause::Io, Some(FailedDevice::Origin)) => {

@@ -9,6 +9,8 @@ pub enum FailedDevice {
     Origin,
     /// The COW device of the snapshot whose failure is reported.
     Cow,
+    /// The record of its unflushed writes.
+    Record,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +72,7 @@ impl fmt::Display for Failure {
         f.write_str(&self.describe(match self.device {
             FailedDevice::Origin => "the origin",
             FailedDevice::Cow => "the COW",
+            FailedDevice::Record => "the record of unflushed writes",
         }))
     }
 }

@@ -378,3 +378,33 @@ fn a_lost_snapshot_is_told_with_what_failed_and_can_be_removed_as_told() {
         assert_eq!(client.status().unwrap().snapshots, []);
     }
 }
+
+#[test]
+fn a_record_that_cannot_be_written_ends_its_snapshot_and_is_named() {
+    let failing = Failing::start(World::in_memory());
+    let client = failing.world.client();
+    let spec = SnapshotSpec {
+        defer_entries: Some(true),
+        ..failing.world.snapshot("s")
+    };
+    client.add_snapshot(&spec).unwrap();
+    if !client.status().unwrap().snapshots[0].defer_entries {
+        println!("skipped: {}", failing.log());
+        return;
+    }
+    let mut guest = Guest::connect(Path::new(&spec.socket.unwrap()));
+    assert_eq!(guest.write(0, &[7; 4096]), 0);
+    failing
+        .faults
+        .fail(rule(Call::Write, ".record", ANYWHERE, libc::ENOSPC));
+    assert_ne!(guest.write(8, &[7; 4096]), 0, "no place lists it");
+    let told = failing.until_event("snapshot-invalid");
+    assert_eq!([&told["device"], &told["operation"]], ["record", "write"]);
+    let error = told["error"].as_str().unwrap();
+    for words in ["record of unflushed writes", ".record", "No space"] {
+        assert!(error.contains(words), "{error}");
+    }
+    let mut origin = Guest::connect(&failing.world.path("a.sock"));
+    assert_eq!(origin.write(0, &[9; 4096]), 0);
+    failing.faults.mend();
+}

@@ -25,7 +25,16 @@ pub struct World {
 
 impl World {
     pub fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        Self::in_folder(tempfile::tempdir().unwrap())
+    }
+
+    /// In a tmpfs, if there is one.
+    pub fn in_memory() -> Self {
+        let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
+        Self::in_folder(folder.unwrap())
+    }
+
+    fn in_folder(folder: tempfile::TempDir) -> Self {
         let world = Self {
             folder,
             daemon: None,
@@ -43,6 +52,8 @@ impl World {
         let mut command = Command::new(assert_cmd::cargo::cargo_bin!("snapback"));
         command
             .current_dir(self.folder.path())
+            // For records, if `/run` is no memory and the folder is.
+            .env("XDG_RUNTIME_DIR", self.folder.path())
             .args(["serve", "--origin", "disk.img"])
             .args(arguments);
         command

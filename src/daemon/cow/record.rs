@@ -197,6 +197,10 @@ impl OpenRecord {
         self.in_use.then_some(self.id)
     }
 
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// For the state file, so that the next start knows if it is gone.
     pub fn note(&self) -> Option<UnflushedRecord> {
         self.in_use.then(|| UnflushedRecord {

@@ -198,7 +198,7 @@ impl LiveVolume {
                     FailedDevice::Origin => {
                         "The data that the snapshot needed from the origin could not be saved"
                     }
-                    FailedDevice::Cow => "The origin is not affected",
+                    FailedDevice::Cow | FailedDevice::Record => "The origin is not affected",
                 };
                 tracing::error!(snapshot = %name,
                     "{error}: the snapshot is invalid for good; remove it with `snapback remove {name}`. {origin}");

@@ -6,6 +6,7 @@ use crate::control::api::{MergeOutcome, Retry};
 use crate::control::events::{
     CancelCause, EventKind, FailedDevice, FailedIo, FailedOperation, InvalidCause,
 };
+use crate::daemon::cow::OpenRecord;
 use crate::engine::{
     self, Failure, InvalidReason, MergeStop, Operation, SnapshotId, SnapshotState,
 };
@@ -18,13 +19,19 @@ impl Tables {
         snapshot: Option<SnapshotId>,
         origin: &str,
     ) -> String {
-        let cow = || {
-            let found = self.snapshots.iter().find(|s| Some(s.id) == snapshot);
-            found.map_or("the COW".to_owned(), |s| format!("the COW {}", s.spec.cow))
+        let found = || self.snapshots.iter().find(|s| Some(s.id) == snapshot);
+        let cow = || found().map_or("the COW".to_owned(), |s| format!("the COW {}", s.spec.cow));
+        let record = || {
+            let path = found()
+                .and_then(|s| s.deferral.as_ref())
+                .map(OpenRecord::path);
+            let path = path.map(|path| format!(" {}", path.display()));
+            format!("the record of unflushed writes{}", path.unwrap_or_default())
         };
         failure.describe(match failure.device {
             engine::FailedDevice::Origin => format!("the origin {origin}"),
             engine::FailedDevice::Cow => cow(),
+            engine::FailedDevice::Record => record(),
         })
     }
 }
@@ -130,6 +137,7 @@ const fn failed_io(failure: &Failure) -> FailedIo {
         device: match failure.device {
             engine::FailedDevice::Origin => FailedDevice::Origin,
             engine::FailedDevice::Cow => FailedDevice::Cow,
+            engine::FailedDevice::Record => FailedDevice::Record,
         },
         operation: match failure.operation {
             Operation::Read => FailedOperation::Read,

@@ -120,7 +120,6 @@ impl IoPurpose {
             Self::Commit { .. }
             | Self::Padding { .. }
             | Self::Header { .. }
-            | Self::Record { .. }
             | Self::MergeMove
             | Self::MergeZero => true,
             Self::Guest { .. }
@@ -134,6 +133,7 @@ impl IoPurpose {
             | Self::MergeWrite { .. }
             | Self::MergeGuestWrite { .. }
             | Self::MergeFlush
+            | Self::Record { .. }
             | Self::SyncFlush { .. }
             | Self::CutFlush => false,
         }
@@ -172,10 +172,10 @@ impl Attempt {
 
     fn failed(self, origin: DeviceId, purpose: &IoPurpose, errno: Errno) -> Failure {
         Failure {
-            device: if self.device == origin {
-                FailedDevice::Origin
-            } else {
-                FailedDevice::Cow
+            device: match purpose {
+                _ if self.device == origin => FailedDevice::Origin,
+                IoPurpose::Record { .. } => FailedDevice::Record,
+                _ => FailedDevice::Cow,
             },
             operation: match self.operation {
                 Operation::Write if purpose.writes_metadata() => Operation::WriteMetadata,
