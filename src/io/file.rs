@@ -315,6 +315,12 @@ impl BlockFile {
         self.direct
     }
 
+    /// Whether reads and writes wait for a device, rather than being carried out in memory
+    /// while they are submitted.
+    pub(super) fn waits_for_device(&self) -> bool {
+        self.direct && !self.at_once.load(Ordering::Relaxed)
+    }
+
     /// Whether a durable write through io_uring is a write and then a flush. With RWF_DSYNC the
     /// file system would flush in a work queue of the processor that the disk interrupts, and
     /// that may wait for a whole time slice of a guest that runs there. io_uring's flush runs

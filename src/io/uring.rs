@@ -31,6 +31,9 @@ use watch::Watches;
 /// Bytes that one call of `reap` submits before it returns: the kernel copies what is in
 /// the page cache during the call, and the caller must check for a stop in between.
 const WINDOW: usize = 64 << 20;
+/// Operations of a device that are submitted together. If there are more, the kernel holds
+/// all of them back until the last one is prepared, and the device is idle meanwhile.
+const PIECE: usize = 2;
 
 /// What an operation does.
 enum Action {
@@ -242,15 +245,25 @@ impl UringDisk {
             if unsafe { self.ring.submission().push(&sqe) }.is_err() {
                 break;
             }
+            let transfers = matches!(entry.work, Action::Transfer(_)) && file.waits_for_device();
             self.ready.pop_front();
             self.in_kernel += 1;
+            if transfers && !self.ready.is_empty() {
+                self.submit_piece();
+            }
         }
     }
 
-    /// Enters the kernel if that is needed; with `wait`, until there is a completion or
-    /// that time has passed. False: the kernel could not take the submissions; try again
-    /// later.
-    fn enter(&mut self, wait: Wait) -> bool {
+    /// Submits what is in the submission queue if it is enough for a piece.
+    fn submit_piece(&mut self) {
+        if self.ring.submission().len() >= PIECE {
+            self.enable();
+            // What fails stays in the queue, and is submitted with the rest.
+            let _ = self.ring.submitter().submit();
+        }
+    }
+
+    fn enable(&mut self) {
         if !self.enabled {
             self.ring
                 .submitter()
@@ -258,6 +271,13 @@ impl UringDisk {
                 .expect("an io_uring that was just created can be enabled");
             self.enabled = true;
         }
+    }
+
+    /// Enters the kernel if that is needed; with `wait`, until there is a completion or
+    /// that time has passed. False: the kernel could not take the submissions; try again
+    /// later.
+    fn enter(&mut self, wait: Wait) -> bool {
+        self.enable();
         let submission = self.ring.submission();
         let needed = !submission.is_empty() || submission.taskrun() || submission.cq_overflow();
         drop(submission);

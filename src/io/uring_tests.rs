@@ -98,6 +98,50 @@ fn the_rest_of_a_durable_write_is_durable_too() {
     assert_eq!(rest, expected);
 }
 
+/// If the kernel got many at once, the device would be idle until all were prepared. What is
+/// in memory is carried out while it is submitted, and calls are saved.
+#[test]
+fn a_device_begins_with_the_first_operations_of_a_batch_and_memory_with_all() {
+    for device in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let options = OpenOptions {
+            create: Some(64 << 10),
+            direct: if device { Direct::Auto } else { Direct::Off },
+            ..OpenOptions::default()
+        };
+        let file = BlockFile::open(dir.path().join("file"), options).unwrap();
+        file.may_block();
+        if device && !file.is_direct() {
+            eprintln!("skipped: no direct I/O here");
+            continue;
+        }
+        let devices = Devices::new();
+        let id = devices.add(file);
+        let mut disk = UringDisk::new(devices, 32).unwrap();
+        for tag in 0..7 {
+            let buffer = Buffer::Owned(OwnedBuffer::zeroed(4096));
+            let kind = OpKind::Read {
+                offset: tag * 4096,
+                buffer,
+            };
+            disk.submit(Op {
+                tag,
+                device: id,
+                kind,
+            });
+        }
+        let (mut window, mut done) = (WINDOW, Vec::new());
+        disk.fill_queue(&mut window, &mut done);
+        // The last one goes with the call that reaps or sleeps.
+        let left = if device { 1 } else { 7 };
+        assert_eq!((disk.ring.submission().len(), disk.in_kernel), (left, 7));
+        while disk.in_flight() > 0 {
+            disk.reap(true, &mut done);
+        }
+        assert!(done.len() == 7 && done.iter().all(|done| done.result.is_ok()));
+    }
+}
+
 #[test]
 fn memory_follows_what_is_in_flight_not_what_was_submitted() {
     let dir = tempfile::tempdir().unwrap();
