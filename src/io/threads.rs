@@ -33,6 +33,11 @@ struct Queues {
     jobs: VecDeque<Job>,
     done: Vec<Done>,
     closed: bool,
+    /// Threads that wait for a job and were not woken for one; more, if some woke by
+    /// themselves.
+    idle: usize,
+    /// The owner waits for the end of an operation.
+    awaited: bool,
 }
 
 struct Shared {
@@ -60,7 +65,9 @@ impl Shared {
             self.notify.set();
         }
         queues.done.push(done);
-        self.ended.notify_one();
+        if std::mem::take(&mut queues.awaited) {
+            self.ended.notify_one();
+        }
     }
 
     /// The loop of each thread.
@@ -75,6 +82,7 @@ impl Shared {
             } else if queues.closed {
                 return;
             } else {
+                queues.idle += 1;
                 queues = self
                     .work
                     .wait(queues)
@@ -196,8 +204,14 @@ impl ThreadDisk {
     }
 
     fn start(&mut self, job: Job) {
-        self.shared.lock().jobs.push_back(job);
-        self.shared.work.notify_one();
+        let mut queues = self.shared.lock();
+        queues.jobs.push_back(job);
+        // A thread that does not wait looks for jobs before it does.
+        if queues.idle > 0 {
+            queues.idle -= 1;
+            self.shared.work.notify_one();
+        }
+        drop(queues);
         if self.in_flight > self.threads.len() && self.threads.len() < self.most_threads {
             // One is there already.
             let _ = self.start_thread();
@@ -295,6 +309,7 @@ impl Disk for ThreadDisk {
     fn reap(&mut self, wait: bool, done: &mut Vec<Done>) {
         let mut queues = self.shared.lock();
         while wait && self.in_flight > 0 && queues.done.is_empty() {
+            queues.awaited = true;
             queues = self
                 .shared
                 .ended

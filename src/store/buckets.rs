@@ -8,14 +8,14 @@ const HELD: usize = 2048;
 
 /// Items by the part of the memory that they are for.
 #[derive(Debug)]
-pub(crate) struct Buckets<T> {
+pub(super) struct Buckets<T> {
     buckets: Vec<Vec<T>>,
     shift: u32,
 }
 
 impl<T> Buckets<T> {
     /// For places `0 .. count`.
-    pub(crate) fn new(count: u64) -> Self {
+    pub(super) fn new(count: u64) -> Self {
         let bits = u64::BITS - count.leading_zeros();
         Self {
             buckets: (0..BUCKETS).map(|_| Vec::new()).collect(),
@@ -25,7 +25,7 @@ impl<T> Buckets<T> {
 
     /// Keeps an item for `place` until enough for its part have come, and then gives them
     /// to `work`.
-    pub(crate) fn push(&mut self, place: u64, item: T, mut work: impl FnMut(&[T])) {
+    pub(super) fn push(&mut self, place: u64, item: T, mut work: impl FnMut(&[T])) {
         let index = usize::try_from(place >> self.shift).unwrap_or(usize::MAX);
         if let Some(bucket) = self.buckets.get_mut(index.min(BUCKETS - 1)) {
             bucket.push(item);
@@ -37,7 +37,7 @@ impl<T> Buckets<T> {
     }
 
     /// Gives away what is left.
-    pub(crate) fn finish(self, work: impl FnMut(&[T])) {
+    pub(super) fn finish(self, work: impl FnMut(&[T])) {
         self.buckets.iter().map(Vec::as_slice).for_each(work);
     }
 }

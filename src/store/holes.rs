@@ -26,15 +26,17 @@ impl Holes {
         let mut data = DataMap::new(file);
         let chunk_bytes = layout.chunk_size.bytes();
         // The origin may end inside its last chunk, and the rest is never written.
-        let last = entries.iter().map(|e| e.old).max();
-        let is_cut = |data: &mut DataMap<'_>, entry: &Entry| {
+        let mut last = None;
+        let mut is_last = |entry: &Entry| {
+            let old = |entry: Entry| entry.old;
+            *last.get_or_insert_with(|| entries.iter().map(old).max()) == Some(entry.old)
+        };
+        let mut is_cut = |data: &mut DataMap<'_>, entry: &Entry| {
             let start = layout.chunk_offset(entry.new);
-            let end = start.saturating_add(if last == Some(entry.old) {
-                1
-            } else {
-                chunk_bytes
-            });
-            !data.covers(start..end)
+            let end = start.saturating_add(chunk_bytes);
+            let is_whole = data.covers(start..end)
+                || data.covers(start..start.saturating_add(1)) && is_last(entry);
+            !is_whole
         };
         let count = entries.iter().filter(|e| is_cut(&mut data, e)).count();
         let area = layout.area_chunk(layout.area_of(entries.len()));

@@ -91,20 +91,24 @@ impl Metadata {
             unit as u64 <= layout.chunk_size.bytes(),
             "unit {unit} exceeds the chunk"
         );
-        let highest = entries.iter().map(|e| e.new).max().unwrap_or_default();
-        let next_free = layout.data_chunk_from(highest.saturating_add(1).max(FIRST_DATA_CHUNK));
         let mut metadata = Self {
             layout,
             cow_sectors,
             unit: Some(unit),
             entries: Log::default(),
             strays: HashMap::new(),
-            next_free,
-            shown_next_free: next_free,
+            next_free: 0,
+            shown_next_free: 0,
             outstanding: 0,
         };
-        let news = entries.iter().map(|entry| entry.new).enumerate();
-        news.for_each(|(slot, new)| metadata.note_slot(new, slot));
+        let mut highest = 0;
+        entries.iter().enumerate().for_each(|(slot, entry)| {
+            metadata.note_slot(entry.new, slot);
+            highest = entry.new.max(highest);
+        });
+        let next_free = layout.data_chunk_from(highest.saturating_add(1).max(FIRST_DATA_CHUNK));
+        metadata.next_free = next_free;
+        metadata.shown_next_free = next_free;
         metadata.entries = entries;
         metadata
     }

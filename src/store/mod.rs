@@ -28,7 +28,6 @@ mod validate;
 mod tests;
 
 pub use append::AppendPlan;
-pub(crate) use buckets::Buckets;
 pub use create::create;
 #[cfg(test)]
 pub(crate) use create::create_as;
