@@ -12,11 +12,8 @@ pub fn read_exact(
     len: usize,
 ) -> Result<OwnedBuffer, Errno> {
     let buffer = Buffer::Owned(OwnedBuffer::zeroed(len));
-    let done = run(disk, device, OpKind::Read { offset, buffer })?;
-    match done.buffer {
-        Some(Buffer::Owned(buffer)) => Ok(buffer),
-        _ => Err(Errno::EIO),
-    }
+    let done = run(disk, device, OpKind::Read { offset, buffer });
+    buffer_of(done, len)
 }
 
 /// Writes all of `buffer` at `offset` (bytes, a multiple of the block size, as is
@@ -28,27 +25,32 @@ pub fn write_all(
     buffer: OwnedBuffer,
     durable: bool,
 ) -> Result<OwnedBuffer, Errno> {
-    let done = run(
-        disk,
-        device,
-        OpKind::Write {
-            offset,
-            buffer: Buffer::Owned(buffer),
-            durable,
-        },
-    )?;
-    match done.buffer {
-        Some(Buffer::Owned(buffer)) => Ok(buffer),
-        _ => Err(Errno::EIO),
-    }
+    let len = buffer.len();
+    let write = OpKind::Write {
+        offset,
+        buffer: Buffer::Owned(buffer),
+        durable,
+    };
+    buffer_of(run(disk, device, write), len)
 }
 
 /// Makes everything durable that was written before.
 pub fn flush(disk: &mut dyn Disk, device: DeviceId) -> Result<(), Errno> {
-    run(disk, device, OpKind::Flush).map(drop)
+    run(disk, device, OpKind::Flush).map_or(Err(Errno::EIO), |done| done.result)
 }
 
-fn run(disk: &mut dyn Disk, device: DeviceId, kind: OpKind) -> Result<Done, Errno> {
+/// The buffer of an operation of `len` bytes that has ended. A disk that lost the operation
+/// (`None`) or its buffer is an I/O error, not a hang.
+pub fn buffer_of(done: Option<Done>, len: usize) -> Result<OwnedBuffer, Errno> {
+    let done = done.ok_or(Errno::EIO)?;
+    done.result?;
+    match done.buffer {
+        Some(Buffer::Owned(buffer)) if buffer.len() == len => Ok(buffer),
+        _ => Err(Errno::EIO),
+    }
+}
+
+fn run(disk: &mut dyn Disk, device: DeviceId, kind: OpKind) -> Option<Done> {
     assert_eq!(
         disk.in_flight(),
         0,
@@ -63,6 +65,5 @@ fn run(disk: &mut dyn Disk, device: DeviceId, kind: OpKind) -> Result<Done, Errn
     while disk.in_flight() > 0 {
         disk.reap(true, &mut done);
     }
-    let done = done.pop().ok_or(Errno::EIO)?;
-    done.result.map(|()| done)
+    done.pop()
 }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use super::StoreError;
 use super::metadata::MetaWrite;
-use crate::io::{Buffer, DeviceId, Disk, Done, Errno, Op, OpKind, OwnedBuffer};
+use crate::io::{Buffer, DeviceId, Disk, Done, Errno, Op, OpKind, OwnedBuffer, blocking};
 
 /// Largest transfer in bytes: a chunk may be 1 GiB, a buffer may not.
 pub const PIECE: usize = 1 << 20;
@@ -28,14 +28,10 @@ impl<'a> StoreDisk<'a> {
         Self { disk, device }
     }
 
-    /// Fills `buffer` from `offset` and gives it back.
-    pub fn read(&mut self, offset: u64, buffer: OwnedBuffer) -> Result<OwnedBuffer, StoreError> {
-        let len = buffer.len();
-        let kind = OpKind::Read {
-            offset,
-            buffer: Buffer::Owned(buffer),
-        };
-        self.run("read", offset, len, kind)
+    /// Reads `len` bytes at `offset`.
+    pub fn read(&mut self, offset: u64, len: usize) -> Result<OwnedBuffer, StoreError> {
+        blocking::read_exact(self.disk, self.device, offset, len)
+            .map_err(|errno| failed("read", offset, len, errno))
     }
 
     /// Writes `data` at `offset`; durable when it returns.
@@ -66,12 +62,18 @@ impl<'a> StoreDisk<'a> {
     fn write(&mut self, offset: u64, data: &[u8], durable: bool) -> Result<(), StoreError> {
         let mut buffer = OwnedBuffer::zeroed(data.len());
         buffer.as_mut_slice().copy_from_slice(data);
-        let kind = OpKind::Write {
-            offset,
-            buffer: Buffer::Owned(buffer),
-            durable,
-        };
-        self.run("write", offset, data.len(), kind).map(drop)
+        self.write_buffer(offset, buffer, durable).map(drop)
+    }
+
+    fn write_buffer(
+        &mut self,
+        offset: u64,
+        buffer: OwnedBuffer,
+        durable: bool,
+    ) -> Result<OwnedBuffer, StoreError> {
+        let len = buffer.len();
+        blocking::write_all(self.disk, self.device, offset, buffer, durable)
+            .map_err(|errno| failed("write", offset, len, errno))
     }
 
     /// Writes `len` zero bytes at `offset`, the last piece first.
@@ -81,46 +83,14 @@ impl<'a> StoreDisk<'a> {
         for at in (0..len.div_ceil(piece)).rev().map(|index| index * piece) {
             let part = usize::try_from((len - at).min(piece)).unwrap_or(PIECE);
             zeroes.set_len(part);
-            let at = offset.saturating_add(at);
-            let buffer = Buffer::Owned(zeroes);
-            let kind = OpKind::Write {
-                offset: at,
-                buffer,
-                durable: false,
-            };
-            zeroes = self.run("write", at, part, kind)?;
+            zeroes = self.write_buffer(offset.saturating_add(at), zeroes, false)?;
         }
         Ok(())
     }
 
     /// Makes everything written so far durable.
     pub fn flush(&mut self) -> Result<(), StoreError> {
-        self.run("flush", 0, 0, OpKind::Flush).map(drop)
-    }
-
-    /// Runs one operation to its end. A disk that loses the operation or its
-    /// buffer is an I/O error, not a hang.
-    fn run(
-        &mut self,
-        action: &'static str,
-        offset: u64,
-        len: usize,
-        kind: OpKind,
-    ) -> Result<OwnedBuffer, StoreError> {
-        self.submit(0, kind);
-        let mut done = Vec::with_capacity(1);
-        while done.is_empty() && self.disk.in_flight() > 0 {
-            self.disk.reap(true, &mut done);
-        }
-        finish(done.pop(), action, offset, len)
-    }
-
-    fn submit(&mut self, tag: u64, kind: OpKind) {
-        self.disk.submit(Op {
-            tag,
-            device: self.device,
-            kind,
-        });
+        blocking::flush(self.disk, self.device).map_err(|errno| failed("flush", 0, 0, errno))
     }
 
     /// Reads `len` bytes at each of `offsets`, several at once, and passes them to `take`
@@ -138,13 +108,21 @@ impl<'a> StoreDisk<'a> {
         let most = (READ_BYTES / len.max(1)).clamp(1, READS);
         let mut reads = Reads::default();
         let ended = loop {
-            while reads.waiting.len() < most.min(reads.taken.max(1))
+            let target = most.min(reads.taken.max(1));
+            // Many at once, because each time may wake the threads of the disk.
+            let refills = reads.waiting.len() <= target / 2;
+            while refills
+                && reads.waiting.len() < target
                 && let Some(offset) = offsets.next()
             {
                 let buffer = reads.spare.pop();
                 let buffer = buffer.unwrap_or_else(|| OwnedBuffer::zeroed(len));
                 let buffer = Buffer::Owned(buffer);
-                self.submit(reads.next_tag(), OpKind::Read { offset, buffer });
+                self.disk.submit(Op {
+                    tag: reads.next_tag(),
+                    device: self.device,
+                    kind: OpKind::Read { offset, buffer },
+                });
                 reads.waiting.push_back((offset, None));
             }
             let Some((offset, done)) = reads.waiting.pop_front() else {
@@ -156,9 +134,9 @@ impl<'a> StoreDisk<'a> {
                 continue;
             }
             reads.taken += 1;
-            let bytes = match finish(done, "read", offset, len) {
+            let bytes = match blocking::buffer_of(done, len) {
                 Ok(bytes) => bytes,
-                Err(error) => break Err(error),
+                Err(errno) => break Err(failed("read", offset, len, errno)),
             };
             match take(offset, bytes.as_slice()) {
                 Ok(true) => reads.spare.push(bytes),
@@ -202,26 +180,12 @@ impl Reads {
     }
 }
 
-/// The buffer of an operation that has ended. A disk that lost the operation or its
-/// buffer is an I/O error.
-fn finish(
-    done: Option<Done>,
-    action: &'static str,
-    offset: u64,
-    len: usize,
-) -> Result<OwnedBuffer, StoreError> {
-    let failed = |errno| StoreError::Io {
+fn failed(action: &'static str, offset: u64, len: usize, errno: Errno) -> StoreError {
+    StoreError::Io {
         action,
         offset,
         len,
         errno,
-    };
-    let done = done.ok_or_else(|| failed(Errno::EIO))?;
-    done.result.map_err(failed)?;
-    match done.buffer {
-        Some(Buffer::Owned(buffer)) if buffer.len() == len => Ok(buffer),
-        None if len == 0 => Ok(OwnedBuffer::zeroed(0)),
-        _ => Err(failed(Errno::EIO)),
     }
 }
 

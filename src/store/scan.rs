@@ -7,7 +7,6 @@ use super::disk::{PIECE, StoreDisk};
 use super::entry::Entry;
 use super::header::{HEADER_BYTES, RawHeader};
 use super::layout::{ENTRY_BYTES, Layout};
-use crate::io::OwnedBuffer;
 use crate::mutation::{self, Mutation};
 use crate::units::SECTOR_SIZE;
 
@@ -39,7 +38,7 @@ pub(super) fn read_header(
             has: params.cow_sectors,
         });
     }
-    let buffer = disk.read(0, OwnedBuffer::zeroed(params.unit))?;
+    let buffer = disk.read(0, params.unit)?;
     let bytes = buffer.as_slice().first_chunk::<HEADER_BYTES>().copied();
     Ok(RawHeader::decode(bytes.unwrap_or_default()))
 }
