@@ -73,6 +73,12 @@ impl Volume {
 
     /// Starts the daemon and waits until it answers.
     pub fn start(&mut self, arguments: &[&str]) {
+        let program = assert_cmd::cargo::cargo_bin!("snapback");
+        self.start_by(Command::new(program), arguments);
+    }
+
+    /// The same; `command` runs the program with the arguments that are added.
+    pub fn start_by(&mut self, mut command: Command, arguments: &[&str]) {
         assert!(self.daemon.is_none());
         let mut log = fs::OpenOptions::new()
             .append(true)
@@ -80,7 +86,7 @@ impl Volume {
             .open(self.path("daemon.log"))
             .unwrap();
         writeln!(log, "--- serve {}", arguments.join(" ")).unwrap();
-        let child = Command::new(assert_cmd::cargo::cargo_bin!("snapback"))
+        let child = command
             .current_dir(self.folder.path())
             .env("XDG_RUNTIME_DIR", self.runtime.path())
             .args(["serve", "--origin", "disk.img", "--control", "c.sock"])

@@ -1,7 +1,8 @@
 //! What a request costs, in counts that do not depend on how fast or busy the machine
-//! is: the system calls of the daemon, as `strace` sees them. The driver works in
-//! lock-step: it sleeps until all its requests have completed, and only then sends the
-//! next ones, so it alone determines how many are in a batch.
+//! is: the system calls of the daemon, as `strace` sees them, and the instructions of a
+//! queue, as callgrind counts them. The driver works in lock-step: it sleeps until all its
+//! requests have completed, and only then sends the next ones, so it alone determines how
+//! many are in a batch.
 #![allow(
     unsafe_code,
     clippy::unwrap_used,
@@ -18,6 +19,7 @@ mod common {
 }
 
 mod driver;
+mod instructions;
 #[allow(dead_code)]
 #[path = "../restart/ring.rs"]
 mod ring;

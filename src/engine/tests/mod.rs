@@ -14,6 +14,7 @@ mod helpers;
 mod io_errors;
 mod large_copies;
 mod linux_faults;
+mod locks;
 mod merge;
 mod notices;
 mod origin_view;
