@@ -1,76 +1,64 @@
 //! A guest's reads and writes while a rollback is merged, against an idle disk, with the
 //! speed of the merge beside them; and the speed of a merge that nobody disturbs, against a
 //! plain copy of the same bytes.
-//!
-//! `cargo bench --bench merging -- [--short] [--folder FOLDER] [--policies wait,redirect]
-//! [--alone]`.
-//! The folder (default `target/tmp`) has to be on a real file system. The snapshot has
-//! 4 KiB chunks, and all of them were overwritten in random order.
 #![allow(
-    unsafe_code,
-    dead_code,
     clippy::unwrap_used,
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap
+    clippy::cast_precision_loss
 )]
 
-#[path = "../tests/common/guest.rs"]
-mod guest;
-#[path = "../tests/common/random.rs"]
-mod random;
+mod common;
 
 use std::fs::File;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use guest::{Ask, Guest, Kind};
-use random::Random;
+use clap::Parser;
+
+use common::copy::{self, Piece};
+use common::load::{self, Job, Kind, Outcome, Place};
+use common::random::Random;
+use common::{files, sync, text};
 use snapback::control::Client;
-use snapback::io::{
-    BlockFile, Buffer, DeviceId, Devices, Disk, Done, Op, OpKind, OpenOptions, OwnedBuffer,
-    UringDisk,
-};
 
-const BLOCK: usize = 4096;
-const BLOCK_SECTORS: u64 = BLOCK as u64 / 512;
+const BLOCK: u64 = 4096;
+/// Pieces of data that was written in order.
+const RUN: u64 = 64 << 10;
 
+/// Every chunk of 4 KiB of a snapshot is overwritten, and the disk is rolled back.
+#[derive(Debug, Parser)]
 struct Settings {
+    /// Seconds instead of minutes: a smaller disk, shorter spans.
+    #[arg(long)]
+    short: bool,
+    /// Folder for the disk, on a real file system.
+    #[arg(long, value_name = "DIR", default_value = env!("CARGO_TARGET_TMPDIR"))]
     folder: PathBuf,
-    mib: u64,
-    /// Of one measurement.
-    span: Duration,
+    /// What writes to chunks that are not merged yet do.
+    #[arg(long, value_delimiter = ',', default_values = ["wait", "redirect"])]
     policies: Vec<String>,
+    /// The limit of the merge beside a guest, in bytes per second (such as 20M).
+    #[arg(long, value_name = "SIZE")]
+    rate: Option<String>,
     /// Only the merge that nobody disturbs.
+    #[arg(long)]
     alone: bool,
+    /// Ignored; `cargo bench` gives it to every benchmark.
+    #[arg(long, hide = true)]
+    bench: bool,
 }
 
 impl Settings {
-    fn from_args() -> Self {
-        let mut s = Self {
-            folder: Path::new(env!("CARGO_TARGET_TMPDIR")).to_owned(),
-            mib: 896,
-            span: Duration::from_secs(2),
-            policies: ["wait", "redirect"].map(str::to_owned).to_vec(),
-            alone: false,
-        };
-        let mut args = std::env::args().skip(1);
-        while let Some(arg) = args.next() {
-            match arg.as_str() {
-                "--short" => (s.mib, s.span) = (192, Duration::from_millis(700)),
-                "--folder" => s.folder = args.next().unwrap().into(),
-                "--policies" => {
-                    let names = args.next().unwrap();
-                    s.policies = names.split(',').map(str::to_owned).collect();
-                }
-                "--alone" => s.alone = true,
-                "--bench" => {} // of Cargo
-                other => panic!("unknown argument {other}"),
-            }
-        }
-        s
+    /// Bytes of the disk.
+    const fn size(&self) -> u64 {
+        if self.short { 192 << 20 } else { 896 << 20 }
+    }
+
+    /// Of one measurement.
+    fn span(&self) -> Duration {
+        Duration::from_millis(if self.short { 700 } else { 2000 })
     }
 }
 
@@ -79,15 +67,14 @@ struct Volume {
     folder: tempfile::TempDir,
     daemon: Child,
     client: Client,
-    blocks: u64,
+    size: u64,
     cows: u64,
 }
 
 impl Volume {
     fn new(settings: &Settings, policy: &str) -> Self {
         let folder = tempfile::tempdir_in(&settings.folder).unwrap();
-        let disk = folder.path().join("disk.img");
-        fill(&disk, settings.mib);
+        files::zeroes(&folder.path().join("disk.img"), settings.size());
         let program = std::env::var("SNAPBACK_PROGRAM");
         let daemon = Command::new(program.as_deref().unwrap_or(env!("CARGO_BIN_EXE_snapback")))
             .current_dir(folder.path())
@@ -105,13 +92,13 @@ impl Volume {
             folder,
             daemon,
             client,
-            blocks: settings.mib << 20 >> 12,
+            size: settings.size(),
             cows: 0,
         }
     }
 
-    fn guest(&self, depth: usize) -> Guest {
-        Guest::connect(&self.folder.path().join("a.sock"), 1, depth)
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("a.sock")
     }
 
     fn verb(&self, args: &[&str]) {
@@ -128,39 +115,40 @@ impl Volume {
         self.client.status().unwrap().merge.is_some()
     }
 
-    fn chunks_merged(&self) -> u64 {
-        let merge = self.client.status().unwrap().merge;
-        merge.map_or(self.blocks, |m| m.chunks_done)
+    fn wait_for_merge(&self) {
+        while self.is_merging() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
-    /// Takes a snapshot, overwrites every chunk, in random order or not, and rolls back,
-    /// unless a merge runs already.
-    fn merge(&mut self, order: Order) {
-        if self.is_merging() {
-            return;
-        }
+    fn chunks_merged(&self) -> u64 {
+        let merge = self.client.status().unwrap().merge;
+        merge.map_or(self.size / BLOCK, |m| m.chunks_done)
+    }
+
+    /// Takes a snapshot, overwrites every chunk, in random order or not, and rolls back.
+    fn merge(&mut self, order: Order, rate: Option<&str>) {
         let _ = std::fs::remove_file(self.cow());
         self.cows += 1;
         let cow = self.cow();
-        let cow = cow.to_str().unwrap();
-        let mib = self.blocks >> 8;
-        fill(Path::new(cow), mib + mib / 64 + 8);
-        self.verb(&["snapshot", "m", "--cow", cow, "--chunk-size", "4K"]);
-        let mut guest = self.guest(32);
-        match order {
-            Order::Random => {
-                let mut chunks = shuffled(self.blocks);
-                run(&mut guest, Kind::Write, 32, BLOCK, || chunks.pop());
-            }
-            Order::Contiguous => {
-                // One after the other, so that the COW chunks have the same order.
-                let mut next = (0..self.blocks).step_by(16);
-                run(&mut guest, Kind::Write, 1, 16 * BLOCK, || next.next());
-            }
-        }
-        drop(guest);
-        rustix::fs::sync();
-        self.verb(&["rollback", "m", "--now"]);
+        files::zeroes(&cow, self.size + self.size / 64 + (8 << 20));
+        self.verb(&["snapshot", "m", "--cow", text(&cow), "--chunk-size", "4K"]);
+        let (place, block, depth) = match order {
+            Order::Random => (Place::OnceEvery(BLOCK), BLOCK, 32),
+            // One after the other, so that the COW chunks have the same order.
+            Order::Contiguous => (Place::InOrder, RUN, 1),
+        };
+        let job = Job {
+            place,
+            block,
+            depth,
+            ..job(Kind::Write, Duration::ZERO)
+        };
+        load::run(&self.socket(), &job);
+        sync();
+        let mut verb = vec!["rollback", "m", "--now"];
+        verb.extend(rate.iter().flat_map(|rate| ["--rate", *rate]));
+        self.verb(&verb);
     }
 
     fn cow(&self) -> PathBuf {
@@ -181,6 +169,19 @@ enum Order {
     Contiguous,
 }
 
+/// A guest that sleeps while it waits.
+const fn job(kind: Kind, time: Duration) -> Job {
+    Job {
+        kind,
+        place: Place::Random,
+        block: BLOCK,
+        depth: 1,
+        queues: 1,
+        polls: false,
+        time,
+    }
+}
+
 fn shuffled(count: u64) -> Vec<u64> {
     let mut all: Vec<u64> = (0..count).collect();
     let mut random = Random::new(count);
@@ -190,215 +191,102 @@ fn shuffled(count: u64) -> Vec<u64> {
     all
 }
 
-/// What a merge cannot be faster than: the same bytes from one file to another, over the
-/// same io_uring, with direct I/O and 32 pieces in flight, and one flush. Returns MiB/s.
-/// Random: from anywhere, and to ascending places with gaps, as in a merge's batch.
+/// What a merge cannot be faster than: the same bytes from one file to another. Returns
+/// MiB/s. Random: from anywhere, and to ascending places with gaps, as in a merge's batch.
 fn plain_copy(settings: &Settings, order: Order) -> f64 {
     let folder = tempfile::tempdir_in(&settings.folder).unwrap();
-    let devices = Devices::new();
-    let device = |name: &str| {
-        let path = folder.path().join(name);
-        fill(&path, settings.mib);
-        devices.add(BlockFile::open(path, OpenOptions::default()).unwrap())
-    };
-    let (from, to) = (device("from"), device("to"));
-    let blocks = settings.mib << 8;
-    let (step, places): (usize, Vec<u64>) = match order {
-        Order::Contiguous => (256, (0..blocks).step_by(256).collect()),
+    let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+    for path in [&from, &to] {
+        files::zeroes(path, settings.size());
+    }
+    let (len, pieces): (u64, Vec<Piece>) = match order {
+        Order::Contiguous => {
+            let len = 1 << 20;
+            let places = (0..settings.size()).step_by(len as usize);
+            (len, places.map(|at| (at, at)).collect())
+        }
         Order::Random => {
-            let mut all = shuffled(blocks);
-            for batch in all.chunks_mut(4096) {
+            let blocks = settings.size() / BLOCK;
+            let mut places = shuffled(blocks);
+            for batch in places.chunks_mut(4096) {
                 batch.sort_unstable();
             }
-            (1, all)
+            let pairs = shuffled(blocks).into_iter().zip(places);
+            (BLOCK, pairs.map(|(a, b)| (a * BLOCK, b * BLOCK)).collect())
         }
     };
-    let sources = shuffled(blocks);
-    let pairs: Vec<(u64, u64)> = (places.iter().zip(&sources))
-        .map(|(to, from)| (if step == 1 { *from } else { *to }, *to))
-        .collect();
-    let mut disk = UringDisk::new(devices, 128).unwrap();
     let start = Instant::now();
-    let read = |disk: &mut UringDisk, at: usize, buffer: Buffer| {
-        let offset = pairs[at].0 * BLOCK as u64;
-        submit(disk, at as u64, from, OpKind::Read { offset, buffer });
+    copy::run(&from, &to, len as u32, &pieces);
+    (settings.size() >> 20) as f64 / start.elapsed().as_secs_f64()
+}
+
+fn cell(outcome: &Outcome) -> String {
+    let ms = |percent| outcome.percentile(percent) / 1000.0;
+    let rate = outcome.per_second();
+    format!("{rate:>8.0}/s {:>8.2} {:>8.2}", ms(50.0), ms(99.0))
+}
+
+/// A guest on the idle disk, and beside a merge.
+fn beside(volume: &mut Volume, settings: &Settings, policy: &str, kind: Kind, depth: usize) {
+    // While no merge runs, the volume has no snapshot either.
+    volume.wait_for_merge();
+    let socket = volume.socket();
+    let job = |time| Job {
+        depth,
+        ..job(kind, time)
     };
-    let mut next = pairs.len().min(32);
-    for at in 0..next {
-        let buffer = Buffer::Owned(OwnedBuffer::zeroed(step * BLOCK));
-        read(&mut disk, at, buffer);
+    let idle = load::run(&socket, &job(settings.span() / 2));
+    volume.merge(Order::Random, settings.rate.as_deref());
+    let (start, before) = (Instant::now(), volume.chunks_merged());
+    let merging = load::run_while(&socket, &job(settings.span()), || volume.is_merging());
+    let merged = (volume.chunks_merged().saturating_sub(before) * BLOCK) >> 20;
+    let speed = merged as f64 / start.elapsed().as_secs_f64();
+    if settings.rate.is_some() && volume.is_merging() {
+        volume.verb(&["merge", "--rate", "0"]);
     }
-    let (mut written, mut done) = (0, Vec::new());
-    while written < pairs.len() {
-        disk.reap(true, &mut done);
-        for Done {
-            tag,
-            result,
-            buffer,
-        } in done.drain(..)
-        {
-            result.unwrap();
-            let (at, buffer) = (tag as usize >> 1, buffer.unwrap());
-            if tag & 1 == 0 {
-                let (offset, durable) = (pairs[at].1 * BLOCK as u64, false);
-                let write = OpKind::Write {
-                    offset,
-                    buffer,
-                    durable,
-                };
-                disk.submit(Op {
-                    tag: tag | 1,
-                    device: to,
-                    kind: write,
-                });
-            } else {
-                written += 1;
-                if next < pairs.len() {
-                    read(&mut disk, next, buffer);
-                    next += 1;
-                }
-            }
-        }
-    }
-    submit(&mut disk, 0, to, OpKind::Flush);
-    disk.reap(true, &mut done);
-    settings.mib as f64 / start.elapsed().as_secs_f64()
+    let part = merging.per_second() / idle.per_second();
+    let slower = |percent| merging.percentile(percent) / idle.percentile(percent);
+    println!(
+        "{policy:>8} {} QD {depth:<2} idle {} | merging {} | {part:.2} | p50 × {:.1}, p99 × {:.1} | {speed:.0} MiB/s",
+        kind.name(),
+        cell(&idle),
+        cell(&merging),
+        slower(50.0),
+        slower(99.0),
+    );
 }
 
-/// Submits an operation with an even tag.
-fn submit(disk: &mut UringDisk, number: u64, device: DeviceId, kind: OpKind) {
-    let tag = number << 1;
-    disk.submit(Op { tag, device, kind });
-}
-
-/// A file of that size whose blocks are written and durable.
-fn fill(path: &Path, mib: u64) {
-    let mut file = File::create(path).unwrap();
-    for _ in 0..mib {
-        file.write_all(&[0; 1 << 20]).unwrap();
-    }
-    file.sync_all().unwrap();
-}
-
-/// Keeps `depth` requests in flight until `draw` has no more blocks; returns how long each
-/// took, sorted.
-fn run(
-    guest: &mut Guest,
-    kind: Kind,
-    depth: usize,
-    len: usize,
-    mut draw: impl FnMut() -> Option<u64>,
-) -> Vec<Duration> {
-    let mut started = vec![None; depth];
-    let (mut took, mut done) = (Vec::new(), Vec::new());
-    loop {
-        for (slot, start) in started.iter_mut().enumerate().filter(|s| s.1.is_none()) {
-            let Some(block) = draw() else { break };
-            let ask = Ask {
-                kind,
-                sector: block * BLOCK_SECTORS,
-                len,
-                offset: 0,
-                cut: 0,
-            };
-            guest.submit(slot, &ask);
-            *start = Some(Instant::now());
-        }
-        guest.kick();
-        if started.iter().all(Option::is_none) {
-            took.sort_unstable();
-            return took;
-        }
-        guest.wait(&mut done);
-        for (slot, ret) in done.drain(..) {
-            assert_eq!(ret, 0);
-            took.push(started[slot].take().unwrap().elapsed());
-        }
-    }
-}
-
-/// What a guest got in a span.
-struct Cell {
-    rate: f64,
-    p50: Duration,
-    p99: Duration,
-}
-
-impl std::fmt::Display for Cell {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let ms = |d: Duration| d.as_secs_f64() * 1000.0;
-        let (p50, p99) = (ms(self.p50), ms(self.p99));
-        write!(f, "{:>8.0}/s {p50:>8.2} {p99:>8.2}", self.rate)
-    }
-}
-
-/// Random requests for `span`, or until the merge that runs has ended.
-fn measure(volume: &Volume, kind: Kind, depth: usize, span: Duration, merging: bool) -> Cell {
-    let mut guest = volume.guest(depth);
-    let mut random = Random::new(7);
-    let (start, mut looked) = (Instant::now(), Instant::now());
-    let mut over = false;
-    let took = run(&mut guest, kind, depth, BLOCK, || {
-        if merging && looked.elapsed() > Duration::from_millis(50) {
-            looked = Instant::now();
-            over |= !volume.is_merging();
-        }
-        over |= start.elapsed() > span;
-        (!over).then(|| random.below(volume.blocks))
-    });
-    Cell {
-        rate: took.len() as f64 / start.elapsed().as_secs_f64(),
-        p50: took[took.len() / 2],
-        p99: took[took.len() * 99 / 100],
-    }
+fn alone(volume: &mut Volume, settings: &Settings, policy: &str, order: Order) {
+    volume.wait_for_merge();
+    volume.merge(order, None);
+    let start = Instant::now();
+    volume.wait_for_merge();
+    let merge = (settings.size() >> 20) as f64 / start.elapsed().as_secs_f64();
+    let copy = plain_copy(settings, order);
+    let part = merge / copy;
+    println!(
+        "{policy:>8} merge alone, {order:?}: {merge:.0} MiB/s; a plain copy {copy:.0} | {part:.2}"
+    );
 }
 
 fn main() {
-    let settings = Settings::from_args();
+    let settings = Settings::parse();
     println!(
         "{} MiB of 4K chunks in {}, random 4K; p50 and p99 in ms",
-        settings.mib,
+        settings.size() >> 20,
         settings.folder.display()
     );
     for policy in &settings.policies {
         let mut volume = Volume::new(&settings, policy);
-        let cells = [
-            (Kind::Write, 1),
-            (Kind::Write, 32),
-            (Kind::Read, 1),
-            (Kind::Read, 32),
-        ];
-        for (kind, depth) in cells.into_iter().filter(|_| !settings.alone) {
-            // While no merge runs, the volume has no snapshot either.
-            while volume.is_merging() {
-                std::thread::sleep(Duration::from_millis(10));
+        for kind in [Kind::Write, Kind::Read] {
+            for depth in [1, 32] {
+                if !settings.alone {
+                    beside(&mut volume, &settings, policy, kind, depth);
+                }
             }
-            let idle = measure(&volume, kind, depth, settings.span / 2, false);
-            volume.merge(Order::Random);
-            let (start, before) = (Instant::now(), volume.chunks_merged());
-            let merging = measure(&volume, kind, depth, settings.span, true);
-            let merged = volume.chunks_merged().saturating_sub(before) / 256;
-            let speed = merged as f64 / start.elapsed().as_secs_f64();
-            let part = merging.rate / idle.rate;
-            println!(
-                "{policy:>8} {kind:?} QD {depth:<2} idle {idle} | merging {merging} | {part:.2} | {speed:.0} MiB/s"
-            );
         }
         for order in [Order::Random, Order::Contiguous] {
-            while volume.is_merging() {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            volume.merge(order);
-            let start = Instant::now();
-            while volume.is_merging() {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            let merge = settings.mib as f64 / start.elapsed().as_secs_f64();
-            let copy = plain_copy(&settings, order);
-            let part = merge / copy;
-            println!(
-                "{policy:>8} merge alone, {order:?}: {merge:.0} MiB/s; a plain copy {copy:.0} | {part:.2}"
-            );
+            alone(&mut volume, &settings, policy, order);
         }
     }
 }

@@ -99,11 +99,14 @@ fn pass_through(options: &Options) -> Vec<Case> {
         add(job(kind, 1 << 20, 4, time), true);
     }
     add(job(Kind::Mixed, 4096, 32, time), false);
-    let two = Job {
-        queues: 2,
-        ..job(Kind::Read, 4096, 32, time)
-    };
-    add(two, false);
+    for polls in [true, false] {
+        let two = Job {
+            queues: 2,
+            polls,
+            ..job(Kind::Read, 4096, 32, time)
+        };
+        add(two, false);
+    }
     cases
 }
 

@@ -19,6 +19,8 @@ use super::random::Random;
 
 /// Descriptors of a queue. A request uses three, so 170 requests fit.
 const QUEUE_SIZE: u16 = 512;
+/// Between two questions whether a load goes on.
+const ASK_EVERY: Duration = Duration::from_millis(50);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -255,10 +257,16 @@ impl Driver {
 
 /// Runs a job against the device at `socket`, on processor 1.
 pub fn run(socket: &Path, job: &Job) -> Outcome {
+    run_while(socket, job, || true)
+}
+
+/// As [`run`], but makes no new requests once `goes_on` returns false; it is asked now and
+/// then.
+pub fn run_while(socket: &Path, job: &Job, goes_on: impl FnMut() -> bool + Send) -> Outcome {
     std::thread::scope(|scope| {
         let load = scope.spawn(|| {
             pin(1);
-            Load::new(socket, job).run()
+            Load::new(socket, job).run(goes_on)
         });
         load.join().expect("the load")
     })
@@ -307,9 +315,10 @@ impl<'a> Load<'a> {
         true
     }
 
-    fn run(mut self) -> Outcome {
+    fn run(mut self, mut goes_on: impl FnMut() -> bool) -> Outcome {
         let start = Instant::now();
         let end = start + self.job.time;
+        let mut ask = start + ASK_EVERY;
         let mut open = true;
         for slot in 0..self.job.depth * self.job.queues {
             open = open && self.next(slot);
@@ -329,6 +338,10 @@ impl<'a> Load<'a> {
             let now = Instant::now();
             if self.job.place == Place::Random {
                 open = open && now < end;
+            }
+            if now >= ask {
+                open = open && goes_on();
+                ask = now + ASK_EVERY;
             }
             for (slot, submitted) in done.drain(..) {
                 self.in_flight -= 1;
