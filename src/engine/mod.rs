@@ -16,6 +16,7 @@ mod shared;
 mod table;
 mod tags;
 mod views;
+mod weight;
 
 #[cfg(all(test, feature = "loom"))]
 mod loom_tests;
@@ -26,6 +27,7 @@ pub use api::*;
 pub use execution::{Execution, NoSlots, SlotData, SlotRange};
 pub use failure::{FailedDevice, Failure, Operation};
 pub use port::Port;
+pub use weight::Weight;
 
 use std::sync::Arc;
 

@@ -10,6 +10,7 @@ use super::fast_path::{self, Decision, FastRequest};
 use super::shared::{PortShared, lock};
 use super::tags::{self, Owner};
 use super::views::{SharedSnapshot, ViewMode};
+use super::weight::{Rates, Weight};
 use crate::io::{Buffer, Errno, Tag};
 use crate::mutation::{self, Mutation};
 use crate::sync::atomic::Ordering;
@@ -35,6 +36,8 @@ pub struct Port {
     /// The view's mode in the configuration of `epoch`.
     mode: Arc<ViewMode>,
     epoch: u64,
+    /// What requests take in that mode.
+    rates: Rates,
     /// By slot.
     issued: Vec<Issued>,
     /// Requests under way.
@@ -55,12 +58,14 @@ impl Port {
             PortRole::View(view) => view,
             PortRole::Merger | PortRole::Control | PortRole::Notices => ViewId(u32::MAX),
         };
+        let mode = config.mode(view).clone();
         Self {
             engine: engine.clone(),
             index,
             shared,
             view,
-            mode: config.mode(view).clone(),
+            rates: Rates::of(&mode),
+            mode,
             epoch: config.epoch,
             issued: vec![Issued::default(); slots],
             busy: 0,
@@ -104,14 +109,10 @@ impl Port {
         self.shared
             .registrations
             .register(slot, touches, sector, end);
-        let shared = &self.engine.shared;
-        if shared.epoch.load(Ordering::Acquire) != self.epoch
-            && !mutation::is(Mutation::StaleConfiguration)
-        {
-            let config = lock(&shared.config).clone();
-            self.epoch = config.epoch;
-            self.mode = config.mode(self.view).clone();
+        if !mutation::is(Mutation::StaleConfiguration) {
+            self.look_for_changes();
         }
+        let shared = &self.engine.shared;
         let fast = FastRequest {
             slot,
             sector,
@@ -119,6 +120,23 @@ impl Port {
             shared,
         };
         fast_path::decide(&self.mode, kind, fast, out)
+    }
+
+    /// Fetches the configuration again if it has changed.
+    fn look_for_changes(&mut self) {
+        let shared = &self.engine.shared;
+        if shared.epoch.load(Ordering::Acquire) != self.epoch {
+            let config = lock(&shared.config).clone();
+            self.epoch = config.epoch;
+            self.mode = config.mode(self.view).clone();
+            self.rates = Rates::of(&self.mode);
+        }
+    }
+
+    /// How much of a request to hand in at once, and what that may take.
+    pub fn weigh(&mut self, kind: RequestKind, sector: u64, sectors: u64) -> Weight {
+        self.look_for_changes();
+        self.rates.weigh(kind, sector, sectors)
     }
 
     /// Notes that `count` I/O commands of a fast request were handed out.

@@ -386,7 +386,10 @@ impl UringDisk {
         let buffer = match entry.work {
             Action::Transfer(transfer) | Action::Sync(transfer) => {
                 let (buffer, iovecs) = transfer.into_parts();
-                self.iovecs.push(iovecs);
+                // More would stay at the size of the longest request they ever served.
+                if self.iovecs.len() < self.depth {
+                    self.iovecs.push(iovecs);
+                }
                 Some(buffer)
             }
             Action::Flush | Action::Zero(_) => None,

@@ -142,8 +142,11 @@ impl World {
         let (mut ring, replay) = started?;
         let mut under_way: Vec<Taken> = Vec::new();
         let mut again = Vec::new();
-        ring.replay(&replay, |taken, _| again.push(taken))
-            .map_err(|e| e.to_string())?;
+        ring.replay(&replay, |taken, _| {
+            again.push(taken);
+            true
+        })
+        .map_err(|e| e.to_string())?;
         self.check_replay(&again)?;
         under_way.extend(again);
         for round in 0..rounds {
@@ -156,6 +159,7 @@ impl World {
                 if !has_died() {
                     fresh.push(taken);
                 }
+                true
             })
             .map_err(|e| e.to_string())?;
             for taken in fresh {

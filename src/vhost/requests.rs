@@ -1,12 +1,18 @@
 //! The part of an engine port that a worker uses.
 
-use crate::engine::{Command, Port, Request};
+use crate::engine::{Command, Port, Request, RequestKind, Weight};
 use crate::io::{Buffer, Errno, Tag};
 
 /// The part of [`Port`] that serves guests.
 pub trait Requests: Send {
     /// Hands in a guest request.
     fn request(&mut self, request: Request, out: &mut Vec<Command>);
+
+    /// How many sectors of a request may be handed in at once, and what they may take.
+    fn weigh(&mut self, kind: RequestKind, sector: u64, sectors: u64) -> Weight {
+        let _ = (kind, sector, sectors);
+        Weight::ONE_OPERATION
+    }
 
     /// Reports the end of an I/O command, with the buffer it carried.
     fn io_done(
@@ -35,6 +41,10 @@ pub trait Requests: Send {
 impl Requests for Port {
     fn request(&mut self, request: Request, out: &mut Vec<Command>) {
         Self::request(self, request, out);
+    }
+
+    fn weigh(&mut self, kind: RequestKind, sector: u64, sectors: u64) -> Weight {
+        Self::weigh(self, kind, sector, sectors)
     }
 
     fn io_done(

@@ -129,12 +129,12 @@ impl Ring {
         &self.hold
     }
 
-    /// Passes every available chain to `each`. Refuses more than the ring has room for
-    /// beside the requests that have not gone back: a correct driver never makes that
-    /// many available.
+    /// Passes available chains to `each` until it returns false: the others stay on the
+    /// ring. Refuses more than the ring has room for beside the requests that have not
+    /// gone back: a correct driver never makes that many available.
     pub fn take_available(
         &mut self,
-        mut each: impl FnMut(Taken, DescriptorChain<&GuestMap>),
+        mut each: impl FnMut(Taken, DescriptorChain<&GuestMap>) -> bool,
     ) -> Result<usize, RingFault> {
         let map = &*self.hold.map;
         let index = self
@@ -165,8 +165,10 @@ impl Ring {
                 Tracking::InOrder(ended) => ended.push_back(None),
                 Tracking::Region(region) => region.taken(head)?,
             }
-            each(Taken { head, position }, chain);
             taken += 1;
+            if !each(Taken { head, position }, chain) {
+                return Ok(usize::from(taken));
+            }
         }
         if taken == available {
             Ok(usize::from(taken))
@@ -175,7 +177,8 @@ impl Ring {
         }
     }
 
-    /// Passes the chains of `heads`, which [`Self::new`] returned, to `each`.
+    /// Passes the chains of `heads`, which [`Self::new`] returned, to `each` until it
+    /// returns false.
     ///
     /// `virtio_queue` makes chains from an available ring only, and the driver may have
     /// overwritten its own since; so they come from an available ring in a page of this
@@ -183,7 +186,7 @@ impl Ring {
     pub fn replay(
         &self,
         heads: &[u16],
-        mut each: impl FnMut(Taken, DescriptorChain<&GuestMap>),
+        mut each: impl FnMut(Taken, DescriptorChain<&GuestMap>) -> bool,
     ) -> Result<(), RingFault> {
         if heads.is_empty() {
             return Ok(());
@@ -212,7 +215,9 @@ impl Ring {
                 head: *head,
                 position: 0,
             };
-            each(taken, chain);
+            if !each(taken, chain) {
+                break;
+            }
         }
         Ok(())
     }

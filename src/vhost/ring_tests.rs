@@ -74,7 +74,10 @@ fn the_index_moves_once_for_many_heads_and_wraps() {
 /// Takes all that is available.
 fn take(ring: &mut Ring) -> Result<Vec<Taken>, RingFault> {
     let mut all = Vec::new();
-    ring.take_available(|taken, _| all.push(taken))?;
+    ring.take_available(|taken, _| {
+        all.push(taken);
+        true
+    })?;
     Ok(all)
 }
 
@@ -155,7 +158,10 @@ fn a_head_outside_the_table_is_a_fault_after_the_good_ones() {
     driver.store(avail + ELEMENTS + 2, SIZE);
     driver.store(avail + INDEX, 2);
     let mut heads = Vec::new();
-    let result = ring.take_available(|taken, _| heads.push(taken.head));
+    let result = ring.take_available(|taken, _| {
+        heads.push(taken.head);
+        true
+    });
     assert_eq!((result, heads), (Err(RingFault::Head(SIZE)), vec![1]));
 }
 

@@ -3,8 +3,9 @@
 
 use super::guest::GuestData;
 use super::ring::Taken;
-use crate::engine::{Patch, Slot, SlotData, SlotRange};
+use crate::engine::{Patch, Request, Slot, SlotData, SlotRange};
 use crate::io::{Buffer, OpKind, Zeroing};
+use crate::units::byte_count;
 use vm_memory::GuestAddress;
 
 /// What is needed to end a request.
@@ -16,6 +17,63 @@ pub struct InFlight {
     pub data: RequestData,
     /// Bytes that the device writes on success, the status byte included.
     pub written: u32,
+    pub progress: Progress,
+    /// Bytes that it counts for in the memory of its queue.
+    pub held: u64,
+}
+
+impl InFlight {
+    /// From an offset in the window to one in the request's data, in bytes.
+    fn place(&self, offset: usize) -> usize {
+        byte_count(self.progress.before).saturating_add(offset)
+    }
+}
+
+/// How far a request has advanced: it is handed in window by window.
+pub struct Progress {
+    /// The window that is under way.
+    pub request: Request,
+    /// Sectors of the request before and after it.
+    before: u64,
+    after: u64,
+    /// Most sectors of a window; a power of two.
+    window: u64,
+}
+
+impl Progress {
+    /// The first window of `whole`.
+    pub fn new(whole: Request, window: u64) -> Self {
+        let mut progress = Self {
+            request: Request {
+                sectors: 0,
+                ..whole
+            },
+            before: 0,
+            after: whole.sectors,
+            window,
+        };
+        progress.advance();
+        progress
+    }
+
+    /// Goes on with the next window; false if there is none.
+    pub fn advance(&mut self) -> bool {
+        if self.after == 0 {
+            return false;
+        }
+        let request = &mut self.request;
+        self.before += request.sectors;
+        request.sector += request.sectors;
+        let inside = request.sector & (self.window - 1);
+        request.sectors = self.after.min(self.window - inside);
+        self.after -= request.sectors;
+        true
+    }
+
+    /// Whether another window follows.
+    pub const fn has_more(&self) -> bool {
+        self.after > 0
+    }
 }
 
 /// The data of a request.
@@ -70,22 +128,19 @@ impl Slots {
         self.free.len() == self.entries.len()
     }
 
-    /// Puts a request into a slot; gives it back if all are taken.
-    pub fn insert(&mut self, request: InFlight) -> Result<Slot, InFlight> {
-        let Some(slot) = self.free.pop() else {
-            return Err(request);
-        };
-        match self.entries.get_mut(usize::from(slot)) {
-            Some(entry) => {
-                *entry = Some(request);
-                Ok(slot)
-            }
-            None => Err(request),
-        }
+    /// Puts a request into a slot; `None` if all are taken.
+    pub fn insert(&mut self, request: InFlight) -> Option<Slot> {
+        let slot = self.free.pop()?;
+        *self.entries.get_mut(usize::from(slot))? = Some(request);
+        Some(slot)
     }
 
-    pub fn get(&self, slot: Slot) -> Option<&InFlight> {
+    fn get(&self, slot: Slot) -> Option<&InFlight> {
         self.entries.get(usize::from(slot))?.as_ref()
+    }
+
+    pub fn get_mut(&mut self, slot: Slot) -> Option<&mut InFlight> {
+        self.entries.get_mut(usize::from(slot))?.as_mut()
     }
 
     /// Ends a request; its slot is free again.
@@ -98,12 +153,14 @@ impl Slots {
 
 impl SlotData for Slots {
     fn read_buffer(&mut self, range: SlotRange) -> Option<Buffer> {
-        self.get(range.slot)?.data.buffer(range.offset, range.len)
+        let request = self.get(range.slot)?;
+        request.data.buffer(request.place(range.offset), range.len)
     }
 
     fn write_op(&mut self, range: SlotRange, offset: u64, durable: bool) -> Option<OpKind> {
-        let data = &self.get(range.slot)?.data;
-        let buffer = data.buffer(range.offset, range.len)?;
+        let request = self.get(range.slot)?;
+        let data = &request.data;
+        let buffer = data.buffer(request.place(range.offset), range.len)?;
         match data {
             // Zeroing cannot be durable by itself, so a durable write writes zeroes.
             RequestData::Zeroes { unmap, .. } if !durable => Some(OpKind::Zero {
@@ -134,12 +191,53 @@ impl SlotData for Slots {
         let Some(target) = owned.as_mut_slice().get_mut(patch.buffer_offset..end) else {
             return false;
         };
+        let place = request.place(patch.slot_offset);
         match &request.data {
-            RequestData::Guest(data) => data.copy_out(patch.slot_offset, target),
+            RequestData::Guest(data) => data.copy_out(place, target),
             RequestData::Zeroes { .. } => {
                 target.fill(0);
-                request.data.has(patch.slot_offset, patch.len)
+                request.data.has(place, patch.len)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::RequestKind;
+
+    #[test]
+    fn windows_cover_a_request_once_and_end_at_multiples_of_their_length() {
+        for (sector, sectors, window) in [(0, 8, 8), (5, 100, 16), (16, 16, 16), (7, 1, 64)] {
+            let whole = Request {
+                slot: 3,
+                kind: RequestKind::Read,
+                sector,
+                sectors,
+            };
+            let mut progress = Progress::new(whole, window);
+            let mut at = sector;
+            loop {
+                let now = progress.request;
+                assert_eq!((now.sector, progress.before), (at, at - sector));
+                assert!(now.sectors > 0);
+                at += now.sectors;
+                assert!(at.is_multiple_of(window) || at == sector + sectors);
+                assert_eq!(progress.has_more(), at < sector + sectors);
+                if !progress.advance() {
+                    break;
+                }
+            }
+            assert_eq!(at, sector + sectors);
+        }
+        // A flush has no sectors, and one window.
+        let flush = Request {
+            slot: 0,
+            kind: RequestKind::Flush,
+            sector: 0,
+            sectors: 0,
+        };
+        assert!(!Progress::new(flush, 8).has_more());
     }
 }

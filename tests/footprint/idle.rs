@@ -12,7 +12,7 @@ const SNAPSHOTS: usize = 15;
 /// For the start, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-struct Daemon(Child);
+pub struct Daemon(pub Child);
 
 impl Drop for Daemon {
     fn drop(&mut self) {
@@ -22,12 +22,12 @@ impl Drop for Daemon {
 }
 
 impl Daemon {
-    fn proc(&self, name: &str) -> String {
+    pub fn proc(&self, name: &str) -> String {
         std::fs::read_to_string(format!("/proc/{}/{name}", self.0.id())).unwrap()
     }
 
     /// A field of a `status` file.
-    fn field(text: &str, name: &str) -> u64 {
+    pub fn field(text: &str, name: &str) -> u64 {
         let line = text.lines().find(|line| line.starts_with(name)).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
@@ -42,6 +42,16 @@ impl Daemon {
                     + Self::field(&text, "nonvoluntary_ctxt_switches")
             })
             .sum()
+    }
+}
+
+/// Waits until the daemon in this folder answers.
+pub fn answers(folder: &Path) {
+    let client = Client::new(&folder.join("c.sock")).unwrap();
+    let start = Instant::now();
+    while client.status().is_err() {
+        assert!(start.elapsed() < PATIENCE, "the daemon does not answer");
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 
@@ -61,12 +71,7 @@ fn serve(folder: &Path) -> Daemon {
         command.args(["--snapshot", &snapshot]);
     }
     let daemon = Daemon(command.spawn().unwrap());
-    let client = Client::new(&folder.join("c.sock")).unwrap();
-    let start = Instant::now();
-    while client.status().is_err() {
-        assert!(start.elapsed() < PATIENCE, "the daemon does not answer");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    answers(folder);
     daemon
 }
 

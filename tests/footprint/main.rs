@@ -11,6 +11,7 @@
 )]
 
 mod bench;
+mod busy;
 mod idle;
 mod instructions;
 #[path = "../common/memory.rs"]

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use snapback::engine::{Command, Patch, Request, RequestKind, Status, Wake};
+use snapback::engine::{Command, Patch, Request, RequestKind, Status, Wake, Weight};
 use snapback::io::sim::{Fill, SimDevices, SimDisk};
 use snapback::io::{Buffer, DeviceId, Disk, Done, Errno, Op, OwnedBuffer, Tag, Zeroing};
 use snapback::vhost::{Backend, Requests, Start, ViewHooks};
@@ -26,6 +26,8 @@ pub struct Volume {
     pub ports: Arc<AtomicUsize>,
     /// Durable writes seen.
     pub durable: Arc<AtomicUsize>,
+    /// Bytes that each request counts for.
+    pub weight: Arc<AtomicU64>,
     /// Disks cannot be had.
     pub broken: AtomicUsize,
     /// An event descriptor for epoll, or none as a simulated disk has it.
@@ -50,6 +52,7 @@ impl Volume {
             abandoned: Arc::default(),
             ports: Arc::default(),
             durable: Arc::default(),
+            weight: Arc::default(),
             broken: AtomicUsize::new(0),
             with_event_fd,
             events: Mutex::default(),
@@ -85,6 +88,7 @@ impl Backend for Volume {
             ports: Arc::clone(&self.ports),
             durable: Arc::clone(&self.durable),
             abandoned: Arc::clone(&self.abandoned),
+            weight: Arc::clone(&self.weight),
         })
     }
 }
@@ -139,11 +143,20 @@ struct PassThrough {
     ports: Arc<AtomicUsize>,
     durable: Arc<AtomicUsize>,
     abandoned: Arc<AtomicUsize>,
+    weight: Arc<AtomicU64>,
 }
 
 const PIECE: usize = 8192;
 
 impl Requests for PassThrough {
+    /// So that long requests have several windows.
+    fn weigh(&mut self, _: RequestKind, _: u64, _: u64) -> Weight {
+        Weight {
+            window: 256,
+            bytes: self.weight.load(Ordering::SeqCst),
+        }
+    }
+
     fn request(&mut self, request: Request, out: &mut Vec<Command>) {
         let slot = request.slot;
         assert!(

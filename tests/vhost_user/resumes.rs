@@ -123,6 +123,16 @@ fn nothing_is_published_after_the_front_end_hung_up_and_the_next_session_does_it
 
 #[test]
 fn a_region_is_given_filled_and_taken_back() {
+    taken_back(0);
+}
+
+#[test]
+fn requests_that_are_replayed_wait_for_memory_too() {
+    taken_back(64 << 20);
+}
+
+/// When the region is taken back, each request counts for `weight` bytes.
+fn taken_back(weight: u64) {
     let served = serve();
     let mut raw = Raw::connect(&served.path, PLAIN);
     let wish = VhostUserInflight::new(0, 0, 2, SIZE);
@@ -149,6 +159,7 @@ fn a_region_is_given_filled_and_taken_back() {
     raw.frontend
         .set_inflight_fd(&message, file.as_raw_fd())
         .unwrap();
+    served.volume.weight.store(weight, Ordering::SeqCst);
     // What is in the available ring by now is of no use for what is under way.
     let place = GuestAddress(0x1000 + 4);
     raw.memory.write_slice(&[9; 6], place).unwrap();

@@ -12,22 +12,27 @@ use crate::vhost::ring_fault::RingFault;
 use crate::virtio_blk::BlkStatus;
 
 impl Worker {
-    /// Carries out the engine's commands.
+    /// Carries out the engine's commands, and those for the next windows of requests.
     pub(super) fn execute(&mut self) {
-        let mut commands = std::mem::take(&mut self.commands);
-        for command in commands.drain(..) {
-            match command.execution(&mut self.slots) {
-                Execution::Submit(op) => self.submit(op),
-                Execution::Refuse(done) => self.refuse(done),
-                Execution::Complete { slot, status } => self.complete(slot, status),
-                Execution::ControlDone { id, .. } => {
-                    debug!("{}: a queue has no control request {id}", self.name);
+        while !self.commands.is_empty() {
+            let mut commands = std::mem::take(&mut self.commands);
+            for command in commands.drain(..) {
+                match command.execution(&mut self.slots) {
+                    Execution::Submit(op) => self.submit(op),
+                    Execution::Refuse(done) => self.refuse(done),
+                    Execution::Complete { slot, status } => self.complete(slot, status),
+                    Execution::ControlDone { id, .. } => {
+                        debug!("{}: a queue has no control request {id}", self.name);
+                    }
+                    Execution::Notice(notice) => {
+                        debug!("{}: not for a queue: {notice:?}", self.name);
+                    }
                 }
-                Execution::Notice(notice) => debug!("{}: not for a queue: {notice:?}", self.name),
+            }
+            if self.commands.is_empty() {
+                self.commands = commands;
             }
         }
-        // Executing never makes commands, so none was added meanwhile.
-        self.commands = commands;
     }
 
     pub(super) fn submit(&mut self, op: Op) {
@@ -54,12 +59,25 @@ impl Worker {
         self.done.push(done);
     }
 
+    /// The window of a request that was handed in has ended.
     pub(super) fn complete(&mut self, slot: Slot, status: Status) {
+        if status == Status::Ok
+            && !self.abandoning
+            && let Some(request) = self.slots.get_mut(slot)
+            && request.progress.advance()
+        {
+            return self.hand_in(slot);
+        }
         let Some(request) = self.slots.remove(slot) else {
             error!("{}: slot {slot} ended without a request", self.name);
             return;
         };
+        self.held -= request.held;
         let (code, len) = match status {
+            Status::Ok if request.progress.has_more() => {
+                self.undone = true;
+                return;
+            }
             Status::Ok => (BlkStatus::Ok, request.written),
             // It may have failed only because it was abandoned.
             Status::IoError if self.abandoning => {

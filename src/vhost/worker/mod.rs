@@ -21,7 +21,7 @@ use super::notify::{Call, Notifier};
 use super::ring::{Ring, Taken};
 use super::slots::Slots;
 use super::{Backend, Requests};
-use crate::engine::Command;
+use crate::engine::{Command, Weight};
 use crate::event_flag::EventFlag;
 use crate::io::{Disk, Done};
 use crate::sync::mpsc;
@@ -130,6 +130,9 @@ impl QueueSetup {
     }
 }
 
+/// A chain from the ring, with what it takes.
+type Chain = (Taken, Result<BlkRequest, Refused>, Weight);
+
 /// A worker on its thread.
 struct Worker {
     name: String,
@@ -166,5 +169,7 @@ struct Worker {
     // Kept between rounds for their allocation only.
     commands: Vec<Command>,
     done: Vec<Done>,
-    taken: Vec<(Taken, Result<BlkRequest, Refused>)>,
+    taken: Vec<Chain>,
+    /// Bytes that the requests under way count for.
+    held: u64,
 }

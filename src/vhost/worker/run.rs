@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use tracing::info;
+
 use super::polling::Polling;
 use super::sleeper::{Combining, Sleeper};
 use super::{QueueSetup, Stopped, Worker};
@@ -65,12 +67,19 @@ impl Worker {
             commands: Vec::with_capacity(count),
             done: Vec::with_capacity(count),
             taken: Vec::with_capacity(count),
+            held: 0,
             ring,
         })
     }
 
     pub(super) fn run(mut self) -> Stopped {
-        self.replay();
+        if !self.replay.is_empty() {
+            info!(
+                "{}: {} requests go on that were under way when the last back end ended",
+                self.name,
+                self.replay.len()
+            );
+        }
         // An interrupt and a kick may have been lost with the previous back end, so the
         // driver is signalled and the ring is read without a kick.
         self.call.notify();
@@ -87,6 +96,11 @@ impl Worker {
                     position: self.ring.next_avail(),
                     undone: self.undone,
                 };
+            }
+            // What is on the ring waits until requests under way have ended.
+            if self.is_full() {
+                self.wait();
+                continue;
             }
             if self.poll() {
                 continue;
@@ -113,7 +127,7 @@ impl Worker {
     ///    4. publish all answers at once.
     fn step(&mut self) -> bool {
         self.look_for_stop();
-        let mut progress = !self.stopping && !self.broken && self.take_heads() > 0;
+        let mut progress = self.take() > 0;
         // Checked in every round, because a busy queue never waits for events.
         if self.wake.is_set() {
             if mutation::is(Mutation::WakeClearedLate) {
@@ -159,6 +173,24 @@ impl Worker {
         progress
     }
 
+    /// Takes requests, as far as that is permitted: first those that an earlier worker left
+    /// undone, which a stop waits for.
+    fn take(&mut self) -> usize {
+        if self.abandoning || self.broken {
+            self.undone |= !self.replay.is_empty();
+            self.replay.clear();
+        }
+        if self.broken || self.is_full() {
+            0
+        } else if !self.replay.is_empty() {
+            self.take_replayed()
+        } else if self.stopping {
+            0
+        } else {
+            self.take_heads()
+        }
+    }
+
     /// A stop: no new requests are taken, and those that were taken are finished. The end
     /// of the view: the same, but after [`GRACE`] what need not be finished is abandoned.
     /// A hang-up: the same at once, and without answers.
@@ -185,6 +217,7 @@ impl Worker {
 
     fn is_drained(&self) -> bool {
         self.slots.is_empty()
+            && self.replay.is_empty()
             && self.disk.in_flight() == 0
             && self.commands.is_empty()
             && self.done.is_empty()

@@ -2,43 +2,95 @@
 
 use std::sync::atomic::Ordering;
 
-use tracing::{debug, info};
+use tracing::debug;
 
 use super::Worker;
-use crate::engine::{Request, RequestKind};
+use crate::engine::{Request, RequestKind, Slot, Weight};
 use crate::units::SECTOR_SHIFT;
+use crate::vhost::Requests;
 use crate::vhost::guest::GuestData;
 use crate::vhost::ring::Taken;
 use crate::vhost::ring_fault::RingFault;
-use crate::vhost::slots::{InFlight, RequestData};
-use crate::virtio_blk::{Action, BlkDevice, BlkRequest, BlkStatus, parse};
+use crate::vhost::slots::{InFlight, Progress, RequestData};
+use crate::virtio_blk::{Action, BlkDevice, BlkRequest, BlkStatus, Refused, parse};
+
+/// Memory in bytes that the requests of a queue may take. A request that finds less than
+/// this taken goes ahead, and counts until it ends; those after it stay on the ring.
+pub(super) const QUEUE_BYTES: u64 = 20 << 20;
+/// Memory of a descriptor in the lists of a request and in those of its operations.
+const SEGMENT_BYTES: u64 = 96;
+
+/// What a request takes from its beginning to its end.
+fn weigh(port: &mut dyn Requests, parsed: &Result<BlkRequest, Refused>) -> Weight {
+    let Ok(request) = parsed else {
+        return Weight::ONE_OPERATION;
+    };
+    let mut weight = match request.action {
+        Action::Read { sector, sectors } => port.weigh(RequestKind::Read, sector, sectors),
+        Action::Write { sector, sectors }
+        | Action::WriteZeroes {
+            sector, sectors, ..
+        } => port.weigh(RequestKind::Write { durable: false }, sector, sectors),
+        Action::Discard { sector, sectors } => port.weigh(RequestKind::Discard, sector, sectors),
+        Action::Flush => port.weigh(RequestKind::Flush, 0, 0),
+        Action::GetId => Weight::ONE_OPERATION,
+    };
+    let segments = u64::try_from(request.data.len()).unwrap_or(u64::MAX);
+    weight.bytes += segments.saturating_mul(SEGMENT_BYTES);
+    weight
+}
 
 impl Worker {
-    /// Carries out what an earlier worker left undone, before any new request.
-    pub(super) fn replay(&mut self) {
-        let heads = std::mem::take(&mut self.replay);
-        if heads.is_empty() {
-            return;
-        }
-        info!(
-            "{}: {} requests go on that were under way when the last back end ended",
-            self.name,
-            heads.len()
-        );
-        let device: &BlkDevice = self.space.device();
-        let taken = &mut self.taken;
-        let result = self.ring.replay(&heads, |head, chain| {
-            taken.push((head, parse(chain, device)));
-        });
-        self.accept_taken(result);
+    /// Whether the requests under way take all the memory that they may: no more are
+    /// taken from the ring until some have ended.
+    pub(super) const fn is_full(&self) -> bool {
+        self.held >= QUEUE_BYTES
     }
 
-    /// Takes all available heads; returns their number.
+    /// Carries out what an earlier worker left undone, before any new request. Returns
+    /// how many requests were taken.
+    pub(super) fn take_replayed(&mut self) -> usize {
+        let Self {
+            ring,
+            space,
+            taken,
+            port,
+            held,
+            ..
+        } = self;
+        let device: &BlkDevice = space.device();
+        let result = ring.replay(&self.replay, |head, chain| {
+            let parsed = parse(chain, device);
+            let weight = weigh(&mut **port, &parsed);
+            *held += weight.bytes;
+            taken.push((head, parsed, weight));
+            *held < QUEUE_BYTES
+        });
+        if result.is_err() {
+            self.replay.clear();
+        } else {
+            self.replay.drain(..self.taken.len().min(self.replay.len()));
+        }
+        self.accept_taken(result)
+    }
+
+    /// Takes available heads, as many as there is memory for; returns their number.
     pub(super) fn take_heads(&mut self) -> usize {
-        let device: &BlkDevice = self.space.device();
-        let taken = &mut self.taken;
-        let result = self.ring.take_available(|head, chain| {
-            taken.push((head, parse(chain, device)));
+        let Self {
+            ring,
+            space,
+            taken,
+            port,
+            held,
+            ..
+        } = self;
+        let device: &BlkDevice = space.device();
+        let result = ring.take_available(|head, chain| {
+            let parsed = parse(chain, device);
+            let weight = weigh(&mut **port, &parsed);
+            *held += weight.bytes;
+            taken.push((head, parsed, weight));
+            *held < QUEUE_BYTES
         });
         self.accept_taken(result.map(drop))
     }
@@ -46,10 +98,11 @@ impl Worker {
     pub(super) fn accept_taken(&mut self, result: Result<(), RingFault>) -> usize {
         let mut taken = std::mem::take(&mut self.taken);
         let count = taken.len();
-        for (head, parsed) in taken.drain(..) {
+        for (head, parsed, weight) in taken.drain(..) {
             match parsed {
-                Ok(request) => self.accept(head, request),
+                Ok(request) => self.accept(head, request, weight),
                 Err(refused) => {
+                    self.held -= weight.bytes;
                     debug!("{}: refused: {}", self.name, refused.reason);
                     self.answer(head, refused.status, refused.code, 1);
                 }
@@ -63,11 +116,19 @@ impl Worker {
     }
 
     /// Passes a valid request to the engine, or answers it here.
-    pub(super) fn accept(&mut self, head: Taken, request: BlkRequest) {
+    fn accept(&mut self, head: Taken, request: BlkRequest, weight: Weight) {
+        if !self.begin(head, request, weight) {
+            self.held -= weight.bytes;
+        }
+    }
+
+    /// False if it has ended already.
+    fn begin(&mut self, head: Taken, request: BlkRequest, weight: Weight) -> bool {
         let status = Some(request.status);
         let Some(data) = GuestData::map(self.ring.hold(), &request.data) else {
             debug!("{}: refused: data outside guest memory", self.name);
-            return self.answer(head, status, BlkStatus::IoErr, 1);
+            self.answer(head, status, BlkStatus::IoErr, 1);
+            return false;
         };
         let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
         let through = self.write_through.load(Ordering::Relaxed);
@@ -94,7 +155,8 @@ impl Worker {
             Action::GetId => {
                 let copied = data.copy_in(&self.space.device().id());
                 let written = u32::try_from(copied).unwrap_or(0).saturating_add(1);
-                return self.answer(head, status, BlkStatus::Ok, written);
+                self.answer(head, status, BlkStatus::Ok, written);
+                return false;
             }
         };
         let data = match zeroes {
@@ -104,24 +166,37 @@ impl Worker {
             },
             None => RequestData::Guest(data),
         };
+        let whole = Request {
+            slot: Slot::MAX,
+            kind,
+            sector,
+            sectors,
+        };
         let in_flight = InFlight {
             head,
             status: request.status,
             data,
             written,
+            progress: Progress::new(whole, weight.window),
+            held: weight.bytes,
         };
-        match self.slots.insert(in_flight) {
-            Ok(slot) => {
-                let request = Request {
-                    slot,
-                    kind,
-                    sector,
-                    sectors,
-                };
-                self.port.request(request, &mut self.commands);
-            }
+        let Some(slot) = self.slots.insert(in_flight) else {
             // The ring never gives more requests than there are slots.
-            Err(request) => self.answer(request.head, Some(request.status), BlkStatus::IoErr, 1),
+            self.answer(head, status, BlkStatus::IoErr, 1);
+            return false;
+        };
+        self.hand_in(slot);
+        true
+    }
+
+    /// Passes the window of a request that is its turn to the engine.
+    pub(super) fn hand_in(&mut self, slot: Slot) {
+        if let Some(in_flight) = self.slots.get_mut(slot) {
+            let request = Request {
+                slot,
+                ..in_flight.progress.request
+            };
+            self.port.request(request, &mut self.commands);
         }
     }
 }
