@@ -102,6 +102,12 @@ pub struct Serve {
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u8).range(0..=50))]
     poll_us: u8,
 
+    /// Take guest memory of any kind from front ends. Otherwise only memory of this machine is
+    /// taken: memfd, /dev/shm and other tmpfs, hugetlbfs. Pages of another file may never arrive
+    /// (FUSE, a network): a request that waits for one cannot be ended, and neither can snapback.
+    #[arg(long)]
+    any_guest_memory: bool,
+
     /// Serve although the disk was changed since the last stop. Correct if it was only enlarged
     /// (each snapshot keeps its length), or if its content is the same (a copy). Otherwise the
     /// snapshots lack what was overwritten meanwhile.
@@ -210,6 +216,7 @@ impl Serve {
                 IoEngineName::Threads => IoEngine::Threads,
             },
             polling: Duration::from_micros(self.poll_us.into()),
+            any_memory: self.any_guest_memory,
             accept_changes: self.accept_changes,
             forget: self.forget,
             force: self.force,

@@ -31,6 +31,7 @@ pub fn serve(folder: &Path) -> (Arc<LiveVolume>, Notices) {
         state: None,
         io_engine: IoEngine::Threads,
         polling: Duration::ZERO,
+        any_memory: false,
         accept_changes: false,
         forget: Vec::new(),
         force: false,

@@ -251,6 +251,12 @@ impl Transfer {
                 self.copy_always = true;
                 return self.again(Errno::EINVAL);
             }
+            Err(Errno(libc::EFAULT)) if !self.bounced => {
+                // Guest memory that is gone. Its pages are replaced when this process
+                // accesses them, and what waits for the transfer goes on.
+                self.copy_always = true;
+                return self.again(Errno(libc::EFAULT));
+            }
             Err(errno) => return Next::Finished(Err(errno)),
         };
         // The rest must start at a block again: only whole blocks count.

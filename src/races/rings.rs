@@ -239,6 +239,7 @@ fn handler(volume: &Volume, memory: &File) -> Handler {
         name: "origin".into(),
         device: device.clone(),
         max_queues: 1,
+        any_memory: false,
     };
     let mut handler = Handler::new(ViewContext {
         config: Arc::new(config),
@@ -251,7 +252,8 @@ fn handler(volume: &Volume, memory: &File) -> Handler {
         back_channel: Arc::default(),
         leave: Arc::new(EventFlag::new().unwrap()),
         last_left: false,
-    });
+    })
+    .unwrap();
     handler.set_features(1 << VIRTIO_F_VERSION_1).unwrap();
     let region = VhostUserMemoryRegion {
         guest_phys_addr: 0,

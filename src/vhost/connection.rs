@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -42,6 +42,8 @@ pub enum Ending {
     Stopped,
     #[error("the front end began a message and did not finish it, or did not read the answers, in {} s", MESSAGE_TIMEOUT.as_secs())]
     Stalled,
+    #[error("the guest's memory is gone: the front end has shortened the file that it gave for it")]
+    MemoryGone,
     #[error("{0}")]
     Protocol(String),
 }
@@ -54,10 +56,11 @@ pub fn serve(
     back_channel: &BackChannel,
     stop: &EventFlag,
 ) -> Ending {
+    let gone = lock(handler).memory_gone();
     let prepared = stream
         .set_read_timeout(Some(MESSAGE_TIMEOUT))
         .and_then(|()| stream.set_write_timeout(Some(MESSAGE_TIMEOUT)))
-        .and_then(|()| Ok((stream.try_clone()?, Waits::new(stream, stop)?)));
+        .and_then(|()| Ok((stream.try_clone()?, Waits::new(stream, stop, &gone)?)));
     let (theirs, waits) = match prepared {
         Ok(prepared) => prepared,
         Err(e) => return Ending::Protocol(e.to_string()),
@@ -91,11 +94,12 @@ pub fn serve(
     }
 }
 
+fn lock(handler: &Mutex<Handler>) -> MutexGuard<'_, Handler> {
+    handler.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn acknowledges(handler: &Mutex<Handler>) -> bool {
-    handler
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .reply_ack()
+    lock(handler).reply_ack()
 }
 
 /// Waits until the next message is complete and its answer has room, without taking it,
@@ -150,6 +154,7 @@ fn next_message(
 /// Bits of what ends a wait.
 const STREAM: u32 = 0;
 const STOP: u32 = 1;
+const GONE: u32 = 2;
 
 /// What the thread waits for, beside a stop.
 struct Waits {
@@ -159,11 +164,12 @@ struct Waits {
 }
 
 impl Waits {
-    fn new(stream: &UnixStream, stop: &EventFlag) -> io::Result<Self> {
+    fn new(stream: &UnixStream, stop: &EventFlag, gone: &EventFlag) -> io::Result<Self> {
         let set = |interest| {
             let set = WaitSet::new()?;
             set.add(STREAM, stream, interest)?;
             set.add(STOP, stop, Interest::Readable)?;
+            set.add(GONE, gone, Interest::Readable)?;
             io::Result::Ok(set)
         };
         Ok(Self {
@@ -179,6 +185,7 @@ fn wait_for(set: &WaitSet, limit: Option<Duration>) -> Result<(), Ending> {
         match set.wait(limit) {
             Ok(0) if limit.is_some() => return Err(Ending::Stalled),
             Ok(events) if events & 1 << STOP != 0 => return Err(Ending::Stopped),
+            Ok(events) if events & 1 << GONE != 0 => return Err(Ending::MemoryGone),
             Ok(events) if events & 1 << STREAM != 0 => return Ok(()),
             Ok(_) => {}
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 use vm_memory::GuestMemoryBackend;
 
-use super::memory::GuestMap;
+use super::memory::WatchedMap;
 use crate::io::{GuestBuffer, GuestSlice};
 use crate::virtio_blk::request::Segment;
 
@@ -15,7 +15,7 @@ use crate::virtio_blk::request::Segment;
 /// reference counts of its requests do not share a cache line with other workers.
 #[derive(Debug)]
 pub struct MemoryHold {
-    pub map: Arc<GuestMap>,
+    pub map: Arc<WatchedMap>,
 }
 
 /// Mapped data of one request. Keeps the memory mapped.
@@ -153,7 +153,8 @@ mod tests {
             (GuestAddress(0x4000), 0x1000),
         ];
         let map = GuestMemoryMmap::from_ranges(&ranges).unwrap();
-        Arc::new(MemoryHold { map: Arc::new(map) })
+        let map = Arc::new(map.into());
+        Arc::new(MemoryHold { map })
     }
 
     fn segment(address: u64, len: u32) -> Segment {

@@ -53,7 +53,9 @@ impl World {
         let ranges = [(GuestAddress(0), 0x1_0000)];
         let map = GuestMemoryMmap::<DirtyBitmap>::from_ranges(&ranges).unwrap();
         let mut world = Self {
-            hold: Arc::new(MemoryHold { map: Arc::new(map) }),
+            hold: Arc::new(MemoryHold {
+                map: Arc::new(map.into()),
+            }),
             region: (resume == Resume::Region).then(|| record(SIZE)),
             resume,
             rng: Rng::new(seed),

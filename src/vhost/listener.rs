@@ -374,11 +374,20 @@ impl Shared {
         let name = &view.config.name;
         info!("view {name}: front end connected");
         view.hooks.attached();
-        let handler = Arc::new(Mutex::new(Handler::new(view.clone())));
+        let handler = match Handler::new(view.clone()) {
+            Ok(handler) => Arc::new(Mutex::new(handler)),
+            Err(e) => {
+                drop(stream);
+                view.hooks.detached();
+                let ending = Ending::Protocol(e.to_string());
+                warn!("view {name}: connection closed: {ending}");
+                return ending;
+            }
+        };
         let ending = serve(&stream, &handler, &view.back_channel, &self.stop);
         view.back_channel.set(None);
         let mut rings = handler.lock().unwrap_or_else(PoisonError::into_inner);
-        if ending == Ending::Left {
+        if matches!(ending, Ending::Left | Ending::MemoryGone) {
             rings.hang_up();
         } else {
             rings.stop_all();
@@ -388,7 +397,7 @@ impl Shared {
         drop(stream);
         match &ending {
             Ending::Left | Ending::Stopped => info!("view {name}: {ending}"),
-            Ending::Stalled | Ending::Protocol(_) => {
+            Ending::Stalled | Ending::MemoryGone | Ending::Protocol(_) => {
                 warn!("view {name}: connection closed: {ending}");
             }
         }

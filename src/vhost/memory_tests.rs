@@ -18,7 +18,7 @@ fn region(guest: u64, pages: u64, user: u64) -> VhostUserMemoryRegion {
 }
 
 fn table() -> MemoryTable {
-    let mut table = MemoryTable::new();
+    let mut table = MemoryTable::new(false).unwrap();
     let regions = [region(0, 2, 0x7000_0000), region(0x10_0000, 1, 0x5000_0000)];
     table.set(&regions, vec![file(2), file(1)]).unwrap();
     table
@@ -88,7 +88,7 @@ fn a_map_in_use_outlives_its_replacement() {
 
 #[test]
 fn no_more_regions_are_taken_than_announced() {
-    let mut table = MemoryTable::new();
+    let mut table = MemoryTable::new(false).unwrap();
     let memory = file(1);
     for i in 0..509 {
         let place = i * 2 * PAGE;
@@ -97,4 +97,100 @@ fn no_more_regions_are_taken_than_announced() {
     }
     let error = table.add(&region(1 << 40, 1, 1 << 40), memory).unwrap_err();
     assert_eq!(error.to_string(), "more than 509 memory regions");
+}
+
+/// Whoever reads sees zeroes, and everybody else goes on.
+#[test]
+fn memory_that_is_cut_while_it_is_mapped_ends_its_front_end_and_not_the_process() {
+    let (mut cut, whole) = (MemoryTable::new(false).unwrap(), table());
+    let memory = file(4);
+    let keep = memory.try_clone().unwrap();
+    cut.set(&[region(0, 4, 0x7000_0000)], vec![memory]).unwrap();
+    let map = cut.map();
+    map.write_obj(7_u8, GuestAddress(0)).unwrap();
+    let faults = crate::vhost::vanishing::faults();
+    keep.set_len(PAGE).unwrap();
+    // What is left of it is still there.
+    assert_eq!(map.read_obj::<u8>(GuestAddress(0)).unwrap(), 7);
+    assert!(!map.is_gone());
+    map.write_obj(9_u8, GuestAddress(3 * PAGE)).unwrap();
+    assert_eq!(map.read_obj::<u8>(GuestAddress(2 * PAGE)).unwrap(), 0);
+    assert_eq!(map.read_obj::<u8>(GuestAddress(0)).unwrap(), 0);
+    assert!(map.is_gone());
+    assert!(crate::vhost::vanishing::faults() > faults);
+    let mut event = [rustix::event::PollFd::new(
+        cut.gone(),
+        rustix::event::PollFlags::IN,
+    )];
+    let now = rustix::event::Timespec::default();
+    assert_eq!(rustix::event::poll(&mut event, Some(&now)), Ok(1));
+    assert!(!whole.map().is_gone());
+    whole.map().write_obj(7_u8, GuestAddress(0)).unwrap();
+    assert_eq!(whole.map().read_obj::<u8>(GuestAddress(0)).unwrap(), 7);
+}
+
+#[test]
+fn only_memory_of_this_machine_is_taken_unless_it_is_insisted() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("memory");
+    let other = File::create_new(&path).unwrap();
+    other.set_len(PAGE).unwrap();
+    let kind = fstatfs(&other).unwrap().f_type;
+    if kind == 0x0102_1994 {
+        return; // This is memory, too.
+    }
+    let region = region(0, 1, 0);
+    let mut table = table();
+    let error = table
+        .set(&[region], vec![other.try_clone().unwrap()])
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("--any-guest-memory"), "{error}");
+    assert!(error.contains(&format!("{kind:#x}")), "{error}");
+    let mut any = MemoryTable::new(true).unwrap();
+    any.set(&[region], vec![other]).unwrap();
+}
+
+#[test]
+fn a_front_end_maps_no_more_than_its_share_of_the_address_space() {
+    let sparse = file(1);
+    let size = 100_u64 << 40;
+    sparse.set_len(size).unwrap();
+    let region = |len| VhostUserMemoryRegion::new(0, len, 0, 0);
+    let mut table = table();
+    let error = table
+        .set(&[region(size)], vec![sparse.try_clone().unwrap()])
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("a front end may have"), "{error}");
+    // Four front ends have all of it; what they give back is there for others.
+    let share = BYTES_MAX;
+    let mut others: Vec<_> = (0..3).map(|_| MemoryTable::new(false).unwrap()).collect();
+    for other in &mut others {
+        let file = sparse.try_clone().unwrap();
+        other.set(&[region(share)], vec![file]).unwrap();
+    }
+    let mut last = MemoryTable::new(false).unwrap();
+    let error = last
+        .set(&[region(share)], vec![sparse.try_clone().unwrap()])
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("all front ends together"), "{error}");
+    others.pop();
+    last.set(&[region(share)], vec![sparse]).unwrap();
+}
+
+#[test]
+fn regions_that_overlap_for_the_front_end_or_begin_inside_a_page_are_refused() {
+    let mut table = table();
+    for (bad, words) in [
+        (region(0x20_0000, 2, 0x4fff_f000), "0x100000 has a part"),
+        (region(0x20_0000, 1, 0x7000_1000), "0x0 has a part"),
+        (region(0x20_0000, 1, u64::MAX - PAGE + 1), "address space"),
+        (region(0x20_0010, 1, 0x1000_0000), "multiple of 4096"),
+    ] {
+        let error = table.add(&bad, file(2)).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    }
+    assert_eq!(table.map().num_regions(), 2);
 }

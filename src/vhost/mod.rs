@@ -27,6 +27,7 @@ mod reset;
 mod ring;
 mod ring_fault;
 mod slots;
+mod vanishing;
 mod worker;
 
 #[cfg(all(test, feature = "shuttle", not(feature = "loom")))]
@@ -61,6 +62,9 @@ pub struct ViewConfig {
     /// Queues that a front end may start: 1 ..= 256. More than
     /// `device.num_queues` is fine.
     pub max_queues: u16,
+    /// Guest memory may be a file of any kind. Otherwise only memory of this machine is
+    /// taken: memfd, tmpfs, hugetlbfs.
+    pub any_memory: bool,
 }
 
 /// The source of the disks and engine ports of a view's workers.

@@ -74,7 +74,7 @@ impl Ring {
         inflight: Option<InflightQueue>,
     ) -> Result<(Self, Vec<u16>), RingFault> {
         let memory = |_| RingFault::Memory;
-        let map = &*hold.map;
+        let map = &**hold.map;
         let used = queue.used_idx(map, Ordering::Acquire).map_err(memory)?.0;
         let available = queue.avail_idx(map, Ordering::Acquire).map_err(memory)?.0;
         queue.set_next_used(used);
@@ -136,7 +136,7 @@ impl Ring {
         &mut self,
         mut each: impl FnMut(Taken, DescriptorChain<&GuestMap>) -> bool,
     ) -> Result<usize, RingFault> {
-        let map = &*self.hold.map;
+        let map = &**self.hold.map;
         let index = self
             .queue
             .avail_idx(map, Ordering::Acquire)
@@ -275,7 +275,7 @@ impl Ring {
             return Ok(false);
         }
         let address = at(self.queue.used_ring(), INDEX)?;
-        let map = &*self.hold.map;
+        let map = &**self.hold.map;
         if !mutation::is_dead() {
             map.store(new.to_le(), address, Ordering::Release)
                 .map_err(|_| RingFault::Memory)?;
@@ -299,7 +299,7 @@ impl Ring {
 
     /// Whether the driver has made more available.
     pub fn has_more(&self) -> bool {
-        let index = self.queue.avail_idx(&*self.hold.map, Ordering::Acquire);
+        let index = self.queue.avail_idx(&**self.hold.map, Ordering::Acquire);
         // A fault is reported when requests are taken.
         index.is_ok_and(|index| index.0 != self.queue.next_avail())
     }
@@ -307,7 +307,7 @@ impl Ring {
     /// Asks for kicks. True: more became available meanwhile, so look again.
     pub fn arm(&mut self) -> Result<bool, RingFault> {
         self.armed = true;
-        let map = &*self.hold.map;
+        let map = &**self.hold.map;
         self.queue
             .enable_notification(map)
             .map_err(|_| RingFault::Memory)
@@ -318,7 +318,7 @@ impl Ring {
         if !std::mem::take(&mut self.armed) {
             return Ok(());
         }
-        let map = &*self.hold.map;
+        let map = &**self.hold.map;
         self.queue
             .disable_notification(map)
             .map_err(|_| RingFault::Memory)

@@ -17,7 +17,9 @@ impl Driver {
         let ranges = [(GuestAddress(0), 0x1_0000)];
         let map = GuestMemoryMmap::<DirtyBitmap>::from_ranges(&ranges).unwrap();
         Self {
-            hold: Arc::new(MemoryHold { map: Arc::new(map) }),
+            hold: Arc::new(MemoryHold {
+                map: Arc::new(map.into()),
+            }),
         }
     }
 

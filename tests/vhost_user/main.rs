@@ -57,6 +57,7 @@ pub fn serve_device(device: BlkDevice, volume: Arc<Volume>) -> Served {
         name: "test".into(),
         device,
         max_queues: 8,
+        any_memory: false,
     };
     let socket = ViewSocket::bind(&path).unwrap();
     let server = ViewServer::start(socket, config, volume.clone(), call_log.clone()).unwrap();

@@ -332,3 +332,34 @@ fn garbage_in_a_ring_costs_that_ring_only() {
     }
     assert_eq!(raw.status(&good, 0), 0);
 }
+
+/// Otherwise the kernel ends the process, with every other view.
+#[test]
+fn a_front_end_that_takes_its_memory_away_ends_its_session_and_nothing_else() {
+    let (served, other) = (serve(), serve());
+    let mut neighbour = connect(&other);
+    let mut its = neighbour.start(0);
+    // Where the ring itself is gone, and where only the data is.
+    for left in [0, DATA] {
+        let mut raw = connect(&served);
+        let mut ring = raw.start(0);
+        raw.request(&ring, 0, IN, 0, 512);
+        raw.run(&mut ring, &[0]);
+        raw.request(&ring, 0, IN, 0, 512);
+        raw.file.set_len(left).unwrap();
+        if left > 0 {
+            raw.offer(&mut ring, &[0]);
+        }
+        ring.kick.write(1).unwrap();
+        eventually("the session ends", || raw.frontend.get_features().is_err());
+        neighbour.request(&its, 0, IN, 0, 512);
+        neighbour.run(&mut its, &[0]);
+        assert_eq!(neighbour.status(&its, 0), 0);
+    }
+    // The next front end is served as ever.
+    let mut raw = connect(&served);
+    let mut ring = raw.start(0);
+    raw.request(&ring, 3, IN, 5, 1024);
+    raw.run(&mut ring, &[3]);
+    assert_eq!(raw.status(&ring, 3), 0);
+}

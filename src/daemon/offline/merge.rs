@@ -135,6 +135,7 @@ fn options(
         state,
         io_engine: IoEngine::Auto,
         polling: Duration::ZERO,
+        any_memory: false,
         accept_changes: false,
         forget: Vec::new(),
         force: false,

@@ -97,6 +97,7 @@ pub fn build_volume(
         views: ViewSettings {
             io_engine: options.io_engine,
             polling: options.polling,
+            any_memory: options.any_memory,
             num_queues: options.num_queues,
             block_size: origin.block_size,
             serial,

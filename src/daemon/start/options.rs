@@ -49,6 +49,8 @@ pub struct ServeOptions {
     pub io_engine: IoEngine,
     /// Longest time that a queue polls before it sleeps; zero: it never polls.
     pub polling: Duration,
+    /// Guest memory may be a file of any kind.
+    pub any_memory: bool,
     /// Start although the origin or a COW has changed since the last daemon.
     pub accept_changes: bool,
     /// Snapshots of the state file to invalidate and drop.

@@ -67,6 +67,7 @@ fn options() -> ServeOptions {
         state: None,
         io_engine: IoEngine::Auto,
         polling: Duration::ZERO,
+        any_memory: false,
         accept_changes: false,
         forget: Vec::new(),
         force: false,

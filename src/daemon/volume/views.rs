@@ -25,6 +25,8 @@ const DISK_DEPTH: u32 = 256;
 pub struct ViewSettings {
     pub io_engine: IoEngine,
     pub polling: Duration,
+    /// Guest memory may be a file of any kind.
+    pub any_memory: bool,
     pub num_queues: u16,
     pub block_size: u32,
     /// Of the origin view; the snapshots' are derived from it (see [`serials`]).
@@ -102,6 +104,7 @@ impl ServedView {
                 max_discard_sectors: description.max_discard_sectors,
             },
             max_queues: crate::vhost::DEFAULT_MAX_QUEUES.max(settings.num_queues),
+            any_memory: settings.any_memory,
         };
         let presence = Arc::new(Presence::default());
         presence.is_origin.store(

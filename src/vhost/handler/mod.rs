@@ -60,20 +60,28 @@ pub struct Handler {
 }
 
 impl Handler {
-    pub fn new(view: ViewContext) -> Self {
+    /// # Errors
+    /// The process has no descriptor left.
+    pub fn new(view: ViewContext) -> io::Result<Self> {
         let count = usize::from(view.config.max_queues);
         let detector = ResetDetector::new(count, view.last_left);
-        Self {
+        let memory = MemoryTable::new(view.config.any_memory)?;
+        Ok(Self {
             view,
             inflight: None,
             undone: false,
-            memory: MemoryTable::new(),
+            memory,
             queues: (0..count).map(|_| QueueState::new()).collect(),
             features: 0,
             protocol_features: 0,
             write_through: Arc::new(AtomicBool::new(true)),
             detector,
-        }
+        })
+    }
+
+    /// Becomes readable when the guest's memory is gone.
+    pub fn memory_gone(&self) -> Arc<EventFlag> {
+        Arc::clone(self.memory.gone())
     }
 
     /// Whether the front end gets an answer when a message is refused.

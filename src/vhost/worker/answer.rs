@@ -102,7 +102,7 @@ impl Worker {
             self.undone = true;
             return;
         }
-        let map = &*self.ring.hold().map;
+        let map = &**self.ring.hold().map;
         let told = status.is_some_and(|address| map.write_obj(code.byte(), address).is_ok());
         let pushed = self.ring.give_back(head, if told { len } else { 0 });
         self.check(pushed);

@@ -16,7 +16,7 @@ use std::time::Instant;
 use virtio_queue::{Queue, QueueT};
 
 use super::inflight::InflightQueue;
-use super::memory::GuestMap;
+use super::memory::WatchedMap;
 use super::notify::{Call, Notifier};
 use super::ring::{Ring, Taken};
 use super::slots::Slots;
@@ -35,7 +35,7 @@ pub struct QueueSetup {
     /// View and queue, for messages.
     pub name: String,
     pub queue: Queue,
-    pub memory: Arc<GuestMap>,
+    pub memory: Arc<WatchedMap>,
     pub kick: Arc<File>,
     pub call: Arc<Call>,
     pub err: Option<Arc<Notifier>>,
@@ -164,6 +164,8 @@ struct Worker {
     /// Requests are no longer answered.
     silent: bool,
     undone: bool,
+    /// Accesses to memory that was gone, of all front ends, when this was last looked at.
+    faults: usize,
     /// Operations were submitted since the last reap, or there are completions to reap.
     submitted: bool,
     // Kept between rounds for their allocation only.

@@ -16,6 +16,7 @@ use crate::mutation::{self, Mutation};
 use crate::vhost::guest::MemoryHold;
 use crate::vhost::ring::Ring;
 use crate::vhost::slots::Slots;
+use crate::vhost::vanishing;
 
 /// How long the requests under way may take when the daemon ends. Those that are not done
 /// then are left to the next daemon.
@@ -63,6 +64,7 @@ impl Worker {
             abandoning: false,
             silent: false,
             undone: false,
+            faults: vanishing::faults(),
             submitted: false,
             commands: Vec::with_capacity(count),
             done: Vec::with_capacity(count),
@@ -163,6 +165,7 @@ impl Worker {
                 break;
             }
         }
+        self.look_for_memory();
         if !self.silent {
             match self.ring.publish() {
                 Ok(true) => self.signal(),
@@ -201,12 +204,26 @@ impl Worker {
             return;
         }
         let hung_up = self.hung_up.load(Ordering::Acquire);
-        self.silent = hung_up;
+        self.silent |= hung_up;
         let late = leaving && self.grace_left().is_zero();
         if hung_up || late {
             self.abandoning = true;
             self.port.abandon();
             self.disk.abandon(self.port.abandonable());
+        }
+    }
+
+    /// If the guest's memory is gone, nothing that is read there is the guest's: no request
+    /// is taken or answered any more. The view's thread ends the session.
+    pub(super) fn look_for_memory(&mut self) {
+        let faults = vanishing::faults();
+        if faults != self.faults {
+            self.faults = faults;
+            if self.ring.hold().map.is_gone() {
+                self.broken = true;
+                self.silent = true;
+                self.undone = true;
+            }
         }
     }
 

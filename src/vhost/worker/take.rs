@@ -96,7 +96,15 @@ impl Worker {
     }
 
     pub(super) fn accept_taken(&mut self, result: Result<(), RingFault>) -> usize {
+        self.look_for_memory();
         let mut taken = std::mem::take(&mut self.taken);
+        if self.silent {
+            // What was read may be the zeroes in the place of memory that is gone.
+            self.held -= taken
+                .drain(..)
+                .map(|(_, _, weight)| weight.bytes)
+                .sum::<u64>();
+        }
         let count = taken.len();
         for (head, parsed, weight) in taken.drain(..) {
             match parsed {
