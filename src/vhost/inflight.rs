@@ -30,8 +30,8 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat,
 use vhost::vhost_user::message::VhostUserInflight;
 use vm_memory::{AtomicAccess, Bytes, FileOffset, MmapRegion, VolatileMemory};
 
-use super::MAX_QUEUE_SIZE;
 use super::ring_fault::RingFault;
+use super::{MAX_QUEUE_SIZE, descriptors};
 use crate::mutation::{self, Mutation};
 
 const HEADER: usize = 16;
@@ -88,6 +88,7 @@ impl InflightRegion {
     pub fn open(message: &VhostUserInflight, file: File, most: usize) -> io::Result<Self> {
         let (queues, size) = (message.num_queues, message.queue_size);
         check(queues, size, most)?;
+        descriptors::check(&file)?;
         let sealed = fcntl_get_seals(&file).map_err(|_| {
             invalid("an in-flight region must be sealed memory, which this is not".into())
         })?;

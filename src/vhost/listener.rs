@@ -17,7 +17,7 @@ use tracing::{info, warn};
 use super::back_channel::BackChannel;
 use super::connection::{Ending, serve};
 use super::handler::{Handler, ViewContext};
-use super::{Backend, ViewConfig, ViewHooks};
+use super::{Backend, ViewConfig, ViewHooks, descriptors};
 use crate::event_flag::EventFlag;
 use crate::virtio_blk::{Capacity, ConfigSpace};
 use crate::wait_set::{Interest, WaitSet};
@@ -358,7 +358,14 @@ impl Shared {
                 continue;
             }
             match listener.accept() {
-                Ok((stream, _)) => return Some(stream),
+                Ok((stream, _)) => match descriptors::check(&stream) {
+                    Ok(()) => return Some(stream),
+                    Err(e) => {
+                        drop(stream);
+                        warn!("view {}: a front end is refused: {e}", view.config.name);
+                        let _ = waits.for_a_stop.wait(Some(ACCEPT_PAUSE));
+                    }
+                },
                 Err(e) => {
                     warn!("view {}: cannot accept a front end: {e}", view.config.name);
                     let _ = waits.for_a_stop.wait(Some(ACCEPT_PAUSE));

@@ -13,6 +13,7 @@ use vm_memory::bitmap::{Bitmap, RefSlice, WithBitmapSlice};
 use vm_memory::mmap::NewBitmap;
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
 
+use super::descriptors;
 use super::vanishing::{Reserved, Watch};
 use crate::event_flag::EventFlag;
 
@@ -215,6 +216,7 @@ impl MemoryTable {
     ) -> io::Result<GuestMap> {
         let place = Place::of(region);
         place.check(places)?;
+        descriptors::check(&file)?;
         check_backing(region, &file)?;
         let page = check_kind(&file, place.guest, self.any_memory)?;
         let reserved = Reserved::new(place.len)?;

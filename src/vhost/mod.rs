@@ -15,6 +15,7 @@
 
 mod back_channel;
 mod connection;
+mod descriptors;
 mod guest;
 mod handler;
 mod inflight;
@@ -39,6 +40,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use descriptors::raise_limit;
 pub use listener::{SocketError, ViewServer, ViewSocket};
 pub use requests::Requests;
 pub use reset::Start;

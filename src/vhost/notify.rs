@@ -7,11 +7,13 @@ use std::sync::{Arc, PoisonError};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, OFlags};
 
+use super::descriptors;
 use crate::sync::{Mutex, MutexGuard};
 
 /// Refuses what is not an event descriptor: writing to a full pipe or to a
 /// regular file would make a worker wait on the front end.
 pub fn check_eventfd(file: &File) -> io::Result<()> {
+    descriptors::check(file)?;
     let mode = rustix::fs::fstat(file)?.st_mode;
     // Descriptors without a file behind them, such as eventfds, have no type.
     match FileType::from_raw_mode(mode) {

@@ -15,6 +15,7 @@ mod durability;
 mod events;
 mod failing;
 mod failures;
+mod few_descriptors;
 mod guest;
 #[path = "../common/inject.rs"]
 mod inject;

@@ -18,7 +18,7 @@ use crate::daemon::volume::views::{ServedView, ViewDescription};
 use crate::daemon::volume::{LiveVolume, Service, Snapshot, lock};
 use crate::engine::{ControlError, ControlRequest, ViewId};
 use crate::executor::Executor;
-use crate::vhost::ViewSocket;
+use crate::vhost::{ViewSocket, raise_limit};
 use crate::virtio_blk::MAX_DISCARD_SECTORS;
 
 /// Serves the volume until SIGTERM or SIGINT.
@@ -34,6 +34,9 @@ use crate::virtio_blk::MAX_DISCARD_SECTORS;
 /// do; or a system call failed.
 pub fn serve(options: ServeOptions) -> Result<(), DaemonError> {
     let signals = Signals::hold().map_err(|e| DaemonError::system("take over signals", e))?;
+    if let Err(e) = raise_limit() {
+        tracing::warn!("the limit of open descriptors cannot be raised: {e}");
+    }
     let mut checked = check(&options)?;
     for remark in &checked.plan.remarks {
         tracing::warn!("{remark}");

@@ -13,6 +13,7 @@ use super::sleeper::{Combining, Sleeper};
 use super::{QueueSetup, Stopped, Worker};
 use crate::event_flag::EventFlag;
 use crate::mutation::{self, Mutation};
+use crate::vhost::descriptors;
 use crate::vhost::guest::MemoryHold;
 use crate::vhost::ring::Ring;
 use crate::vhost::slots::Slots;
@@ -38,6 +39,7 @@ impl Worker {
         let sleeper = Sleeper::new(&mut *disk, setup.kick.clone(), flags)?;
         let slots = Slots::new(ring.size());
         let count = usize::from(ring.size());
+        descriptors::check_room()?;
         // Last, because nothing may fail once a port is open.
         let port = setup.backend.port(count, wake.clone());
         Ok(Self {
