@@ -52,6 +52,35 @@ fn bad_indirect_tables_lose_no_head_and_write_no_status() {
     }
 }
 
+/// The place of the status byte is known, so the driver gets to know that it failed.
+#[test]
+fn a_chain_that_is_too_long_comes_back_with_an_error_status() {
+    let memory = memory();
+    put_header(&memory, kind::IN, 3);
+    for count in [MAX_DESCRIPTORS - 2, MAX_DESCRIPTORS - 1, 5000] {
+        let mut chain = vec![(HEADER, 16, 0)];
+        // Half a sector each, of the same memory.
+        chain.resize(count + 1, (DATA, 256, WRITE));
+        chain.push((STATUS, 1, WRITE));
+        chain.push((DATA, 0, WRITE));
+        let tail = if count == 5000 { 0 } else { 1 };
+        chain.truncate(chain.len() - tail);
+        put_table(&memory, TABLE, &linked(&chain));
+        let len = 16 * chain.len() as u32;
+        let result = parse_ring(&memory, &[(TABLE, len, INDIRECT, 0)], &device());
+        let refused = match result {
+            Ok(_) => {
+                assert_eq!(chain.len(), MAX_DESCRIPTORS);
+                continue;
+            }
+            Err(refused) => refused,
+        };
+        assert!(chain.len() > MAX_DESCRIPTORS);
+        assert_eq!(refused.status, Some(GuestAddress(STATUS)), "{count}");
+        assert_eq!(refused.code, BlkStatus::IoErr);
+    }
+}
+
 /// One way to break a valid chain, and what must come of it.
 #[derive(Clone, Copy, Debug)]
 enum Flaw {

@@ -17,6 +17,8 @@ use crate::units::{SECTOR_SHIFT, SECTOR_SIZE};
 /// Most descriptors that a chain may have, which bounds the cost of one request. An iovec
 /// array of the kernel has the same limit.
 pub const MAX_DESCRIPTORS: usize = 1024;
+/// Why a chain with more is refused.
+pub const TOO_MANY: &str = "too many descriptors";
 
 const HEADER_LEN: usize = 16;
 /// Bytes of `struct virtio_blk_discard_write_zeroes`.
@@ -299,16 +301,20 @@ impl Layout {
         };
         let mut count = 0_usize;
         let mut complete = false;
+        let mut last_of_too_many = None;
         for descriptor in chain {
             count += 1;
-            if count > MAX_DESCRIPTORS {
-                return Err(malformed("too many descriptors"));
-            }
             complete = !descriptor.has_next();
             let segment = Segment {
                 address: descriptor.addr(),
                 len: descriptor.len(),
             };
+            if count > MAX_DESCRIPTORS {
+                // Read to its end, for the place of the status byte.
+                let has_room = descriptor.is_write_only() && segment.len > 0;
+                last_of_too_many = Some(segment).filter(|_| has_room).or(last_of_too_many);
+                continue;
+            }
             if descriptor.is_write_only() {
                 if segment.len > 0 {
                     layout.writable.push(segment);
@@ -324,6 +330,14 @@ impl Layout {
         // table and a length sum beyond 2^32: its last descriptor then has a next.
         if !complete {
             return Err(malformed("a broken descriptor chain"));
+        }
+        if count > MAX_DESCRIPTORS {
+            layout.writable.extend(last_of_too_many);
+            return Err(Refused {
+                status: Some(layout.take_status()?),
+                code: BlkStatus::IoErr,
+                reason: TOO_MANY,
+            });
         }
         Ok(layout)
     }

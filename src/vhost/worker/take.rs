@@ -12,7 +12,7 @@ use crate::vhost::guest::GuestData;
 use crate::vhost::ring::Taken;
 use crate::vhost::ring_fault::RingFault;
 use crate::vhost::slots::{InFlight, Progress, RequestData};
-use crate::virtio_blk::{Action, BlkDevice, BlkRequest, BlkStatus, Refused, parse};
+use crate::virtio_blk::{Action, BlkDevice, BlkRequest, BlkStatus, Refused, parse, request};
 
 /// Memory in bytes that the requests of a queue may take. A request that finds less than
 /// this taken goes ahead, and counts until it ends; those after it stay on the ring.
@@ -22,8 +22,16 @@ const SEGMENT_BYTES: u64 = 96;
 
 /// What a request takes from its beginning to its end.
 fn weigh(port: &mut dyn Requests, parsed: &Result<BlkRequest, Refused>) -> Weight {
-    let Ok(request) = parsed else {
-        return Weight::ONE_OPERATION;
+    let request = match parsed {
+        Ok(request) => request,
+        // Reading it took long: a stop is looked for before the next one.
+        Err(refused) if refused.reason == request::TOO_MANY => {
+            return Weight {
+                bytes: QUEUE_BYTES,
+                ..Weight::ONE_OPERATION
+            };
+        }
+        Err(_) => return Weight::ONE_OPERATION,
     };
     let mut weight = match request.action {
         Action::Read { sector, sectors } => port.weigh(RequestKind::Read, sector, sectors),
