@@ -251,6 +251,7 @@ fn handler(volume: &Volume, memory: &File) -> Handler {
         hooks: Arc::new(NoHooks),
         back_channel: Arc::default(),
         leave: Arc::new(EventFlag::new().unwrap()),
+        log: Arc::default(),
         last_left: false,
     })
     .unwrap();

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::RecvFlags;
-use tracing::warn;
 use vhost::vhost_user::message::FrontendReq;
 use vhost::vhost_user::{BackendReqHandler, Error};
 
@@ -87,7 +86,7 @@ pub fn serve(
                 if refusals > REFUSALS_MAX {
                     return Ending::Protocol(format!("{refusals} requests refused, the last: {e}"));
                 }
-                warn!("refused a front end's request: {e}");
+                lock(handler).refused(&e);
             }
             Err(e) => return Ending::Protocol(e.to_string()),
         }

@@ -12,7 +12,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::back_channel::BackChannel;
 use super::connection::{Ending, serve};
@@ -242,6 +242,7 @@ impl ViewServer {
             backend,
             hooks,
             leave: Arc::clone(&shared.stop),
+            log: Arc::default(),
             last_left: false,
         };
         let thread = std::thread::Builder::new()
@@ -362,12 +363,16 @@ impl Shared {
                     Ok(()) => return Some(stream),
                     Err(e) => {
                         drop(stream);
-                        warn!("view {}: a front end is refused: {e}", view.config.name);
+                        let name = &view.config.name;
+                        view.log
+                            .warn(format_args!("view {name}: a front end is refused: {e}"));
                         let _ = waits.for_a_stop.wait(Some(ACCEPT_PAUSE));
                     }
                 },
                 Err(e) => {
-                    warn!("view {}: cannot accept a front end: {e}", view.config.name);
+                    let name = &view.config.name;
+                    view.log
+                        .warn(format_args!("view {name}: cannot accept a front end: {e}"));
                     let _ = waits.for_a_stop.wait(Some(ACCEPT_PAUSE));
                 }
             }
@@ -379,7 +384,8 @@ impl Shared {
     ///    which the front end reads the rings, 5. the hook, 6. the next front end.
     fn serve(&self, stream: UnixStream, view: &ViewContext) -> Ending {
         let name = &view.config.name;
-        info!("view {name}: front end connected");
+        view.log
+            .info(format_args!("view {name}: front end connected"));
         view.hooks.attached();
         let handler = match Handler::new(view.clone()) {
             Ok(handler) => Arc::new(Mutex::new(handler)),
@@ -387,7 +393,8 @@ impl Shared {
                 drop(stream);
                 view.hooks.detached();
                 let ending = Ending::Protocol(e.to_string());
-                warn!("view {name}: connection closed: {ending}");
+                view.log
+                    .warn(format_args!("view {name}: connection closed: {ending}"));
                 return ending;
             }
         };
@@ -403,9 +410,12 @@ impl Shared {
         drop(handler);
         drop(stream);
         match &ending {
-            Ending::Left | Ending::Stopped => info!("view {name}: {ending}"),
+            Ending::Left | Ending::Stopped => {
+                view.log.info(format_args!("view {name}: {ending}"));
+            }
             Ending::Stalled | Ending::MemoryGone | Ending::Protocol(_) => {
-                warn!("view {name}: connection closed: {ending}");
+                view.log
+                    .warn(format_args!("view {name}: connection closed: {ending}"));
             }
         }
         view.hooks.detached();

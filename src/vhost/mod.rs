@@ -29,6 +29,7 @@ mod ring;
 mod ring_fault;
 mod slots;
 mod vanishing;
+mod view_log;
 mod worker;
 
 #[cfg(all(test, feature = "shuttle", not(feature = "loom")))]

@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use tracing::warn;
 use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
@@ -244,7 +243,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
     ) -> Result<(VhostUserInflight, File)> {
         let (queues, size) = (inflight.num_queues, inflight.queue_size);
         InflightRegion::create(queues, size, self.queues.len()).map_err(|e| {
-            warn!("view {}: {e}", self.view.config.name);
+            self.warn(format_args!("{e}"));
             // The answer has no form of a refusal.
             Error::InvalidParam
         })
@@ -252,7 +251,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
 
     fn set_inflight_fd(&mut self, inflight: &VhostUserInflight, file: File) -> Result<()> {
         let region = InflightRegion::open(inflight, file, self.queues.len()).map_err(|e| {
-            warn!("view {}: {e}", self.view.config.name);
+            self.warn(format_args!("{e}"));
             Error::ReqHandlerError(e)
         })?;
         self.pause();

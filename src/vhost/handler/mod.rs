@@ -6,11 +6,11 @@
 
 mod messages;
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::{fmt, io};
 
-use tracing::{debug, warn};
+use tracing::debug;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost::vhost_user::{Error, Result};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -21,6 +21,7 @@ use super::inflight::InflightRegion;
 use super::memory::MemoryTable;
 use super::queue::QueueState;
 use super::reset::{Driver, ResetDetector};
+use super::view_log::ViewLog;
 use super::worker::{QueueSetup, QueueWorker};
 use super::{Backend, ViewConfig, ViewHooks};
 use crate::event_flag::EventFlag;
@@ -40,6 +41,7 @@ pub struct ViewContext {
     pub back_channel: Arc<BackChannel>,
     /// Set when the view ends.
     pub leave: Arc<EventFlag>,
+    pub log: Arc<ViewLog>,
     /// The last front end is known to have disconnected by itself.
     pub last_left: bool,
 }
@@ -145,10 +147,13 @@ impl Handler {
             Ok(stopped) => {
                 queue.base = stopped.position;
                 self.undone |= stopped.undone;
+                self.detector.stopped(index, stopped.position);
             }
-            Err(e) => warn!("view {} queue {index}: {e}", self.view.config.name),
+            Err(e) => {
+                self.detector.stopped(index, queue.base);
+                self.warn(format_args!("queue {index}: {e}"));
+            }
         }
-        self.detector.stopped(index, queue.base);
         self.view.hooks.ring_stopped();
     }
 
@@ -162,10 +167,7 @@ impl Handler {
         }
         self.ring_starts(index);
         self.spawn(index).map_err(|e| {
-            warn!(
-                "view {} queue {index} cannot start: {e}",
-                self.view.config.name
-            );
+            self.warn(format_args!("queue {index} cannot start: {e}"));
             Error::ReqHandlerError(e)
         })
     }
@@ -226,6 +228,7 @@ impl Handler {
                 .as_ref()
                 .and_then(|region| region.queue(index)),
             leave: Arc::clone(&self.view.leave),
+            log: Arc::clone(&self.view.log),
         })?);
         self.view.hooks.ring_started();
         Ok(())
@@ -253,10 +256,7 @@ impl Handler {
 
     fn go_on(&mut self, index: usize) {
         if let Err(e) = self.spawn(index) {
-            warn!(
-                "view {} queue {index} cannot go on: {e}",
-                self.view.config.name
-            );
+            self.warn(format_args!("queue {index} cannot go on: {e}"));
         }
     }
 
@@ -270,9 +270,19 @@ impl Handler {
         let result = change(&mut self.memory).map_err(Error::ReqHandlerError);
         self.resume();
         if let Err(e) = &result {
-            warn!("view {}: {e}", self.view.config.name);
+            self.warn(format_args!("{e}"));
         }
         result
+    }
+
+    /// A request was refused, and the front end knows it.
+    pub fn refused(&self, error: &dyn fmt::Display) {
+        self.warn(format_args!("refused a front end's request: {error}"));
+    }
+
+    fn warn(&self, line: fmt::Arguments<'_>) {
+        let name = &self.view.config.name;
+        self.view.log.warn(format_args!("view {name}: {line}"));
     }
 
     fn update_write_through(&self) {

@@ -119,10 +119,10 @@ impl Worker {
         if std::mem::replace(&mut self.broken, true) {
             return;
         }
-        error!(
+        self.log.error(format_args!(
             "{}: the guest's ring is malformed and has been stopped: {fault}",
             self.name
-        );
+        ));
         if let Some(err) = &self.err {
             err.notify();
         }

@@ -20,6 +20,7 @@ use super::memory::WatchedMap;
 use super::notify::{Call, Notifier};
 use super::ring::{Ring, Taken};
 use super::slots::Slots;
+use super::view_log::ViewLog;
 use super::{Backend, Requests};
 use crate::engine::{Command, Weight};
 use crate::event_flag::EventFlag;
@@ -47,6 +48,7 @@ pub struct QueueSetup {
     pub inflight: Option<InflightQueue>,
     /// Set when the view ends.
     pub leave: Arc<EventFlag>,
+    pub log: Arc<ViewLog>,
 }
 
 /// A started queue.
@@ -153,6 +155,7 @@ struct Worker {
     _kick: Arc<File>,
     stop: Arc<EventFlag>,
     leave: Arc<EventFlag>,
+    log: Arc<ViewLog>,
     hung_up: Arc<AtomicBool>,
     /// Heads that an earlier worker took and did not give back.
     replay: Vec<u16>,

@@ -6,8 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use tracing::info;
-
 use super::polling::Polling;
 use super::sleeper::{Combining, Sleeper};
 use super::{QueueSetup, Stopped, Worker};
@@ -59,6 +57,7 @@ impl Worker {
             _kick: setup.kick,
             stop,
             leave: setup.leave,
+            log: setup.log,
             hung_up,
             replay,
             stopping: false,
@@ -78,11 +77,10 @@ impl Worker {
 
     pub(super) fn run(mut self) -> Stopped {
         if !self.replay.is_empty() {
-            info!(
-                "{}: {} requests go on that were under way when the last back end ended",
-                self.name,
-                self.replay.len()
-            );
+            let (name, count) = (&self.name, self.replay.len());
+            self.log.info(format_args!(
+                "{name}: {count} requests go on that were under way when the last back end ended"
+            ));
         }
         // An interrupt and a kick may have been lost with the previous back end, so the
         // driver is signalled and the ring is read without a kick.

@@ -1,0 +1,114 @@
+//! The log lines of one view. A guest and its front end can cause any number of them, so
+//! they have one limit together; what is held back is counted.
+
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tracing::Level;
+
+/// Lines that may follow one another at once.
+const BURST: u32 = 32;
+/// The interval at which one more is permitted.
+const INTERVAL: Duration = Duration::from_secs(10);
+
+/// See the module documentation.
+#[derive(Debug)]
+pub struct ViewLog(Mutex<Limit>);
+
+#[derive(Debug)]
+struct Limit {
+    /// Lines that are permitted now.
+    left: u32,
+    /// When `left` last grew.
+    grown: Option<Instant>,
+    held_back: u64,
+}
+
+impl Default for ViewLog {
+    fn default() -> Self {
+        Self(Mutex::new(Limit {
+            left: BURST,
+            grown: None,
+            held_back: 0,
+        }))
+    }
+}
+
+impl Limit {
+    /// Whether a line is permitted at `now`; if so, the lines that were held back before
+    /// it.
+    fn admit(&mut self, now: Instant) -> Option<u64> {
+        let grown = *self.grown.get_or_insert(now);
+        let intervals = now.saturating_duration_since(grown).as_secs() / INTERVAL.as_secs();
+        let intervals = u32::try_from(intervals).unwrap_or(u32::MAX);
+        if intervals > 0 {
+            self.left = self.left.saturating_add(intervals).min(BURST);
+            self.grown = Some(now);
+        }
+        match self.left.checked_sub(1) {
+            Some(left) => {
+                self.left = left;
+                Some(std::mem::take(&mut self.held_back))
+            }
+            None => {
+                self.held_back += 1;
+                None
+            }
+        }
+    }
+}
+
+impl ViewLog {
+    pub fn error(&self, line: fmt::Arguments<'_>) {
+        self.write(Level::ERROR, line);
+    }
+
+    pub fn warn(&self, line: fmt::Arguments<'_>) {
+        self.write(Level::WARN, line);
+    }
+
+    pub fn info(&self, line: fmt::Arguments<'_>) {
+        self.write(Level::INFO, line);
+    }
+
+    fn write(&self, level: Level, line: fmt::Arguments<'_>) {
+        let admitted = {
+            let mut limit = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            limit.admit(Instant::now())
+        };
+        let Some(held_back) = admitted else { return };
+        if held_back > 0 {
+            tracing::warn!("{held_back} lines about this view were held back before the next one");
+        }
+        match level {
+            Level::ERROR => tracing::error!("{line}"),
+            Level::WARN => tracing::warn!("{line}"),
+            _ => tracing::info!("{line}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_beyond_the_limit_are_counted_and_not_written() {
+        let mut limit = Limit {
+            left: BURST,
+            grown: None,
+            held_back: 0,
+        };
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let admitted = (0..38_400).filter(|_| limit.admit(at(0)).is_some());
+        assert_eq!(admitted.count(), 32);
+        // The next one that is written says how many were not.
+        assert_eq!(limit.admit(at(10)), Some(38_400 - 32));
+        assert_eq!(limit.admit(at(10)), None);
+        // A quiet view may write as many at once as at first, and no more.
+        let admitted = (0..100).filter(|_| limit.admit(at(100_000)).is_some());
+        assert_eq!(admitted.count(), 32);
+    }
+}
