@@ -322,6 +322,54 @@ pub struct ViewStatus {
     /// Guests cannot write to it.
     #[serde(default)]
     pub read_only: bool,
+    /// Requests of its guest that have been under way for seconds.
+    #[serde(default)]
+    pub slow_io: Option<SlowIo>,
+}
+
+/// Requests of a guest that take long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlowIo {
+    /// How many have been under way for at least 3 seconds.
+    pub requests: u64,
+    /// Of the oldest: for how long, what it is, and where.
+    pub seconds: u64,
+    pub operation: SlowOperation,
+    pub sector: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SlowOperation {
+    Read,
+    Write,
+    Flush,
+    Discard,
+}
+
+impl std::fmt::Display for SlowIo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            requests,
+            seconds,
+            operation,
+            sector,
+        } = self;
+        let oldest = match operation {
+            SlowOperation::Read => format!("a read at sector {sector}"),
+            SlowOperation::Write => format!("a write at sector {sector}"),
+            SlowOperation::Flush => "a flush".to_owned(),
+            SlowOperation::Discard => format!("a discard at sector {sector}"),
+        };
+        let these = match requests {
+            1 => "1 request takes long".to_owned(),
+            _ => format!("{requests} requests take long"),
+        };
+        write!(
+            f,
+            "{these}; the oldest, {oldest}, has been under way for {seconds} s"
+        )
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -471,7 +519,7 @@ impl ApiError {
 }
 
 /// The operations behind the control socket. Calls block until the change is in effect and
-/// recorded in the state file, which takes milliseconds.
+/// recorded in the state file, which takes milliseconds unless a disk does not answer.
 pub trait Volume: Send + Sync {
     fn status(&self) -> VolumeStatus;
     fn add_snapshot(&self, spec: SnapshotSpec) -> Result<(), ApiError>;
@@ -489,6 +537,11 @@ pub trait Volume: Send + Sync {
     fn pause_merge(&self) -> Result<(), ApiError>;
     fn resume_merge(&self) -> Result<(), ApiError>;
     fn set_merge_rate(&self, bytes_per_second: u64) -> Result<(), ApiError>;
+    /// What an operation may be waiting for: requests of guests that take long. Does not
+    /// block.
+    fn waits_for(&self) -> Vec<String> {
+        Vec::new()
+    }
     /// The event log. Does not block.
     fn events(&self) -> &EventLog;
 }

@@ -12,7 +12,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::api::{Retry, Seen};
+use super::api::{Retry, Seen, SlowIo};
 use super::utc;
 
 /// Number of kept events; older ones are dropped.
@@ -181,6 +181,17 @@ pub enum EventKind {
         /// What was seen and what to do.
         reason: String,
     },
+    /// Requests of a guest have been under way for seconds.
+    IoSlow {
+        socket: Option<String>,
+        #[serde(flatten)]
+        io: SlowIo,
+    },
+    /// None has any more; `seconds`: how long the oldest was under way.
+    IoSlowEnded {
+        socket: Option<String>,
+        seconds: u64,
+    },
     /// The last event of a daemon that stops regularly.
     Stopping,
     /// Replaces `count` events that were dropped; its number is that of the last of them.
@@ -199,6 +210,8 @@ impl EventKind {
                 | Self::GuestReset { .. }
                 | Self::DriverStarted { .. }
                 | Self::RollbackWaits { .. }
+                | Self::IoSlow { .. }
+                | Self::IoSlowEnded { .. }
         )
     }
 }

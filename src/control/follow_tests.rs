@@ -11,6 +11,7 @@ use super::*;
 use crate::control::api::ErrorKind;
 use crate::control::events::{EventKind, EventLog, KEPT_MAX};
 use crate::control::server::tests::{FakeVolume, Served, raw, refusal, request, serve_fake};
+use crate::control::verbs::Verbs;
 use crate::control::{Client, ClientError, ControlServer, ControlSocket};
 
 /// Nothing in here takes this long.
@@ -162,7 +163,8 @@ fn who_does_not_read_at_all_is_cut_off() {
     let volume = Arc::new(FakeVolume::default());
     let bound = ControlSocket::bind(&socket).unwrap();
     let patience = Duration::from_millis(100);
-    let _server = ControlServer::start_with(bound, volume.clone(), patience).unwrap();
+    let _server =
+        ControlServer::start_with(bound, volume.clone(), patience, Verbs::default()).unwrap();
     let (_, mut reader) = idle_follower(&socket);
     // One that owes nothing is left in peace.
     let quiet = follow(&socket, 0);

@@ -13,6 +13,7 @@ mod routes;
 pub mod server;
 mod socket;
 mod utc;
+mod verbs;
 
 pub use client::{Client, ClientError};
 pub use server::ControlServer;

@@ -78,6 +78,11 @@ fn describe(event: &EventKind) -> String {
         EventKind::RollbackWaits { reason, .. } => {
             format!("the rollback is still pending: {}", printable(reason))
         }
+        EventKind::IoSlow { socket, io } => at(&io.to_string(), socket),
+        EventKind::IoSlowEnded { socket, seconds } => at(
+            &format!("no request takes long any more; the oldest took {seconds} s"),
+            socket,
+        ),
         EventKind::Stopping => "the daemon stops".to_owned(),
         EventKind::Lost { count } => {
             format!("{count} events are missing: only the newest are kept")

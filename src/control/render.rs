@@ -53,6 +53,7 @@ pub fn human(status: &VolumeStatus) -> String {
         text.push_str(&snapshots(&status.snapshots));
     }
     let mut news = Vec::new();
+    news.extend(status.views.iter().filter_map(slow_line));
     news.extend(status.merge.as_ref().map(merge_line));
     news.extend(rollback_lines(status));
     if status.merge.is_none()
@@ -72,6 +73,15 @@ pub fn human(status: &VolumeStatus) -> String {
         text.push('\n');
     }
     text
+}
+
+/// Requests of a view's guest that take long.
+fn slow_line(view: &ViewStatus) -> Option<String> {
+    let name = view
+        .snapshot
+        .as_deref()
+        .map_or("origin".to_owned(), printable);
+    view.slow_io.map(|slow| format!("view {name}: {slow}"))
 }
 
 /// For people: the table of `snapshots` only.

@@ -28,6 +28,7 @@ fn view(snapshot: Option<&str>, kind: ViewKind, socket: &str, attached: bool) ->
         socket: Some(socket.to_owned()),
         attached,
         read_only: false,
+        slow_io: None,
     }
 }
 

@@ -10,10 +10,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::api::{
-    ApiError, ErrorKind, MergeRate, OriginSize, SnapshotSpec, StoreSize, Volume, check_name,
+    ApiError, ErrorKind, MergeRate, MergeRequest, OriginSize, RollbackRequest, SnapshotSpec,
+    StoreSize, Volume, VolumeStatus, check_name,
 };
 use super::follow::{Connection, FOLLOWERS_MAX, Feed, Followers};
 use super::render;
+use super::verbs::Verbs;
 
 /// Largest request body in bytes.
 pub const BODY_MAX: usize = 64 << 10;
@@ -111,6 +113,7 @@ pub type Answer = Either<String, Feed>;
 pub async fn answer<B>(
     volume: &Arc<dyn Volume>,
     followers: &Followers,
+    verbs: &Verbs,
     connection: &Arc<Connection>,
     request: Request<B>,
 ) -> Response<Answer>
@@ -124,7 +127,7 @@ where
     let result = if Target::find(&path) == Some(Target::Events) && method == Method::GET {
         events(volume, followers, connection, &query)
     } else {
-        dispatch(&**volume, &method, &path, &query, request.into_body()).await
+        dispatch(volume, verbs, &method, &path, &query, request.into_body()).await
     };
     match &result {
         Ok(_) => tracing::debug!(%method, path, "control request"),
@@ -136,7 +139,8 @@ where
 }
 
 async fn dispatch<B>(
-    volume: &dyn Volume,
+    volume: &Arc<dyn Volume>,
+    verbs: &Verbs,
     method: &Method,
     path: &str,
     query: &str,
@@ -156,39 +160,107 @@ where
     if !target.methods().contains(method) {
         return Err(wrong_method(method, path, target.methods()));
     }
+    if let Target::Snapshot(name) | Target::Size(name) = target {
+        check_name(name).map_err(|message| ApiError::new(ErrorKind::BadRequest, message))?;
+    }
     Ok(match target {
-        Target::Status => Reply::Json(json(&volume.status())?),
-        Target::Table => Reply::Text(render::table(&volume.status())),
+        Target::Status => Reply::Json(json(&status(volume).await?)?),
+        Target::Table => Reply::Text(render::table(&status(volume).await?)),
         // Handled by `answer`, because it needs the connection.
         Target::Events => Reply::Nothing,
-        Target::Snapshot(name) => {
-            check_name(name).map_err(|message| ApiError::new(ErrorKind::BadRequest, message))?;
-            if method == Method::DELETE {
-                volume.remove_snapshot(name, is_forced(query)?)?;
-            } else {
-                volume.add_snapshot(named(read_json(body).await?, name)?)?;
-            }
-            Reply::Nothing
-        }
-        Target::Size(name) => {
-            check_name(name).map_err(|message| ApiError::new(ErrorKind::BadRequest, message))?;
-            let wanted: StoreSize = read_json(body).await?;
-            done(volume.grow_snapshot(name, wanted.size))?
+        Target::Rollback if method == Method::POST => {
+            let wanted: RollbackRequest = read_json(body).await?;
+            let what = format!("rollback {}", wanted.snapshot.escape_debug());
+            let call = move |volume: &dyn Volume| volume.rollback(wanted);
+            Reply::Json(json(&verbs.call(what, volume, call).await?)?)
         }
         Target::OriginSize => {
             let wanted: OriginSize = read_json(body).await?;
-            Reply::Json(json(&volume.resize(wanted.size)?)?)
+            let call = move |volume: &dyn Volume| volume.resize(wanted.size);
+            Reply::Json(json(&verbs.call("resize".to_owned(), volume, call).await?)?)
         }
-        Target::Rollback if method == Method::DELETE => done(volume.cancel_rollback())?,
-        Target::Rollback => Reply::Json(json(&volume.rollback(read_json(body).await?)?)?),
-        Target::Merge => done(volume.merge(read_json(body).await?))?,
-        Target::MergePause => done(volume.pause_merge())?,
-        Target::MergeResume => done(volume.resume_merge())?,
-        Target::MergeRate => {
-            let wanted: MergeRate = read_json(body).await?;
-            done(volume.set_merge_rate(wanted.rate))?
+        _ => {
+            let (what, call) = change(target, method, query, body).await?;
+            verbs.call(what, volume, call).await?;
+            Reply::Nothing
         }
     })
+}
+
+/// The status, which may have to wait for a short time.
+async fn status(volume: &Arc<dyn Volume>) -> Result<VolumeStatus, ApiError> {
+    let volume = Arc::clone(volume);
+    tokio::task::spawn_blocking(move || volume.status())
+        .await
+        .map_err(|e| ApiError::new(ErrorKind::Io, format!("the status: {e}")))
+}
+
+type Call = Box<dyn FnOnce(&dyn Volume) -> Result<(), ApiError> + Send>;
+
+/// A call that has no answer but its success, with its name for messages.
+async fn change<B>(
+    target: Target<'_>,
+    method: &Method,
+    query: &str,
+    body: B,
+) -> Result<(String, Call), Refusal>
+where
+    B: Body<Data = Bytes>,
+    B::Error: std::error::Error + Send + Sync + 'static,
+{
+    let (what, call): (String, Call) = match target {
+        Target::Snapshot(name) if method == Method::DELETE => {
+            let (force, removed) = (is_forced(query)?, name.to_owned());
+            (
+                format!("remove {name}"),
+                Box::new(move |v: &dyn Volume| v.remove_snapshot(&removed, force)),
+            )
+        }
+        Target::Snapshot(name) => {
+            let spec = named(read_json(body).await?, name)?;
+            (
+                format!("snapshot {name}"),
+                Box::new(move |v: &dyn Volume| v.add_snapshot(spec)),
+            )
+        }
+        Target::Size(name) => {
+            let wanted: StoreSize = read_json(body).await?;
+            let grown = name.to_owned();
+            (
+                format!("grow {name}"),
+                Box::new(move |v: &dyn Volume| v.grow_snapshot(&grown, wanted.size)),
+            )
+        }
+        Target::Merge => {
+            let wanted: MergeRequest = read_json(body).await?;
+            (
+                format!("merge {}", wanted.snapshot.escape_debug()),
+                Box::new(move |v: &dyn Volume| v.merge(wanted)),
+            )
+        }
+        Target::MergePause => (
+            "merge --pause".into(),
+            Box::new(|v: &dyn Volume| v.pause_merge()),
+        ),
+        Target::MergeResume => (
+            "merge --resume".into(),
+            Box::new(|v: &dyn Volume| v.resume_merge()),
+        ),
+        Target::MergeRate => {
+            let wanted: MergeRate = read_json(body).await?;
+            (
+                "merge --rate".into(),
+                Box::new(move |v: &dyn Volume| v.set_merge_rate(wanted.rate)),
+            )
+        }
+        Target::Rollback | Target::OriginSize | Target::Status | Target::Table | Target::Events => {
+            (
+                "rollback --cancel".into(),
+                Box::new(|v: &dyn Volume| v.cancel_rollback()),
+            )
+        }
+    };
+    Ok((what, call))
 }
 
 /// `GET /v1/events`, with its query.
@@ -259,10 +331,6 @@ fn is_forced(query: &str) -> Result<bool, ApiError> {
             format!("{}: give force=true, or leave it out", query.escape_debug()),
         )),
     }
-}
-
-fn done(result: Result<(), ApiError>) -> Result<Reply, Refusal> {
-    result.map(|()| Reply::Nothing).map_err(Refusal::from)
 }
 
 /// The path names the snapshot; the body may repeat the name but not change it.

@@ -1,8 +1,9 @@
 //! The control thread: it accepts connections and answers one request on each.
 //!
-//! Everything runs on one thread with its own single-threaded runtime. Calls to the
-//! [`Volume`] block that thread for milliseconds, so requests are carried out one after the
-//! other, in the order in which they arrive completely.
+//! Everything runs on one thread with its own single-threaded runtime, except the calls to
+//! the [`Volume`], which may wait for a disk: those that change something are carried out
+//! one after the other, in the order in which they arrive completely (`verbs.rs`), and the
+//! status beside them.
 //!
 //! A connection serves one request and is closed: no client can keep one of the
 //! [`CONNECTIONS_MAX`] connections for longer than [`CONNECTION_TIMEOUT`], except for the few
@@ -24,6 +25,7 @@ use super::api::Volume;
 use super::follow::{Connection, Followers, STALL_TIMEOUT};
 use super::routes;
 use super::socket::{BoundSocket, SocketError};
+use super::verbs::Verbs;
 
 /// Most connections at a time; others wait to be accepted.
 pub const CONNECTIONS_MAX: usize = 32;
@@ -33,6 +35,10 @@ pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 pub const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pause after a failed accept, for instance if descriptors are exhausted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long a stop waits for the call that is being carried out.
+const CALL_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a thread for calls is kept without one.
+const IDLE_THREAD: Duration = Duration::from_millis(100);
 /// Largest head of a request in bytes.
 const HEAD_MAX: usize = 16 << 10;
 
@@ -42,6 +48,15 @@ pub struct ControlServer {
     socket: Option<BoundSocket>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
+    verbs: Verbs,
+}
+
+/// What all connections use.
+#[derive(Clone)]
+struct Shared {
+    volume: Arc<dyn Volume>,
+    followers: Followers,
+    verbs: Verbs,
 }
 
 impl ControlServer {
@@ -58,7 +73,7 @@ impl ControlServer {
     /// # Errors
     /// A system call failed.
     pub fn start_on(socket: BoundSocket, volume: Arc<dyn Volume>) -> Result<Self, SocketError> {
-        Self::start_with(socket, volume, STALL_TIMEOUT)
+        Self::start_with(socket, volume, STALL_TIMEOUT, Verbs::default())
     }
 
     /// Disconnects followers that leave events unread for `followers_patience`.
@@ -66,6 +81,7 @@ impl ControlServer {
         socket: BoundSocket,
         volume: Arc<dyn Volume>,
         followers_patience: Duration,
+        verbs: Verbs,
     ) -> Result<Self, SocketError> {
         let path = socket.path().to_owned();
         let failed = |step| {
@@ -75,25 +91,38 @@ impl ControlServer {
         let listener = socket.listener()?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
+            .thread_keep_alive(IDLE_THREAD)
             .build()
             .map_err(failed("start the control thread's runtime"))?;
         let (stop, stopped) = oneshot::channel();
-        let followers = Followers::new(followers_patience);
+        let shared = Shared {
+            volume,
+            followers: Followers::new(followers_patience),
+            verbs: verbs.clone(),
+        };
         let thread = std::thread::Builder::new()
             .name("control".to_owned())
-            .spawn(move || runtime.block_on(run(listener, volume, stopped, followers)))
+            .spawn(move || {
+                runtime.block_on(run(listener, shared, stopped));
+                // A call that waits for a disk is left behind.
+                runtime.shutdown_timeout(CALL_PATIENCE);
+            })
             .map_err(failed("start the control thread"))?;
         Ok(Self {
             socket: Some(socket),
             stop: Some(stop),
             thread: Some(thread),
+            verbs,
         })
     }
 
-    /// Accepts no more requests, waits for the one that is being carried out, and removes the
-    /// socket. Must not be called by the volume's own methods.
-    pub fn stop(self) {
+    /// Accepts no more requests, waits for the one that is being carried out (but for no
+    /// longer than 5 seconds), and removes the socket. Returns the call that has not ended
+    /// by then. Must not be called by the volume's own methods.
+    pub fn stop(self) -> Option<String> {
+        let verbs = self.verbs.clone();
         drop(self);
+        verbs.running()
     }
 }
 
@@ -115,9 +144,8 @@ impl Drop for ControlServer {
 
 async fn run(
     listener: std::os::unix::net::UnixListener,
-    volume: Arc<dyn Volume>,
+    shared: Shared,
     stopped: oneshot::Receiver<()>,
-    followers: Followers,
 ) {
     let listener = match UnixListener::from_std(listener) {
         Ok(listener) => listener,
@@ -125,21 +153,21 @@ async fn run(
     };
     tokio::select! {
         _ = stopped => {}
-        () = accept(&listener, &volume, &followers) => {}
+        () = accept(&listener, &shared) => {}
     }
-    followers.farewell().await;
+    shared.followers.farewell().await;
 }
 
-async fn accept(listener: &UnixListener, volume: &Arc<dyn Volume>, followers: &Followers) {
+async fn accept(listener: &UnixListener, shared: &Shared) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     // This fails only if the semaphore is closed, which never happens.
     while let Ok(place) = Arc::clone(&places).acquire_owned().await {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let (volume, followers) = (Arc::clone(volume), followers.clone());
+                let shared = shared.clone();
                 tokio::spawn(async move {
                     let _place = place;
-                    serve(stream, volume, followers).await;
+                    serve(stream, shared).await;
                 });
             }
             Err(error) => {
@@ -150,12 +178,19 @@ async fn accept(listener: &UnixListener, volume: &Arc<dyn Volume>, followers: &F
     }
 }
 
-async fn serve(stream: UnixStream, volume: Arc<dyn Volume>, followers: Followers) {
+async fn serve(stream: UnixStream, shared: Shared) {
     let patience = Arc::new(Connection::new(CONNECTION_TIMEOUT));
     let ours = Arc::clone(&patience);
     let service = service_fn(move |request| {
-        let (volume, followers, ours) = (Arc::clone(&volume), followers.clone(), ours.clone());
-        async move { Ok::<_, Infallible>(routes::answer(&volume, &followers, &ours, request).await) }
+        let (shared, ours) = (shared.clone(), ours.clone());
+        async move {
+            let Shared {
+                volume,
+                followers,
+                verbs,
+            } = &shared;
+            Ok::<_, Infallible>(routes::answer(volume, followers, verbs, &ours, request).await)
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

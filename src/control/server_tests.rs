@@ -18,6 +18,8 @@ use crate::control::{Client, ClientError};
 #[derive(Default)]
 pub(in crate::control) struct FakeVolume {
     calls: Mutex<Vec<String>>,
+    /// A removal waits for it.
+    disk: Mutex<()>,
     pub events: EventLog,
 }
 
@@ -63,6 +65,7 @@ impl Volume for FakeVolume {
         ))
     }
     fn remove_snapshot(&self, name: &str, force: bool) -> Result<(), ApiError> {
+        drop(self.disk.lock().unwrap());
         let how = if force { " by force" } else { "" };
         self.note(format!("remove {name}{how}"))
     }
@@ -436,4 +439,30 @@ fn a_second_server_at_a_live_socket_is_refused_by_name() {
         "{error}"
     );
     Client::new(&served.socket).unwrap().status().unwrap();
+}
+
+/// A disk that does not answer holds up the call that needs it, and nothing else.
+#[test]
+fn a_call_that_does_not_end_is_answered_and_so_is_everything_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("c.sock");
+    let volume = Arc::new(FakeVolume::default());
+    let bound = BoundSocket::bind(&socket).unwrap();
+    let verbs = Verbs::with(Duration::from_millis(50));
+    let _server = ControlServer::start_with(bound, volume.clone(), STALL_TIMEOUT, verbs).unwrap();
+    let client = Client::new(&socket).unwrap();
+    let outage = volume.disk.lock().unwrap();
+    let refusal = |name| client.remove_snapshot(name).unwrap_err().to_string();
+    let late = refusal("a");
+    assert!(late.contains("remove a: it has not ended"), "{late}");
+    client.status().unwrap();
+    let busy = refusal("b");
+    for words in ["remove b: nothing was changed", "remove a, under way for"] {
+        assert!(busy.contains(words), "{busy}");
+    }
+    client.status().unwrap();
+    drop(outage);
+    // It went on, and the next one is carried out.
+    while client.remove_snapshot("b").is_err() {}
+    assert_eq!(volume.calls(), ["remove a", "remove b"]);
 }

@@ -20,6 +20,7 @@ mod state;
 mod test_volume;
 mod verbs;
 mod volume;
+mod waiting;
 
 pub use error::DaemonError;
 pub use identity::{OriginIdentity, StorageIdentity, StorageKind};

@@ -252,6 +252,7 @@ fn handler(volume: &Volume, memory: &File) -> Handler {
         back_channel: Arc::default(),
         leave: Arc::new(EventFlag::new().unwrap()),
         log: Arc::default(),
+        watched: None,
         last_left: false,
     })
     .unwrap();

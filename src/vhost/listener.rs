@@ -17,6 +17,8 @@ use tracing::warn;
 use super::back_channel::BackChannel;
 use super::connection::{Ending, serve};
 use super::handler::{Handler, ViewContext};
+use super::requests::SlowRequests;
+use super::watcher::WatchedView;
 use super::{Backend, ViewConfig, ViewHooks, descriptors};
 use crate::event_flag::EventFlag;
 use crate::virtio_blk::{Capacity, ConfigSpace};
@@ -194,6 +196,7 @@ pub struct ViewServer {
     thread: Option<JoinHandle<()>>,
     /// Closed when the thread ends.
     ended: mpsc::Receiver<()>,
+    watched: Arc<WatchedView>,
 }
 
 struct Shared {
@@ -235,6 +238,7 @@ impl ViewServer {
         let (alive, ended) = mpsc::channel();
         let (capacity, name) = (config.device.capacity.clone(), config.name.clone());
         let back_channel = Arc::<BackChannel>::default();
+        let watched = Arc::new(WatchedView::new(Arc::clone(&hooks)));
         let view = ViewContext {
             space: Arc::new(ConfigSpace::new(config.device.clone())),
             back_channel: Arc::clone(&back_channel),
@@ -243,6 +247,7 @@ impl ViewServer {
             hooks,
             leave: Arc::clone(&shared.stop),
             log: Arc::default(),
+            watched: Some(Arc::clone(&watched)),
             last_left: false,
         };
         let thread = std::thread::Builder::new()
@@ -258,6 +263,7 @@ impl ViewServer {
             back_channel,
             thread: Some(thread),
             ended,
+            watched,
         })
     }
 
@@ -272,6 +278,11 @@ impl ViewServer {
             );
             false
         })
+    }
+
+    /// The requests that take long.
+    pub fn slow(&self) -> Option<SlowRequests> {
+        self.watched.slow()
     }
 
     /// Whether the thread has ended by itself.

@@ -30,6 +30,7 @@ mod ring_fault;
 mod slots;
 mod vanishing;
 mod view_log;
+mod watcher;
 mod worker;
 
 #[cfg(all(test, feature = "shuttle", not(feature = "loom")))]
@@ -43,7 +44,7 @@ use std::time::Duration;
 
 pub use descriptors::raise_limit;
 pub use listener::{SocketError, ViewServer, ViewSocket};
-pub use requests::Requests;
+pub use requests::{Requests, SlowRequests};
 pub use reset::Start;
 
 use crate::engine::Wake;
@@ -85,7 +86,7 @@ pub trait Backend: Send + Sync {
 }
 
 /// Events of a view's guest, for the daemon. Called on the view's own thread, never two
-/// at a time.
+/// at a time; those of slow requests on another one.
 pub trait ViewHooks: Send + Sync {
     /// A front end has connected.
     fn attached(&self);
@@ -102,4 +103,14 @@ pub trait ViewHooks: Send + Sync {
 
     /// A ring has stopped, and all its requests have ended.
     fn ring_stopped(&self) {}
+
+    /// Some requests take long.
+    fn slow(&self, slow: SlowRequests) {
+        let _ = slow;
+    }
+
+    /// None takes long any more; `lasted`: how long the oldest was under way.
+    fn slow_ended(&self, lasted: Duration) {
+        let _ = lasted;
+    }
 }

@@ -1,7 +1,19 @@
 //! The part of an engine port that a worker uses.
 
+use std::time::Duration;
+
 use crate::engine::{Command, Port, Request, RequestKind, Weight};
 use crate::io::{Buffer, Errno, Tag};
+
+/// The requests of a view that take long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlowRequests {
+    pub count: u64,
+    /// Of the oldest: how long it has been under way, what it is, and where.
+    pub oldest: Duration,
+    pub kind: RequestKind,
+    pub sector: u64,
+}
 
 /// The part of [`Port`] that serves guests.
 pub trait Requests: Send {

@@ -25,6 +25,7 @@ mod machine;
 mod merges;
 mod monitor;
 mod origin_growth;
+mod outages;
 #[allow(dead_code)]
 #[path = "../vhost_user/raw.rs"]
 mod raw;

@@ -363,3 +363,30 @@ fn a_front_end_that_takes_its_memory_away_ends_its_session_and_nothing_else() {
     raw.run(&mut ring, &[3]);
     assert_eq!(raw.status(&ring, 3), 0);
 }
+
+/// What is not taken costs nothing, and nobody waits for it.
+#[test]
+fn requests_for_which_there_is_no_memory_wait_on_the_ring() {
+    let served = serve();
+    served.volume.weight.store(64 << 20, Ordering::SeqCst);
+    served.volume.held.store(1, Ordering::SeqCst);
+    let mut raw = connect(&served);
+    let mut ring = raw.start(0);
+    let heads = [0, 3, 6, 9, 12];
+    for head in heads {
+        raw.request(&ring, head, IN, u64::from(head), 512);
+    }
+    raw.offer(&mut ring, &heads);
+    ring.kick.write(1).unwrap();
+    let submitted = || served.volume.submitted.load(Ordering::SeqCst);
+    eventually("one is taken", || submitted() == 1);
+    ring.kick.write(1).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    assert_eq!((submitted(), raw.used_index(&ring)), (1, 0));
+    served.volume.held.store(0, Ordering::SeqCst);
+    raw.wait_used(&ring, 5);
+    for (at, head) in (0..).zip(heads) {
+        assert_eq!(raw.used(&ring, at), (u32::from(head), 513));
+        assert_eq!(raw.status(&ring, head), 0);
+    }
+}

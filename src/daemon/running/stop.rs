@@ -11,6 +11,7 @@ use crate::daemon::cow;
 use crate::daemon::identity::{StorageIdentity, storage_of};
 use crate::daemon::volume::views::ServedView;
 use crate::daemon::volume::{LiveVolume, lock};
+use crate::daemon::waiting;
 use crate::engine::{ControlError, ControlRequest};
 use crate::io::DeviceId;
 
@@ -49,17 +50,25 @@ pub fn stop(volume: &LiveVolume, control: Option<ControlServer>) -> Result<Ended
             view.request_stop();
         }
     }
-    if let Some(control) = control {
-        control.stop();
+    let unfinished = control.and_then(ControlServer::stop);
+    if let Some(call) = unfinished {
+        tracing::warn!(
+            "the stop does not wait for a call of a client ({call}); it is left as after a kill"
+        );
+        return Ok(Ended::NotDrained);
     }
     let views = take_views(volume);
     for view in &views {
         view.request_stop();
     }
     if !views.iter().all(|view| view.ends_by(deadline)) {
+        let now = Instant::now();
+        let late = views.iter().filter(|view| !view.ends_by(now));
+        let late: Vec<&str> = late.map(ServedView::place).collect();
         tracing::warn!(
-            "requests of guests take more than {} ms; they are left to the next start, as after a kill",
-            PATIENCE.as_millis()
+            "requests of guests take more than {} ms, at {}; they are left to the next start, as after a kill",
+            PATIENCE.as_millis(),
+            late.join(", ")
         );
         // Dropping a view would wait for it.
         std::mem::forget(views);
@@ -71,6 +80,7 @@ pub fn stop(volume: &LiveVolume, control: Option<ControlServer>) -> Result<Ended
     // Taken out before the wait, because the main thread needs these locks meanwhile.
     let merger = lock(&volume.merger).take();
     if let Some(merger) = merger {
+        let _waiting = waiting::on("the merge to end what it copies and removes".into());
         merger.stop();
     }
     volume.notice_barrier.wait();
@@ -78,6 +88,8 @@ pub fn stop(volume: &LiveVolume, control: Option<ControlServer>) -> Result<Ended
     for thread in merge_ends {
         let _ = thread.join();
     }
+    let disks = format!("{} and the COWs to be flushed", volume.facts.path);
+    let _waiting = waiting::on(disks);
     volume.drive(&mut lock(&volume.ops), ControlRequest::Sync)?;
     Ok(Ended::Drained)
 }

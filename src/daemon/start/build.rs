@@ -186,6 +186,7 @@ fn assemble(
         engine,
         devices,
         ops: Mutex::new(ops),
+        shown: Mutex::new(state.state().clone()),
         state: Mutex::new(state),
         tables: Mutex::new(Tables::default()),
         merger: Mutex::new(Some(merger)),

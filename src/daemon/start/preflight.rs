@@ -16,6 +16,7 @@ use crate::daemon::identity::OriginIdentity;
 use crate::daemon::provenance::placement::Placement;
 use crate::daemon::state::place::default_state_path;
 use crate::daemon::state::{OpenedState, SnapshotRecord};
+use crate::daemon::waiting;
 use crate::io::{BlockFile, DeviceId, Devices, Disk, IoEngine, OpenOptions, open_disk};
 
 /// Reads under way at once while stores are loaded.
@@ -63,7 +64,11 @@ pub fn check_without_guests(options: &ServeOptions) -> Result<Checked, DaemonErr
         state,
         placement,
         mut plan,
-    } = open(options)?;
+    } = {
+        let origin = options.origin.display();
+        let _waiting = waiting::on(format!("the origin {origin} to be opened and looked at"));
+        open(options)?
+    };
     let origin = OriginFacts {
         identity: file.identity(),
         sectors: file.sectors(),
@@ -91,6 +96,8 @@ pub fn check_without_guests(options: &ServeOptions) -> Result<Checked, DaemonErr
     };
     let mut snapshots = Vec::new();
     for planned in &plan.snapshots {
+        let cow = &planned.spec.cow;
+        let _waiting = waiting::on(format!("the COW {cow} to be opened and read"));
         let inspected = checks.check(planned, &mut *disk)?;
         snapshots.extend(inspected.map(|inspected| (planned.clone(), inspected)));
     }

@@ -1,11 +1,12 @@
 //! The volume as the control interface uses it.
 
+use super::status::views;
 use crate::control::api::{
     ApiError, MergeRequest, ResizeReply, RollbackReply, RollbackRequest, SnapshotSpec, Volume,
     VolumeStatus,
 };
 use crate::control::events::EventLog;
-use crate::daemon::volume::LiveVolume;
+use crate::daemon::volume::{LiveVolume, lock};
 
 /// A call that changes something waits until the main thread has processed all pending
 /// notices before it returns, so that the events of the change are in the log.
@@ -52,6 +53,16 @@ impl Volume for LiveVolume {
 
     fn set_merge_rate(&self, bytes_per_second: u64) -> Result<(), ApiError> {
         self.set_rate(bytes_per_second)
+    }
+
+    fn waits_for(&self) -> Vec<String> {
+        let tables = lock(&self.tables);
+        let views = views(&tables);
+        let slow = views.iter().filter_map(|view| {
+            let name = view.snapshot.as_deref().unwrap_or("origin");
+            Some(format!("view {name}: {}", view.slow_io?))
+        });
+        slow.collect()
     }
 
     fn events(&self) -> &EventLog {

@@ -1,15 +1,22 @@
 //! The status of the volume.
 
+use std::sync::MutexGuard;
+use std::time::Duration;
+
 use crate::control::api::{
     MergeStatus, OriginStatus, SnapshotStatus, State, ViewKind, ViewStatus, VolumeStatus,
 };
+use crate::daemon::state::{StateFile, VolumeState};
 use crate::daemon::volume::events::retry;
 use crate::daemon::volume::views::ServedView;
-use crate::daemon::volume::{LiveVolume, Snapshot, Tables, lock};
+use crate::daemon::volume::{LiveVolume, Snapshot, Tables, lock, lock_within};
 use crate::engine::{EngineStatus, SnapshotState, SnapshotStatus as EngineSnapshot};
 use crate::merger::Merger;
 use crate::store::Usage;
 use crate::units::SECTOR_SIZE;
+
+/// How long the status waits while the state file is written.
+const STATE_PATIENCE: Duration = Duration::from_millis(400);
 
 impl LiveVolume {
     /// The state at one moment: everything in it is read while the tables are locked, and
@@ -18,11 +25,11 @@ impl LiveVolume {
         let bytes_per_second = lock(&self.merger)
             .as_ref()
             .map_or(0, Merger::bytes_per_second);
-        let file = lock(&self.state);
+        let (_recorded, state) = self.recorded_state();
         let tables = lock(&self.tables);
         let engine = self.engine.status();
-        let rollback_at_reset = file.state().rollback_at_reset.as_ref();
-        let paused = file.state().merge.as_ref().is_some_and(|r| r.paused);
+        let rollback_at_reset = state.rollback_at_reset.as_ref();
+        let paused = state.merge.as_ref().is_some_and(|r| r.paused);
         VolumeStatus {
             origin: OriginStatus {
                 path: self.facts.path.clone(),
@@ -38,9 +45,19 @@ impl LiveVolume {
                 .collect(),
             merge: self.merge_status(&tables, &engine, paused, bytes_per_second),
             rollback_at_reset: rollback_at_reset.map(|r| r.snapshot.clone()),
-            rollback: Self::pending_rollback(file.state(), &tables),
+            rollback: Self::pending_rollback(&state, &tables),
             last_merge: tables.last_merge.clone(),
         }
+    }
+
+    /// The state file's content. While it is written for long: as it was before.
+    fn recorded_state(&self) -> (Option<MutexGuard<'_, StateFile>>, VolumeState) {
+        let file = lock_within(&self.state, STATE_PATIENCE);
+        let mut shown = lock(&self.shown);
+        if let Some(file) = &file {
+            shown.clone_from(file.state());
+        }
+        (file, shown.clone())
     }
 
     /// A merge is shown until its end is recorded, so that a client that waits for it to
@@ -83,7 +100,8 @@ impl LiveVolume {
     }
 }
 
-fn views(tables: &Tables) -> Vec<ViewStatus> {
+/// All views, as the status shows them.
+pub fn views(tables: &Tables) -> Vec<ViewStatus> {
     let merging = tables.merging.as_ref();
     let status = |view: &ServedView, snapshot: Option<&Snapshot>, kind| ViewStatus {
         snapshot: snapshot.map(|s| s.spec.name.clone()),
@@ -91,6 +109,7 @@ fn views(tables: &Tables) -> Vec<ViewStatus> {
         socket: view.socket.clone(),
         attached: view.is_attached(),
         read_only: view.read_only,
+        slow_io: view.slow_io(),
     };
     let origin_kind = match merging {
         Some(_) => ViewKind::Merge,

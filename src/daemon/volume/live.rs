@@ -8,9 +8,9 @@
 //! the last two.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::notice_barrier::NoticeBarrier;
 use super::reset_rule::Postponed;
@@ -20,7 +20,7 @@ use crate::control::api::{ApiError, ErrorKind, MergeOutcome, SnapshotSpec};
 use crate::control::events::EventLog;
 use crate::daemon::cow::{OpenRecord, OriginFacts};
 use crate::daemon::monitor::watch::Watch;
-use crate::daemon::state::{StateError, StateFile};
+use crate::daemon::state::{StateError, StateFile, VolumeState};
 use crate::engine::{ControlError, ControlRequest, Engine, MergeWrites, SnapshotId};
 use crate::executor::{Executor, Output};
 use crate::io::{DeviceId, Devices, Disk, Identity, IoEngine, open_disk};
@@ -67,6 +67,9 @@ pub struct LiveVolume {
     pub devices: Arc<Devices>,
     pub ops: Mutex<Executor>,
     pub state: Mutex<StateFile>,
+    /// What the status has last shown of the state file: while that is being written, to a
+    /// disk that may not answer, the status does not wait for it.
+    pub shown: Mutex<VolumeState>,
     pub tables: Mutex<Tables>,
     /// `None` once it was stopped.
     pub merger: Mutex<Option<Merger>>,
@@ -185,6 +188,20 @@ impl Tables {
 /// A panic cannot leave a change under these locks half done, because panics abort.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// As [`lock`], but waits for no longer than `patience`.
+pub fn lock_within<T>(mutex: &Mutex<T>, patience: Duration) -> Option<MutexGuard<'_, T>> {
+    const PAUSE: Duration = Duration::from_millis(2);
+    let start = Instant::now();
+    loop {
+        match mutex.try_lock() {
+            Ok(guard) => return Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) if start.elapsed() >= patience => return None,
+            Err(TryLockError::WouldBlock) => std::thread::sleep(PAUSE),
+        }
+    }
 }
 
 pub fn conflict(message: impl Into<String>) -> ApiError {

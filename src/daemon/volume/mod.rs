@@ -16,5 +16,5 @@ pub mod views;
 
 pub use live::{
     LiveVolume, Merging, RETRY, Service, Snapshot, Tables, VolumeFacts, conflict, lock,
-    not_recorded,
+    lock_within, not_recorded,
 };

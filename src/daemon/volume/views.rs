@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use super::reset_rule::seen;
 use super::serials;
-use crate::control::api::Seen;
+use crate::control::api::{Seen, SlowIo, SlowOperation};
 use crate::control::events::EventKind;
-use crate::engine::{Engine, PortRole, ViewId, Wake};
+use crate::engine::{Engine, PortRole, RequestKind, ViewId, Wake};
 use crate::io::{Devices, Disk, IoEngine, open_disk};
 use crate::vhost::{
-    Backend, Requests, SocketError, Start, ViewConfig, ViewHooks, ViewServer, ViewSocket,
+    Backend, Requests, SlowRequests, SocketError, Start, ViewConfig, ViewHooks, ViewServer,
+    ViewSocket,
 };
 use crate::virtio_blk::{BlkDevice, Capacity};
 
@@ -133,9 +134,19 @@ impl ServedView {
         })
     }
 
+    /// Where front ends connect.
+    pub fn place(&self) -> &str {
+        self.socket.as_deref().unwrap_or("the given descriptor")
+    }
+
     /// A front end is connected.
     pub fn is_attached(&self) -> bool {
         self.presence.attached.load(Ordering::Acquire)
+    }
+
+    /// The requests of its guest that take long.
+    pub fn slow_io(&self) -> Option<SlowIo> {
+        self.server.slow().map(slow_io)
     }
 
     /// The guest is in its firmware or boot loader.
@@ -268,5 +279,34 @@ impl ViewHooks for Hooks {
 
     fn ring_stopped(&self) {
         self.presence.rings.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    fn slow(&self, slow: SlowRequests) {
+        let io = slow_io(slow);
+        let view = self.snapshot.as_deref().unwrap_or("origin");
+        tracing::warn!("view {view}: {io}");
+        self.publish(|socket| EventKind::IoSlow { socket, io });
+    }
+
+    fn slow_ended(&self, lasted: Duration) {
+        let seconds = lasted.as_secs();
+        let view = self.snapshot.as_deref().unwrap_or("origin");
+        tracing::warn!("view {view}: no request takes long any more; the oldest took {seconds} s");
+        self.publish(|socket| EventKind::IoSlowEnded { socket, seconds });
+    }
+}
+
+/// As the status and the events show it.
+fn slow_io(slow: SlowRequests) -> SlowIo {
+    SlowIo {
+        requests: slow.count,
+        seconds: slow.oldest.as_secs(),
+        operation: match slow.kind {
+            RequestKind::Read => SlowOperation::Read,
+            RequestKind::Write { .. } => SlowOperation::Write,
+            RequestKind::Flush => SlowOperation::Flush,
+            RequestKind::Discard => SlowOperation::Discard,
+        },
+        sector: slow.sector,
     }
 }

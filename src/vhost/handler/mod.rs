@@ -22,6 +22,7 @@ use super::memory::MemoryTable;
 use super::queue::QueueState;
 use super::reset::{Driver, ResetDetector};
 use super::view_log::ViewLog;
+use super::watcher::{WatchedView, Watcher};
 use super::worker::{QueueSetup, QueueWorker};
 use super::{Backend, ViewConfig, ViewHooks};
 use crate::event_flag::EventFlag;
@@ -42,6 +43,8 @@ pub struct ViewContext {
     /// Set when the view ends.
     pub leave: Arc<EventFlag>,
     pub log: Arc<ViewLog>,
+    /// `None`: nobody looks for requests that take long.
+    pub watched: Option<Arc<WatchedView>>,
     /// The last front end is known to have disconnected by itself.
     pub last_left: bool,
 }
@@ -213,6 +216,8 @@ impl Handler {
             return Ok(());
         };
         let ring = queue.build(&self.memory, &map, event_idx)?;
+        let watched = self.view.watched.clone();
+        let marks = watched.map(|view| Watcher::get().watch(view, queue.size));
         queue.worker = Some(QueueWorker::start(QueueSetup {
             name: format!("view {} queue {index}", self.view.config.name),
             queue: ring,
@@ -229,6 +234,7 @@ impl Handler {
                 .and_then(|region| region.queue(index)),
             leave: Arc::clone(&self.view.leave),
             log: Arc::clone(&self.view.log),
+            marks,
         })?);
         self.view.hooks.ring_started();
         Ok(())

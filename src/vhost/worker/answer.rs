@@ -73,6 +73,9 @@ impl Worker {
             return;
         };
         self.held -= request.held;
+        if let Some(marks) = &self.marks {
+            marks.end(slot);
+        }
         let (code, len) = match status {
             Status::Ok if request.progress.has_more() => {
                 self.undone = true;

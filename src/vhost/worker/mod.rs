@@ -21,6 +21,7 @@ use super::notify::{Call, Notifier};
 use super::ring::{Ring, Taken};
 use super::slots::Slots;
 use super::view_log::ViewLog;
+use super::watcher::Marks;
 use super::{Backend, Requests};
 use crate::engine::{Command, Weight};
 use crate::event_flag::EventFlag;
@@ -49,6 +50,8 @@ pub struct QueueSetup {
     /// Set when the view ends.
     pub leave: Arc<EventFlag>,
     pub log: Arc<ViewLog>,
+    /// Where requests are marked as under way.
+    pub marks: Option<Arc<Marks>>,
 }
 
 /// A started queue.
@@ -156,6 +159,7 @@ struct Worker {
     stop: Arc<EventFlag>,
     leave: Arc<EventFlag>,
     log: Arc<ViewLog>,
+    marks: Option<Arc<Marks>>,
     hung_up: Arc<AtomicBool>,
     /// Heads that an earlier worker took and did not give back.
     replay: Vec<u16>,

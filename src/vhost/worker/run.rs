@@ -58,6 +58,7 @@ impl Worker {
             stop,
             leave: setup.leave,
             log: setup.log,
+            marks: setup.marks,
             hung_up,
             replay,
             stopping: false,
@@ -65,7 +66,8 @@ impl Worker {
             abandoning: false,
             silent: false,
             undone: false,
-            faults: vanishing::faults(),
+            // So that the first look is a real one: the ring was read already.
+            faults: 0,
             submitted: false,
             commands: Vec::with_capacity(count),
             done: Vec::with_capacity(count),
@@ -124,7 +126,7 @@ impl Worker {
 
     /// One round; false if there was nothing to do.
     ///
-    /// 1. take all available heads, 2. carry out commands, 3. submit operations to the
+    /// 1. take available heads, 2. carry out commands, 3. submit operations to the
     ///    kernel (if that is not left to the sleep) and pass completions to the engine,
     ///    4. publish all answers at once.
     fn step(&mut self) -> bool {

@@ -12,6 +12,7 @@ use crate::vhost::guest::GuestData;
 use crate::vhost::ring::Taken;
 use crate::vhost::ring_fault::RingFault;
 use crate::vhost::slots::{InFlight, Progress, RequestData};
+use crate::vhost::watcher::Watcher;
 use crate::virtio_blk::{Action, BlkDevice, BlkRequest, BlkStatus, Refused, parse, request};
 
 /// Memory in bytes that the requests of a queue may take. A request that finds less than
@@ -125,6 +126,9 @@ impl Worker {
             }
         }
         self.taken = taken;
+        if count > 0 && self.marks.is_some() {
+            Watcher::get().wake();
+        }
         if let Err(fault) = result {
             self.fault(&fault);
         }
@@ -212,6 +216,9 @@ impl Worker {
                 slot,
                 ..in_flight.progress.request
             };
+            if let Some(marks) = &self.marks {
+                marks.begin(slot, &request);
+            }
             self.port.request(request, &mut self.commands);
         }
     }
