@@ -59,7 +59,7 @@ impl Devices {
 }
 
 /// A device's place in a [`DeviceTable`], valid while it is in use there.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place(usize);
 
 #[derive(Debug)]

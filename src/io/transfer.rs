@@ -119,6 +119,11 @@ impl Transfer {
         })
     }
 
+    /// Bytes from the start of the file.
+    pub(super) const fn offset(&self) -> u64 {
+        self.offset
+    }
+
     pub(super) const fn direction(&self) -> Direction {
         self.direction
     }

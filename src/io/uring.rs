@@ -245,13 +245,33 @@ impl UringDisk {
             if unsafe { self.ring.submission().push(&sqe) }.is_err() {
                 break;
             }
-            let transfers = matches!(entry.work, Action::Transfer(_)) && file.waits_for_device();
+            let transfer = match &entry.work {
+                Action::Transfer(transfer) if file.waits_for_device() => {
+                    Some((entry.place, transfer.direction(), transfer.end()))
+                }
+                _ => None,
+            };
             self.ready.pop_front();
             self.in_kernel += 1;
-            if transfers && !self.ready.is_empty() {
+            if let Some((place, direction, end)) = transfer
+                && self.next_is_apart(place, direction, end)
+            {
                 self.submit_piece();
             }
         }
+    }
+
+    /// Whether there is a next operation that does not continue this one. What continues it
+    /// is submitted with it, because the kernel makes one request to the device of both.
+    fn next_is_apart(&self, place: Place, direction: Direction, end: u64) -> bool {
+        let next = self.ready.front();
+        let next = next.and_then(|index| self.entries.get(*index)?.as_ref());
+        next.is_some_and(|next| match &next.work {
+            Action::Transfer(transfer) => {
+                next.place != place || transfer.direction() != direction || transfer.offset() != end
+            }
+            Action::Sync(_) | Action::Flush | Action::Zero(_) => true,
+        })
     }
 
     /// Submits what is in the submission queue if it is enough for a piece.
