@@ -9,6 +9,7 @@
 //! completions and for other threads' events, and takes them (`watch.rs`).
 #![allow(unsafe_code)] // Named file: hands pointers to the kernel.
 
+mod pieces;
 mod watch;
 
 use std::collections::VecDeque;
@@ -31,9 +32,6 @@ use watch::Watches;
 /// Bytes that one call of `reap` submits before it returns: the kernel copies what is in
 /// the page cache during the call, and the caller must check for a stop in between.
 const WINDOW: usize = 64 << 20;
-/// Operations of a device that are submitted together. If there are more, the kernel holds
-/// all of them back until the last one is prepared, and the device is idle meanwhile.
-const PIECE: usize = 2;
 
 /// What an operation does.
 enum Action {
@@ -258,28 +256,6 @@ impl UringDisk {
             {
                 self.submit_piece();
             }
-        }
-    }
-
-    /// Whether there is a next operation that does not continue this one. What continues it
-    /// is submitted with it, because the kernel makes one request to the device of both.
-    fn next_is_apart(&self, place: Place, direction: Direction, end: u64) -> bool {
-        let next = self.ready.front();
-        let next = next.and_then(|index| self.entries.get(*index)?.as_ref());
-        next.is_some_and(|next| match &next.work {
-            Action::Transfer(transfer) => {
-                next.place != place || transfer.direction() != direction || transfer.offset() != end
-            }
-            Action::Sync(_) | Action::Flush | Action::Zero(_) => true,
-        })
-    }
-
-    /// Submits what is in the submission queue if it is enough for a piece.
-    fn submit_piece(&mut self) {
-        if self.ring.submission().len() >= PIECE {
-            self.enable();
-            // What fails stays in the queue, and is submitted with the rest.
-            let _ = self.ring.submitter().submit();
         }
     }
 

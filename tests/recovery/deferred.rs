@@ -269,6 +269,25 @@ fn a_record_that_cannot_be_read_or_emptied_stops_the_start() {
     vm.stop();
 }
 
+#[test]
+fn a_disk_that_grew_keeps_what_the_record_of_its_snapshot_lists() {
+    let field = Field::at(Where::Memory);
+    let Some((mut vm, _)) = written(&field) else {
+        return;
+    };
+    let larger = first_content().len() as u64 + (1 << 20);
+    let client = Client::new(&vm.path("c.sock")).unwrap();
+    client.resize(Some(larger)).unwrap();
+    vm.write("s1.sock", 50..60, 0x44);
+    vm.kill();
+    vm.start_plain(&[]);
+    let mut content = expected(0x33, FIRST);
+    content[50 * CHUNK..60 * CHUNK].fill(0x44);
+    assert_eq!(vm.shows("s1.sock"), content);
+    vm.stop();
+    assert_eq!(fs::metadata(vm.path("disk.img")).unwrap().len(), larger);
+}
+
 /// As with a full file system: what exists can be written, and nothing be made.
 #[test]
 fn without_room_for_a_record_entries_are_not_deferred_and_nothing_is_lost() {

@@ -79,7 +79,12 @@ fn size_not_recorded(name: &str, file: &BlockFile, error: &StateError) -> ApiErr
 }
 
 fn refused(name: &str, error: &OpenError) -> ApiError {
-    let kind = match error {
+    ApiError::new(refusal_kind(error), format!("snapshot {name}: {error}"))
+}
+
+/// The kind of a refusal to make a file longer.
+pub const fn refusal_kind(error: &OpenError) -> ErrorKind {
+    match error {
         OpenError::OddSize { .. } => ErrorKind::BadRequest,
         OpenError::Shrink { .. } | OpenError::FixedSize { .. } => ErrorKind::Conflict,
         OpenError::Missing { .. }
@@ -94,6 +99,5 @@ fn refused(name: &str, error: &OpenError) -> ApiError {
         | OpenError::TooLarge { .. }
         | OpenError::Cut { .. }
         | OpenError::Io { .. } => ErrorKind::Io,
-    };
-    ApiError::new(kind, format!("snapshot {name}: {error}"))
+    }
 }

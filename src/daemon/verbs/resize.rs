@@ -1,5 +1,6 @@
 //! Enlarging the origin while guests run.
 
+use super::grow::refusal_kind;
 use crate::control::api::{ApiError, ErrorKind, ResizeReply};
 use crate::control::events::EventKind;
 use crate::daemon::state::{StateError, VolumeState};
@@ -129,21 +130,5 @@ fn not_recorded(file: &BlockFile, error: &StateError) -> ApiError {
 }
 
 fn refused(error: &OpenError) -> ApiError {
-    let kind = match error {
-        OpenError::OddSize { .. } => ErrorKind::BadRequest,
-        OpenError::Shrink { .. } | OpenError::FixedSize { .. } => ErrorKind::Conflict,
-        OpenError::Missing { .. }
-        | OpenError::Exists { .. }
-        | OpenError::WrongType { .. }
-        | OpenError::TooSmall { .. }
-        | OpenError::InUse { .. }
-        | OpenError::DeviceBusy { .. }
-        | OpenError::Denied { .. }
-        | OpenError::WriteProtected { .. }
-        | OpenError::NoSpace { .. }
-        | OpenError::TooLarge { .. }
-        | OpenError::Cut { .. }
-        | OpenError::Io { .. } => ErrorKind::Io,
-    };
-    ApiError::new(kind, error.to_string())
+    ApiError::new(refusal_kind(error), error.to_string())
 }
