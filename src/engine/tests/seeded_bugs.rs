@@ -70,6 +70,30 @@ fn bugs(port: &Port, purpose: Option<&IoPurpose>, op: &OpKind) -> &'static [(Mut
             (Mutation::EntryBeforeData, ReportedEarly),
             (Mutation::FailedCopyWriteIgnored, ErrorIgnored),
         ],
+        (
+            IoPurpose::MergeRead { .. }
+            | IoPurpose::MergeWrite { .. }
+            | IoPurpose::MergeFlush
+            | IoPurpose::MergeMove
+            | IoPurpose::MergeZero,
+            _,
+        ) => merge_bugs(purpose, op),
+        (IoPurpose::CutFlush, _) => &[(Mutation::CutFlushDropped, Dropped)],
+        (IoPurpose::SyncFlush { .. }, _) => &[(Mutation::SyncFlushDropped, Dropped)],
+        (
+            IoPurpose::Guest { .. }
+            | IoPurpose::ZeroAhead { .. }
+            | IoPurpose::MergeGuestWrite { .. }
+            | IoPurpose::RequestFlush { .. }
+            | IoPurpose::PatchRead { .. }
+            | IoPurpose::PatchWrite { .. },
+            _,
+        ) => &[],
+    }
+}
+
+fn merge_bugs(purpose: &IoPurpose, op: &OpKind) -> &'static [(Mutation, Manner)] {
+    match (purpose, op) {
         (IoPurpose::MergeRead { .. }, _) => &[(Mutation::FailedMergeReadIgnored, ErrorIgnored)],
         (IoPurpose::MergeWrite { .. }, _) => &[(Mutation::FailedMergeWriteIgnored, ErrorIgnored)],
         (IoPurpose::MergeFlush, _) => &[
@@ -87,17 +111,7 @@ fn bugs(port: &Port, purpose: Option<&IoPurpose>, op: &OpKind) -> &'static [(Mut
             (Mutation::RemovalVolatile, Volatile),
             (Mutation::TailZeroedBeforePadding, ReportedEarly),
         ],
-        (IoPurpose::CutFlush, _) => &[(Mutation::CutFlushDropped, Dropped)],
-        (IoPurpose::SyncFlush { .. }, _) => &[(Mutation::SyncFlushDropped, Dropped)],
-        (
-            IoPurpose::Guest { .. }
-            | IoPurpose::ZeroAhead { .. }
-            | IoPurpose::MergeGuestWrite { .. }
-            | IoPurpose::RequestFlush { .. }
-            | IoPurpose::PatchRead { .. }
-            | IoPurpose::PatchWrite { .. },
-            _,
-        ) => &[],
+        _ => &[],
     }
 }
 
