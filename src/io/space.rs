@@ -43,13 +43,14 @@ impl BlockFile {
                 to: size,
             });
         }
-        if size == now {
-            return Ok(now);
+        if size > now {
+            if self.is_device() {
+                return Err(OpenError::FixedSize { path, size: now });
+            }
+            make_longer(now)?;
         }
-        if self.is_device() {
-            return Err(OpenError::FixedSize { path, size: now });
-        }
-        make_longer(now)?;
+        // Also if it has that size: somebody else, or an attempt that failed, may have made it
+        // longer.
         rustix::fs::fsync(self)
             .map_err(|e| OpenError::io(self.path(), "make its size durable", e))?;
         self.refresh_size()

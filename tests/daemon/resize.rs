@@ -1,5 +1,7 @@
 //! Disks that grow while guests use them (O06 of `docs/checklist.md`).
 
+use super::failing::Failing;
+use super::inject::{Call, Rule};
 use super::*;
 
 const MORE: usize = 4 << 20;
@@ -175,4 +177,30 @@ fn a_resize_that_cannot_be_recorded_takes_no_effect_until_it_is_asked_for_again(
     fs::remove_dir(&obstacle).unwrap();
     assert_eq!(world.client().resize(Some(LARGER)).unwrap().size, LARGER);
     assert_eq!(guest.bytes(), LARGER as usize);
+}
+
+/// The first attempt makes the file longer and fails to make that durable. A second one found
+/// it long enough and recorded the size, which power loss could have taken away again.
+#[test]
+fn a_size_is_recorded_only_when_it_is_durable_whoever_made_the_file_longer() {
+    let (mut world, guest, _) = with_snapshot();
+    drop(guest);
+    world.terminate();
+    let Failing { mut world, faults } = Failing::start(world);
+    faults.fail(Rule {
+        call: Call::Sync,
+        file: "disk.img",
+        bytes: 0..u64::MAX,
+        errno: libc::EIO,
+    });
+    for size in [Some(LARGER), Some(LARGER), None] {
+        let refused = world.client().resize(size).unwrap_err().to_string();
+        assert!(refused.contains("make its size durable"), "{refused}");
+        assert_eq!(world.state()["origin"]["size"], BYTES);
+        assert_eq!(world.origin().len(), LARGER as usize);
+    }
+    faults.mend();
+    assert_eq!(world.client().resize(None).unwrap().size, LARGER);
+    assert_eq!(world.state()["origin"]["size"], LARGER);
+    world.terminate();
 }

@@ -79,7 +79,7 @@ impl LiveVolume {
         }
         let Some(to) = to else {
             return match now.is_multiple_of(block) {
-                true => Ok(now),
+                true => file.extend(now).map_err(|e| refused(&e)),
                 false => Err(conflict(format!(
                     "{} has {now} bytes, which are not a multiple of its block size, {block} bytes; \
                      give the new size",
