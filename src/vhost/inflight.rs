@@ -23,6 +23,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -35,6 +36,7 @@ use super::{MAX_QUEUE_SIZE, descriptors};
 use crate::mutation::{self, Mutation};
 
 const HEADER: usize = 16;
+const LAYOUT_AT: u64 = 8;
 const VERSION_AT: usize = 8;
 const DESCRIPTORS_AT: usize = 10;
 const LAST_BATCH_HEAD_AT: usize = 12;
@@ -68,14 +70,22 @@ fn invalid(message: String) -> io::Error {
 }
 
 impl InflightRegion {
-    /// An empty record for `queues` rings of up to `size` entries, in memory whose size is
-    /// sealed.
+    /// An empty record for `queues` rings, in memory whose size is sealed.
+    ///
+    /// It has room for the largest ring, whatever `size` the front end names: QEMU names its
+    /// option `queue-size`, and lets the driver set up a larger ring (`SeaBIOS` of Debian 13
+    /// sets up 256 entries where 128 are the default).
     pub fn create(queues: u16, size: u16, most: usize) -> io::Result<(VhostUserInflight, File)> {
         check(queues, size, most)?;
-        let len = u64::try_from(stride(size) * usize::from(queues)).map_err(io::Error::other)?;
+        let stride = u64::try_from(stride(MAX_QUEUE_SIZE)).map_err(io::Error::other)?;
+        let len = stride * u64::from(queues);
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = File::from(memfd_create("vhost-user-inflight", flags)?);
         file.set_len(len)?;
+        let layout = [VERSION, MAX_QUEUE_SIZE].map(u16::to_ne_bytes);
+        for part in (0..len).step_by(usize::try_from(stride).map_err(io::Error::other)?) {
+            file.write_all_at(layout.as_flattened(), part + LAYOUT_AT)?;
+        }
         fcntl_add_seals(&file, SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
         Ok((VhostUserInflight::new(len, 0, queues, size), file))
     }
@@ -97,6 +107,7 @@ impl InflightRegion {
                 "an in-flight region that can be cut is refused; seal it with F_SEAL_SHRINK".into(),
             ));
         }
+        let size = entries(&file, message);
         let len = stride(size) * usize::from(queues);
         let wanted = u64::try_from(len).map_err(io::Error::other)?;
         let there = u64::try_from(fstat(&file)?.st_size).unwrap_or(0);
@@ -133,6 +144,20 @@ impl InflightRegion {
             batch: Vec::new(),
         })
     }
+}
+
+/// Entries of each queue's part: what the record says, if it was in use before, and what the
+/// front end says otherwise.
+fn entries(file: &File, message: &VhostUserInflight) -> u16 {
+    let mut layout = [0; 4];
+    let at = message.mmap_offset.saturating_add(LAYOUT_AT);
+    // A place that cannot be read is refused when its size is checked.
+    let _ = file.read_at(&mut layout, at);
+    let [a, b, c, d] = layout;
+    let (version, descriptors) = (u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]));
+    let said = message.queue_size;
+    let known = version == VERSION && (said..=MAX_QUEUE_SIZE).contains(&descriptors);
+    if known { descriptors } else { said }
 }
 
 fn check(queues: u16, size: u16, most: usize) -> io::Result<()> {
@@ -182,19 +207,21 @@ impl InflightQueue {
         Ok(())
     }
 
-    /// Brings the record up to date with a ring that has these indices. Returns the heads
-    /// that must be carried out (again), in the order in which they were taken.
+    /// Brings the record up to date with a ring of `size` entries that has these indices.
+    /// Returns the heads that must be carried out (again), in the order in which they were
+    /// taken.
     ///
     /// 1. a batch that was published is not in flight, 2. the used index, 3. the rest
     ///    in the order of their counters. A ring that has nothing under way, or whose
-    ///    used index is not one batch ahead, is new: the device was reset meanwhile.
+    ///    used index is not one batch ahead, is new: the device was reset meanwhile. Heads
+    ///    that it does not have belonged to a larger one.
     ///
     /// # Errors
     /// More is in flight than such a ring can have.
-    pub fn recover(&mut self, used: u16, available: u16) -> Result<Vec<u16>, RingFault> {
+    pub fn recover(&mut self, size: u16, used: u16, available: u16) -> Result<Vec<u16>, RingFault> {
         let outstanding = available.wrapping_sub(used);
         let behind = used.wrapping_sub(self.load(USED_INDEX_AT)?);
-        let same_ring = behind <= self.size;
+        let same_ring = behind <= size;
         if same_ring && behind > 0 {
             let mut head = self.load(LAST_BATCH_HEAD_AT)?;
             for _ in 0..behind {
@@ -209,7 +236,7 @@ impl InflightQueue {
             if self.load::<u8>(at + IN_FLIGHT_AT)? == 0 {
                 continue;
             }
-            if same_ring && outstanding > 0 {
+            if same_ring && outstanding > 0 && head < size {
                 heads.push((self.load::<u64>(at + COUNTER_AT)?, head));
             } else {
                 self.store(at + IN_FLIGHT_AT, 0_u8)?;

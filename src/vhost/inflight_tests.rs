@@ -291,7 +291,7 @@ fn nothing_in_a_region_is_believed() {
             .unwrap();
         }
         let (used, outstanding) = (few(12), few(9));
-        match queue.recover(used, used.wrapping_add(outstanding)) {
+        match queue.recover(SIZE, used, used.wrapping_add(outstanding)) {
             Ok(heads) => {
                 let distinct: BTreeSet<_> = heads.iter().collect();
                 assert!(distinct.len() == heads.len() && heads.iter().all(|head| *head < SIZE));
@@ -312,14 +312,28 @@ fn a_reset_ring_makes_a_new_start_in_an_old_region() {
     }
     queue.store(USED_INDEX_AT, 500_u16).unwrap();
     // The new driver has offered two requests by now.
-    assert_eq!(queue.recover(0, 2), Ok(Vec::new()));
-    assert_eq!(queue.recover(0, 2), Ok(Vec::new()), "and stays one");
+    assert_eq!(queue.recover(SIZE, 0, 2), Ok(Vec::new()));
+    assert_eq!(queue.recover(SIZE, 0, 2), Ok(Vec::new()), "and stays one");
+}
+
+/// A region of the largest size holds what a larger ring left there.
+#[test]
+fn heads_that_the_ring_does_not_have_are_not_done_again() {
+    let region = record(SIZE);
+    let mut queue = region.queue(0).unwrap();
+    for head in [3, SIZE, 1023] {
+        queue.taken(head).unwrap();
+    }
+    assert_eq!(queue.recover(SIZE, 0, 3), Ok(vec![3]));
+    assert_eq!(queue.recover(1024, 0, 3), Ok(vec![3]), "they are gone");
 }
 
 #[test]
 fn a_region_that_could_kill_or_lies_is_refused() {
+    // Room for 1024 entries, whatever was asked for.
     let (message, file) = InflightRegion::create(2, 128, 4).unwrap();
-    assert_eq!((message.mmap_size, message.mmap_offset), (2 * 2112, 0));
+    let len = 2 * 16448;
+    assert_eq!((message.mmap_size, message.mmap_offset), (len, 0));
     let open = |message: &VhostUserInflight, file: &File| {
         InflightRegion::open(message, file.try_clone().unwrap(), 4).map_err(|e| e.to_string())
     };
@@ -328,23 +342,24 @@ fn a_region_that_could_kill_or_lies_is_refused() {
 
     let wrong = |queues, size, len, offset| VhostUserInflight::new(len, offset, queues, size);
     for (refused, what) in [
-        (wrong(0, 128, 4224, 0), "0 queues"),
-        (wrong(5, 128, 4224, 0), "5 queues"),
-        (wrong(2, 0, 4224, 0), "0 entries"),
-        (wrong(2, 2048, 4224, 0), "2048 entries"),
-        (wrong(2, 128, 4223, 0), "4223 bytes"),
-        (wrong(3, 128, 6336, 0), "6336 bytes"),
-        (wrong(2, 128, 4224, 4096), "offset 4096"),
+        (wrong(0, 128, len, 0), "0 queues"),
+        (wrong(5, 128, len, 0), "5 queues"),
+        (wrong(2, 0, len, 0), "0 entries"),
+        (wrong(2, 2048, len, 0), "2048 entries"),
+        (wrong(2, 128, len - 1, 0), "32895 bytes"),
+        (wrong(3, 128, len, 0), "49344 bytes"),
+        (wrong(1, 128, len, 0x10_0000), "offset 1048576"),
         (
             wrong(2, 128, u64::MAX, u64::MAX),
             "offset 18446744073709551615",
         ),
-        (wrong(2, 64, 4224, 0), "128 descriptors"),
     ] {
         let error = open(&refused, &file).unwrap_err();
         assert!(error.contains(what), "{error}");
     }
 
+    // Another back end's, which is as large as it was asked for.
+    let message = VhostUserInflight::new(4224, 0, 2, 128);
     let plain = tempfile::tempfile().unwrap();
     plain.set_len(4224).unwrap();
     let error = open(&message, &plain).unwrap_err();
@@ -359,6 +374,9 @@ fn a_region_that_could_kill_or_lies_is_refused() {
     open(&message, &loose).unwrap();
 
     let region = open(&message, &loose).unwrap();
+    assert_eq!(region.queue(1).unwrap().size(), 128);
+    let error = open(&wrong(1, 256, 4224, 0), &loose).unwrap_err();
+    assert!(error.contains("128 descriptors"), "{error}");
     region.queue(1).unwrap().store(VERSION_AT, 2_u16).unwrap();
     let error = open(&message, &loose).unwrap_err();
     assert!(error.contains("version 2"), "{error}");
@@ -373,7 +391,10 @@ fn heads_are_done_again_in_the_order_in_which_they_were_taken() {
     for head in order {
         queue.taken(head).unwrap();
     }
-    assert_eq!(region.queue(0).unwrap().recover(0, 4), Ok(order.to_vec()));
+    assert_eq!(
+        region.queue(0).unwrap().recover(SIZE, 0, 4),
+        Ok(order.to_vec())
+    );
     let counters: BTreeMap<u64, u16> = (order.iter())
         .map(|head| {
             let at = queue.descriptor(*head).unwrap();

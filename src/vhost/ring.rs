@@ -86,7 +86,7 @@ impl Ring {
                 });
             }
             Some(mut region) => {
-                let replay = region.recover(used, available)?;
+                let replay = region.recover(queue.size(), used, available)?;
                 // No more than the ring's size.
                 let under_way = u16::try_from(replay.len()).unwrap_or(u16::MAX);
                 if mutation::is(Mutation::ReplayCountForgotten) {

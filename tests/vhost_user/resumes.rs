@@ -1,11 +1,13 @@
 //! What a back end leaves when it stops or loses its front end, and how the next one
 //! goes on.
 
+use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use vhost::vhost_user::message::VhostUserInflight;
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vm_memory::{Bytes, GuestAddress};
@@ -129,6 +131,52 @@ fn a_region_is_given_filled_and_taken_back() {
 #[test]
 fn requests_that_are_replayed_wait_for_memory_too() {
     taken_back(64 << 20);
+}
+
+/// QEMU asks for a region for its option `queue-size`, and its guest's firmware set up a
+/// ring of twice the size: the ring did not start, and the guest did not boot.
+#[test]
+fn a_ring_may_be_larger_than_the_region_was_asked_for() {
+    let served = serve();
+    let mut raw = Raw::connect(&served.path, PLAIN);
+    let wish = VhostUserInflight::new(0, 0, 1, SIZE / 2);
+    let (message, file) = raw.frontend.get_inflight_fd(&wish).unwrap();
+    let send = |raw: &mut Raw| {
+        let fd = file.as_raw_fd();
+        raw.frontend.set_inflight_fd(&message, fd).unwrap();
+    };
+    send(&mut raw);
+    let ring = three_writes_under_way(&served, &mut raw);
+    hang_up_unheard(&served, &mut raw);
+    eventually("the session ends", || {
+        served.call_log.read().ends_with(&["detached"])
+    });
+    raw.reconnect(&served.path, PLAIN);
+    send(&mut raw);
+    raw.set_up_again(&ring, 3);
+    raw.enable(&ring, true);
+    raw.wait_used(&ring, 3);
+    let mut heads = [0, 1, 2].map(|at| raw.used(&ring, at).0);
+    heads.sort_unstable();
+    assert_eq!(heads, [0, 3, 6], "what was under way is done again");
+}
+
+/// Another back end has made the region, with the size that was asked for.
+#[test]
+fn a_ring_that_is_larger_than_its_region_runs_without_it() {
+    let served = serve();
+    let mut raw = Raw::connect(&served.path, PLAIN);
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let file = File::from(memfd_create("region", flags).unwrap());
+    file.set_len(4096).unwrap();
+    fcntl_add_seals(&file, SealFlags::SHRINK).unwrap();
+    let message = VhostUserInflight::new(4096, 0, 1, SIZE / 2);
+    let fd = file.as_raw_fd();
+    raw.frontend.set_inflight_fd(&message, fd).unwrap();
+    let mut ring = raw.start(0);
+    raw.request(&ring, 6, OUT, 0, 512);
+    raw.run(&mut ring, &[6]);
+    assert_eq!(raw.status(&ring, 6), 0);
 }
 
 /// When the region is taken back, each request counts for `weight` bytes.

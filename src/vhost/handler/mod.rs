@@ -17,7 +17,7 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use super::back_channel::BackChannel;
-use super::inflight::InflightRegion;
+use super::inflight::{InflightQueue, InflightRegion};
 use super::memory::MemoryTable;
 use super::queue::QueueState;
 use super::reset::{Driver, ResetDetector};
@@ -209,6 +209,7 @@ impl Handler {
     fn spawn(&mut self, index: usize) -> io::Result<()> {
         let map = self.memory.map();
         let event_idx = self.features & EVENT_IDX != 0;
+        let inflight = self.inflight_of(index);
         let Some(queue) = self.queues.get_mut(index) else {
             return Ok(());
         };
@@ -228,16 +229,29 @@ impl Handler {
             space: Arc::clone(&self.view.space),
             write_through: Arc::clone(&self.write_through),
             backend: Arc::clone(&self.view.backend),
-            inflight: self
-                .inflight
-                .as_ref()
-                .and_then(|region| region.queue(index)),
+            inflight,
             leave: Arc::clone(&self.view.leave),
             log: Arc::clone(&self.view.log),
             marks,
         })?);
         self.view.hooks.ring_started();
         Ok(())
+    }
+
+    /// The queue's record of requests under way. A ring that is larger than its record runs
+    /// without one: nothing but the record of an earlier start of the ring could be in it.
+    fn inflight_of(&self, index: usize) -> Option<InflightQueue> {
+        let record = self.inflight.as_ref()?.queue(index)?;
+        let ring = self.queues.get(index)?.size;
+        if record.size() >= ring {
+            return Some(record);
+        }
+        self.warn(format_args!(
+            "queue {index} has a ring of {ring} entries, and the front end's in-flight region has \
+             room for {}; the queue runs without it",
+            record.size()
+        ));
+        None
     }
 
     /// Ends all workers, all at the same time; the queues stay as they are set.
