@@ -89,6 +89,16 @@ impl ViewLog {
     }
 }
 
+impl Drop for ViewLog {
+    /// The view has ended, so no line follows that could say it.
+    fn drop(&mut self) {
+        let limit = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if limit.held_back > 0 {
+            tracing::warn!("{} more lines about a view were held back", limit.held_back);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,5 +1,8 @@
 //! Options that make no sense.
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+
 use super::*;
 
 #[test]
@@ -115,4 +118,37 @@ fn bad_input_is_refused_by_name_and_nothing_is_touched() {
             "{text}"
         );
     }
+}
+
+/// What front ends cause in the log is limited. The count of what was held back was lost if
+/// the daemon ended before the next line.
+#[test]
+fn every_line_about_a_view_is_written_or_counted() {
+    let mut world = World::new();
+    let log = world.path("log");
+    let mut command = world.command(&["--socket-path", "a.sock", "--control", "c.sock"]);
+    command.stderr(fs::File::create(&log).unwrap());
+    world.daemon = Some(command.spawn().unwrap());
+    world.until("the daemon answers", |w| w.client().status().is_ok());
+    for _ in 0..50 {
+        let mut front_end = UnixStream::connect(world.path("a.sock")).unwrap();
+        // A request that does not exist, version 1, no payload.
+        let message = [0xff, 1, 0].map(u32::to_ne_bytes);
+        front_end.write_all(message.as_flattened()).unwrap();
+        // Until the daemon has closed the connection.
+        let _ = front_end.read(&mut [0]);
+    }
+    world.terminate();
+    let log = fs::read_to_string(&log).unwrap();
+    let written = log.matches(" view origin: ").count();
+    let counts = log.lines().filter(|line| line.contains("held back"));
+    let counts = counts.map(|line| {
+        let words = line
+            .split(' ')
+            .filter_map(|word| word.parse::<usize>().ok());
+        words.sum::<usize>()
+    });
+    let counted: usize = counts.sum();
+    assert!(written <= 40, "{written} lines: {log}");
+    assert!(written + counted >= 100, "{written} + {counted}: {log}");
 }
