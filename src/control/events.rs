@@ -113,6 +113,11 @@ pub enum EventKind {
     OriginResized {
         size: u64,
     },
+    /// A guest starts, and the file or device of the origin has become larger than the disk
+    /// that the guest sees; `size` in bytes.
+    OriginLarger {
+        size: u64,
+    },
     /// The use of the COW has reached 80 %, or the next step of 5 % above that.
     UsageThreshold {
         percent: u64,
@@ -209,6 +214,7 @@ impl EventKind {
                 | Self::FrontEndLeft { .. }
                 | Self::GuestReset { .. }
                 | Self::DriverStarted { .. }
+                | Self::OriginLarger { .. }
                 | Self::RollbackWaits { .. }
                 | Self::IoSlow { .. }
                 | Self::IoSlowEnded { .. }

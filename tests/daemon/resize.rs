@@ -87,6 +87,18 @@ fn a_disk_that_others_enlarged_is_used_when_it_is_asked_for() {
         .open(world.path("disk.img"));
     disk.unwrap().set_len(LARGER).unwrap();
     assert_eq!(guest.bytes(), BYTES, "not by itself");
+    let larger = |world: &World| {
+        let page = world.client().events(0, None).unwrap();
+        let events = page.events.iter();
+        let larger = events.filter(|e| e["kind"] == "origin-larger" && e["size"] == LARGER);
+        larger.count()
+    };
+    assert_eq!(larger(&world), 0);
+    drop(guest);
+    world.until("the guest has left", |w| !w.attached());
+    world.boot();
+    assert!(larger(&world) > 0, "it is noticed when a machine starts");
+    let guest = Guest::connect(&world.path("a.sock"));
     let refused = world.client().resize(Some(LARGER - 4096)).unwrap_err();
     assert!(refused.to_string().contains("cannot shrink"), "{refused}");
     assert_eq!(world.client().resize(None).unwrap().size, LARGER);

@@ -42,6 +42,7 @@ impl ViewOwner for LiveVolume {
             self.may_come_back.store(false, Ordering::Release);
         }
         let Some(seen) = seen(start) else { return };
+        self.look_for_more();
         if !self.is_rollback_pending() {
             return;
         }

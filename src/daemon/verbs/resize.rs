@@ -53,6 +53,20 @@ impl LiveVolume {
         })
     }
 
+    /// Says so if others have enlarged the origin. That is for the operator to use, because they
+    /// may not be done with it.
+    pub fn look_for_more(&self) {
+        let served = self.engine.origin_sectors().saturating_mul(SECTOR_SIZE);
+        let file = self.devices.get(self.facts.origin_device);
+        let Some(size) = file.and_then(|file| file.refresh_size().ok()) else {
+            return;
+        };
+        if size <= served || self.facts.read_only {
+            return;
+        }
+        self.events.publish(None, EventKind::OriginLarger { size });
+    }
+
     /// Steps 1 and 2. Returns the size of the file.
     fn enlarge(&self, file: &BlockFile, before: u64, to: Option<u64>) -> Result<u64, ApiError> {
         let path = || self.facts.path.as_str();
