@@ -2,16 +2,20 @@
 
 use crate::units::{ChunkSize, SECTOR_SIZE};
 
-/// Reads `512`, `4K`, `64KiB`, `1g`; K, M, G and T are powers of 1024.
+/// Reads `512`, `4K`, `64KiB`, `1.5g`; K, M, G and T are powers of 1024. A fraction is cut to
+/// whole sectors.
 ///
 /// # Errors
 /// What is wrong with `text`, and how to write it.
 pub fn parse(text: &str) -> Result<u64, String> {
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    if number.is_empty() {
+    let in_number = |byte: &u8| byte.is_ascii_digit() || *byte == b'.';
+    let (number, unit) = text.split_at(text.bytes().take_while(in_number).count());
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    let is_fraction = number.len() > whole.len();
+    let digits = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
+    if whole.is_empty() || !digits(fraction) || is_fraction && fraction.is_empty() {
         return Err(format!(
-            "`{text}` is not a size: write bytes or a whole number with K, M, G or T"
+            "`{text}` is not a size: write bytes, or a number with K, M, G or T"
         ));
     }
     let shift = match unit.to_ascii_lowercase().as_str() {
@@ -25,23 +29,68 @@ pub fn parse(text: &str) -> Result<u64, String> {
                 "`{unit}` may mean 1000 or 1024: write K, M, G or T (powers of 1024)"
             ));
         }
-        _ if unit.starts_with('.') => {
-            return Err(format!(
-                "`{text}` is not a whole number: use the next smaller unit (1536M for 1.5G)"
-            ));
-        }
         _ => {
             return Err(format!(
                 "unknown unit `{unit}` in `{text}`: use K, M, G or T (powers of 1024)"
             ));
         }
     };
-    number
-        .parse::<u64>()
+    if is_fraction && shift == 0 {
+        return Err(format!("`{text}`: there is no part of a byte"));
+    }
+    let bytes = whole
+        .parse()
         .ok()
-        .and_then(|n| n.checked_mul(1 << shift))
+        .and_then(|n: u64| n.checked_mul(1 << shift));
+    bytes
+        .and_then(|bytes| bytes.checked_add(part_of(fraction, 1 << shift)))
         .filter(|bytes| i64::try_from(*bytes).is_ok())
         .ok_or_else(|| format!("`{text}` is larger than any file can be"))
+}
+
+/// Whole sectors in the part of `unit` that the digits after a point stand for.
+fn part_of(digits: &str, unit: u64) -> u64 {
+    // From the last digit on: each is a tenth of what stands before it. More than 15 digits
+    // are parts of bytes, whatever the unit.
+    let digits = digits.bytes().take(15);
+    let (mut value, mut scale) = (0_u128, 1_u128);
+    for digit in digits {
+        value = value * 10 + u128::from(digit - b'0');
+        scale *= 10;
+    }
+    let bytes = value * u128::from(unit) / scale;
+    let sectors = bytes / u128::from(SECTOR_SIZE);
+    u64::try_from(sectors).unwrap_or(0) * SECTOR_SIZE
+}
+
+/// A new size, by itself or as what is added to the present one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NewSize {
+    /// In bytes.
+    To(u64),
+    /// Bytes more.
+    By(u64),
+}
+
+impl NewSize {
+    /// The size in bytes after `present`; `None` if there is none.
+    pub const fn after(self, present: u64) -> Option<u64> {
+        match self {
+            Self::To(bytes) => Some(bytes),
+            Self::By(more) => present.checked_add(more),
+        }
+    }
+}
+
+/// As [`parse_device_size`]; with `+` before it, how much is added.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_new_size(text: &str) -> Result<NewSize, String> {
+    match text.strip_prefix('+') {
+        Some(more) => parse_device_size(more).map(NewSize::By),
+        None => parse_device_size(text).map(NewSize::To),
+    }
 }
 
 /// A chunk size in bytes: a power of two, 512 bytes to 1 GiB.
@@ -131,6 +180,12 @@ mod tests {
             ("256mib", 256 << 20),
             ("3G", 3 << 30),
             ("2T", 2 << 40),
+            ("1.5G", 3 << 29),
+            ("0.5k", 512),
+            ("1.25M", 5 << 18),
+            // Cut to a sector.
+            ("0.1M", 204 * 512),
+            ("1.00000000000000000001M", 1 << 20),
         ] {
             assert_eq!(parse(text), Ok(bytes), "{text}");
         }
@@ -142,7 +197,11 @@ mod tests {
             ("", "not a size"),
             ("K", "not a size"),
             ("-1", "not a size"),
-            ("1.5G", "1536M"),
+            (".5G", "not a size"),
+            ("1.G", "not a size"),
+            ("1.2.3G", "not a size"),
+            ("1.5", "part of a byte"),
+            ("8388608.1T", "larger than any file"),
             ("4KB", "1000 or 1024"),
             ("4P", "unknown unit"),
             ("4 K", "unknown unit"),
@@ -173,6 +232,17 @@ mod tests {
         assert_eq!(parse_device_size("1536"), Ok(1536));
         assert!(parse_device_size("1000").is_err());
         assert!(parse_device_size("0").is_err());
+    }
+
+    #[test]
+    fn a_new_size_may_be_what_is_added() {
+        let after = |text| parse_new_size(text).unwrap().after(4096);
+        assert_eq!(after("1M"), Some(1 << 20));
+        assert_eq!(after("+1M"), Some((1 << 20) + 4096));
+        assert_eq!(parse_new_size("+1T").unwrap().after(u64::MAX), None);
+        for text in ["+", "++1M", "+0", "+100"] {
+            assert!(parse_new_size(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -68,7 +68,7 @@ impl Diff {
             self.find(files, &mut |change| rows.add(&mut out, &change))?;
             out.text("\n]\n")?;
         } else {
-            out.text(&row("start", "length", "in COW at", ""))?;
+            out.text(&row("start (bytes)", "length", "in the COW at", ""))?;
             let summary = self.find(files, &mut |change| {
                 let zero = if change.zero { "  zero" } else { "" };
                 out.text(&row(

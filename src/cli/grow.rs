@@ -3,8 +3,9 @@
 use clap::Args;
 
 use super::connect::Control;
-use super::{CliError, Outcome, output, values};
-use crate::size;
+use super::{CliError, Outcome, output, status, values};
+use crate::size::{self, NewSize};
+use crate::units::SECTOR_SIZE;
 
 /// Enlarge the COW of a snapshot while guests run.
 ///
@@ -14,15 +15,17 @@ use crate::size;
 #[command(after_help = "\
 EXAMPLE
   snapback grow before 4G
+  snapback grow before +1.5G
   lvextend -L 4G vg0/before && snapback grow before 4G")]
 pub struct Grow {
     /// The snapshot.
     #[arg(value_parser = values::name)]
     name: String,
 
-    /// New size of its COW, which may not be smaller than the present one.
-    #[arg(value_parser = size::parse_device_size)]
-    size: u64,
+    /// New size of its COW, which may not be smaller than the present one; with + before it, how
+    /// much is added.
+    #[arg(value_parser = size::parse_new_size)]
+    size: NewSize,
 
     #[command(flatten)]
     control: Control,
@@ -31,8 +34,16 @@ pub struct Grow {
 impl Grow {
     pub fn run(self) -> Result<Outcome, CliError> {
         let client = self.control.client()?;
-        client.grow_snapshot(&self.name, self.size)?;
-        let size = size::exact(self.size);
+        let present = match self.size {
+            NewSize::To(_) => 0,
+            NewSize::By(_) => {
+                let sectors = status::find(&client.status()?, &self.name)?.total_sectors;
+                sectors.saturating_mul(SECTOR_SIZE)
+            }
+        };
+        let size = values::size_after(self.size, present)?;
+        client.grow_snapshot(&self.name, size)?;
+        let size = size::exact(size);
         output::line(&format!("the COW of {} now has {size}", self.name))?;
         Ok(Outcome::Done)
     }

@@ -6,6 +6,7 @@ use std::io::IsTerminal;
 use tracing::field::Field;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::MakeExt;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::format::{Writer, debug_fn};
 
 use super::CliError;
@@ -13,13 +14,22 @@ use super::CliError;
 /// Starts logging at `level`, or `default` if it is `None` or empty.
 pub fn start(level: Option<&str>, default: &str) -> Result<(), CliError> {
     let level = level.filter(|text| !text.is_empty()).unwrap_or(default);
-    let filter = EnvFilter::try_new(level).map_err(|e| {
+    let wrong = |reason: &str| {
         CliError::Usage(format!(
-            "log level `{}`: {e}: use error, warn, info, debug, trace, or directives such as \
+            "log level `{}`: {reason}: use error, warn, info, debug, trace, or directives such as \
              snapback::control=debug",
             level.escape_debug()
         ))
-    })?;
+    };
+    // A filter takes any word as the name of a module, which then is never found.
+    let unknown = level.split(',').map(str::trim).find(|part| {
+        let is_target = part.contains(['=', '[']) || part.starts_with("snapback");
+        !is_target && part.parse::<LevelFilter>().is_err()
+    });
+    if let Some(unknown) = unknown {
+        return Err(wrong(&format!("`{}` is no level", unknown.escape_debug())));
+    }
+    let filter = EnvFilter::try_new(level).map_err(|e| wrong(&e.to_string()))?;
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .fmt_fields(debug_fn(escaped).delimited(" "))

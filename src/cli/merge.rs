@@ -123,9 +123,7 @@ impl Merge {
         }
         match (self.wait, earlier.merging()) {
             (true, Some(name)) => wait::until_merged(&client, name, &earlier),
-            (true, None) => Err(CliError::Failed(
-                "no merge is running: there is nothing to wait for".to_owned(),
-            )),
+            (true, None) => output::line(&earlier.ended()?),
             _ => Ok(()),
         }
     }

@@ -12,6 +12,7 @@ mod dump;
 mod events;
 mod export;
 mod grow;
+mod interrupt;
 mod logging;
 mod merge;
 mod outcome;
@@ -54,7 +55,8 @@ EXAMPLE
 EXIT STATUS
   0  done
   1  the store or snapshot in question is damaged or invalid
-  2  wrong usage, or an error")]
+  2  wrong usage, or an error
+  130  a wait was interrupted (Ctrl-C); what the daemon does goes on")]
 struct Cli {
     /// What to log to stderr: error, warn, info, debug, trace, or filter directives [default: info
     /// for serve, warn for all other verbs].
@@ -84,8 +86,10 @@ enum Verb {
     Events(events::Events),
     Snapshot(snapshot::Snapshot),
     Grow(grow::Grow),
+    #[command(visible_aliases = ["delete", "rm"])]
     Remove(snapshot::Remove),
     Resize(resize::Resize),
+    #[command(visible_alias = "revert")]
     Rollback(rollback::Rollback),
     Merge(merge::Merge),
     Create(store::Create),
@@ -194,7 +198,10 @@ fn finish(result: Result<Outcome, CliError>) -> ExitCode {
         Err(error) => {
             // Control characters in paths and names must not reach the terminal.
             eprintln!("snapback: {}", printable(&error.to_string()));
-            ExitCode::from(2)
+            match error {
+                CliError::Interrupted(_) => ExitCode::from(130),
+                _ => ExitCode::from(2),
+            }
         }
     }
 }

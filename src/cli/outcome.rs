@@ -19,6 +19,9 @@ pub(super) enum CliError {
     Usage(String),
     #[error("{0}")]
     Failed(String),
+    /// By Ctrl-C.
+    #[error("{0}")]
+    Interrupted(String),
     #[error(transparent)]
     Client(#[from] ClientError),
     #[error(transparent)]

@@ -3,9 +3,10 @@
 use clap::Args;
 
 use super::connect::Control;
-use super::{CliError, Outcome, output};
+use super::{CliError, Outcome, output, values};
 use crate::control::api::ResizeReply;
-use crate::size;
+use crate::size::{self, NewSize};
+use crate::units::SECTOR_SIZE;
 
 /// Enlarge the disk while guests use it.
 ///
@@ -17,12 +18,13 @@ use crate::size;
 #[command(after_help = "\
 EXAMPLE
   snapback resize 20G
+  snapback resize +5G
   lvextend -L 20G vg0/disk && snapback resize")]
 pub struct Resize {
-    /// New size of the disk, not smaller than the present one [default: the size that the file or
-    /// device has now].
-    #[arg(value_parser = size::parse_device_size)]
-    size: Option<u64>,
+    /// New size of the disk, not smaller than the present one; with + before it, how much is added
+    /// [default: the size that the file or device has now].
+    #[arg(value_parser = size::parse_new_size)]
+    size: Option<NewSize>,
 
     #[command(flatten)]
     control: Control,
@@ -30,7 +32,16 @@ pub struct Resize {
 
 impl Resize {
     pub fn run(self) -> Result<Outcome, CliError> {
-        let reply = self.control.client()?.resize(self.size)?;
+        let client = self.control.client()?;
+        let size = match self.size {
+            Some(size @ NewSize::By(_)) => {
+                let present = client.status()?.origin.sectors.saturating_mul(SECTOR_SIZE);
+                Some(values::size_after(size, present)?)
+            }
+            Some(NewSize::To(size)) => Some(size),
+            None => None,
+        };
+        let reply = client.resize(size)?;
         output::text(&summary(&reply))?;
         Ok(Outcome::Done)
     }

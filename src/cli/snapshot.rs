@@ -64,19 +64,20 @@ pub struct Snapshot {
     control: Control,
 }
 
-/// Remove a snapshot; its COW is marked invalid and can then be deleted.
+/// Remove snapshots; their COWs are marked invalid and can then be deleted.
 ///
-/// No guest may be attached to its own view, which is closed. The COW file is not deleted, but
+/// No guest may be attached to the own view of a snapshot, which is closed. The COW file is not deleted, but
 /// cannot be used as a snapshot again: what is overwritten on the disk from then on is not saved
 /// in it.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 EXAMPLE
-  snapback remove before && rm before.cow")]
+  snapback remove before && rm before.cow
+  snapback remove monday tuesday")]
 pub struct Remove {
-    /// The snapshot.
-    #[arg(value_parser = values::name)]
-    name: String,
+    /// The snapshots, which are removed one after the other.
+    #[arg(value_parser = values::name, required = true, value_name = "NAME")]
+    names: Vec<String>,
 
     /// Also if the COW cannot be marked invalid. Nothing then prevents it from being mistaken for
     /// a good snapshot: never use it again.
@@ -110,12 +111,14 @@ impl Snapshot {
 impl Remove {
     pub fn run(self) -> Result<Outcome, CliError> {
         let client = self.control.client()?;
-        if self.force {
-            client.force_remove_snapshot(&self.name)?;
-        } else {
-            client.remove_snapshot(&self.name)?;
+        for name in &self.names {
+            if self.force {
+                client.force_remove_snapshot(name)?;
+            } else {
+                client.remove_snapshot(name)?;
+            }
+            output::line(&format!("snapshot {name} removed"))?;
         }
-        output::line(&format!("snapshot {} removed", self.name))?;
         Ok(Outcome::Done)
     }
 }

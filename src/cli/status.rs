@@ -103,7 +103,11 @@ impl Table {
     }
 }
 
-fn find<'a>(status: &'a VolumeStatus, name: &str) -> Result<&'a SnapshotStatus, CliError> {
+/// The snapshot `name`, or an error with those that there are.
+pub(super) fn find<'a>(
+    status: &'a VolumeStatus,
+    name: &str,
+) -> Result<&'a SnapshotStatus, CliError> {
     status
         .snapshots
         .iter()

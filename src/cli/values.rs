@@ -1,7 +1,8 @@
 //! Option values that several verbs accept.
 
+use super::CliError;
 use crate::control::api::{StoreType, check_name};
-use crate::size;
+use crate::size::{self, NewSize};
 
 /// A snapshot's name.
 pub fn name(text: &str) -> Result<String, String> {
@@ -11,6 +12,14 @@ pub fn name(text: &str) -> Result<String, String> {
 /// A chunk size in bytes.
 pub fn chunk_size(text: &str) -> Result<u64, String> {
     size::parse_chunk_size(text).map(|size| size.bytes())
+}
+
+/// What a size of `present` bytes becomes.
+pub fn size_after(size: NewSize, present: u64) -> Result<u64, CliError> {
+    let after = size
+        .after(present)
+        .filter(|size| i64::try_from(*size).is_ok());
+    after.ok_or_else(|| CliError::Usage("the new size is larger than any file can be".to_owned()))
 }
 
 /// Bytes per second; 0 means no limit.

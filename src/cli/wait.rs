@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::CliError;
 use super::progress::Progress;
+use super::{CliError, interrupt, output};
 use crate::control::api::{MergeOutcome, MergeStatus, State, VolumeStatus};
 use crate::control::{Client, ClientError, render};
 
@@ -24,11 +24,30 @@ impl Earlier {
         if !wait {
             return Ok(Self::default());
         }
+        // Before the request, so that an interruption never ends the process after it.
+        interrupt::watch();
         let status = client.status()?;
         Ok(Self {
             last: status.last_merge,
             merging: status.merge.map(|merge| merge.snapshot),
         })
+    }
+
+    /// Nothing was being merged: how the last merge ended, if there was one.
+    pub fn ended(&self) -> Result<String, CliError> {
+        match &self.last {
+            None => Ok("no merge is running".to_owned()),
+            Some(MergeOutcome {
+                snapshot,
+                error: None,
+                ..
+            }) => Ok(is_merged(snapshot)),
+            Some(MergeOutcome {
+                snapshot,
+                error: Some(error),
+                ..
+            }) => Err(CliError::Failed(has_failed(snapshot, error))),
+        }
     }
 
     /// The snapshot that was being merged.
@@ -37,7 +56,17 @@ impl Earlier {
     }
 }
 
-/// Waits until `name` is merged, or its merge failed.
+fn is_merged(name: &str) -> String {
+    format!("{name} is merged; its COW is empty and can be removed")
+}
+
+fn has_failed(name: &str, reason: &str) -> String {
+    let reason = render::printable(reason);
+    format!("the merge of {name} failed: {reason}")
+}
+
+/// Waits until `name` is merged, or its merge failed. An interruption (Ctrl-C) ends the wait, not
+/// the merge.
 pub fn until_merged(client: &Client, name: &str, earlier: &Earlier) -> Result<(), CliError> {
     let mut bar = Progress::new("merging");
     let mut seen = false;
@@ -62,9 +91,15 @@ pub fn until_merged(client: &Client, name: &str, earlier: &Earlier) -> Result<()
             Step::Starting => {}
             Step::Done => {
                 bar.end();
-                return Ok(());
+                return output::line(&is_merged(name));
             }
             Step::Failed(reason) => return Err(CliError::Failed(reason)),
+        }
+        if interrupt::happened() {
+            bar.end();
+            return Err(CliError::Interrupted(format!(
+                "no longer waiting; the daemon goes on with {name}, see snapback status"
+            )));
         }
         std::thread::sleep(INTERVAL);
     }
@@ -81,12 +116,7 @@ enum Step<'a> {
 
 /// `seen`: an earlier status showed the merge running.
 fn judge<'a>(status: &'a VolumeStatus, name: &str, earlier: &Earlier, seen: bool) -> Step<'a> {
-    let failed = |reason: &str| {
-        Step::Failed(format!(
-            "the merge of {name} failed: {}",
-            render::printable(reason)
-        ))
-    };
+    let failed = |reason: &str| Step::Failed(has_failed(name, reason));
     if status.rollback_at_reset.as_deref() == Some(name) {
         return Step::AtReset;
     }

@@ -157,7 +157,7 @@ fn wrong_usage_is_exit_2_and_a_message() {
             &["serve", "--origin", "d", "--merge-writes", "drop"],
             "redirect",
         ),
-        (&["create", "c", "--size", "1.5G"], "1536M"),
+        (&["create", "c", "--size", "1.5"], "part of a byte"),
         (
             &["create", "c", "--size", "1M", "--chunk-size", "3K"],
             "take 2K or 4K",

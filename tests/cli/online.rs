@@ -1,5 +1,8 @@
 //! Verbs that talk to a daemon.
 
+use std::io::Read;
+use std::process::Stdio;
+
 use super::*;
 
 #[test]
@@ -193,10 +196,106 @@ fn wait_ends_with_the_merge_and_is_quiet_in_a_pipe() {
     let daemon = Daemon::start(vec![idle(), waiting, merging(None), merged()]);
     assert_eq!(
         daemon.done(&["rollback", "good", "--wait"]),
-        "the guest's next reset rolls back to good\n"
+        "the guest's next reset rolls back to good\n\
+         good is merged; its COW is empty and can be removed\n"
     );
     let daemon = Daemon::start(vec![idle(), merging(None), merged()]);
-    assert_eq!(daemon.done(&["merge", "good", "--wait"]), "merging good\n");
+    assert_eq!(
+        daemon.done(&["merge", "good", "--wait"]),
+        "merging good\ngood is merged; its COW is empty and can be removed\n"
+    );
+}
+
+/// A script that waits a moment too late has not failed.
+#[test]
+fn a_wait_for_a_merge_that_has_ended_tells_how() {
+    let daemon = Daemon::start(vec![merged()]);
+    assert_eq!(
+        daemon.done(&["merge", "--wait"]),
+        "good is merged; its COW is empty and can be removed\n"
+    );
+    let daemon = Daemon::start(vec![idle()]);
+    assert_eq!(daemon.done(&["merge", "--wait"]), "no merge is running\n");
+    let mut failed = merged();
+    failed.last_merge.as_mut().unwrap().error = Some("I/O error".to_owned());
+    let output = Daemon::start(vec![failed]).run(&["merge", "--wait"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(
+        stderr(&output),
+        "snapback: the merge of good failed: I/O error\n"
+    );
+}
+
+#[test]
+fn an_interrupted_wait_says_that_the_merge_goes_on() {
+    let daemon = Daemon::start(vec![idle(), merging(None)]);
+    let mut waiting = std::process::Command::new(assert_cmd::cargo::cargo_bin!("snapback"))
+        .args(["merge", "good", "--wait", "--control", &daemon.socket])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It says that the merge has begun before it waits.
+    let mut said = [0; 13];
+    waiting
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut said)
+        .unwrap();
+    assert_eq!(&said, b"merging good\n");
+    let pid = rustix::process::Pid::from_child(&waiting);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let output = waiting.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    assert!(
+        stderr(&output).contains("the daemon goes on with good"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn sizes_may_be_fractions_and_what_is_added() {
+    let daemon = Daemon::start(vec![idle()]);
+    // The COW of `good` has 1 MiB, the disk 4.
+    daemon.done(&["grow", "good", "+1.5M"]);
+    daemon.done(&["grow", "good", "2.5M"]);
+    daemon.done(&["resize", "+0.5M"]);
+    let calls = daemon.calls();
+    let grown = calls.iter().filter(|call| call.contains("2621440")).count();
+    assert_eq!(grown, 2, "{calls:?}");
+    assert!(
+        calls.iter().any(|call| call.contains("4718592")),
+        "{calls:?}"
+    );
+    let unknown = daemon.run(&["grow", "ugly", "+1M"]);
+    assert!(
+        stderr(&unknown).contains("good, bad"),
+        "{}",
+        stderr(&unknown)
+    );
+}
+
+#[test]
+fn several_snapshots_are_removed_by_one_command() {
+    let daemon = Daemon::start(vec![idle()]);
+    assert_eq!(
+        daemon.done(&["delete", "good", "bad"]),
+        "snapshot good removed\nsnapshot bad removed\n"
+    );
+    assert_eq!(daemon.calls().len(), 2);
+}
+
+#[test]
+fn a_word_that_is_no_log_level_is_refused() {
+    for level in ["foo", "info,foo", "warning"] {
+        assert_refused(&["table", "--log-level", level], "is no level");
+    }
+    let daemon = Daemon::start(vec![idle()]);
+    for level in ["off", "DEBUG", "snapback::control=debug,warn", "snapback"] {
+        daemon.done(&["table", "--log-level", level]);
+    }
 }
 
 #[test]

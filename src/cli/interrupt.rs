@@ -1,0 +1,25 @@
+//! Ctrl-C while a verb waits for what a daemon does.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::process::Signal;
+use vmm_sys_util::signal::register_signal_handler;
+
+static HAPPENED: AtomicBool = AtomicBool::new(false);
+
+/// Does only what is allowed in a signal handler. The second argument is libc's `siginfo_t`,
+/// which is not used.
+extern "C" fn handle<T>(_: i32, _: *mut T, _: *mut std::ffi::c_void) {
+    HAPPENED.store(true, Ordering::Relaxed);
+}
+
+/// From now on an interruption is noted and does not end the process. If that cannot be had, it
+/// ends the process, as without this.
+pub fn watch() {
+    let _ = register_signal_handler(Signal::INT.as_raw(), handle);
+}
+
+/// There was an interruption.
+pub fn happened() -> bool {
+    HAPPENED.load(Ordering::Relaxed)
+}
