@@ -6,6 +6,7 @@ use super::ring::Taken;
 use crate::engine::{Patch, Request, Slot, SlotData, SlotRange};
 use crate::io::{Buffer, OpKind, Zeroing};
 use crate::units::byte_count;
+use crate::virtio_blk::Action;
 use vm_memory::GuestAddress;
 
 /// What is needed to end a request.
@@ -15,6 +16,8 @@ pub struct InFlight {
     /// Where the status byte goes.
     pub status: GuestAddress,
     pub data: RequestData,
+    /// Further ranges of the request, the last one first.
+    pub later: Vec<Action>,
     /// Bytes that the device writes on success, the status byte included.
     pub written: u32,
     pub progress: Progress,
@@ -26,6 +29,45 @@ impl InFlight {
     /// From an offset in the window to one in the request's data, in bytes.
     fn place(&self, offset: usize) -> usize {
         byte_count(self.progress.before).saturating_add(offset)
+    }
+
+    /// Goes on with the next window, or with the first one of the next range; false if there
+    /// is none.
+    pub fn advance(&mut self) -> bool {
+        self.progress.advance() || self.begin_next_range()
+    }
+
+    fn begin_next_range(&mut self) -> bool {
+        let Some(next) = self.later.pop() else {
+            return false;
+        };
+        let (sector, sectors) = match next {
+            Action::WriteZeroes {
+                sector,
+                sectors,
+                unmap,
+            } => {
+                self.data = RequestData::zeroes(sectors, unmap);
+                (sector, sectors)
+            }
+            Action::Discard { sector, sectors }
+            | Action::Read { sector, sectors }
+            | Action::Write { sector, sectors } => (sector, sectors),
+            // They have no ranges.
+            Action::Flush | Action::GetId => return false,
+        };
+        let whole = Request {
+            sector,
+            sectors,
+            ..self.progress.request
+        };
+        self.progress = Progress::new(whole, self.progress.window);
+        true
+    }
+
+    /// Whether something is left to hand in.
+    pub fn has_more(&self) -> bool {
+        self.progress.has_more() || !self.later.is_empty()
     }
 }
 
@@ -87,6 +129,14 @@ pub enum RequestData {
 }
 
 impl RequestData {
+    /// Zeroes for so many sectors.
+    pub fn zeroes(sectors: u64, unmap: bool) -> Self {
+        Self::Zeroes {
+            len: byte_count(sectors),
+            unmap,
+        }
+    }
+
     /// The `len` bytes from `offset`; `None` if the data does not have them.
     fn buffer(&self, offset: usize, len: usize) -> Option<Buffer> {
         match self {

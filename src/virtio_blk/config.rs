@@ -2,7 +2,10 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::{BlkDevice, MAX_WRITE_ZEROES_SECTORS, MAX_ZEROING_SEGMENTS, SEG_MAX, feature};
+use super::{
+    BlkDevice, MAX_DISCARD_RANGES, MAX_WRITE_ZEROES_RANGES, MAX_WRITE_ZEROES_SECTORS, SEG_MAX,
+    feature,
+};
 
 /// Bytes of `struct virtio_blk_config` up to the write-zeroes fields.
 pub const CONFIG_LEN: usize = 60;
@@ -81,7 +84,7 @@ impl ConfigSpace {
         if device.discards() {
             for (at, value) in [
                 (MAX_DISCARD, device.max_discard_sectors),
-                (MAX_DISCARD_SEG, MAX_ZEROING_SEGMENTS),
+                (MAX_DISCARD_SEG, MAX_DISCARD_RANGES),
                 (DISCARD_ALIGNMENT, device.discard_alignment()),
             ] {
                 put(bytes, at, &value.to_le_bytes());
@@ -90,7 +93,7 @@ impl ConfigSpace {
         if !device.read_only {
             for (at, value) in [
                 (MAX_WRITE_ZEROES, MAX_WRITE_ZEROES_SECTORS),
-                (MAX_WRITE_ZEROES_SEG, MAX_ZEROING_SEGMENTS),
+                (MAX_WRITE_ZEROES_SEG, MAX_WRITE_ZEROES_RANGES),
             ] {
                 put(bytes, at, &value.to_le_bytes());
             }
@@ -174,7 +177,7 @@ mod tests {
         assert_eq!(bytes.get(20..24), Some(&4096_u32.to_le_bytes()[..]));
         assert_eq!(bytes.get(32), Some(&1));
         assert_eq!(bytes.get(34..36), Some(&3_u16.to_le_bytes()[..]));
-        for (at, value) in [(36, 65536_u32), (40, 1), (44, 8), (48, 8192), (52, 1)] {
+        for (at, value) in [(36, 65536_u32), (40, 32), (44, 8), (48, 8192), (52, 8)] {
             assert_eq!(
                 bytes.get(at..at + 4),
                 Some(&value.to_le_bytes()[..]),

@@ -26,8 +26,12 @@ pub const MAX_WRITE_ZEROES_SECTORS: u32 = 8192;
 /// Most sectors of one DISCARD of the origin (32 MiB): each of its chunks is looked up.
 pub const MAX_DISCARD_SECTORS: u32 = 65536;
 
-/// Segments that a DISCARD or a WRITE_ZEROES may have.
-pub const MAX_ZEROING_SEGMENTS: u32 = 1;
+/// Ranges that a DISCARD may have. Drivers collect what a file system gives back in many
+/// small pieces.
+pub const MAX_DISCARD_RANGES: u32 = 32;
+
+/// Ranges that a WRITE_ZEROES may have: together 32 MiB at most.
+pub const MAX_WRITE_ZEROES_RANGES: u32 = 8;
 
 /// The alignment in bytes that a discard should have: the unit in which file systems
 /// give space back.

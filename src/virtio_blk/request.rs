@@ -11,7 +11,9 @@ use smallvec::SmallVec;
 use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
-use super::{BlkDevice, BlkStatus, MAX_WRITE_ZEROES_SECTORS};
+use super::{
+    BlkDevice, BlkStatus, MAX_DISCARD_RANGES, MAX_WRITE_ZEROES_RANGES, MAX_WRITE_ZEROES_SECTORS,
+};
 use crate::units::{SECTOR_SHIFT, SECTOR_SIZE};
 
 /// Most descriptors that a chain may have, which bounds the cost of one request. An iovec
@@ -22,7 +24,7 @@ pub const TOO_MANY: &str = "too many descriptors";
 
 const HEADER_LEN: usize = 16;
 /// Bytes of `struct virtio_blk_discard_write_zeroes`.
-const SEGMENT_LEN: usize = 16;
+const RANGE_LEN: usize = 16;
 
 /// Request types of virtio-blk.
 mod kind {
@@ -81,6 +83,9 @@ pub enum Action {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlkRequest {
     pub action: Action,
+    /// The further ranges of a DISCARD or a WRITE_ZEROES, the last one first. They are
+    /// carried out one after the other, after `action`.
+    pub later: Vec<Action>,
     /// The data without header and status, as many bytes as the action's sectors.
     pub data: Segments,
     /// The address of the status byte.
@@ -130,6 +135,7 @@ where
             let (sector, sectors) = range(&header, &layout.writable, device).map_err(io_error)?;
             Ok(BlkRequest {
                 action: Action::Read { sector, sectors },
+                later: Vec::new(),
                 data: layout.writable,
                 status,
             })
@@ -141,26 +147,30 @@ where
             let (sector, sectors) = range(&header, &layout.readable, device).map_err(io_error)?;
             Ok(BlkRequest {
                 action: Action::Write { sector, sectors },
+                later: Vec::new(),
                 data: layout.readable,
                 status,
             })
         }
         kind::DISCARD | kind::WRITE_ZEROES => {
-            let action = zeroing(&header, &mut layout, memory.memory(), device)
+            let (action, later) = zeroing(&header, &mut layout, memory.memory(), device)
                 .map_err(|(code, reason)| refuse(code, reason))?;
             Ok(BlkRequest {
                 action,
+                later,
                 data: Segments::new(),
                 status,
             })
         }
         kind::FLUSH => Ok(BlkRequest {
             action: Action::Flush,
+            later: Vec::new(),
             data: Segments::new(),
             status,
         }),
         kind::GET_ID => Ok(BlkRequest {
             action: Action::GetId,
+            later: Vec::new(),
             data: layout.writable,
             status,
         }),
@@ -195,36 +205,72 @@ fn check_range(sector: u64, sectors: u64, device: &BlkDevice) -> Result<(u64, u6
     Ok((sector, sectors))
 }
 
-/// A DISCARD or a WRITE_ZEROES, from the one segment that holds its range. The segment is
-/// copied before it is checked, like the header.
+/// A DISCARD or a WRITE_ZEROES: its first range, and the further ones, the last first. Each
+/// is copied before it is checked, like the header, and all are checked before the first is
+/// carried out.
 fn zeroing<M: GuestMemory + ?Sized>(
     header: &Header,
     layout: &mut Layout,
     memory: &M,
     device: &BlkDevice,
-) -> Result<Action, (BlkStatus, &'static str)> {
-    const UNMAP: u32 = 1;
+) -> Result<(Action, Vec<Action>), (BlkStatus, &'static str)> {
     let io_error = |reason| (BlkStatus::IoErr, reason);
-    let unsupported = |reason| (BlkStatus::Unsupported, reason);
     let discard = header.kind == kind::DISCARD;
     if discard && !device.discards() {
-        return Err(unsupported("a discard, which is not offered"));
+        return Err((BlkStatus::Unsupported, "a discard, which is not offered"));
     }
     if !layout.writable.is_empty() {
         return Err(io_error("a range with data from the device"));
     }
-    let bytes = layout
-        .take_bytes::<M, SEGMENT_LEN>(memory)
-        .ok_or(io_error("no readable range of 16 bytes"))?;
-    if !layout.readable.is_empty() {
-        return Err(unsupported("more than one range"));
+    // At most MAX_DESCRIPTORS lengths of 32 bits: cannot overflow.
+    let bytes: usize = layout
+        .readable
+        .iter()
+        .map(|segment| usize::try_from(segment.len).unwrap_or(0))
+        .sum();
+    if bytes == 0 || !bytes.is_multiple_of(RANGE_LEN) {
+        return Err(io_error("data is not a multiple of 16 bytes"));
     }
+    let most = if discard {
+        MAX_DISCARD_RANGES
+    } else {
+        MAX_WRITE_ZEROES_RANGES
+    };
+    let count = bytes / RANGE_LEN;
+    if !u32::try_from(count).is_ok_and(|count| count <= most) {
+        return Err((
+            BlkStatus::Unsupported,
+            "more ranges than one request may have",
+        ));
+    }
+    let mut next = || {
+        let range = layout.take_bytes::<M, RANGE_LEN>(memory);
+        zeroing_range(
+            &range.ok_or(io_error("a range outside guest memory"))?,
+            discard,
+            device,
+        )
+    };
+    let first = next()?;
+    let mut later = (1..count).map(|_| next()).collect::<Result<Vec<_>, _>>()?;
+    later.reverse();
+    Ok((first, later))
+}
+
+/// One range of a DISCARD or a WRITE_ZEROES.
+fn zeroing_range(
+    bytes: &[u8; RANGE_LEN],
+    discard: bool,
+    device: &BlkDevice,
+) -> Result<Action, (BlkStatus, &'static str)> {
+    const UNMAP: u32 = 1;
+    let io_error = |reason| (BlkStatus::IoErr, reason);
     let (sector, rest) = bytes.split_first_chunk::<8>().unwrap_or((&[0; 8], &[]));
     let (sectors, rest) = rest.split_first_chunk::<4>().unwrap_or((&[0; 4], &[]));
     let flags = rest.first_chunk::<4>().unwrap_or(&[0; 4]);
     let flags = u32::from_le_bytes(*flags);
     if flags & !UNMAP != 0 || (discard && flags != 0) {
-        return Err(unsupported("unknown flags"));
+        return Err((BlkStatus::Unsupported, "unknown flags"));
     }
     let sectors = u32::from_le_bytes(*sectors);
     let most = if discard {
@@ -236,7 +282,7 @@ fn zeroing<M: GuestMemory + ?Sized>(
         return Err(io_error("no sectors"));
     }
     if sectors > most {
-        return Err(io_error("more sectors than one request may have"));
+        return Err(io_error("more sectors than one range may have"));
     }
     let (sector, sectors) =
         check_range(u64::from_le_bytes(*sector), sectors.into(), device).map_err(io_error)?;

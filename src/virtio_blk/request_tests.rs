@@ -198,6 +198,7 @@ fn every_framing_gives_the_same_request() {
     for (name, kind, action, descriptors) in cases {
         let request = run(*kind, 7, descriptors).unwrap_or_else(|e| panic!("{name}: {e:?}"));
         let want = BlkRequest {
+            later: Vec::new(),
             action: *action,
             data: segments(&[(DATA, 2048)]),
             status,

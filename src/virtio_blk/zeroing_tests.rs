@@ -161,25 +161,118 @@ fn a_range_is_whole_blocks_within_the_disk_and_no_more_than_was_offered() {
 }
 
 #[test]
-fn flags_and_further_ranges_that_nobody_offered_are_unsupported() {
+fn unknown_flags_are_unsupported() {
     let unsupported = (Some(STATUS), Some(BlkStatus::Unsupported));
     for (kind, known) in [(kind::DISCARD, 0_u32), (kind::WRITE_ZEROES, 1)] {
         for flags in (0..32).map(|bit| 1 << bit).filter(|flag| flag & known == 0) {
             let result = parse_range(&device(), kind, 0, 8, flags);
             assert_eq!(outcome(&result), unsupported, "{kind}: {flags:#x}");
         }
-        let two = [(HEADER, 16, 0), (DATA, 32, 0), (STATUS, 1, WRITE)];
-        let result = parse_range_of(&device(), kind, (0, 8, 0), &two);
-        assert_eq!(outcome(&result), unsupported, "{kind}: two ranges");
+    }
+}
+
+/// The ranges (sector, sectors, flags), in descriptors of `piece` bytes.
+fn parse_ranges(
+    device: &BlkDevice,
+    kind: u32,
+    ranges: &[(u64, u32, u32)],
+    piece: u32,
+) -> Result<BlkRequest, Refused> {
+    let memory = memory();
+    put_header(&memory, kind, 0);
+    for (i, range) in ranges.iter().enumerate() {
+        put_segment(&memory, DATA + 16 * i as u64, range.0, range.1, range.2);
+    }
+    let end = 16 * ranges.len() as u32;
+    let mut descriptors = vec![(HEADER, 16, 0)];
+    for at in (0..end).step_by(piece as usize) {
+        descriptors.push((DATA + u64::from(at), piece.min(end - at), 0));
+    }
+    descriptors.push((STATUS, 1, WRITE));
+    parse_ring(&memory, &linked(&descriptors), device)
+}
+
+#[test]
+fn several_ranges_are_taken_in_their_order() {
+    let ranges = [(5, 9, 0), (0, 1, 0), (5, 9, 0), (900, 100, 0)];
+    for piece in [7, 16, 24, 64] {
+        let request = parse_ranges(&device(), kind::DISCARD, &ranges, piece).unwrap();
+        let mut all = vec![request.action];
+        all.extend(request.later.iter().rev());
+        let want = ranges.map(|(sector, sectors, _)| Action::Discard {
+            sector,
+            sectors: sectors.into(),
+        });
+        assert_eq!(all, want);
+    }
+    // Each has its own flag.
+    let two = [(0, 8, 1), (8, 8, 0)];
+    let request = parse_ranges(&device(), kind::WRITE_ZEROES, &two, 32).unwrap();
+    let range = |sector, unmap| Action::WriteZeroes {
+        sector,
+        sectors: 8,
+        unmap,
+    };
+    assert_eq!(request.action, range(0, true));
+    assert_eq!(request.later, [range(8, false)]);
+}
+
+/// Nothing of a request is carried out if one of its ranges is wrong.
+#[test]
+fn each_range_is_checked() {
+    let refused = |code| (Some(STATUS), Some(code));
+    for kind in [kind::DISCARD, kind::WRITE_ZEROES] {
+        for place in 0..3 {
+            for (bad, code) in [
+                ((CAPACITY, 1, 0), BlkStatus::IoErr),
+                ((0, 0, 0), BlkStatus::IoErr),
+                ((0, u32::MAX, 0), BlkStatus::IoErr),
+                ((u64::MAX, 8, 0), BlkStatus::IoErr),
+                ((0, 8, 2), BlkStatus::Unsupported),
+            ] {
+                let mut ranges = [(0, 8, 0); 3];
+                ranges[place] = bad;
+                let result = parse_ranges(&device(), kind, &ranges, 48);
+                assert_eq!(
+                    outcome(&result),
+                    refused(code),
+                    "{kind}: {bad:?} at {place}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn as_many_ranges_as_were_offered_are_taken_and_no_more() {
+    let unsupported = (Some(STATUS), Some(BlkStatus::Unsupported));
+    for (kind, most) in [(kind::DISCARD, 32), (kind::WRITE_ZEROES, 8)] {
+        let ranges = vec![(0, 8, 0); most + 1];
+        let request = parse_ranges(&device(), kind, &ranges[..most], 16 * most as u32).unwrap();
+        assert_eq!(request.later.len(), most - 1);
+        let result = parse_ranges(&device(), kind, &ranges, 16 * most as u32 + 16);
+        assert_eq!(outcome(&result), unsupported, "{kind}");
+        // Sums that do not fit into 32 bits are counted as they are.
+        let many = [
+            (HEADER, 16, 0),
+            (DATA, 1 << 31, 0),
+            (DATA, (1 << 31) - 64, 0),
+            (STATUS, 1, WRITE),
+        ];
+        let result = parse_range_of(&device(), kind, (0, 8, 0), &many);
+        assert_eq!(outcome(&result), unsupported, "{kind}");
     }
 }
 
 #[test]
 fn a_range_that_is_cut_short_or_goes_the_wrong_way_is_an_io_error() {
     let refused = (Some(STATUS), Some(BlkStatus::IoErr));
-    let framings: [&[Desc]; 4] = [
+    let framings: [&[Desc]; 7] = [
         &[(HEADER, 16, 0), (STATUS, 1, WRITE)],
+        &[(HEADER, 16, 0), (DATA, 8, 0), (STATUS, 1, WRITE)],
         &[(HEADER, 16, 0), (DATA, 15, 0), (STATUS, 1, WRITE)],
+        &[(HEADER, 16, 0), (DATA, 17, 0), (STATUS, 1, WRITE)],
+        &[(HEADER, 16, 0), (DATA, 31, 0), (STATUS, 1, WRITE)],
         &[(HEADER, 16, 0), (DATA, 16, WRITE), (STATUS, 1, WRITE)],
         &[
             (HEADER, 16, 0),

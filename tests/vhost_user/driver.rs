@@ -439,7 +439,7 @@ fn a_discard_reaches_the_disk_as_a_hint() {
     assert_eq!(guest.discard(4, 8), 0);
     assert_eq!(changes(&served), [LoggedKind::Zero(Zeroing::Discard)]);
     let config = guest.transport.get_config().unwrap();
-    assert_eq!(u32::from(config.max_discard_seg), 1);
+    assert_eq!(u32::from(config.max_discard_seg), 32);
     let most = u32::from(config.max_discard_sectors);
     assert_eq!(guest.discard(0, u64::from(most) + 8), -5);
     assert_eq!(guest.discard(SECTORS - 7, 8), -5, "beyond the end");

@@ -64,7 +64,7 @@ impl Worker {
         if status == Status::Ok
             && !self.abandoning
             && let Some(request) = self.slots.get_mut(slot)
-            && request.progress.advance()
+            && request.advance()
         {
             return self.hand_in(slot);
         }
@@ -77,7 +77,7 @@ impl Worker {
             marks.end(slot);
         }
         let (code, len) = match status {
-            Status::Ok if request.progress.has_more() => {
+            Status::Ok if request.has_more() => {
                 self.undone = true;
                 return;
             }

@@ -6,7 +6,6 @@ use tracing::debug;
 
 use super::Worker;
 use crate::engine::{Request, RequestKind, Slot, Weight};
-use crate::units::SECTOR_SHIFT;
 use crate::vhost::Requests;
 use crate::vhost::guest::GuestData;
 use crate::vhost::ring::Taken;
@@ -21,7 +20,8 @@ pub(super) const QUEUE_BYTES: u64 = 20 << 20;
 /// Memory of a descriptor in the lists of a request and in those of its operations.
 const SEGMENT_BYTES: u64 = 96;
 
-/// What a request takes from its beginning to its end.
+/// What a request takes from its beginning to its end. Its ranges are carried out one after
+/// the other, so that the largest of them counts.
 fn weigh(port: &mut dyn Requests, parsed: &Result<BlkRequest, Refused>) -> Weight {
     let request = match parsed {
         Ok(request) => request,
@@ -34,7 +34,18 @@ fn weigh(port: &mut dyn Requests, parsed: &Result<BlkRequest, Refused>) -> Weigh
         }
         Err(_) => return Weight::ONE_OPERATION,
     };
-    let mut weight = match request.action {
+    let mut weight = weigh_action(port, request.action);
+    for action in &request.later {
+        weight.bytes = weight.bytes.max(weigh_action(port, *action).bytes);
+    }
+    let lists = request.data.len() + request.later.len();
+    let lists = u64::try_from(lists).unwrap_or(u64::MAX);
+    weight.bytes += lists.saturating_mul(SEGMENT_BYTES);
+    weight
+}
+
+fn weigh_action(port: &mut dyn Requests, action: Action) -> Weight {
+    match action {
         Action::Read { sector, sectors } => port.weigh(RequestKind::Read, sector, sectors),
         Action::Write { sector, sectors }
         | Action::WriteZeroes {
@@ -43,10 +54,7 @@ fn weigh(port: &mut dyn Requests, parsed: &Result<BlkRequest, Refused>) -> Weigh
         Action::Discard { sector, sectors } => port.weigh(RequestKind::Discard, sector, sectors),
         Action::Flush => port.weigh(RequestKind::Flush, 0, 0),
         Action::GetId => Weight::ONE_OPERATION,
-    };
-    let segments = u64::try_from(request.data.len()).unwrap_or(u64::MAX);
-    weight.bytes += segments.saturating_mul(SEGMENT_BYTES);
-    weight
+    }
 }
 
 impl Worker {
@@ -180,10 +188,7 @@ impl Worker {
             }
         };
         let data = match zeroes {
-            Some((sectors, unmap)) => RequestData::Zeroes {
-                len: usize::try_from(sectors << SECTOR_SHIFT).unwrap_or(usize::MAX),
-                unmap,
-            },
+            Some((sectors, unmap)) => RequestData::zeroes(sectors, unmap),
             None => RequestData::Guest(data),
         };
         let whole = Request {
@@ -196,6 +201,7 @@ impl Worker {
             head,
             status: request.status,
             data,
+            later: request.later,
             written,
             progress: Progress::new(whole, weight.window),
             held: weight.bytes,
