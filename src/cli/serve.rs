@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 
 use super::{CliError, Outcome, logging, snapshot_list, values};
 use crate::control::api::SnapshotSpec;
-use crate::daemon::{self, Endpoint, IoEngine, MergeWrites, ServeOptions};
+use crate::daemon::{self, BlockSizes, Endpoint, IoEngine, MergeWrites, ServeOptions};
 
 /// Serve a disk and its snapshots to virtual machines, until SIGTERM or SIGINT.
 ///
@@ -49,6 +49,9 @@ pub struct Serve {
     /// Serial number that the guest reads, up to 20 characters.
     #[arg(long, value_name = "TEXT", value_parser = values::serial)]
     serial: Option<String>,
+
+    #[command(flatten)]
+    blocks: Blocks,
 
     /// Maximum number of queues that a guest can use on each view.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=64))]
@@ -124,6 +127,43 @@ pub struct Serve {
     force: bool,
 }
 
+/// The block sizes that guests see on all views.
+#[derive(Args, Debug)]
+struct Blocks {
+    /// Logical block size of the disk and its snapshots: guests read and write multiples of it
+    /// [default: the device's, 512 for a file]. A power of two up to 32K, not smaller than the
+    /// device's; Linux takes up to 4K. A disk that has a partition table is not readable with
+    /// another size. Recorded in the state file, like the three that follow.
+    #[arg(long, value_name = "SIZE", value_parser = values::logical_block_size)]
+    logical_block_size: Option<u32>,
+
+    /// Physical block size: smaller writes cost more [default: the device's; for a file the block
+    /// size of its file system, at most 4K]. A power of two up to 2M.
+    #[arg(long, value_name = "SIZE", value_parser = values::physical_block_size)]
+    physical_block_size: Option<u32>,
+
+    /// The unit in which guests give space back [default: the device's or file system's, at least
+    /// 4K]. A power of two up to 4M.
+    #[arg(long, value_name = "SIZE", value_parser = values::discard_granularity)]
+    discard_granularity: Option<u32>,
+
+    /// The size of requests that suits the disk best, 0 for none [default: the device's, none for
+    /// a file]. A multiple of the logical block size.
+    #[arg(long, value_name = "SIZE", value_parser = values::io_size)]
+    opt_io: Option<u32>,
+}
+
+impl Blocks {
+    const fn sizes(&self) -> BlockSizes {
+        BlockSizes {
+            logical: self.logical_block_size,
+            physical: self.physical_block_size,
+            discard_granularity: self.discard_granularity,
+            opt_io: self.opt_io,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum MergeWritesName {
     /// It waits until its own chunk is merged, which takes three durable writes that all waiting
@@ -197,6 +237,7 @@ impl Serve {
             endpoint: socket.or(self.fd.map(Endpoint::Fd)),
             read_only: self.read_only,
             serial: self.serial,
+            blocks: self.blocks.sizes(),
             num_queues: self.num_queues,
             snapshots: self.snapshots,
             merge: self.merge,
@@ -262,6 +303,10 @@ mod tests {
             "io_uring",
             "--poll-us",
             "0",
+            "--logical-block-size",
+            "4K",
+            "--opt-io",
+            "1M",
         ])
         .unwrap();
         assert_eq!(options.origin, PathBuf::from("/d/disk.img"));
@@ -275,6 +320,9 @@ mod tests {
         assert_eq!(options.io_engine, IoEngine::IoUring);
         assert_eq!(options.polling, Duration::ZERO);
         assert_eq!(options.num_queues, 64);
+        let blocks = options.blocks;
+        assert_eq!((blocks.logical, blocks.opt_io), (Some(4096), Some(1 << 20)));
+        assert_eq!((blocks.physical, blocks.discard_granularity), (None, None));
         let spec = options.snapshots.first().unwrap();
         assert_eq!(
             (spec.name.as_str(), spec.size, spec.chunk_size),
@@ -315,6 +363,7 @@ mod tests {
             (&["--merge", "a", "--read-only"], "--read-only"),
             (&["--num-queues", "0"], "1..=64"),
             (&["--poll-us", "51"], "0..=50"),
+            (&["--logical-block-size", "1000"], "power of two"),
         ] {
             let error = options(&[&base, more].concat()).unwrap_err();
             assert!(error.contains(word), "{more:?}: {error}");

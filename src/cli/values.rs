@@ -2,6 +2,7 @@
 
 use super::CliError;
 use crate::control::api::{StoreType, check_name};
+use crate::daemon::{GRANULARITY_MAX, LOGICAL_MAX, PHYSICAL_MAX};
 use crate::size::{self, NewSize};
 
 /// A snapshot's name.
@@ -64,6 +65,44 @@ pub fn serial(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// A power of two in bytes, from 512 to `most`.
+fn block(text: &str, most: u32) -> Result<u32, String> {
+    let bytes = size::parse(text)?;
+    u32::try_from(bytes)
+        .ok()
+        .filter(|bytes| bytes.is_power_of_two() && (512..=most).contains(bytes))
+        .ok_or_else(|| {
+            format!(
+                "{bytes} bytes: must be a power of two from 512 bytes to {}",
+                size::exact(most.into())
+            )
+        })
+}
+
+/// A logical block size in bytes.
+pub fn logical_block_size(text: &str) -> Result<u32, String> {
+    block(text, LOGICAL_MAX)
+}
+
+/// A physical block size in bytes.
+pub fn physical_block_size(text: &str) -> Result<u32, String> {
+    block(text, PHYSICAL_MAX)
+}
+
+/// A granularity of discards in bytes.
+pub fn discard_granularity(text: &str) -> Result<u32, String> {
+    block(text, GRANULARITY_MAX)
+}
+
+/// A size of requests in bytes; 0: none.
+pub fn io_size(text: &str) -> Result<u32, String> {
+    let bytes = size::parse(text)?;
+    u32::try_from(bytes)
+        .ok()
+        .filter(|bytes| bytes.is_multiple_of(512))
+        .ok_or_else(|| format!("{bytes} bytes: must be a multiple of 512 below 4 GiB"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,6 +112,25 @@ mod tests {
         assert!(name("before-2.6_x+1").is_ok());
         for bad in ["", "a b", "a/b", "..", "-x", "ä", "a\n", &"x".repeat(65)] {
             assert!(name(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn block_sizes_are_powers_of_two_within_their_bounds() {
+        assert_eq!(logical_block_size("4K"), Ok(4096));
+        assert_eq!(logical_block_size("32768"), Ok(32768));
+        assert_eq!(physical_block_size("2M"), Ok(2 << 20));
+        assert_eq!(discard_granularity("4M"), Ok(4 << 20));
+        assert_eq!(io_size("0"), Ok(0));
+        assert_eq!(io_size("1536"), Ok(1536));
+        for bad in ["0", "256", "1000", "3K", "64K", "5G"] {
+            let error = logical_block_size(bad).unwrap_err();
+            assert!(error.contains("32K"), "{bad}: {error}");
+        }
+        assert!(physical_block_size("4M").unwrap_err().contains("2M"));
+        assert!(discard_granularity("8M").unwrap_err().contains("4M"));
+        for bad in ["1", "513", "4G"] {
+            assert!(io_size(bad).is_err(), "{bad}");
         }
     }
 

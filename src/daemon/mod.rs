@@ -27,10 +27,11 @@ pub use identity::{OriginIdentity, StorageIdentity, StorageKind};
 pub use offline::doubts::doubts;
 pub use offline::merge::{MergeReport, merge_offline};
 pub use offline::recorded::{check_unrecorded, recorded};
+pub use start::blocks::{GRANULARITY_MAX, LOGICAL_MAX, PHYSICAL_MAX};
 pub use start::options::{Endpoint, ServeOptions};
 pub use start::serve::serve;
-pub use state::FileError;
 pub use state::place::default_state_path;
+pub use state::{BlockSizes, FileError};
 
 pub use crate::engine::MergeWrites;
 pub use crate::io::IoEngine;

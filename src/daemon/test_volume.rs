@@ -22,6 +22,7 @@ pub fn serve(folder: &Path) -> (Arc<LiveVolume>, Notices) {
         endpoint: None,
         read_only: false,
         serial: None,
+        blocks: Default::default(),
         num_queues: 1,
         snapshots: Vec::new(),
         merge: None,

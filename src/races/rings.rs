@@ -27,7 +27,7 @@ use crate::mutation::Mutation;
 use crate::sync;
 use crate::vhost::parts::{Handler, ViewContext};
 use crate::vhost::{Backend, Requests, Start, ViewConfig, ViewHooks};
-use crate::virtio_blk::{BlkDevice, Capacity, ConfigSpace};
+use crate::virtio_blk::{BlkDevice, Capacity, ConfigSpace, Topology};
 
 const SIZE: u16 = 32;
 const MEMORY: u64 = 0x10000;
@@ -229,7 +229,7 @@ impl Driver {
 fn handler(volume: &Volume, memory: &File) -> Handler {
     let device = BlkDevice {
         capacity: Capacity::new(8),
-        block_size: 512,
+        topology: Topology::of_blocks(512),
         read_only: false,
         max_discard_sectors: 0,
         serial: String::new(),

@@ -36,7 +36,8 @@ pub enum StoreError {
 
     #[error(
         "the chunk size of {chunk_bytes} bytes is not a multiple of the {block_bytes}-byte \
-         blocks of the devices; use a COW store with larger chunks, or devices with smaller blocks"
+         blocks of the devices; use a COW store with larger chunks, or smaller blocks \
+         (serve --logical-block-size, as far as the devices permit it)"
     )]
     ChunkBelowBlock { chunk_bytes: u64, block_bytes: u64 },
 

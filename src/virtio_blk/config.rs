@@ -13,6 +13,10 @@ pub const CONFIG_LEN: usize = 60;
 const CAPACITY: usize = 0;
 const SEG_MAX_OFFSET: usize = 12;
 const BLK_SIZE: usize = 20;
+const PHYSICAL_EXPONENT: usize = 24;
+const ALIGNMENT_OFFSET: usize = 25;
+const MIN_IO: usize = 26;
+const OPT_IO: usize = 28;
 const WRITEBACK: usize = 32;
 const NUM_QUEUES: usize = 34;
 const MAX_DISCARD: usize = 36;
@@ -66,7 +70,16 @@ impl ConfigSpace {
             &self.device.capacity.sectors().to_le_bytes(),
         );
         put(&mut bytes, SEG_MAX_OFFSET, &SEG_MAX.to_le_bytes());
-        put(&mut bytes, BLK_SIZE, &self.device.block_size.to_le_bytes());
+        let topology = &self.device.topology;
+        put(&mut bytes, BLK_SIZE, &topology.logical.to_le_bytes());
+        put(
+            &mut bytes,
+            PHYSICAL_EXPONENT,
+            &[topology.physical_exponent()],
+        );
+        put(&mut bytes, ALIGNMENT_OFFSET, &[topology.alignment_blocks()]);
+        put(&mut bytes, MIN_IO, &topology.min_io_blocks().to_le_bytes());
+        put(&mut bytes, OPT_IO, &topology.opt_io_blocks().to_le_bytes());
         let writeback = u8::from(self.writeback.load(Ordering::Relaxed));
         put(&mut bytes, WRITEBACK, &[writeback]);
         put(
@@ -85,7 +98,7 @@ impl ConfigSpace {
             for (at, value) in [
                 (MAX_DISCARD, device.max_discard_sectors),
                 (MAX_DISCARD_SEG, MAX_DISCARD_RANGES),
-                (DISCARD_ALIGNMENT, device.discard_alignment()),
+                (DISCARD_ALIGNMENT, device.topology.discard_alignment()),
             ] {
                 put(bytes, at, &value.to_le_bytes());
             }
@@ -152,13 +165,20 @@ fn put(bytes: &mut [u8; CONFIG_LEN], offset: usize, value: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Capacity;
+    use super::super::{Capacity, Topology};
     use super::*;
 
     fn config() -> ConfigSpace {
         ConfigSpace::new(BlkDevice {
             capacity: Capacity::new(0x1122_3344_5566),
-            block_size: 4096,
+            topology: Topology {
+                logical: 4096,
+                physical: 16384,
+                alignment_offset: 8192,
+                min_io: 65536,
+                opt_io: 1 << 20,
+                discard_granularity: 32768,
+            },
             read_only: false,
             serial: "disk0".into(),
             num_queues: 3,
@@ -175,9 +195,12 @@ mod tests {
         );
         assert_eq!(bytes.get(12..16), Some(&126_u32.to_le_bytes()[..]));
         assert_eq!(bytes.get(20..24), Some(&4096_u32.to_le_bytes()[..]));
+        assert_eq!(bytes.get(24..26), Some(&[2, 2][..]));
+        assert_eq!(bytes.get(26..28), Some(&16_u16.to_le_bytes()[..]));
+        assert_eq!(bytes.get(28..32), Some(&256_u32.to_le_bytes()[..]));
         assert_eq!(bytes.get(32), Some(&1));
         assert_eq!(bytes.get(34..36), Some(&3_u16.to_le_bytes()[..]));
-        for (at, value) in [(36, 65536_u32), (40, 32), (44, 8), (48, 8192), (52, 8)] {
+        for (at, value) in [(36, 65536_u32), (40, 32), (44, 64), (48, 8192), (52, 8)] {
             assert_eq!(
                 bytes.get(at..at + 4),
                 Some(&value.to_le_bytes()[..]),

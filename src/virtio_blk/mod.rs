@@ -3,14 +3,14 @@
 
 pub mod config;
 pub mod request;
+mod topology;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::units::SECTOR_SHIFT;
-
 pub use config::ConfigSpace;
 pub use request::{Action, BlkRequest, Refused, parse};
+pub use topology::Topology;
 
 /// Bytes of the identifier that `VIRTIO_BLK_T_GET_ID` returns.
 pub const ID_LEN: usize = 20;
@@ -33,16 +33,13 @@ pub const MAX_DISCARD_RANGES: u32 = 32;
 /// Ranges that a WRITE_ZEROES may have: together 32 MiB at most.
 pub const MAX_WRITE_ZEROES_RANGES: u32 = 8;
 
-/// The alignment in bytes that a discard should have: the unit in which file systems
-/// give space back.
-const DISCARD_ALIGNMENT: u32 = 4096;
-
 /// Feature bits of virtio-blk that are offered or checked.
 pub mod feature {
     pub const SEG_MAX: u64 = 1 << 2;
     pub const RO: u64 = 1 << 5;
     pub const BLK_SIZE: u64 = 1 << 6;
     pub const FLUSH: u64 = 1 << 9;
+    pub const TOPOLOGY: u64 = 1 << 10;
     pub const CONFIG_WCE: u64 = 1 << 11;
     pub const MQ: u64 = 1 << 12;
     pub const DISCARD: u64 = 1 << 13;
@@ -72,9 +69,7 @@ impl Capacity {
 #[derive(Clone, Debug)]
 pub struct BlkDevice {
     pub capacity: Capacity,
-    /// Logical block size in bytes: a power of two in 512 ..= 65536. Requests
-    /// must be aligned to it.
-    pub block_size: u32,
+    pub topology: Topology,
     pub read_only: bool,
     /// Answer to GET_ID; bytes beyond [`ID_LEN`] are cut off.
     pub serial: String,
@@ -90,6 +85,7 @@ impl BlkDevice {
     pub fn features(&self) -> u64 {
         let always = feature::SEG_MAX
             | feature::BLK_SIZE
+            | feature::TOPOLOGY
             | feature::FLUSH
             | feature::CONFIG_WCE
             | feature::MQ;
@@ -103,11 +99,6 @@ impl BlkDevice {
     /// Whether DISCARD is offered.
     pub const fn discards(&self) -> bool {
         !self.read_only && self.max_discard_sectors > 0
-    }
-
-    /// The alignment that a discard should have, in sectors.
-    pub fn discard_alignment(&self) -> u32 {
-        self.block_size.max(DISCARD_ALIGNMENT) >> SECTOR_SHIFT
     }
 
     /// The serial as GET_ID returns it: padded with zeroes.

@@ -127,30 +127,28 @@ where
     if device.read_only && header.is_write() {
         return Err(io_error("a write to a read-only disk"));
     }
+    let done = |action, data| {
+        Ok(BlkRequest {
+            action,
+            later: Vec::new(),
+            data,
+            status,
+        })
+    };
     match header.kind {
         kind::IN => {
             if !layout.readable.is_empty() {
                 return Err(io_error("a read with data to the device"));
             }
             let (sector, sectors) = range(&header, &layout.writable, device).map_err(io_error)?;
-            Ok(BlkRequest {
-                action: Action::Read { sector, sectors },
-                later: Vec::new(),
-                data: layout.writable,
-                status,
-            })
+            done(Action::Read { sector, sectors }, layout.writable)
         }
         kind::OUT => {
             if !layout.writable.is_empty() {
                 return Err(io_error("a write with data from the device"));
             }
             let (sector, sectors) = range(&header, &layout.readable, device).map_err(io_error)?;
-            Ok(BlkRequest {
-                action: Action::Write { sector, sectors },
-                later: Vec::new(),
-                data: layout.readable,
-                status,
-            })
+            done(Action::Write { sector, sectors }, layout.readable)
         }
         kind::DISCARD | kind::WRITE_ZEROES => {
             let (action, later) = zeroing(&header, &mut layout, memory.memory(), device)
@@ -162,18 +160,9 @@ where
                 status,
             })
         }
-        kind::FLUSH => Ok(BlkRequest {
-            action: Action::Flush,
-            later: Vec::new(),
-            data: Segments::new(),
-            status,
-        }),
-        kind::GET_ID => Ok(BlkRequest {
-            action: Action::GetId,
-            later: Vec::new(),
-            data: layout.writable,
-            status,
-        }),
+        // Data and sector of a flush mean nothing.
+        kind::FLUSH => done(Action::Flush, Segments::new()),
+        kind::GET_ID => done(Action::GetId, layout.writable),
         _ => Err(refuse(BlkStatus::Unsupported, "an unknown request type")),
     }
 }
@@ -193,7 +182,7 @@ fn range(header: &Header, data: &Segments, device: &BlkDevice) -> Result<(u64, u
 
 /// The range, if it is whole blocks within the disk.
 fn check_range(sector: u64, sectors: u64, device: &BlkDevice) -> Result<(u64, u64), &'static str> {
-    let block = (u64::from(device.block_size) >> SECTOR_SHIFT).max(1);
+    let block = (u64::from(device.topology.logical) >> SECTOR_SHIFT).max(1);
     if !sectors.is_multiple_of(block) || !sector.is_multiple_of(block) {
         return Err("not aligned to the block size");
     }

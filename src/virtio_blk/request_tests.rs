@@ -14,7 +14,7 @@ use virtio_queue::{Queue, QueueOwnedT};
 use vm_memory::GuestMemoryMmap;
 
 use super::*;
-use crate::virtio_blk::Capacity;
+use crate::virtio_blk::{Capacity, Topology};
 
 #[path = "chain_tests.rs"]
 mod chains;
@@ -41,7 +41,7 @@ fn memory() -> Memory {
 fn device() -> BlkDevice {
     BlkDevice {
         capacity: Capacity::new(CAPACITY),
-        block_size: 512,
+        topology: Topology::of_blocks(512),
         read_only: false,
         serial: "serial".into(),
         num_queues: 1,
@@ -312,7 +312,7 @@ fn odd_lengths_are_io_errors() {
 #[test]
 fn requests_keep_to_the_block_size() {
     let device = BlkDevice {
-        block_size: 4096,
+        topology: Topology::of_blocks(4096),
         ..device()
     };
     let with = |sector, len| {

@@ -129,7 +129,7 @@ fn a_range_is_whole_blocks_within_the_disk_and_no_more_than_was_offered() {
         ..device()
     };
     let blocks = BlkDevice {
-        block_size: 4096,
+        topology: Topology::of_blocks(4096),
         ..device()
     };
     let refused = (Some(STATUS), Some(BlkStatus::IoErr));

@@ -7,6 +7,7 @@
 )]
 
 mod bad_input;
+mod block_sizes;
 mod cancel;
 mod cow_growth;
 mod curl;

@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use snapback::vhost::{ViewConfig, ViewServer, ViewSocket};
-use snapback::virtio_blk::{BlkDevice, Capacity};
+use snapback::virtio_blk::{BlkDevice, Capacity, Topology};
 
 use backend::{CallLog, Volume};
 
@@ -37,7 +37,7 @@ pub struct Served {
 pub fn device() -> BlkDevice {
     BlkDevice {
         capacity: Capacity::new(SECTORS),
-        block_size: 512,
+        topology: Topology::of_blocks(512),
         read_only: false,
         serial: "snapback-test".into(),
         num_queues: 4,

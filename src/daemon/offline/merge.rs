@@ -126,6 +126,7 @@ fn options(
         endpoint: None,
         read_only: false,
         serial: None,
+        blocks: Default::default(),
         num_queues: 1,
         snapshots,
         merge: (!is_recorded).then_some(name),

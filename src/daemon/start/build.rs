@@ -48,6 +48,7 @@ pub fn build_volume(
         plan,
         state,
         origin,
+        topology,
         origin_device,
         device_string,
         devices,
@@ -75,11 +76,9 @@ pub fn build_volume(
         prepared.push(snapshot);
     }
     drop(disk);
-    let serial = volume_state
-        .serial
-        .clone()
-        .unwrap_or_else(|| serials::of_path(&volume_state.origin.path));
     let path = volume_state.origin.path.clone();
+    let serial = volume_state.serial.clone();
+    let serial = serial.unwrap_or_else(|| serials::of_path(&path));
     let may_come_back = volume_state.guest_attached && volume_state.serves_origin();
     marking::identify(&mut volume_state)
         .map_err(|e| DaemonError::system("get random numbers", e))?;
@@ -99,13 +98,13 @@ pub fn build_volume(
             polling: options.polling,
             any_memory: options.any_memory,
             num_queues: options.num_queues,
-            block_size: origin.block_size,
+            topology,
             serial,
         },
         origin,
     };
     let (volume, notices) = assemble(facts, state, devices, may_come_back)?;
-    let version = env!("CARGO_PKG_VERSION").to_owned();
+    let version = env!("CARGO_PKG_VERSION").into();
     volume.events.publish(None, EventKind::Started { version });
     Ok((volume, notices, prepared))
 }

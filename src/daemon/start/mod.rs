@@ -3,9 +3,11 @@
 //!
 //! ```text
 //!  serve ─► build ─► preflight ─► cow_check, sockets ─► plan ─► origin_check ─► options
-//!                        └─────► missing_state              sockets ─► inherited
+//!                        ├─────► missing_state              sockets ─► inherited
+//!                        └─────► blocks
 //! ```
 
+pub mod blocks;
 pub mod build;
 mod cow_check;
 mod inherited;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::control::api::SnapshotSpec;
+use crate::daemon::state::BlockSizes;
 use crate::engine::MergeWrites;
 use crate::io::IoEngine;
 
@@ -31,6 +32,8 @@ pub struct ServeOptions {
     pub read_only: bool,
     /// The answer to GET_ID, at most 20 bytes; `None`: derived from the origin.
     pub serial: Option<String>,
+    /// The block sizes that guests see; `None`: as recorded, or as suits the origin.
+    pub blocks: BlockSizes,
     /// Virtqueues per view, 1 ..= 64.
     pub num_queues: u16,
     /// In command-line order; names are unique.

@@ -377,6 +377,7 @@ fn sockets(options: &ServeOptions, state: &mut VolumeState) -> Result<(), PlanEr
             false => Some(absolute(qmp)?),
         };
     }
+    state.blocks.update(&options.blocks);
     if let Some(serial) = &options.serial {
         state.serial = Some(serial.clone());
     }

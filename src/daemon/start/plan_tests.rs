@@ -58,6 +58,7 @@ fn options() -> ServeOptions {
         endpoint: Some(Endpoint::Path(PathBuf::from("/a.sock"))),
         read_only: false,
         serial: None,
+        blocks: Default::default(),
         num_queues: 1,
         snapshots: Vec::new(),
         merge: None,

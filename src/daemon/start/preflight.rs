@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::blocks;
 use super::cow_check::{CowChecks, cannot_forget, check_absent_twice};
 use super::missing_state;
 use super::options::ServeOptions;
@@ -18,6 +19,8 @@ use crate::daemon::state::place::default_state_path;
 use crate::daemon::state::{OpenedState, SnapshotRecord};
 use crate::daemon::waiting;
 use crate::io::{BlockFile, DeviceId, Devices, Disk, IoEngine, OpenOptions, open_disk};
+use crate::units::SECTOR_SIZE;
+use crate::virtio_blk::Topology;
 
 /// Reads under way at once while stores are loaded.
 const LOAD_READS: u32 = 4;
@@ -27,6 +30,8 @@ pub struct Checked {
     pub plan: Plan,
     pub state: OpenedState,
     pub origin: OriginFacts,
+    /// The block sizes of all views.
+    pub topology: Topology,
     pub origin_device: DeviceId,
     /// `major:minor` of the origin.
     pub device_string: String,
@@ -69,12 +74,8 @@ pub fn check_without_guests(options: &ServeOptions) -> Result<Checked, DaemonErr
         let _waiting = waiting::on(format!("the origin {origin} to be opened and looked at"));
         open(options)?
     };
-    let origin = OriginFacts {
-        identity: file.identity(),
-        sectors: file.sectors(),
-        block_size: file.block_size(),
-        read_only: file.is_read_only(),
-    };
+    let topology = block_sizes(&file, &state, &mut plan)?;
+    let origin = facts(&file, topology);
     let device_string = file.device_string();
     let devices = Devices::new();
     let origin_device = devices.add(file);
@@ -118,6 +119,7 @@ pub fn check_without_guests(options: &ServeOptions) -> Result<Checked, DaemonErr
         plan,
         state,
         origin,
+        topology,
         origin_device,
         device_string,
         devices,
@@ -167,6 +169,36 @@ fn open(options: &ServeOptions) -> Result<Opened, DaemonError> {
         placement,
         plan,
     })
+}
+
+fn facts(file: &BlockFile, topology: Topology) -> OriginFacts {
+    OriginFacts {
+        identity: file.identity(),
+        sectors: file.sectors(),
+        block_size: topology.logical,
+        read_only: file.is_read_only(),
+    }
+}
+
+/// The block sizes that guests see; a remark if they have changed.
+fn block_sizes(
+    file: &BlockFile,
+    state: &OpenedState,
+    plan: &mut Plan,
+) -> Result<Topology, DaemonError> {
+    let origin = blocks::Origin {
+        path: &plan.state.origin.path,
+        size: file.sectors() * SECTOR_SIZE,
+        block_size: file.block_size(),
+        limits: file.limits(),
+    };
+    let topology =
+        blocks::topology(origin, &plan.state).map_err(|e| DaemonError::Refused(e.to_string()))?;
+    let before = state.recorded.as_ref().map(|state| state.blocks);
+    let before = before.unwrap_or_default();
+    let remark = blocks::remark(&before, &plan.state, file.block_size(), topology.logical);
+    plan.remarks.extend(remark);
+    Ok(topology)
 }
 
 /// Opens what is left of the stores that are to be forgotten.

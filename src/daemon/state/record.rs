@@ -55,10 +55,41 @@ pub struct VolumeState {
     pub stopped_guest: Option<StoppedGuest>,
     /// The answer to GET_ID, if one was given.
     pub serial: Option<String>,
+    /// The block sizes that guests see, as far as they were given.
+    #[serde(default, skip_serializing_if = "BlockSizes::is_default")]
+    pub blocks: BlockSizes,
     /// In the order of their creation.
     pub snapshots: Vec<SnapshotRecord>,
     pub merge: Option<MergeRecord>,
     pub rollback_at_reset: Option<RollbackRecord>,
+}
+
+/// Block sizes that were given, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BlockSizes {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logical: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub physical: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discard_granularity: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub opt_io: Option<u32>,
+}
+
+impl BlockSizes {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Takes over those that `newer` has.
+    pub fn update(&mut self, newer: &Self) {
+        self.logical = newer.logical.or(self.logical);
+        self.physical = newer.physical.or(self.physical);
+        self.discard_granularity = newer.discard_granularity.or(self.discard_granularity);
+        self.opt_io = newer.opt_io.or(self.opt_io);
+    }
 }
 
 /// The part of a mark that is compared.
@@ -176,6 +207,7 @@ impl VolumeState {
             qmp: None,
             stopped_guest: None,
             serial: None,
+            blocks: BlockSizes::default(),
             snapshots: Vec::new(),
             merge: None,
             rollback_at_reset: None,

@@ -16,7 +16,7 @@ use crate::vhost::{
     Backend, Requests, SlowRequests, SocketError, Start, ViewConfig, ViewHooks, ViewServer,
     ViewSocket,
 };
-use crate::virtio_blk::{BlkDevice, Capacity};
+use crate::virtio_blk::{BlkDevice, Capacity, Topology};
 
 /// Operations that one queue's disk has in flight at a time.
 const DISK_DEPTH: u32 = 256;
@@ -29,7 +29,7 @@ pub struct ViewSettings {
     /// Guest memory may be a file of any kind.
     pub any_memory: bool,
     pub num_queues: u16,
-    pub block_size: u32,
+    pub topology: Topology,
     /// Of the origin view; the snapshots' are derived from it (see [`serials`]).
     pub serial: String,
 }
@@ -98,7 +98,7 @@ impl ServedView {
             name: description.snapshot.unwrap_or("origin").to_owned(),
             device: BlkDevice {
                 capacity: Capacity::new(description.sectors),
-                block_size: settings.block_size,
+                topology: settings.topology,
                 read_only: description.read_only,
                 serial,
                 num_queues: settings.num_queues,
