@@ -27,8 +27,7 @@ mod merges;
 mod monitor;
 mod origin_growth;
 mod outages;
-#[allow(dead_code)]
-#[path = "../vhost_user/raw.rs"]
+#[path = "../common/raw.rs"]
 mod raw;
 mod read_only;
 mod record_order;

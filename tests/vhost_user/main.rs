@@ -10,6 +10,7 @@ mod back_channel;
 mod backend;
 mod driver;
 mod messages;
+#[path = "../common/raw.rs"]
 mod raw;
 mod resumes;
 mod rings;

@@ -1,4 +1,5 @@
 //! A front end and driver that can misbehave: raw messages, raw rings.
+#![allow(dead_code)] // No test needs all of it.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -24,11 +25,12 @@ pub const FLUSH: u64 = 1 << 9;
 pub const CONFIG_WCE: u64 = 1 << 11;
 pub const PROTOCOL: u64 = 1 << 30;
 
-/// Each ring has 64 KiB of guest memory, with its parts at these offsets.
-const AVAIL: u64 = 0x1000;
-const USED: u64 = 0x2000;
+/// Each ring of up to 1,024 entries has 64 KiB of guest memory, with its parts at these
+/// offsets.
+pub const AVAIL: u64 = 0x4000;
+pub const USED: u64 = 0x5000;
 /// Then headers and status bytes, one of 32 bytes for each head.
-const HEADERS: u64 = 0x4000;
+const HEADERS: u64 = 0x8000;
 /// The data of all rings and heads.
 pub const DATA: u64 = 0x10_0000;
 
@@ -37,17 +39,23 @@ pub const WRITE: u16 = 2;
 
 pub struct Ring {
     pub index: usize,
+    /// Entries; a power of two.
+    pub size: u16,
     pub kick: EventFd,
     pub call: EventFd,
     pub err: EventFd,
-    base: u64,
-    avail: u16,
+    /// Where its memory begins.
+    pub base: u64,
+    /// The available index, as the driver counts.
+    pub avail: u16,
 }
 
 pub struct Raw {
     pub frontend: Frontend,
     pub memory: GuestMemoryMmap<()>,
     pub file: File,
+    /// The memory's parts, with their lengths; one behind the other in the file.
+    parts: Vec<(u64, usize)>,
 }
 
 impl Raw {
@@ -91,18 +99,29 @@ impl Raw {
     }
 
     pub fn connect_only(path: &Path, features: u64) -> Self {
+        Self::with_memory(path, features, &[(0, MEMORY)])
+    }
+
+    /// The guest's memory has these parts: first address and length in bytes. The first
+    /// begins at 0 and holds the rings.
+    pub fn with_memory(path: &Path, features: u64, parts: &[(u64, usize)]) -> Self {
         let frontend = Self::open(path, features);
         let file =
             File::from(rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
-        file.set_len(MEMORY as u64).unwrap();
-        let offset = FileOffset::new(file.try_clone().unwrap(), 0);
-        let memory =
-            GuestMemoryMmap::from_ranges_with_files([(GuestAddress(0), MEMORY, Some(offset))])
-                .unwrap();
+        let all: usize = parts.iter().map(|(_, len)| len).sum();
+        file.set_len(all as u64).unwrap();
+        let mut at = 0;
+        let ranges = parts.iter().map(|(guest, len)| {
+            let offset = FileOffset::new(file.try_clone().unwrap(), at);
+            at += *len as u64;
+            (GuestAddress(*guest), *len, Some(offset))
+        });
+        let memory = GuestMemoryMmap::from_ranges_with_files(ranges).unwrap();
         Self {
             frontend,
             memory,
             file,
+            parts: parts.to_vec(),
         }
     }
 
@@ -110,18 +129,29 @@ impl Raw {
         self.memory.get_host_address(GuestAddress(guest)).unwrap() as u64
     }
 
+    /// The first part of the memory.
     pub fn region(&self) -> VhostUserMemoryRegionInfo {
-        VhostUserMemoryRegionInfo {
-            guest_phys_addr: 0,
-            memory_size: MEMORY as u64,
-            userspace_addr: self.host(0),
-            mmap_offset: 0,
-            mmap_handle: self.file.as_raw_fd(),
-        }
+        self.regions().swap_remove(0)
+    }
+
+    pub fn regions(&self) -> Vec<VhostUserMemoryRegionInfo> {
+        let mut mmap_offset = 0;
+        let regions = self.parts.iter().map(|(guest, len)| {
+            let region = VhostUserMemoryRegionInfo {
+                guest_phys_addr: *guest,
+                memory_size: *len as u64,
+                userspace_addr: self.host(*guest),
+                mmap_offset,
+                mmap_handle: self.file.as_raw_fd(),
+            };
+            mmap_offset += *len as u64;
+            region
+        });
+        regions.collect()
     }
 
     pub fn set_memory(&mut self) {
-        self.frontend.set_mem_table(&[self.region()]).unwrap();
+        self.frontend.set_mem_table(&self.regions()).unwrap();
     }
 
     /// Everything up to the kick descriptor; not enabled.
@@ -133,13 +163,19 @@ impl Raw {
 
     /// A ring with empty memory, of which the back end knows nothing yet.
     pub fn ring(&self, index: usize) -> Ring {
+        self.ring_of(index, SIZE)
+    }
+
+    /// The same, of `size` entries: a power of two up to 1,024.
+    pub fn ring_of(&self, index: usize, size: u16) -> Ring {
         let base = index as u64 * 0x1_0000;
         self.memory
-            .write_slice(&[0; 0x4000], GuestAddress(base))
+            .write_slice(&[0; HEADERS as usize], GuestAddress(base))
             .unwrap();
         let event = || EventFd::new(EFD_NONBLOCK).unwrap();
         Ring {
             index,
+            size,
             kick: event(),
             call: event(),
             err: event(),
@@ -150,7 +186,7 @@ impl Raw {
 
     pub fn set_up_again(&mut self, ring: &Ring, base: u16) {
         let index = ring.index;
-        self.frontend.set_vring_num(index, SIZE).unwrap();
+        self.frontend.set_vring_num(index, ring.size).unwrap();
         self.frontend.set_vring_base(index, base).unwrap();
         self.frontend
             .set_vring_addr(index, &self.addresses(ring))
@@ -162,8 +198,8 @@ impl Raw {
 
     pub fn addresses(&self, ring: &Ring) -> VringConfigData {
         VringConfigData {
-            queue_max_size: SIZE,
-            queue_size: SIZE,
+            queue_max_size: ring.size,
+            queue_size: ring.size,
             flags: 0,
             desc_table_addr: self.host(ring.base),
             avail_ring_addr: self.host(ring.base + AVAIL),
@@ -174,7 +210,13 @@ impl Raw {
 
     /// A started ring.
     pub fn start(&mut self, index: usize) -> Ring {
-        let ring = self.set_up(index, 0);
+        self.start_of(index, SIZE)
+    }
+
+    /// The same, with `size` entries.
+    pub fn start_of(&mut self, index: usize, size: u16) -> Ring {
+        let ring = self.ring_of(index, size);
+        self.set_up_again(&ring, 0);
         self.enable(&ring, true);
         ring
     }
@@ -205,6 +247,16 @@ impl Raw {
         self.memory
             .write_obj(raw, GuestAddress(ring.base + 16 * u64::from(index)))
             .unwrap();
+    }
+
+    /// Writes a chain from `head` on into the descriptors that follow: address, length and
+    /// flags of each; those before the last get [`NEXT`] beside.
+    pub fn chain(&self, ring: &Ring, head: u16, parts: &[(u64, u32, u16)]) {
+        for (at, (address, len, flags)) in (head..).zip(parts) {
+            let is_last = usize::from(at - head) + 1 == parts.len();
+            let more = if is_last { 0 } else { NEXT };
+            self.descriptor(ring, at, (*address, *len, flags | more, at + 1));
+        }
     }
 
     /// Writes the descriptors of a request at `head` and the two after it.
@@ -244,7 +296,7 @@ impl Raw {
     /// Makes heads available, without a kick.
     pub fn offer(&self, ring: &mut Ring, heads: &[u16]) {
         for head in heads {
-            let place = ring.base + AVAIL + 4 + 2 * u64::from(ring.avail % SIZE);
+            let place = ring.base + AVAIL + 4 + 2 * u64::from(ring.avail % ring.size);
             self.memory.write_obj(*head, GuestAddress(place)).unwrap();
             ring.avail = ring.avail.wrapping_add(1);
         }
@@ -265,13 +317,13 @@ impl Raw {
     }
 
     pub fn set_used_event(&self, ring: &Ring, event: u16) {
-        let place = ring.base + AVAIL + 4 + 2 * u64::from(SIZE);
+        let place = ring.base + AVAIL + 4 + 2 * u64::from(ring.size);
         self.memory.write_obj(event, GuestAddress(place)).unwrap();
     }
 
     /// The available index at which the device wants a kick.
     pub fn avail_event(&self, ring: &Ring) -> u16 {
-        let place = ring.base + USED + 4 + 8 * u64::from(SIZE);
+        let place = ring.base + USED + 4 + 8 * u64::from(ring.size);
         self.memory
             .load(GuestAddress(place), std::sync::atomic::Ordering::SeqCst)
             .unwrap()
@@ -286,7 +338,7 @@ impl Raw {
 
     /// The used ring's entry `at`: head and length.
     pub fn used(&self, ring: &Ring, at: u16) -> (u32, u32) {
-        let place = ring.base + USED + 4 + 8 * u64::from(at % SIZE);
+        let place = ring.base + USED + 4 + 8 * u64::from(at % ring.size);
         let head = self.memory.read_obj(GuestAddress(place)).unwrap();
         (head, self.memory.read_obj(GuestAddress(place + 4)).unwrap())
     }

@@ -1,0 +1,3 @@
+//! What may stand in a split ring.
+
+mod chains;
