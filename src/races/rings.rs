@@ -239,6 +239,7 @@ fn handler(volume: &Volume, memory: &File) -> Handler {
         name: "origin".into(),
         device: device.clone(),
         max_queues: 1,
+        write_through: false,
         any_memory: false,
     };
     let mut handler = Handler::new(ViewContext {

@@ -238,9 +238,11 @@ impl ViewServer {
         let (alive, ended) = mpsc::channel();
         let (capacity, name) = (config.device.capacity.clone(), config.name.clone());
         let back_channel = Arc::<BackChannel>::default();
+        let space = ConfigSpace::new(config.device.clone());
+        space.set_writeback(!config.write_through);
         let watched = Arc::new(WatchedView::new(Arc::clone(&hooks)));
         let view = ViewContext {
-            space: Arc::new(ConfigSpace::new(config.device.clone())),
+            space: Arc::new(space),
             back_channel: Arc::clone(&back_channel),
             config: Arc::new(config),
             backend,

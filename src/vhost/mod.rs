@@ -66,6 +66,8 @@ pub struct ViewConfig {
     /// Queues that a front end may start: 1 ..= 256. More than
     /// `device.num_queues` is fine.
     pub max_queues: u16,
+    /// The write cache is off at first, because the guest of an earlier daemon turned it off.
+    pub write_through: bool,
     /// Guest memory may be a file of any kind. Otherwise only memory of this machine is
     /// taken: memfd, tmpfs, hugetlbfs.
     pub any_memory: bool,
@@ -103,6 +105,16 @@ pub trait ViewHooks: Send + Sync {
 
     /// A ring has stopped, and all its requests have ended.
     fn ring_stopped(&self) {}
+
+    /// The guest turns its write cache on or off. This returns when a daemon that is started
+    /// after this one would know; it may take time.
+    ///
+    /// # Errors
+    /// Why it cannot be recorded. The cache is not turned off then.
+    fn write_cache(&self, on: bool) -> Result<(), String> {
+        let _ = on;
+        Ok(())
+    }
 
     /// Some requests take long.
     fn slow(&self, slow: SlowRequests) {

@@ -57,6 +57,15 @@ impl ConfigSpace {
         }
     }
 
+    /// Whether the write cache is on, as the driver sees it.
+    pub fn writeback(&self) -> bool {
+        self.writeback.load(Ordering::Relaxed)
+    }
+
+    pub fn set_writeback(&self, on: bool) {
+        self.writeback.store(on, Ordering::Relaxed);
+    }
+
     pub const fn device(&self) -> &BlkDevice {
         &self.device
     }
@@ -80,7 +89,7 @@ impl ConfigSpace {
         put(&mut bytes, ALIGNMENT_OFFSET, &[topology.alignment_blocks()]);
         put(&mut bytes, MIN_IO, &topology.min_io_blocks().to_le_bytes());
         put(&mut bytes, OPT_IO, &topology.opt_io_blocks().to_le_bytes());
-        let writeback = u8::from(self.writeback.load(Ordering::Relaxed));
+        let writeback = u8::from(self.writeback());
         put(&mut bytes, WRITEBACK, &[writeback]);
         put(
             &mut bytes,
@@ -128,15 +137,12 @@ impl ConfigSpace {
         out
     }
 
-    /// Sets the writeback byte (0: write-through, else write-back), the only field that
-    /// can be written.
-    pub fn write(&self, offset: u32, data: &[u8]) -> Result<(), ReadOnlyField> {
+    /// What a write to the configuration space makes of the write cache (0: write-through,
+    /// else write-back), whose byte is the only field that can be written.
+    pub fn asked_writeback(offset: u32, data: &[u8]) -> Result<bool, ReadOnlyField> {
         let place = offset.checked_sub(MMIO_OFFSET).unwrap_or(offset);
         match data {
-            [value] if usize::try_from(place) == Ok(WRITEBACK) => {
-                self.writeback.store(*value != 0, Ordering::Relaxed);
-                Ok(())
-            }
+            [value] if usize::try_from(place) == Ok(WRITEBACK) => Ok(*value != 0),
             _ => Err(ReadOnlyField {
                 offset,
                 len: data.len(),
@@ -149,11 +155,7 @@ impl ConfigSpace {
     pub fn write_through(&self, features: u64) -> bool {
         let flush = features & feature::FLUSH != 0;
         let wce = features & feature::CONFIG_WCE != 0;
-        if wce {
-            !self.writeback.load(Ordering::Relaxed)
-        } else {
-            !flush
-        }
+        if wce { !self.writeback() } else { !flush }
     }
 }
 
@@ -262,18 +264,19 @@ mod tests {
             (32, &[]),
         ] {
             assert_eq!(
-                config.write(offset, data),
+                ConfigSpace::asked_writeback(offset, data),
                 Err(ReadOnlyField {
                     offset,
                     len: data.len()
                 })
             );
         }
-        assert_eq!(config.bytes(), self::config().bytes());
-        config.write(32, &[0]).unwrap();
-        assert_eq!(config.read(32, 1), [0]);
-        config.write(32, &[7]).unwrap();
-        assert_eq!(config.read(32, 1), [1]);
+        for (value, byte) in [(0, 0), (7, 1), (0, 0), (1, 1)] {
+            let on = ConfigSpace::asked_writeback(32, &[value]).unwrap();
+            config.set_writeback(on);
+            assert_eq!(config.read(32, 1), [byte]);
+        }
+        assert_eq!(ConfigSpace::asked_writeback(0x120, &[0]), Ok(false));
     }
 
     #[test]
@@ -283,7 +286,7 @@ mod tests {
         assert!(config.write_through(0));
         assert!(!config.write_through(flush));
         assert!(!config.write_through(flush | wce));
-        config.write(32, &[0]).unwrap();
+        config.set_writeback(false);
         assert!(config.write_through(flush | wce));
         assert!(!config.write_through(flush), "the byte is not the driver's");
     }

@@ -41,6 +41,7 @@ mod stop;
 mod unwritable_state;
 mod vmm;
 mod world;
+mod write_cache;
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -58,6 +58,7 @@ pub fn serve_device(device: BlkDevice, volume: Arc<Volume>) -> Served {
         name: "test".into(),
         device,
         max_queues: 8,
+        write_through: false,
         any_memory: false,
     };
     let socket = ViewSocket::bind(&path).unwrap();

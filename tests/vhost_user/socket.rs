@@ -22,6 +22,7 @@ fn start(socket: ViewSocket) -> ViewServer {
         name: "test".into(),
         device: device(),
         max_queues: 1,
+        write_through: false,
         any_memory: false,
     };
     ViewServer::start(socket, config, volume, call_log).unwrap()

@@ -82,6 +82,7 @@ fn map_paths(state: &mut VolumeState, change: impl Fn(&str) -> String) {
     state.control = state.control.as_deref().map(&change);
     list(&mut state.followed_sockets);
     list(&mut state.read_only_sockets);
+    list(&mut state.write_through_sockets);
     for record in &mut state.snapshots {
         spec(&mut record.spec);
     }

@@ -46,6 +46,10 @@ pub struct VolumeState {
     /// Those of them whose snapshots were read-only: they stay read-only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub read_only_sockets: Vec<String>,
+    /// Sockets whose guests have turned their write caches off: they do not flush, so that
+    /// each write must be durable.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub write_through_sockets: Vec<String>,
     pub control: Option<String>,
     /// The monitor socket (QMP) of the QEMU that runs the origin's guest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -203,6 +207,7 @@ impl VolumeState {
             socket: None,
             followed_sockets: Vec::new(),
             read_only_sockets: Vec::new(),
+            write_through_sockets: Vec::new(),
             control: None,
             qmp: None,
             stopped_guest: None,
@@ -234,8 +239,25 @@ impl VolumeState {
         self.socket.is_some() || !self.followed_sockets.is_empty()
     }
 
+    /// The guest at `socket` turns its write cache on or off.
+    pub fn set_write_cache(&mut self, socket: &str, on: bool) {
+        self.write_through_sockets.retain(|path| path != socket);
+        if !on {
+            self.write_through_sockets.push(socket.to_owned());
+        }
+    }
+
+    /// The guest at `socket` has turned its write cache off.
+    pub fn is_write_through(&self, socket: Option<&str>) -> bool {
+        let mut sockets = self.write_through_sockets.iter();
+        socket.is_some_and(|socket| sockets.any(|path| path == socket))
+    }
+
     /// It holds nothing that a later start needs.
     pub fn is_blank(&self) -> bool {
-        self.snapshots.is_empty() && self.merge.is_none() && self.followed_sockets.is_empty()
+        self.snapshots.is_empty()
+            && self.merge.is_none()
+            && self.followed_sockets.is_empty()
+            && self.write_through_sockets.is_empty()
     }
 }

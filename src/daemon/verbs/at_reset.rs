@@ -30,6 +30,17 @@ impl ViewOwner for LiveVolume {
         self.events.publish(snapshot, event);
     }
 
+    /// Holds the lock of the state file only: a thread that stops the view may hold others.
+    fn record_write_cache(&self, socket: &str, on: bool) -> Result<(), String> {
+        lock(&self.state)
+            .update(|state| state.set_write_cache(socket, on))
+            .map_err(|e| e.to_string())
+    }
+
+    fn is_write_through(&self, socket: Option<&str>) -> bool {
+        lock(&self.state).state().is_write_through(socket)
+    }
+
     /// The guest cannot use the disk before this returns, so a rollback that waited for
     /// this start happens before the guest reads.
     fn origin_rings_start(&self, start: Start) {

@@ -4,6 +4,7 @@ use crate::control::api::{ApiError, ErrorKind, StoreType};
 use crate::control::events::{CancelCause, EventKind};
 use crate::daemon::cow::{self, OpenRecord};
 use crate::daemon::provenance::marking;
+use crate::daemon::state::VolumeState;
 use crate::daemon::volume::{LiveVolume, conflict, lock, not_recorded};
 use crate::engine::{ControlError, ControlRequest, SnapshotId};
 use crate::io::DeviceId;
@@ -116,7 +117,14 @@ impl LiveVolume {
     /// start forgets the snapshot if its COW is gone, and lists it as invalid otherwise.
     fn drop_removed(&self, name: &str) {
         let record = lock(&self.state).state().snapshot(name).cloned();
-        if let Err(error) = lock(&self.state).update(|s| s.drop_snapshot(name)) {
+        let socket = record.as_ref().and_then(|r| r.spec.socket.clone());
+        let drop = |state: &mut VolumeState| {
+            state.drop_snapshot(name);
+            if let Some(socket) = &socket {
+                state.set_write_cache(socket, true);
+            }
+        };
+        if let Err(error) = lock(&self.state).update(drop) {
             tracing::warn!(snapshot = %name, %error,
                 "the snapshot is removed, but the state file still lists it as invalid; if the next start lists it, too, \
                  remove it again");

@@ -41,6 +41,12 @@ pub trait ViewOwner: Send + Sync {
     fn view_settings(&self) -> &ViewSettings;
     /// Adds an event about a view's front end or guest to the log.
     fn publish_guest_event(&self, snapshot: Option<&str>, event: EventKind);
+    /// The guest at `socket` turns its write cache on or off; it is recorded when this
+    /// returns.
+    fn record_write_cache(&self, socket: &str, on: bool) -> Result<(), String>;
+    /// The guest at `socket` has turned its write cache off, under this daemon or an earlier
+    /// one.
+    fn is_write_through(&self, socket: Option<&str>) -> bool;
     /// The rings of one of the origin's views start. They start when this returns.
     fn origin_rings_start(&self, start: Start);
 }
@@ -105,6 +111,7 @@ impl ServedView {
                 max_discard_sectors: description.max_discard_sectors,
             },
             max_queues: crate::vhost::DEFAULT_MAX_QUEUES.max(settings.num_queues),
+            write_through: volume.is_write_through(path.as_deref()),
             any_memory: settings.any_memory,
         };
         let presence = Arc::new(Presence::default());
@@ -270,6 +277,14 @@ impl ViewHooks for Hooks {
             && let Some(owner) = self.owner.upgrade()
         {
             owner.origin_rings_start(start);
+        }
+    }
+
+    fn write_cache(&self, on: bool) -> Result<(), String> {
+        match (&self.socket, self.owner.upgrade()) {
+            (Some(socket), Some(owner)) => owner.record_write_cache(socket, on),
+            // A front end that was given a descriptor cannot come back to another daemon.
+            (None, _) | (_, None) => Ok(()),
         }
     }
 

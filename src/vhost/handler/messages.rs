@@ -17,6 +17,7 @@ use crate::vhost::inflight::InflightRegion;
 use crate::vhost::memory::MAX_REGIONS;
 use crate::vhost::notify::{Notifier, check_eventfd};
 use crate::vhost::queue::RingAddresses;
+use crate::virtio_blk::ConfigSpace;
 
 impl VhostUserBackendReqHandlerMut for Handler {
     fn set_owner(&mut self) -> Result<()> {
@@ -223,10 +224,9 @@ impl VhostUserBackendReqHandlerMut for Handler {
     }
 
     fn set_config(&mut self, offset: u32, buf: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
-        let written = self.view.space.write(offset, buf);
-        written.map_err(|e| refusal(e.to_string()))?;
-        self.update_write_through();
-        Ok(())
+        let on = ConfigSpace::asked_writeback(offset, buf);
+        let on = on.map_err(|e| refusal(e.to_string()))?;
+        self.set_write_cache(on)
     }
 
     fn set_gpu_socket(&mut self, _gpu_backend: GpuBackend) -> Result<()> {

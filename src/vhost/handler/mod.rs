@@ -305,6 +305,31 @@ impl Handler {
         self.view.log.warn(format_args!("view {name}: {line}"));
     }
 
+    /// The guest turns its write cache on or off.
+    ///
+    /// Off: 1 recorded for the next daemon → 2 all requests that are taken from now on are
+    /// durable when they complete → 3 the front end gets its answer. A guest that has it does
+    /// not flush any more, whoever serves it. On: 2 first.
+    fn set_write_cache(&self, on: bool) -> Result<()> {
+        let space = &self.view.space;
+        if on == space.writeback() {
+            return Ok(());
+        }
+        if !on {
+            let recorded = self.view.hooks.write_cache(false);
+            recorded.map_err(|e| refusal(format!("the write cache stays on: {e}")))?;
+        }
+        space.set_writeback(on);
+        self.update_write_through();
+        if on && let Err(e) = self.view.hooks.write_cache(true) {
+            // Then a daemon that is started later makes each write durable.
+            self.warn(format_args!(
+                "the write cache is on, which cannot be recorded: {e}"
+            ));
+        }
+        Ok(())
+    }
+
     fn update_write_through(&self) {
         let write_through = self.view.space.write_through(self.features);
         self.write_through.store(write_through, Ordering::Relaxed);
