@@ -12,10 +12,12 @@
     clippy::cast_possible_wrap
 )]
 
+mod block;
 mod client;
 #[path = "../common/mod.rs"]
 #[allow(dead_code)]
 mod common;
+mod qtest;
 #[path = "../common/raw.rs"]
 mod raw;
 mod ring;
