@@ -53,8 +53,9 @@ pub struct Serve {
     #[command(flatten)]
     blocks: Blocks,
 
-    /// Maximum number of queues that a guest can use on each view.
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=64))]
+    /// Number of queues that each view shows in its configuration space. Front ends that go by their
+    /// own number, as QEMU does, can start up to 256 in any case.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=256))]
     num_queues: u16,
 
     /// A snapshot: name=NAME,cow=FILE[,type=P|PO|N][,chunk-size=SIZE][,size=SIZE][,socket=SOCK][,read-only]
@@ -361,7 +362,8 @@ mod tests {
             ),
             (&["--merge", "a", "--forget", "a"], "--merge"),
             (&["--merge", "a", "--read-only"], "--read-only"),
-            (&["--num-queues", "0"], "1..=64"),
+            (&["--num-queues", "0"], "1..=256"),
+            (&["--num-queues", "257"], "1..=256"),
             (&["--poll-us", "51"], "0..=50"),
             (&["--logical-block-size", "1000"], "power of two"),
         ] {

@@ -1,9 +1,9 @@
 //! One connected front end, from its first message to its last.
 
-use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use std::{fmt, io};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::RecvFlags;
@@ -88,8 +88,23 @@ pub fn serve(
                 }
                 lock(handler).refused(&e);
             }
-            Err(e) => return Ending::Protocol(e.to_string()),
+            Err(e) => return Ending::Protocol(format!("{}: {e}", Message(request))),
         }
+    }
+}
+
+/// A message by its number, such as `SET_STATUS (message 39)`.
+struct Message(u32);
+
+impl fmt::Display for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(request) = self;
+        let Ok(name) = FrontendReq::try_from(*request) else {
+            return write!(f, "message {request}, which is unknown");
+        };
+        // The crate has the protocol's own names.
+        fmt::Debug::fmt(&name, f)?;
+        write!(f, " (message {request})")
     }
 }
 

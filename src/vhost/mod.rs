@@ -16,6 +16,7 @@
 mod back_channel;
 mod connection;
 mod descriptors;
+mod feature_names;
 mod guest;
 mod handler;
 mod inflight;
@@ -51,8 +52,8 @@ use crate::engine::Wake;
 use crate::io::Disk;
 use crate::virtio_blk::BlkDevice;
 
-/// Queues that a front end may start by default.
-pub const DEFAULT_MAX_QUEUES: u16 = 64;
+/// Queues that a front end may start: as many as the messages can number.
+pub const MAX_QUEUES: u16 = 256;
 
 /// Largest ring that a front end may set up, a power of two.
 pub const MAX_QUEUE_SIZE: u16 = 1024;
@@ -63,7 +64,7 @@ pub struct ViewConfig {
     /// Such as `origin` or the snapshot's name.
     pub name: String,
     pub device: BlkDevice,
-    /// Queues that a front end may start: 1 ..= 256. More than
+    /// Queues that a front end may start: 1 ..= [`MAX_QUEUES`]. More than
     /// `device.num_queues` is fine.
     pub max_queues: u16,
     /// The write cache is off at first, because the guest of an earlier daemon turned it off.

@@ -48,6 +48,13 @@ impl QueueState {
         }
     }
 
+    /// Forgets the ring, which has no worker; the descriptors for signals stay.
+    pub fn reset(&mut self) {
+        let signals = (Arc::clone(&self.call), self.err.take());
+        *self = Self::new();
+        (self.call, self.err) = signals;
+    }
+
     /// The front end has started the ring.
     pub const fn is_set_up(&self) -> bool {
         self.kick.is_some() && self.addresses.is_some()

@@ -7,8 +7,8 @@
 //! start with few features before that of its operating system. A driver of an operating
 //! system that begins without that was restarted (suspend and resume, unbind and bind,
 //! kexec, a disk that was reset because it answered late): the guest's memory may still
-//! hold data of the disk. RESET_DEVICE adds no information, because the restart of a
-//! driver resets the device, too.
+//! hold data of the disk. RESET_DEVICE says that a driver begins, and no more, because the
+//! restart of a driver resets the device, too.
 
 use vhost::vhost_user::message::VhostUserVirtioFeatures;
 use virtio_bindings::virtio_blk::{

@@ -34,7 +34,7 @@ pub struct ServeOptions {
     pub serial: Option<String>,
     /// The block sizes that guests see; `None`: as recorded, or as suits the origin.
     pub blocks: BlockSizes,
-    /// Virtqueues per view, 1 ..= 64.
+    /// Queues in the configuration space, 1 ..= 256.
     pub num_queues: u16,
     /// In command-line order; names are unique.
     pub snapshots: Vec<SnapshotSpec>,

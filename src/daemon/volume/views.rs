@@ -110,7 +110,7 @@ impl ServedView {
                 num_queues: settings.num_queues,
                 max_discard_sectors: description.max_discard_sectors,
             },
-            max_queues: crate::vhost::DEFAULT_MAX_QUEUES.max(settings.num_queues),
+            max_queues: crate::vhost::MAX_QUEUES,
             write_through: volume.is_write_through(path.as_deref()),
             any_memory: settings.any_memory,
         };

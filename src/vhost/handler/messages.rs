@@ -13,6 +13,7 @@ use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut
 
 use super::{EVENT_IDX, Handler, PROTOCOL, refusal};
 use crate::vhost::MAX_QUEUE_SIZE;
+use crate::vhost::feature_names;
 use crate::vhost::inflight::InflightRegion;
 use crate::vhost::memory::MAX_REGIONS;
 use crate::vhost::notify::{Notifier, check_eventfd};
@@ -30,10 +31,17 @@ impl VhostUserBackendReqHandlerMut for Handler {
         Ok(())
     }
 
+    /// The device is as after the connection began. The call and error descriptors stay,
+    /// because front ends pass them once, before the first start.
     fn reset_device(&mut self) -> Result<()> {
         self.stop_all();
         self.detector.told();
         self.features &= PROTOCOL;
+        self.update_write_through();
+        self.inflight = None;
+        for queue in &mut self.queues {
+            queue.reset();
+        }
         Ok(())
     }
 
@@ -44,7 +52,8 @@ impl VhostUserBackendReqHandlerMut for Handler {
     fn set_features(&mut self, features: u64) -> Result<()> {
         let unknown = features & !self.offered();
         if unknown != 0 {
-            return Err(refusal(format!("features {unknown:#x} were not offered")));
+            let names = feature_names::of(unknown);
+            return Err(refusal(format!("features {names} were not offered")));
         }
         let ring_format_changes = (features ^ self.features) & EVENT_IDX != 0;
         if ring_format_changes {
@@ -185,6 +194,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
             | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::BACKEND_REQ
             | VhostUserProtocolFeatures::INFLIGHT_SHMFD
+            | VhostUserProtocolFeatures::RESET_DEVICE
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
     }
 

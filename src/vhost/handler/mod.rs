@@ -89,10 +89,10 @@ impl Handler {
         Arc::clone(self.memory.gone())
     }
 
-    /// Whether the front end gets an answer when a message is refused.
+    /// Whether the front end gets an answer when a message is refused. QEMU before 7.2
+    /// negotiates protocol features and does not acknowledge the bit for them.
     pub const fn reply_ack(&self) -> bool {
-        self.features & PROTOCOL != 0
-            && self.protocol_features & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0
+        self.protocol_features & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0
     }
 
     /// Finishes everything and stops all rings.
