@@ -55,6 +55,26 @@ impl WaitSet {
         epoll::ctl(self.epoll, ControlOptions::EPOLL_CTL_ADD, descriptor, event)
     }
 
+    /// Adds another set, which has an event as long as one of its descriptors has.
+    ///
+    /// # Errors
+    /// As of [`Self::add`].
+    pub fn add_set(&self, number: u32, other: &Self) -> io::Result<()> {
+        let event = Event::new(Events::EPOLLIN, number.into());
+        let ctl = ControlOptions::EPOLL_CTL_ADD;
+        epoll::ctl(self.epoll, ctl, other.epoll, event)
+    }
+
+    /// Removes a descriptor that stays open.
+    ///
+    /// # Errors
+    /// It is not in the set.
+    pub fn remove(&self, descriptor: &impl AsFd) -> io::Result<()> {
+        let event = Event { events: 0, data: 0 };
+        let ctl = ControlOptions::EPOLL_CTL_DEL;
+        epoll::ctl(self.epoll, ctl, descriptor.as_fd().as_raw_fd(), event)
+    }
+
     /// Sleeps until there is an event or `timeout` has passed. Returns a bit for each
     /// descriptor that has one (also its end, or an error); none after `timeout`.
     ///
@@ -118,6 +138,23 @@ mod tests {
         edge.lower();
         edge.set();
         assert_eq!(set.wait(None).unwrap(), 1 << 3);
+    }
+
+    #[test]
+    fn a_set_in_a_set_has_an_event_until_that_is_taken() {
+        let (outer, inner) = (WaitSet::new().unwrap(), WaitSet::new().unwrap());
+        let flag = EventFlag::new().unwrap();
+        inner.add(1, &flag, Interest::Written).unwrap();
+        outer.add_set(7, &inner).unwrap();
+        assert_eq!(outer.wait(NOW).unwrap(), 0);
+        flag.set();
+        assert_eq!(outer.wait(None).unwrap(), 1 << 7);
+        assert_eq!(inner.wait(NOW).unwrap(), 1 << 1);
+        assert_eq!(outer.wait(NOW).unwrap(), 0);
+        inner.remove(&flag).unwrap();
+        flag.lower();
+        flag.set();
+        assert_eq!(outer.wait(NOW).unwrap(), 0);
     }
 
     #[test]

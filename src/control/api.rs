@@ -319,6 +319,9 @@ pub struct ViewStatus {
     pub socket: Option<String>,
     /// A front end is connected.
     pub attached: bool,
+    /// Further front ends that wait until it leaves.
+    #[serde(default)]
+    pub waiting: usize,
     /// Guests cannot write to it.
     #[serde(default)]
     pub read_only: bool,

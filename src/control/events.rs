@@ -170,6 +170,10 @@ pub enum EventKind {
     FrontEndLeft {
         socket: Option<String>,
     },
+    /// Another front end waits until the one that is connected leaves.
+    FrontEndWaits {
+        socket: Option<String>,
+    },
     /// A machine was reset, or a new one starts.
     GuestReset {
         socket: Option<String>,
@@ -212,6 +216,7 @@ impl EventKind {
             self,
             Self::FrontEndConnected { .. }
                 | Self::FrontEndLeft { .. }
+                | Self::FrontEndWaits { .. }
                 | Self::GuestReset { .. }
                 | Self::DriverStarted { .. }
                 | Self::OriginLarger { .. }

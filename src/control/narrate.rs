@@ -49,9 +49,7 @@ fn describe(event: &EventKind) -> String {
         EventKind::OriginResized { size } => format!("the disk has {} now", size::exact(*size)),
         EventKind::UsageThreshold { percent } => format!("{percent} % of the COW is used"),
         EventKind::RollbackPending => "rollback at the guest's next reset".to_owned(),
-        EventKind::RollbackCancelled { reason } => {
-            format!("the rollback is cancelled: {}", why_cancelled(*reason))
-        }
+        EventKind::RollbackCancelled { reason } => cancelled(*reason),
         EventKind::RollbackFailed { error } => {
             let error = printable(error);
             format!("the guest was reset, but the rollback failed: {error}")
@@ -77,6 +75,7 @@ fn describe(event: &EventKind) -> String {
         }
         EventKind::FrontEndConnected { socket } => at("front end connected", socket),
         EventKind::FrontEndLeft { socket } => at("front end left", socket),
+        EventKind::FrontEndWaits { socket } => at(WAITS, socket),
         EventKind::GuestReset { socket, seen } => at(reset(*seen), socket),
         EventKind::DriverStarted { socket, seen } => at(driver(*seen), socket),
         EventKind::RollbackWaits { reason, .. } => {
@@ -121,14 +120,17 @@ const fn driver(seen: Seen) -> &'static str {
     }
 }
 
-const fn why_cancelled(cause: CancelCause) -> &'static str {
-    match cause {
+const WAITS: &str = "another front end waits until the connected one leaves";
+
+fn cancelled(cause: CancelCause) -> String {
+    let why = match cause {
         CancelCause::Asked => "as requested",
         CancelCause::Removed => "the snapshot was removed",
         CancelCause::Invalid => "the snapshot became invalid",
         CancelCause::Replaced => "another rollback or merge took its place",
         CancelCause::Failed => "the handover failed",
-    }
+    };
+    format!("the rollback is cancelled: {why}")
 }
 
 fn invalid(reason: InvalidCause, error: Option<&str>, failed: Option<FailedIo>) -> String {
@@ -220,6 +222,11 @@ mod tests {
                 None,
                 json!({"kind": "front-end-left", "socket": null}),
                 "   1  T  front end left at the given descriptor",
+            ),
+            (
+                None,
+                json!({"kind": "front-end-waits", "socket": "/s"}),
+                "   1  T  another front end waits until the connected one leaves at /s",
             ),
             (
                 None,

@@ -260,7 +260,11 @@ fn view_row(view: &ViewStatus) -> Vec<String> {
             true => format!("{shows}, read-only"),
             false => shows.to_owned(),
         },
-        if view.attached { "attached" } else { "-" }.to_owned(),
+        match (view.attached, view.waiting) {
+            (false, 0) => "-".to_owned(),
+            (true, 0) => "attached".to_owned(),
+            (_, waiting) => format!("attached, {waiting} waiting"),
+        },
         view.socket
             .as_deref()
             .map_or_else(|| "-".to_owned(), printable),

@@ -27,6 +27,7 @@ fn view(snapshot: Option<&str>, kind: ViewKind, socket: &str, attached: bool) ->
         kind,
         socket: Some(socket.to_owned()),
         attached,
+        waiting: 0,
         read_only: false,
         slow_io: None,
     }

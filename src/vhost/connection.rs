@@ -12,6 +12,7 @@ use vhost::vhost_user::{BackendReqHandler, Error};
 
 use super::back_channel::{self, BackChannel};
 use super::handler::Handler;
+use super::lobby::Lobby;
 use crate::event_flag::EventFlag;
 use crate::wait_set::{Interest, WaitSet};
 
@@ -48,18 +49,25 @@ pub enum Ending {
 }
 
 /// Serves the front end until it leaves or `stop` is set. The handler's rings are
-/// still to be stopped, and the stream must stay open until they are.
+/// still to be stopped, and the stream must stay open until they are. Those who wait in
+/// the lobby are looked after meanwhile.
 pub fn serve(
     stream: &UnixStream,
     handler: &Arc<Mutex<Handler>>,
     back_channel: &BackChannel,
     stop: &EventFlag,
+    mut lobby: Option<&mut Lobby>,
 ) -> Ending {
     let gone = lock(handler).memory_gone();
     let prepared = stream
         .set_read_timeout(Some(MESSAGE_TIMEOUT))
         .and_then(|()| stream.set_write_timeout(Some(MESSAGE_TIMEOUT)))
-        .and_then(|()| Ok((stream.try_clone()?, Waits::new(stream, stop, &gone)?)));
+        .and_then(|()| {
+            Ok((
+                stream.try_clone()?,
+                Waits::new(stream, stop, &gone, lobby.as_deref())?,
+            ))
+        });
     let (theirs, waits) = match prepared {
         Ok(prepared) => prepared,
         Err(e) => return Ending::Protocol(e.to_string()),
@@ -67,7 +75,7 @@ pub fn serve(
     let mut requests = BackendReqHandler::from_stream(theirs, Arc::clone(handler));
     let mut refusals = 0;
     loop {
-        let (request, flags) = match next_message(stream, &waits, stop) {
+        let (request, flags) = match next_message(stream, &waits, stop, lobby.as_deref_mut()) {
             Ok(header) => header,
             Err(ending) => return ending,
         };
@@ -123,8 +131,9 @@ fn next_message(
     stream: &UnixStream,
     waits: &Waits,
     stop: &EventFlag,
+    lobby: Option<&mut Lobby>,
 ) -> Result<(u32, u32), Ending> {
-    wait_for(&waits.for_a_message, None)?;
+    wait_for(&waits.for_a_message, None, lobby)?;
     // A poll returns at once for a part of a message, so this loop checks again.
     let begun = Instant::now();
     let mut gone = false;
@@ -140,7 +149,7 @@ fn next_message(
                 let there = rustix::io::ioctl_fionread(stream)
                     .map_err(|e| Ending::Protocol(e.to_string()))?;
                 if there >= whole {
-                    wait_for(&waits.for_room, Some(MESSAGE_TIMEOUT))?;
+                    wait_for(&waits.for_room, Some(MESSAGE_TIMEOUT), None)?;
                     let request = u32::from_ne_bytes([i, j, k, l]);
                     return Ok((request, u32::from_ne_bytes([a, b, c, d])));
                 }
@@ -169,6 +178,7 @@ fn next_message(
 const STREAM: u32 = 0;
 const STOP: u32 = 1;
 const GONE: u32 = 2;
+const LOBBY: u32 = 3;
 
 /// What the thread waits for, beside a stop.
 struct Waits {
@@ -178,7 +188,12 @@ struct Waits {
 }
 
 impl Waits {
-    fn new(stream: &UnixStream, stop: &EventFlag, gone: &EventFlag) -> io::Result<Self> {
+    fn new(
+        stream: &UnixStream,
+        stop: &EventFlag,
+        gone: &EventFlag,
+        lobby: Option<&Lobby>,
+    ) -> io::Result<Self> {
         let set = |interest| {
             let set = WaitSet::new()?;
             set.add(STREAM, stream, interest)?;
@@ -186,22 +201,34 @@ impl Waits {
             set.add(GONE, gone, Interest::Readable)?;
             io::Result::Ok(set)
         };
+        let for_a_message = set(Interest::Readable)?;
+        if let Some(lobby) = lobby {
+            for_a_message.add_set(LOBBY, lobby.events())?;
+        }
         Ok(Self {
-            for_a_message: set(Interest::Readable)?,
+            for_a_message,
             for_room: set(Interest::Writable)?,
         })
     }
 }
 
 /// Waits until the stream is ready, or at its end.
-fn wait_for(set: &WaitSet, limit: Option<Duration>) -> Result<(), Ending> {
+fn wait_for(
+    set: &WaitSet,
+    limit: Option<Duration>,
+    mut lobby: Option<&mut Lobby>,
+) -> Result<(), Ending> {
     loop {
         match set.wait(limit) {
             Ok(0) if limit.is_some() => return Err(Ending::Stalled),
             Ok(events) if events & 1 << STOP != 0 => return Err(Ending::Stopped),
             Ok(events) if events & 1 << GONE != 0 => return Err(Ending::MemoryGone),
             Ok(events) if events & 1 << STREAM != 0 => return Ok(()),
-            Ok(_) => {}
+            Ok(_) => {
+                if let Some(lobby) = &mut lobby {
+                    lobby.look();
+                }
+            }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(Ending::Protocol(e.to_string())),
         }

@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -17,14 +18,15 @@ use tracing::warn;
 use super::back_channel::BackChannel;
 use super::connection::{Ending, serve};
 use super::handler::{Handler, ViewContext};
+use super::lobby::Lobby;
 use super::requests::SlowRequests;
 use super::watcher::WatchedView;
-use super::{Backend, ViewConfig, ViewHooks, descriptors};
+use super::{Backend, ViewConfig, ViewHooks};
 use crate::event_flag::EventFlag;
 use crate::virtio_blk::{Capacity, ConfigSpace};
 use crate::wait_set::{Interest, WaitSet};
 
-/// Front ends that may wait until the one that is served leaves.
+/// Front ends that may connect before the view's thread gets to it.
 const BACKLOG: i32 = 16;
 /// Pause after a failed accept (out of descriptors).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
@@ -201,6 +203,8 @@ pub struct ViewServer {
 
 struct Shared {
     stop: Arc<EventFlag>,
+    /// Front ends that wait until the one that is served leaves.
+    waiting: Arc<AtomicUsize>,
 }
 
 /// What the thread waits for between two front ends.
@@ -210,9 +214,9 @@ struct Waits {
 }
 
 impl Waits {
-    fn new(listener: &UnixListener, stop: &EventFlag) -> io::Result<Self> {
+    fn new(lobby: &Lobby, stop: &EventFlag) -> io::Result<Self> {
         let (for_a_front_end, for_a_stop) = (WaitSet::new()?, WaitSet::new()?);
-        for_a_front_end.add(0, listener, Interest::Readable)?;
+        for_a_front_end.add_set(0, lobby.events())?;
         for_a_front_end.add(1, stop, Interest::Readable)?;
         for_a_stop.add(0, stop, Interest::Readable)?;
         Ok(Self {
@@ -233,6 +237,7 @@ impl ViewServer {
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             stop: Arc::new(EventFlag::new()?),
+            waiting: Arc::default(),
         });
         let theirs = Arc::clone(&shared);
         let (alive, ended) = mpsc::channel();
@@ -287,6 +292,11 @@ impl ViewServer {
         self.watched.slow()
     }
 
+    /// Front ends that wait until the one that is served leaves.
+    pub fn waiting(&self) -> usize {
+        self.shared.waiting.load(Ordering::Acquire)
+    }
+
     /// Whether the thread has ended by itself.
     pub fn is_finished(&self) -> bool {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
@@ -332,56 +342,50 @@ impl Shared {
     fn run(&self, socket: ViewSocket, mut view: ViewContext) {
         match socket.0 {
             Socket::Connected(stream) => {
-                self.serve(stream, &view);
+                self.serve(stream, &view, None);
             }
             Socket::Listening { listener, file } => {
-                let waits = Waits::new(&listener, &self.stop);
-                let waits = waits.inspect_err(|e| {
-                    warn!(
-                        "view {}: cannot wait for a front end: {e}",
-                        view.config.name
-                    );
-                });
-                while let Ok(waits) = &waits
-                    && let Some(stream) = self.accept(&listener, waits, &view)
-                {
-                    let ending = self.serve(stream, &view);
-                    if ending == Ending::Stopped {
-                        break;
-                    }
-                    view.last_left = ending == Ending::Left;
-                }
+                self.listen(listener, &mut view);
                 drop(file);
             }
         }
     }
 
+    /// Serves one front end after the other.
+    fn listen(&self, listener: UnixListener, view: &mut ViewContext) {
+        let lobby = Lobby::new(listener, view.clone(), Arc::clone(&self.waiting));
+        let prepared = lobby.and_then(|lobby| {
+            let waits = Waits::new(&lobby, &self.stop)?;
+            Ok((lobby, waits))
+        });
+        let (mut lobby, waits) = match prepared {
+            Ok(prepared) => prepared,
+            Err(e) => {
+                let name = &view.config.name;
+                warn!("view {name}: cannot wait for a front end: {e}");
+                return;
+            }
+        };
+        while let Some(stream) = self.accept(&mut lobby, &waits, view) {
+            let ending = self.serve(stream, view, Some(&mut lobby));
+            if ending == Ending::Stopped {
+                break;
+            }
+            view.last_left = ending == Ending::Left;
+        }
+    }
+
     /// The next front end; `None` when stopped.
-    fn accept(
-        &self,
-        listener: &UnixListener,
-        waits: &Waits,
-        view: &ViewContext,
-    ) -> Option<UnixStream> {
+    fn accept(&self, lobby: &mut Lobby, waits: &Waits, view: &ViewContext) -> Option<UnixStream> {
         loop {
-            let happened = waits.for_a_front_end.wait(None);
             if self.stop.is_set() {
                 return None;
             }
-            if happened.is_err() {
-                continue;
-            }
-            match listener.accept() {
-                Ok((stream, _)) => match descriptors::check(&stream) {
-                    Ok(()) => return Some(stream),
-                    Err(e) => {
-                        drop(stream);
-                        let name = &view.config.name;
-                        view.log
-                            .warn(format_args!("view {name}: a front end is refused: {e}"));
-                        let _ = waits.for_a_stop.wait(Some(ACCEPT_PAUSE));
-                    }
-                },
+            match lobby.first() {
+                Ok(Some(stream)) => return Some(stream),
+                Ok(None) => {
+                    let _ = waits.for_a_front_end.wait(None);
+                }
                 Err(e) => {
                     let name = &view.config.name;
                     view.log
@@ -395,7 +399,7 @@ impl Shared {
     /// 1. The hook, 2. messages until the end, 3. all rings drained (without signals if the
     ///    front end has disconnected) and memory unmapped, 4. only then the hang-up, after
     ///    which the front end reads the rings, 5. the hook, 6. the next front end.
-    fn serve(&self, stream: UnixStream, view: &ViewContext) -> Ending {
+    fn serve(&self, stream: UnixStream, view: &ViewContext, lobby: Option<&mut Lobby>) -> Ending {
         let name = &view.config.name;
         view.log
             .info(format_args!("view {name}: front end connected"));
@@ -411,7 +415,7 @@ impl Shared {
                 return ending;
             }
         };
-        let ending = serve(&stream, &handler, &view.back_channel, &self.stop);
+        let ending = serve(&stream, &handler, &view.back_channel, &self.stop, lobby);
         view.back_channel.set(None);
         let mut rings = handler.lock().unwrap_or_else(PoisonError::into_inner);
         if matches!(ending, Ending::Left | Ending::MemoryGone) {

@@ -21,6 +21,7 @@ mod guest;
 mod handler;
 mod inflight;
 mod listener;
+mod lobby;
 mod memory;
 mod notify;
 mod queue;
@@ -96,6 +97,9 @@ pub trait ViewHooks: Send + Sync {
 
     /// The front end has disconnected, and all its requests have ended.
     fn detached(&self);
+
+    /// Another front end waits until the one that is connected leaves.
+    fn front_end_waits(&self) {}
 
     /// The rings start; `start` tells a reset from a pause. No request of the view is in
     /// flight, and no ring starts before this returns.

@@ -12,6 +12,7 @@ mod qemu;
 mod queues;
 mod ring;
 mod slots;
+mod waiting;
 
 use std::path::Path;
 use std::time::{Duration, Instant};

@@ -108,6 +108,7 @@ pub fn views(tables: &Tables) -> Vec<ViewStatus> {
         kind,
         socket: view.socket.clone(),
         attached: view.is_attached(),
+        waiting: view.waiting(),
         read_only: view.read_only,
         slow_io: view.slow_io(),
     };

@@ -151,6 +151,11 @@ impl ServedView {
         self.presence.attached.load(Ordering::Acquire)
     }
 
+    /// Front ends that wait until the one that is connected leaves.
+    pub fn waiting(&self) -> usize {
+        self.server.waiting()
+    }
+
     /// The requests of its guest that take long.
     pub fn slow_io(&self) -> Option<SlowIo> {
         self.server.slow().map(slow_io)
@@ -256,6 +261,10 @@ impl ViewHooks for Hooks {
     fn detached(&self) {
         self.presence.attached.store(false, Ordering::Release);
         self.publish(|socket| EventKind::FrontEndLeft { socket });
+    }
+
+    fn front_end_waits(&self) {
+        self.publish(|socket| EventKind::FrontEndWaits { socket });
     }
 
     fn rings_start(&self, start: Start) {
