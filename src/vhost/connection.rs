@@ -42,7 +42,9 @@ pub enum Ending {
     Stopped,
     #[error("the front end began a message and did not finish it, or did not read the answers, in {} s", MESSAGE_TIMEOUT.as_secs())]
     Stalled,
-    #[error("the guest's memory is gone: the front end has shortened the file that it gave for it")]
+    #[error(
+        "the guest's memory, or the log of its dirty pages, is gone: the front end has shortened the file that it gave for it"
+    )]
     MemoryGone,
     #[error("{0}")]
     Protocol(String),
@@ -101,12 +103,18 @@ pub fn serve(
     }
 }
 
+/// Newer than the library. A ring is stopped by GET_VRING_BASE, which drains it.
+const GET_VRING_BASE_SKIP_DRAIN: u32 = 45;
+
 /// A message by its number, such as `SET_STATUS (message 39)`.
 struct Message(u32);
 
 impl fmt::Display for Message {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(request) = self;
+        if *request == GET_VRING_BASE_SKIP_DRAIN {
+            return write!(f, "GET_VRING_BASE_SKIP_DRAIN, which was not offered");
+        }
         let Ok(name) = FrontendReq::try_from(*request) else {
             return write!(f, "message {request}, which is unknown");
         };

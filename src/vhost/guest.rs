@@ -5,11 +5,15 @@ use std::any::Any;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
-use vm_memory::GuestMemoryBackend;
+use vm_memory::bitmap::Bitmap;
+use vm_memory::{GuestMemoryBackend, GuestRegionMmap};
 
+use super::dirty_log::DirtyBitmap;
 use super::memory::WatchedMap;
 use crate::io::{GuestBuffer, GuestSlice};
 use crate::virtio_blk::request::Segment;
+
+type GuestRegion = GuestRegionMmap<DirtyBitmap>;
 
 /// One worker's reference to the guest's memory. Each worker has its own, so that the
 /// reference counts of its requests do not share a cache line with other workers.
@@ -105,6 +109,25 @@ impl GuestData {
             rest = later;
         }
         from.len() - rest.len()
+    }
+
+    /// Marks the first `len` bytes as written in the log of dirty pages, if there is one.
+    /// The kernel and [`Self::copy_in`] write through pointers, so nothing else does it.
+    pub fn mark_written(&self, len: usize) {
+        let mut left = len;
+        for slice in &self.slices {
+            let written = slice.len.min(left);
+            left -= written;
+            let place = slice.pointer.addr();
+            let within = |region: &&GuestRegion| {
+                let start = region.as_ptr().addr();
+                (start..start.saturating_add(region.size())).contains(&place)
+            };
+            if let Some(region) = self.hold.map.iter().find(within) {
+                let offset = place - region.as_ptr().addr();
+                (**region).bitmap().mark_dirty(offset, written);
+            }
+        }
     }
 
     fn part(&self, offset: usize, len: usize) -> Option<SmallVec<[GuestSlice; 4]>> {

@@ -5,8 +5,8 @@
 use super::*;
 use crate::io::sim::Rng;
 use crate::mutation::{dying_after, has_died, with};
+use crate::vhost::dirty_log::DirtyBitmap;
 use crate::vhost::guest::MemoryHold;
-use crate::vhost::memory::DirtyBitmap;
 use crate::vhost::ring::{Ring, Taken};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use virtio_queue::{Queue, QueueT};

@@ -4,16 +4,14 @@ use std::fs::File;
 use std::io;
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{FileType, FsWord, fstatfs};
-use vhost::vhost_user::message::VhostUserMemoryRegion;
-use vhost_user_backend::bitmap::BitmapMmapRegion;
-use vm_memory::bitmap::{Bitmap, RefSlice, WithBitmapSlice};
-use vm_memory::mmap::NewBitmap;
+use vhost::vhost_user::message::{VhostUserLog, VhostUserMemoryRegion};
+use vhost_user_backend::bitmap::BitmapReplace;
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
 
+use super::backing::{Backing, invalid};
 use super::descriptors;
+use super::dirty_log::{DirtyBitmap, DirtyLog, LogPart};
 use super::vanishing::{Reserved, Watch};
 use crate::event_flag::EventFlag;
 
@@ -58,41 +56,6 @@ impl From<GuestMap> for WatchedMap {
     }
 }
 
-/// The log of a region's dirty pages during a migration. While it is off, a write costs
-/// one load; `BitmapMmapRegion` alone would take a lock that all queues share at every
-/// access.
-#[derive(Debug, Default)]
-pub struct DirtyBitmap {
-    on: AtomicBool,
-    log: BitmapMmapRegion,
-}
-
-impl<'a> WithBitmapSlice<'a> for DirtyBitmap {
-    type S = RefSlice<'a, Self>;
-}
-
-impl Bitmap for DirtyBitmap {
-    fn mark_dirty(&self, offset: usize, len: usize) {
-        if self.on.load(Ordering::Relaxed) {
-            self.log.mark_dirty(offset, len);
-        }
-    }
-
-    fn dirty_at(&self, offset: usize) -> bool {
-        self.on.load(Ordering::Relaxed) && self.log.dirty_at(offset)
-    }
-
-    fn slice_at(&self, offset: usize) -> RefSlice<'_, Self> {
-        RefSlice::new(self, offset)
-    }
-}
-
-impl NewBitmap for DirtyBitmap {
-    fn with_len(_len: usize) -> Self {
-        Self::default()
-    }
-}
-
 /// What the guest addresses of regions are multiples of.
 const PAGE: u64 = 4096;
 
@@ -114,6 +77,10 @@ pub struct MemoryTable {
     gone: Arc<EventFlag>,
     /// Memory of any kind is taken.
     any_memory: bool,
+    /// The log that the front end has passed; it covers all regions.
+    log: Option<Arc<DirtyLog>>,
+    /// Writes to the regions are logged.
+    writes_are_logged: bool,
 }
 
 impl MemoryTable {
@@ -126,7 +93,54 @@ impl MemoryTable {
             places: Vec::new(),
             gone: Arc::new(EventFlag::new()?),
             any_memory,
+            log: None,
+            writes_are_logged: false,
         })
+    }
+
+    /// The log of dirty pages.
+    pub const fn log(&self) -> Option<&Arc<DirtyLog>> {
+        self.log.as_ref()
+    }
+
+    /// Replaces the log of dirty pages; `None` unmaps it. When this returns, writes to the
+    /// regions are not marked in the old one any more.
+    ///
+    /// # Errors
+    /// The log is too small for the regions.
+    pub fn set_log(&mut self, log: Option<(&VhostUserLog, File)>) -> io::Result<()> {
+        let log = log
+            .map(|(log, file)| DirtyLog::map(log, file, self.any_memory, &self.gone))
+            .transpose()?;
+        if let Some(log) = &log {
+            check_covered(&self.map, log)?;
+        }
+        self.log = log.map(Arc::new);
+        self.install_log(&self.map);
+        Ok(())
+    }
+
+    /// Whether writes to the regions are logged, if there is a log. Returns whether this
+    /// changes.
+    pub fn log_writes(&mut self, writes: bool) -> bool {
+        let changes = self.writes_are_logged != writes;
+        if changes {
+            self.writes_are_logged = writes;
+            self.install_log(&self.map);
+        }
+        changes
+    }
+
+    fn install_log(&self, map: &GuestMap) {
+        let log = self.log.as_ref().filter(|_| self.writes_are_logged);
+        for region in map.iter() {
+            // That of the mapping itself, not a slice of it.
+            let bitmap: &DirtyBitmap = (**region).bitmap();
+            match log {
+                Some(log) => bitmap.replace(LogPart::of(region, log)),
+                None => bitmap.clear(),
+            }
+        }
     }
 
     /// The memory as it is now.
@@ -146,8 +160,7 @@ impl MemoryTable {
         for (region, file) in regions.iter().zip(files) {
             map = self.insert(&map, &mut places, region, file)?;
         }
-        self.replace(map, places);
-        Ok(())
+        self.replace(map, places)
     }
 
     /// Adds a region.
@@ -157,8 +170,7 @@ impl MemoryTable {
         }
         let mut places = self.places.clone();
         let map = self.insert(&self.map, &mut places, region, file)?;
-        self.replace(map, places);
-        Ok(())
+        self.replace(map, places)
     }
 
     /// Removes the region with the same guest address, front-end address and size.
@@ -181,8 +193,7 @@ impl MemoryTable {
             .map_err(io::Error::other)?;
         let mut places = self.places.clone();
         places.remove(index);
-        self.replace(map, places);
-        Ok(())
+        self.replace(map, places)
     }
 
     /// The guest address for an address in the front end's process.
@@ -199,11 +210,16 @@ impl MemoryTable {
         !self.places.is_empty() && self.places.iter().all(|(p, _)| p.guest == p.user)
     }
 
-    fn replace(&mut self, map: GuestMap, places: Vec<(Place, Arc<Watch>)>) {
+    fn replace(&mut self, map: GuestMap, places: Vec<(Place, Arc<Watch>)>) -> io::Result<()> {
+        if let Some(log) = &self.log {
+            check_covered(&map, log)?;
+        }
+        self.install_log(&map);
         let watches = places.iter().map(|(_, watch)| Arc::clone(watch)).collect();
         // First, so that no watch outlives the mapping of a region that is removed.
         self.places = places;
         self.map = Arc::new(WatchedMap { watches, map });
+        Ok(())
     }
 
     /// Maps a region into a copy of `map`, and adds it to `places`.
@@ -217,8 +233,14 @@ impl MemoryTable {
         let place = Place::of(region);
         place.check(places)?;
         descriptors::check(&file)?;
-        check_backing(region, &file)?;
-        let page = check_kind(&file, place.guest, self.any_memory)?;
+        let what = format!("memory region at {:#x}", place.guest);
+        let backing = Backing {
+            what: &what,
+            len: place.len,
+            offset: region.mmap_offset,
+        };
+        backing.check_size(&file)?;
+        let page = backing.check_kind(&file, self.any_memory)?;
         let reserved = Reserved::new(place.len)?;
         let mapping = region
             .mmap_region::<DirtyBitmap>(file)
@@ -292,67 +314,18 @@ pub fn with_scratch(map: &GuestMap) -> Option<(GuestMap, GuestAddress)> {
     Some((map, address))
 }
 
-/// A region must lie within its file: touching a page beyond the end would
-/// kill the process, with all other guests.
-fn check_backing(region: &VhostUserMemoryRegion, file: &File) -> io::Result<()> {
-    // The message's layout is packed: fields are copied out.
-    let (address, len, offset) = (
-        region.guest_phys_addr,
-        region.memory_size,
-        region.mmap_offset,
-    );
-    let stat = rustix::fs::fstat(file)?;
-    let kind = FileType::from_raw_mode(stat.st_mode);
-    if kind != FileType::RegularFile {
-        return Err(invalid(format!(
-            "memory region at {address:#x} is backed by {}, not by shared memory or a file",
-            kind_of(kind)
-        )));
+/// Refuses a log that has no bit for some of the memory.
+fn check_covered(map: &GuestMap, log: &DirtyLog) -> io::Result<()> {
+    let last = map.last_addr().raw_value();
+    if map.num_regions() == 0 || log.covers(last) {
+        return Ok(());
     }
-    let size = u64::try_from(stat.st_size).unwrap_or(0);
-    match offset.checked_add(len) {
-        Some(end) if end <= size => Ok(()),
-        _ => Err(invalid(format!(
-            "memory region at {address:#x} needs {len} bytes from offset {offset} of a file of {size} bytes"
-        ))),
-    }
-}
-
-/// The size in bytes of the file's pages, if its pages are memory of this machine. Pages
-/// of other file systems may never arrive (FUSE, a network), and nobody could end a
-/// process that waits for one.
-fn check_kind(file: &File, address: u64, any: bool) -> io::Result<usize> {
-    const TMPFS: FsWord = 0x0102_1994;
-    const HUGETLBFS: FsWord = 0x9584_58f6;
-    let stat = fstatfs(file)?;
-    match stat.f_type {
-        HUGETLBFS => usize::try_from(stat.f_bsize).map_err(io::Error::other),
-        TMPFS => Ok(0),
-        _ if any => Ok(0),
-        kind => Err(invalid(format!(
-            "memory region at {address:#x} is a file on a file system of type {kind:#x}, whose \
-             pages may never arrive; use a memfd, /dev/shm or hugetlbfs, or start snapback with \
-             --any-guest-memory"
-        ))),
-    }
-}
-
-/// The kind of file behind a descriptor, in words.
-pub(super) const fn kind_of(kind: FileType) -> &'static str {
-    match kind {
-        FileType::RegularFile => "a regular file",
-        FileType::Directory => "a directory",
-        FileType::Symlink => "a symbolic link",
-        FileType::Fifo => "a pipe",
-        FileType::Socket => "a socket",
-        FileType::CharacterDevice => "a character device",
-        FileType::BlockDevice => "a block device",
-        FileType::Unknown => "no file",
-    }
-}
-
-fn invalid(message: String) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidInput, message)
+    Err(invalid(format!(
+        "the dirty log of {} bytes is too small: guest memory ends at {last:#x}, for which {} \
+         bytes are needed",
+        log.len(),
+        last / (8 * PAGE) + 1
+    )))
 }
 
 #[cfg(test)]

@@ -135,7 +135,7 @@ fn only_memory_of_this_machine_is_taken_unless_it_is_insisted() {
     let path = folder.path().join("memory");
     let other = File::create_new(&path).unwrap();
     other.set_len(PAGE).unwrap();
-    let kind = fstatfs(&other).unwrap().f_type;
+    let kind = rustix::fs::fstatfs(&other).unwrap().f_type;
     if kind == 0x0102_1994 {
         return; // This is memory, too.
     }

@@ -14,8 +14,10 @@
 //! engine is done; guest memory is unmapped only after that.
 
 mod back_channel;
+mod backing;
 mod connection;
 mod descriptors;
+mod dirty_log;
 mod feature_names;
 mod guest;
 mod handler;

@@ -22,7 +22,7 @@ pub fn check_eventfd(file: &File) -> io::Result<()> {
             io::ErrorKind::InvalidInput,
             format!(
                 "a ring's notifications need an eventfd, not {}",
-                super::memory::kind_of(kind)
+                super::backing::kind_of(kind)
             ),
         )),
     }

@@ -8,9 +8,10 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddress;
 
 use super::MAX_QUEUE_SIZE;
+use super::dirty_log::{DirtyLog, UsedLog};
 use super::memory::{GuestMap, MemoryTable};
 use super::notify::{Call, Notifier};
-use super::worker::QueueWorker;
+use super::worker::{LogSetting, QueueWorker};
 
 /// The ring's parts, as addresses of the front end's process: these stay valid when the
 /// front end replaces the memory table.
@@ -27,6 +28,8 @@ pub struct QueueState {
     /// The available index to start at, or at which it stopped.
     pub base: u16,
     pub addresses: Option<RingAddresses>,
+    /// During a migration: the address at which writes to the used ring are logged.
+    pub used_log: Option<u64>,
     pub kick: Option<Arc<File>>,
     pub call: Arc<Call>,
     pub err: Option<Arc<Notifier>>,
@@ -40,6 +43,7 @@ impl QueueState {
             size: MAX_QUEUE_SIZE,
             base: 0,
             addresses: None,
+            used_log: None,
             kick: None,
             call: Arc::default(),
             err: None,
@@ -63,6 +67,29 @@ impl QueueState {
     /// A worker should serve the ring.
     pub const fn should_run(&self) -> bool {
         self.is_set_up() && self.enabled
+    }
+
+    /// Where a worker logs its writes, if `log` is there; checked against the log.
+    pub fn log_setting(&self, writes: bool, log: Option<&Arc<DirtyLog>>) -> io::Result<LogSetting> {
+        let (Some(log), Some(address)) = (log, self.used_log) else {
+            let used = None;
+            return Ok(LogSetting { writes, used });
+        };
+        // Flags, index, elements and the event index.
+        let last = address.checked_add(6 + 8 * u64::from(self.size) - 1);
+        match last {
+            Some(last) if log.covers(last) => {
+                let log = Arc::clone(log);
+                let used = Some(UsedLog { log, address });
+                Ok(LogSetting { writes, used })
+            }
+            _ => Err(invalid(format!(
+                "the used ring of {} entries is to be logged at {address:#x}, for which the dirty \
+                 log of {} bytes is too small",
+                self.size,
+                log.len()
+            ))),
+        }
     }
 
     /// The queue for a worker, checked against the memory.

@@ -16,6 +16,7 @@ use std::sync::atomic::{Ordering, fence};
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress};
 
+use super::dirty_log::UsedLog;
 use super::guest::MemoryHold;
 use super::inflight::InflightQueue;
 use super::memory::GuestMap;
@@ -24,6 +25,8 @@ use crate::mutation::{self, Mutation};
 
 /// Offset of the index in both rings, after the flags.
 const INDEX: u64 = 2;
+/// Bytes of the index, of the flags and of an event index.
+const INDEX_LEN: u64 = 2;
 /// Offset of the first element in both rings.
 const ELEMENTS: u64 = 4;
 const AVAIL_ELEMENT: u64 = 2;
@@ -58,6 +61,8 @@ pub struct Ring {
     published: u16,
     /// The driver was asked to kick.
     armed: bool,
+    /// Where writes to the used ring are logged during a migration.
+    used_log: Option<UsedLog>,
 }
 
 impl Ring {
@@ -112,12 +117,25 @@ impl Ring {
             tracking,
             published: used,
             armed: true,
+            used_log: None,
         };
         Ok((ring, replay))
     }
 
     pub fn size(&self) -> u16 {
         self.queue.size()
+    }
+
+    /// From now on writes to the used ring are logged there.
+    pub fn set_used_log(&mut self, log: Option<UsedLog>) {
+        self.used_log = log;
+    }
+
+    /// `len` bytes at `offset` of the used ring were written.
+    fn mark_used(&self, offset: u64, len: u64) {
+        if let Some(log) = &self.used_log {
+            log.mark(offset, len);
+        }
     }
 
     /// The available index at which the ring must continue when it is started again.
@@ -255,7 +273,8 @@ impl Ring {
         let index = u64::from(next)
             .checked_rem(u64::from(self.queue.size()))
             .unwrap_or(0);
-        let address = at(self.queue.used_ring(), ELEMENTS + index * USED_ELEMENT)?;
+        let offset = ELEMENTS + index * USED_ELEMENT;
+        let address = at(self.queue.used_ring(), offset)?;
         let element = u64::from(len) << 32 | u64::from(head);
         if !mutation::is_dead() {
             self.hold
@@ -263,6 +282,7 @@ impl Ring {
                 .write_obj(element.to_le(), address)
                 .map_err(|_| RingFault::Memory)?;
         }
+        self.mark_used(offset, USED_ELEMENT);
         self.queue.set_next_used(next.wrapping_add(1));
         Ok(())
     }
@@ -280,6 +300,7 @@ impl Ring {
             map.store(new.to_le(), address, Ordering::Release)
                 .map_err(|_| RingFault::Memory)?;
         }
+        self.mark_used(INDEX, INDEX_LEN);
         self.published = new;
         if let Tracking::Region(region) = &mut self.tracking {
             region.published(new)?;
@@ -308,9 +329,14 @@ impl Ring {
     pub fn arm(&mut self) -> Result<bool, RingFault> {
         self.armed = true;
         let map = &**self.hold.map;
-        self.queue
-            .enable_notification(map)
-            .map_err(|_| RingFault::Memory)
+        let more = self.queue.enable_notification(map);
+        if self.queue.event_idx_enabled() {
+            let event = ELEMENTS + u64::from(self.queue.size()) * USED_ELEMENT;
+            self.mark_used(event, INDEX_LEN);
+        } else {
+            self.mark_used(0, INDEX_LEN);
+        }
+        more.map_err(|_| RingFault::Memory)
     }
 
     /// Asks for no kicks while the worker polls the ring.
@@ -319,9 +345,11 @@ impl Ring {
             return Ok(());
         }
         let map = &**self.hold.map;
-        self.queue
-            .disable_notification(map)
-            .map_err(|_| RingFault::Memory)
+        let disarmed = self.queue.disable_notification(map);
+        if !self.queue.event_idx_enabled() {
+            self.mark_used(0, INDEX_LEN);
+        }
+        disarmed.map_err(|_| RingFault::Memory)
     }
 
     fn load(&self, address: GuestAddress) -> Result<u16, RingFault> {

@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::vhost::memory::DirtyBitmap;
+use crate::vhost::dirty_log::DirtyBitmap;
 use vm_memory::GuestMemoryMmap;
 
 const SIZE: u16 = 4;

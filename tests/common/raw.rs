@@ -233,6 +233,36 @@ impl Raw {
         ring
     }
 
+    /// The same ring for a second thread, which only looks at it and sends its messages.
+    pub fn ring_like(&self, ring: &Ring) -> Ring {
+        let clone = |event: &EventFd| event.try_clone().unwrap();
+        Ring {
+            index: ring.index,
+            size: ring.size,
+            kick: clone(&ring.kick),
+            call: clone(&ring.call),
+            err: clone(&ring.err),
+            base: ring.base,
+            avail: 0,
+        }
+    }
+
+    /// Stops a ring; returns its available index.
+    pub fn stop(&self, index: usize) -> u32 {
+        self.frontend.get_vring_base(index).unwrap()
+    }
+
+    /// Starts a ring again where it has stopped.
+    pub fn go_on(&self, ring: &Ring) {
+        let mut frontend = self.frontend.clone();
+        frontend
+            .set_vring_base(ring.index, self.used_index(ring))
+            .unwrap();
+        frontend.set_vring_call(ring.index, &ring.call).unwrap();
+        frontend.set_vring_kick(ring.index, &ring.kick).unwrap();
+        frontend.set_vring_enable(ring.index, true).unwrap();
+    }
+
     pub fn enable(&mut self, ring: &Ring, enable: bool) {
         self.frontend.set_vring_enable(ring.index, enable).unwrap();
     }

@@ -8,7 +8,9 @@
 
 mod back_channel;
 mod backend;
+mod dirty_log;
 mod driver;
+mod log_refusals;
 mod messages;
 #[path = "../common/raw.rs"]
 mod raw;
@@ -16,11 +18,15 @@ mod resumes;
 mod rings;
 mod socket;
 
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use snapback::vhost::{ViewConfig, ViewServer, ViewSocket};
 use snapback::virtio_blk::{BlkDevice, Capacity, Topology};
+
+use vhost::vhost_user::Frontend;
 
 use backend::{CallLog, Volume};
 
@@ -82,4 +88,12 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
         );
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
+}
+
+/// The view has ended the session.
+pub fn has_hung_up(frontend: &Frontend) -> bool {
+    // SAFETY: the descriptor lives as long as the front end.
+    let fd = unsafe { BorrowedFd::borrow_raw(frontend.as_raw_fd()) };
+    let mut fds = [PollFd::new(&fd, PollFlags::empty())];
+    poll(&mut fds, Some(&Timespec::default())).unwrap() == 1
 }

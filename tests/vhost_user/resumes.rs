@@ -6,14 +6,13 @@ use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserInflight;
-use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::raw::{FLUSH, PROTOCOL, Raw, Ring, SIZE, VERSION_1};
-use crate::{Served, eventually, serve};
+use crate::{Served, eventually, has_hung_up, serve};
 
 const OUT: u32 = 1;
 const PLAIN: u64 = VERSION_1 | PROTOCOL | FLUSH;
@@ -42,13 +41,6 @@ fn hang_up_unheard(served: &Served, raw: &mut Raw) {
         served.volume.abandoned.load(Ordering::SeqCst) == 1
     });
     served.volume.held.store(0, Ordering::SeqCst);
-}
-
-fn has_hung_up(frontend: &Frontend) -> bool {
-    // SAFETY: the descriptor lives as long as the front end.
-    let fd = unsafe { BorrowedFd::borrow_raw(frontend.as_raw_fd()) };
-    let mut fds = [PollFd::new(&fd, PollFlags::empty())];
-    poll(&mut fds, Some(&Timespec::default())).unwrap() == 1
 }
 
 /// QEMU takes the used index as the ring's new base when the connection ends; what

@@ -42,6 +42,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         for queue in &mut self.queues {
             queue.reset();
         }
+        self.logged_data_changes();
         Ok(())
     }
 
@@ -61,6 +62,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         }
         self.features = features;
         self.update_write_through();
+        self.logged_data_changes();
         if ring_format_changes {
             self.resume();
         }
@@ -102,11 +104,11 @@ impl VhostUserBackendReqHandlerMut for Handler {
     fn set_vring_addr(
         &mut self,
         index: u32,
-        _flags: VhostUserVringAddrFlags,
+        flags: VhostUserVringAddrFlags,
         descriptor: u64,
         used: u64,
         available: u64,
-        _log: u64,
+        log: u64,
     ) -> Result<()> {
         let addresses = RingAddresses {
             descriptors: descriptor,
@@ -120,6 +122,10 @@ impl VhostUserBackendReqHandlerMut for Handler {
                 )));
             }
         }
+        let used_log = flags
+            .contains(VhostUserVringAddrFlags::VHOST_VRING_F_LOG)
+            .then_some(log);
+        self.log_used_ring(to_index(index), used_log)?;
         if self.queue(to_index(index))?.addresses == Some(addresses) {
             return Ok(());
         }
@@ -192,6 +198,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         Ok(VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::LOG_SHMFD
             | VhostUserProtocolFeatures::BACKEND_REQ
             | VhostUserProtocolFeatures::INFLIGHT_SHMFD
             | VhostUserProtocolFeatures::RESET_DEVICE
@@ -305,8 +312,12 @@ impl VhostUserBackendReqHandlerMut for Handler {
         Err(Error::InvalidOperation("shared memory was not offered"))
     }
 
-    fn set_log_base(&mut self, _log: &VhostUserLog, _file: File) -> Result<()> {
-        Err(Error::InvalidOperation("a dirty log was not offered"))
+    fn set_log_base(&mut self, log: &VhostUserLog, file: File) -> Result<()> {
+        self.replace_log(log, file).map_err(|e| {
+            self.warn(format_args!("{e}"));
+            // The answer has no form of a refusal.
+            Error::InvalidParam
+        })
     }
 }
 

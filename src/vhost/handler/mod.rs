@@ -4,6 +4,7 @@
 //! A refusal is always [`Error::ReqHandlerError`]: the connection continues if the front
 //! end gets it as an answer, see [`super::connection`].
 
+mod dirty;
 mod messages;
 
 use std::sync::Arc;
@@ -31,6 +32,8 @@ use crate::virtio_blk::ConfigSpace;
 const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 const RING_FEATURES: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC | EVENT_IDX;
 const PROTOCOL: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+/// Asks for a log of all writes to the guest's memory.
+const LOG_ALL: u64 = VhostUserVirtioFeatures::LOG_ALL.bits();
 
 /// What a view needs to serve connections, one after the other.
 #[derive(Clone)]
@@ -114,7 +117,7 @@ impl Handler {
     }
 
     fn offered(&self) -> u64 {
-        self.view.space.device().features() | RING_FEATURES | PROTOCOL
+        self.view.space.device().features() | RING_FEATURES | PROTOCOL | LOG_ALL
     }
 
     fn queue(&mut self, index: usize) -> Result<&mut QueueState> {
@@ -188,7 +191,8 @@ impl Handler {
             let set_up = set_up.filter(|(_, queue)| queue.is_set_up());
             let rings: Vec<_> = set_up.map(|(index, queue)| (index, queue.base)).collect();
             let driver = Driver {
-                features: self.features,
+                // A migration may begin and end between two starts.
+                features: self.features & !LOG_ALL,
                 is_program: self.memory.is_the_front_ends_own(),
             };
             Some(self.detector.starting(rings, driver))
@@ -210,6 +214,7 @@ impl Handler {
         let map = self.memory.map();
         let event_idx = self.features & EVENT_IDX != 0;
         let inflight = self.inflight_of(index);
+        let dirty = self.log_setting(index)?;
         let Some(queue) = self.queues.get_mut(index) else {
             return Ok(());
         };
@@ -233,6 +238,7 @@ impl Handler {
             leave: Arc::clone(&self.view.leave),
             log: Arc::clone(&self.view.log),
             marks,
+            dirty,
         })?);
         self.view.hooks.ring_started();
         Ok(())

@@ -5,10 +5,11 @@ use tracing::{debug, error};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::Worker;
-use crate::engine::{Execution, Slot, Status};
+use crate::engine::{Execution, RequestKind, Slot, Status};
 use crate::io::{Done, Errno, Op, OpKind};
 use crate::vhost::ring::Taken;
 use crate::vhost::ring_fault::RingFault;
+use crate::vhost::slots::RequestData;
 use crate::virtio_blk::BlkStatus;
 
 impl Worker {
@@ -73,6 +74,13 @@ impl Worker {
             return;
         };
         self.held -= request.held;
+        // Whatever became of it: a part may have been written.
+        if self.logs_writes
+            && request.progress.request.kind == RequestKind::Read
+            && let RequestData::Guest(data) = &request.data
+        {
+            data.mark_written(data.len());
+        }
         if let Some(marks) = &self.marks {
             marks.end(slot);
         }

@@ -15,6 +15,7 @@ use std::time::Instant;
 
 use virtio_queue::{Queue, QueueT};
 
+use super::dirty_log::UsedLog;
 use super::inflight::InflightQueue;
 use super::memory::WatchedMap;
 use super::notify::{Call, Notifier};
@@ -52,11 +53,27 @@ pub struct QueueSetup {
     pub log: Arc<ViewLog>,
     /// Where requests are marked as under way.
     pub marks: Option<Arc<Marks>>,
+    pub dirty: LogSetting,
 }
+
+/// What a worker logs while its guest is migrated.
+#[derive(Clone, Debug, Default)]
+pub struct LogSetting {
+    /// Writes to the guest's memory. That they are logged is a setting of the memory; this
+    /// is for those that do not go through it.
+    pub writes: bool,
+    /// Writes to the used ring, at an address of their own.
+    pub used: Option<UsedLog>,
+}
+
+/// A change of the setting, and where to say that it is in force.
+type LogOrder = (LogSetting, mpsc::SyncSender<()>);
 
 /// A started queue.
 pub struct QueueWorker {
     stop: Arc<EventFlag>,
+    wake: Arc<EventFlag>,
+    log_orders: mpsc::Sender<LogOrder>,
     hung_up: Arc<AtomicBool>,
     thread: JoinHandle<Stopped>,
 }
@@ -74,15 +91,20 @@ pub struct Stopped {
 impl QueueWorker {
     /// Starts the thread and waits until it has its disk and its port.
     pub fn start(setup: QueueSetup) -> io::Result<Self> {
-        let stop = Arc::new(EventFlag::new()?);
+        let (stop, wake) = (Arc::new(EventFlag::new()?), Arc::new(EventFlag::new()?));
         let hung_up = Arc::new(AtomicBool::new(false));
         let (ready, started) = mpsc::sync_channel(1);
-        let theirs = (Arc::clone(&stop), Arc::clone(&hung_up));
+        let (log_orders, orders) = mpsc::channel();
+        let theirs = Signals {
+            stop: Arc::clone(&stop),
+            wake: Arc::clone(&wake),
+            log_orders: orders,
+            hung_up: Arc::clone(&hung_up),
+        };
         let builder = thread::Builder::new().name("queue".into());
         let thread = builder.spawn(move || {
-            let (stop, hung_up) = theirs;
             let position = setup.queue_position();
-            match Worker::new(setup, stop, hung_up) {
+            match Worker::new(setup, theirs) {
                 Ok(worker) => {
                     let _ = ready.send(Ok(()));
                     worker.run()
@@ -99,12 +121,26 @@ impl QueueWorker {
         match started.recv() {
             Ok(Ok(())) => Ok(Self {
                 stop,
+                wake,
+                log_orders,
                 hung_up,
                 thread,
             }),
             Ok(Err(e)) => Err(e),
             Err(_) => Err(io::Error::other("the queue's thread died")),
         }
+    }
+
+    /// Changes what is logged, between two rounds of the worker, without a wait for its
+    /// requests. Returns what to wait for: a message says that the setting is in force, and
+    /// that everything which was written before may be read; a worker that has ended closes
+    /// the channel.
+    pub fn log(&self, setting: LogSetting) -> mpsc::Receiver<()> {
+        let (done, in_force) = mpsc::sync_channel(1);
+        if self.log_orders.send((setting, done)).is_ok() {
+            self.wake.set();
+        }
+        in_force
     }
 
     /// From now on no new requests are taken; those that were taken are finished.
@@ -135,6 +171,14 @@ impl QueueSetup {
     }
 }
 
+/// How others reach a worker.
+struct Signals {
+    stop: Arc<EventFlag>,
+    wake: Arc<EventFlag>,
+    log_orders: mpsc::Receiver<LogOrder>,
+    hung_up: Arc<AtomicBool>,
+}
+
 /// A chain from the ring, with what it takes.
 type Chain = (Taken, Result<BlkRequest, Refused>, Weight);
 
@@ -154,6 +198,9 @@ struct Worker {
     combining: Combining,
     polling: Polling,
     wake: Arc<EventFlag>,
+    log_orders: mpsc::Receiver<LogOrder>,
+    /// Writes to the guest's memory are logged.
+    logs_writes: bool,
     // Kept open, because epoll drops a descriptor when it is closed.
     _kick: Arc<File>,
     stop: Arc<EventFlag>,

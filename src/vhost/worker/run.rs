@@ -3,13 +3,12 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::polling::Polling;
 use super::sleeper::{Combining, Sleeper};
-use super::{QueueSetup, Stopped, Worker};
-use crate::event_flag::EventFlag;
+use super::{QueueSetup, Signals, Stopped, Worker};
 use crate::mutation::{self, Mutation};
 use crate::vhost::descriptors;
 use crate::vhost::guest::MemoryHold;
@@ -22,16 +21,18 @@ use crate::vhost::vanishing;
 const GRACE: Duration = Duration::from_millis(300);
 
 impl Worker {
-    pub(super) fn new(
-        setup: QueueSetup,
-        stop: Arc<EventFlag>,
-        hung_up: Arc<AtomicBool>,
-    ) -> io::Result<Self> {
+    pub(super) fn new(setup: QueueSetup, signals: Signals) -> io::Result<Self> {
+        let Signals {
+            stop,
+            wake,
+            log_orders,
+            hung_up,
+        } = signals;
         let hold = Arc::new(MemoryHold { map: setup.memory });
-        let (ring, replay) = Ring::new(setup.queue, hold, setup.inflight)
+        let (mut ring, replay) = Ring::new(setup.queue, hold, setup.inflight)
             .inspect_err(|_| setup.err.iter().for_each(|err| err.notify()))
             .map_err(io::Error::other)?;
-        let wake = Arc::new(EventFlag::new()?);
+        ring.set_used_log(setup.dirty.used);
         let mut disk = setup.backend.disk()?;
         let flags = [&wake, &stop, &setup.leave];
         let sleeper = Sleeper::new(&mut *disk, setup.kick.clone(), flags)?;
@@ -54,6 +55,8 @@ impl Worker {
             combining: Combining::new(),
             polling: Polling::new(setup.backend.polling()),
             wake,
+            log_orders,
+            logs_writes: setup.dirty.writes,
             _kick: setup.kick,
             stop,
             leave: setup.leave,
@@ -141,6 +144,7 @@ impl Worker {
                 self.wake.lower();
                 self.port.take_inbox(&mut self.commands);
             }
+            self.take_log_orders();
         }
         progress |= !self.commands.is_empty();
         self.execute();
@@ -176,6 +180,16 @@ impl Worker {
             }
         }
         progress
+    }
+
+    /// Changes what is logged. Answers that are not published yet were written before, so
+    /// whoever gets the message sees them.
+    fn take_log_orders(&mut self) {
+        while let Ok((setting, done)) = self.log_orders.try_recv() {
+            self.logs_writes = setting.writes;
+            self.ring.set_used_log(setting.used);
+            let _ = done.send(());
+        }
     }
 
     /// Takes requests, as far as that is permitted: first those that an earlier worker left

@@ -182,6 +182,9 @@ impl Worker {
             Action::Flush => (RequestKind::Flush, 0, 0, 1),
             Action::GetId => {
                 let copied = data.copy_in(&self.space.device().id());
+                if self.logs_writes {
+                    data.mark_written(copied);
+                }
                 let written = u32::try_from(copied).unwrap_or(0).saturating_add(1);
                 self.answer(head, status, BlkStatus::Ok, written);
                 return false;
