@@ -69,6 +69,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &[
             "units",
             "event_flag",
+            "wait_set",
             "io",
             "store",
             "engine",

@@ -18,6 +18,7 @@ mod merge;
 mod outcome;
 mod output;
 mod progress;
+mod release;
 mod resize;
 mod rollback;
 mod serve;
@@ -89,6 +90,7 @@ enum Verb {
     #[command(visible_aliases = ["delete", "rm"])]
     Remove(snapshot::Remove),
     Resize(resize::Resize),
+    Release(release::Release),
     #[command(visible_alias = "revert")]
     Rollback(rollback::Rollback),
     Merge(merge::Merge),
@@ -139,6 +141,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             Verb::Grow(verb) => verb.run(),
             Verb::Remove(verb) => verb.run(),
             Verb::Resize(verb) => verb.run(),
+            Verb::Release(verb) => verb.run(),
             Verb::Rollback(verb) => verb.run(),
             Verb::Merge(verb) => verb.run(),
             Verb::Create(verb) => verb.run(),

@@ -25,6 +25,9 @@ EXAMPLE
     snapback serve --origin golden.img --read-only \\
       --snapshot name=vm1,cow=vm1.cow,size=8G,socket=vm1.sock
 
+  Migrate a guest (docs/migration.md): a second daemon for the QEMU that waits with -incoming:
+    snapback serve --origin disk.img --socket-path new.sock --control new-c.sock --incoming c.sock
+
   Attach a guest (its memory must be shared):
     qemu-system-x86_64 -m 1G -object memory-backend-memfd,id=m,size=1G,share=on \\
       -machine memory-backend=m -chardev socket,id=d,path=disk.sock \\
@@ -94,6 +97,16 @@ pub struct Serve {
     /// State file [default: FILE.snapback beside a file, in /var/lib/snapback for a device].
     #[arg(long, value_name = "FILE", value_parser = values::path)]
     state: Option<String>,
+
+    /// Wait for a guest that is migrated here from the daemon with this control socket.
+    ///
+    /// Front ends can connect at once to --socket-path, and to the socket of each --snapshot, but
+    /// nothing is locked, read or written. When a guest starts to use the disk, the other daemon
+    /// is asked to let go of it; it does so if its guests were migrated, and stops. Then this
+    /// daemon starts, with the state file. If there is no daemon at SOCK any more, it starts as
+    /// soon as the files are not locked.
+    #[arg(long, value_name = "SOCK", value_parser = values::path)]
+    incoming: Option<String>,
 
     /// How disk I/O is done.
     #[arg(long, value_name = "ENGINE", value_enum, default_value_t)]
@@ -252,6 +265,7 @@ impl Serve {
                 false => self.qmp.map(PathBuf::from),
             },
             state: self.state.map(PathBuf::from),
+            incoming: self.incoming.map(PathBuf::from),
             io_engine: match self.io_engine {
                 IoEngineName::Auto => IoEngine::Auto,
                 IoEngineName::IoUring => IoEngine::IoUring,

@@ -540,6 +540,8 @@ pub trait Volume: Send + Sync {
     fn pause_merge(&self) -> Result<(), ApiError>;
     fn resume_merge(&self) -> Result<(), ApiError>;
     fn set_merge_rate(&self, bytes_per_second: u64) -> Result<(), ApiError>;
+    /// Stops the daemon, for another one that takes the volume over.
+    fn release(&self) -> Result<(), ApiError>;
     /// What an operation may be waiting for: requests of guests that take long. Does not
     /// block.
     fn waits_for(&self) -> Vec<String> {

@@ -159,6 +159,13 @@ impl Client {
         .map(drop)
     }
 
+    /// Has the daemon stop, so that another one can take the volume over. Its files are locked
+    /// until it has ended.
+    pub fn release(&self) -> Result<(), ClientError> {
+        self.call(Method::POST, "/v1/release", String::new())
+            .map(drop)
+    }
+
     /// The kept events after number `since`; all of them if the number does not belong to this
     /// daemon, or if `instance` is another one. A newer daemon's events may have fields and
     /// kinds that [`Event`](super::events::Event) does not have.

@@ -36,6 +36,7 @@ enum Target<'a> {
     MergePause,
     MergeResume,
     MergeRate,
+    Release,
 }
 
 impl<'a> Target<'a> {
@@ -50,6 +51,7 @@ impl<'a> Target<'a> {
             "merge/pause" => Self::MergePause,
             "merge/resume" => Self::MergeResume,
             "merge/rate" => Self::MergeRate,
+            "release" => Self::Release,
             rest => match rest.strip_prefix("snapshots/")?.split_once('/') {
                 None => Self::Snapshot(rest.strip_prefix("snapshots/")?),
                 Some((name, "size")) => Self::Size(name),
@@ -63,7 +65,7 @@ impl<'a> Target<'a> {
             Self::Status | Self::Table | Self::Events => &[Method::GET],
             Self::Snapshot(_) => &[Method::PUT, Method::DELETE],
             Self::Rollback => &[Method::POST, Method::DELETE],
-            Self::Merge | Self::MergePause | Self::MergeResume => &[Method::POST],
+            Self::Merge | Self::MergePause | Self::MergeResume | Self::Release => &[Method::POST],
             Self::Size(_) | Self::OriginSize | Self::MergeRate => &[Method::PUT],
         }
     }
@@ -246,6 +248,7 @@ where
             "merge --resume".into(),
             Box::new(|v: &dyn Volume| v.resume_merge()),
         ),
+        Target::Release => ("release".into(), Box::new(|v: &dyn Volume| v.release())),
         Target::MergeRate => {
             let wanted: MergeRate = read_json(body).await?;
             (

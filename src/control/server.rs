@@ -11,7 +11,7 @@
 
 use std::convert::Infallible;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -19,7 +19,8 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::timeout;
 
 use super::api::Volume;
 use super::follow::{Connection, Followers, STALL_TIMEOUT};
@@ -37,6 +38,8 @@ pub const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a stop waits for the call that is being carried out.
 const CALL_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a stop waits until answers are written.
+const ANSWER_PATIENCE: Duration = Duration::from_millis(200);
 /// How long a thread for calls is kept without one.
 const IDLE_THREAD: Duration = Duration::from_millis(100);
 /// Largest head of a request in bytes.
@@ -57,6 +60,8 @@ struct Shared {
     volume: Arc<dyn Volume>,
     followers: Followers,
     verbs: Verbs,
+    /// A permit for each connection whose request has arrived.
+    answering: Arc<Semaphore>,
 }
 
 impl ControlServer {
@@ -99,6 +104,7 @@ impl ControlServer {
             volume,
             followers: Followers::new(followers_patience),
             verbs: verbs.clone(),
+            answering: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
         };
         let thread = std::thread::Builder::new()
             .name("control".to_owned())
@@ -156,6 +162,9 @@ async fn run(
         () = accept(&listener, &shared) => {}
     }
     shared.followers.farewell().await;
+    // Whoever asked for the stop gets the answer.
+    let all = u32::try_from(CONNECTIONS_MAX).unwrap_or(u32::MAX);
+    let _ = timeout(ANSWER_PATIENCE, shared.answering.acquire_many(all)).await;
 }
 
 async fn accept(listener: &UnixListener, shared: &Shared) {
@@ -181,13 +190,18 @@ async fn accept(listener: &UnixListener, shared: &Shared) {
 async fn serve(stream: UnixStream, shared: Shared) {
     let patience = Arc::new(Connection::new(CONNECTION_TIMEOUT));
     let ours = Arc::clone(&patience);
+    // Held until the answer is written. A connection has one request.
+    let asked: Arc<Mutex<Option<OwnedSemaphorePermit>>> = Arc::default();
     let service = service_fn(move |request| {
         let (shared, ours) = (shared.clone(), ours.clone());
+        let permit = Arc::clone(&shared.answering).try_acquire_owned().ok();
+        *asked.lock().unwrap_or_else(PoisonError::into_inner) = permit;
         async move {
             let Shared {
                 volume,
                 followers,
                 verbs,
+                answering: _,
             } = &shared;
             Ok::<_, Infallible>(routes::answer(volume, followers, verbs, &ours, request).await)
         }

@@ -103,6 +103,9 @@ impl Volume for FakeVolume {
     fn set_merge_rate(&self, bytes_per_second: u64) -> Result<(), ApiError> {
         self.note(format!("rate {bytes_per_second}"))
     }
+    fn release(&self) -> Result<(), ApiError> {
+        self.note("release".to_owned())
+    }
     fn events(&self) -> &EventLog {
         &self.events
     }
@@ -201,6 +204,7 @@ fn every_call_reaches_the_volume_as_it_was_meant() {
         RollbackOutcome::AtNextReset.into()
     );
     client.cancel_rollback().unwrap();
+    client.release().unwrap();
     assert_eq!(
         served.volume.calls(),
         [
@@ -213,7 +217,8 @@ fn every_call_reaches_the_volume_as_it_was_meant() {
             "resume",
             "rate 1048576",
             "rollback s2 AtReset Some(5)",
-            "cancel rollback"
+            "cancel rollback",
+            "release"
         ]
     );
     assert_eq!(client.status().unwrap(), served.volume.status());

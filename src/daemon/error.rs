@@ -10,6 +10,9 @@ pub enum DaemonError {
     /// The request cannot be carried out; nothing was changed.
     #[error("{0}")]
     Refused(String),
+    /// Another process has a file locked, or listens at a socket; nothing was changed.
+    #[error("{0}")]
+    InUse(String),
     #[error(transparent)]
     Plan(#[from] PlanError),
     #[error(transparent)]
@@ -31,6 +34,11 @@ pub enum DaemonError {
 }
 
 impl DaemonError {
+    /// The same start may succeed when another process has ended.
+    pub const fn is_in_use(&self) -> bool {
+        matches!(self, Self::InUse(_) | Self::State(StateError::InUse { .. }))
+    }
+
     pub fn system(what: &'static str, source: std::io::Error) -> Self {
         Self::System { what, source }
     }

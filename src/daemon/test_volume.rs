@@ -30,6 +30,7 @@ pub fn serve(folder: &Path) -> (Arc<LiveVolume>, Notices) {
         control: Some(path("c.sock")),
         qmp: None,
         state: None,
+        incoming: None,
         io_engine: IoEngine::Threads,
         polling: Duration::ZERO,
         any_memory: false,
@@ -37,7 +38,7 @@ pub fn serve(folder: &Path) -> (Arc<LiveVolume>, Notices) {
         forget: Vec::new(),
         force: false,
     };
-    let mut checked = check(&options).unwrap();
+    let mut checked = check(&options, &[]).unwrap();
     let sockets = std::mem::take(&mut checked.sockets);
     let (volume, mut notices, prepared) = build_volume(&options, checked, Service::Daemon).unwrap();
     let control = start_serving(&volume, prepared, sockets, &mut notices).unwrap();

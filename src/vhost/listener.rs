@@ -194,6 +194,7 @@ pub struct ViewServer {
     shared: Arc<Shared>,
     name: String,
     capacity: Capacity,
+    space: Arc<ConfigSpace>,
     back_channel: Arc<BackChannel>,
     thread: Option<JoinHandle<()>>,
     /// Closed when the thread ends.
@@ -245,9 +246,10 @@ impl ViewServer {
         let back_channel = Arc::<BackChannel>::default();
         let space = ConfigSpace::new(config.device.clone());
         space.set_writeback(!config.write_through);
+        let space = Arc::new(space);
         let watched = Arc::new(WatchedView::new(Arc::clone(&hooks)));
         let view = ViewContext {
-            space: Arc::new(space),
+            space: Arc::clone(&space),
             back_channel: Arc::clone(&back_channel),
             config: Arc::new(config),
             backend,
@@ -267,6 +269,7 @@ impl ViewServer {
             shared,
             name,
             capacity,
+            space,
             back_channel,
             thread: Some(thread),
             ended,
@@ -285,6 +288,11 @@ impl ViewServer {
             );
             false
         })
+    }
+
+    /// Whether writes are durable when they complete, if the front end can know it.
+    pub fn set_write_through(&self, on: bool) {
+        self.space.set_writeback(!on);
     }
 
     /// The requests that take long.

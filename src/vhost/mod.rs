@@ -110,8 +110,11 @@ pub trait ViewHooks: Send + Sync {
     /// A ring runs from now on.
     fn ring_started(&self) {}
 
-    /// A ring has stopped, and all its requests have ended.
-    fn ring_stopped(&self) {}
+    /// A ring has stopped, and all its requests have ended. `migrating`: while the front end
+    /// had all writes to the guest's memory logged, as it does in a migration.
+    fn ring_stopped(&self, migrating: bool) {
+        let _ = migrating;
+    }
 
     /// The guest turns its write cache on or off. This returns when a daemon that is started
     /// after this one would know; it may take time.

@@ -156,6 +156,9 @@ impl Volume for Notes {
     fn pause_merge(&self) -> Result<(), ApiError> {
         self.note("pause", ())
     }
+    fn release(&self) -> Result<(), ApiError> {
+        self.note("release", ())
+    }
     fn resume_merge(&self) -> Result<(), ApiError> {
         self.note("resume", ())
     }

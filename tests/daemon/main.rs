@@ -18,6 +18,7 @@ mod failing;
 mod failures;
 mod few_descriptors;
 mod guest;
+mod incoming;
 #[path = "../common/inject.rs"]
 mod inject;
 #[path = "../common/limited.rs"]

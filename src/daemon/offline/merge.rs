@@ -134,6 +134,7 @@ fn options(
         control: None,
         qmp: None,
         state,
+        incoming: None,
         io_engine: IoEngine::Auto,
         polling: Duration::ZERO,
         any_memory: false,

@@ -43,7 +43,7 @@ pub fn run(
             notices.process(volume);
             return join(thread, volume);
         }
-        if (count == 1 || volume.is_deserted())
+        if (count == 1 || volume.is_deserted() || volume.is_released())
             && let Some(control) = control.take()
         {
             tracing::info!("stopping");

@@ -36,12 +36,8 @@ impl Signals {
     pub fn hold() -> io::Result<Self> {
         let wake = EventFlag::new()?;
         let rung = RUNG.get_or_init(|| wake);
+        hold_back()?;
         for signal in SIGNALS {
-            match block_signal(signal.as_raw()) {
-                // The parent process may have blocked it.
-                Ok(()) | Err(Error::SignalAlreadyBlocked(_)) => {}
-                Err(e) => return Err(io::Error::other(e.to_string())),
-            }
             register_signal_handler(signal.as_raw(), handle)?;
         }
         Ok(Self { rung })
@@ -55,11 +51,31 @@ impl Signals {
         Ok(())
     }
 
+    /// Runs `wait`, during which signals are taken, for a thread that still has others to start.
+    pub fn listen<T>(&self, wait: impl FnOnce() -> T) -> io::Result<T> {
+        self.release()?;
+        let waited = wait();
+        hold_back()?;
+        Ok(waited)
+    }
+
     /// Number of signals received so far.
     pub fn count(&self) -> u32 {
         self.rung.clear();
         COUNT.load(Ordering::Acquire)
     }
+}
+
+/// Blocks the signals in this thread.
+fn hold_back() -> io::Result<()> {
+    for signal in SIGNALS {
+        match block_signal(signal.as_raw()) {
+            // The parent process may have blocked it.
+            Ok(()) | Err(Error::SignalAlreadyBlocked(_)) => {}
+            Err(e) => return Err(io::Error::other(e.to_string())),
+        }
+    }
+    Ok(())
 }
 
 impl AsFd for Signals {

@@ -192,6 +192,7 @@ fn assemble(
         rollback_pending: AtomicBool::new(false),
         may_come_back: AtomicBool::new(may_come_back),
         stopping: Arc::default(),
+        released: Arc::default(),
         merge_ends: Mutex::new(Vec::new()),
         events: EventLog::default(),
         notice_barrier,

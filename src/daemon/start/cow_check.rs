@@ -14,7 +14,7 @@ use crate::daemon::provenance::cow_verdict::{Verdict, belongs_elsewhere, judge};
 use crate::daemon::provenance::golden;
 use crate::daemon::provenance::placement::Placement;
 use crate::daemon::state::VolumeState;
-use crate::io::{Devices, Disk, Identity};
+use crate::io::{Devices, Disk, Identity, OpenError};
 
 /// What the COWs are checked against, and what was found.
 pub struct CowChecks<'a> {
@@ -236,7 +236,11 @@ fn accept_image(
 
 fn refusal(planned: &PlannedSnapshot, error: &CowError) -> DaemonError {
     let name = &planned.spec.name;
-    DaemonError::Refused(match planned.source {
+    let refused = match error {
+        CowError::Open(OpenError::InUse { .. }) => DaemonError::InUse,
+        _ => DaemonError::Refused,
+    };
+    refused(match planned.source {
         Source::Options => format!("snapshot {name}: {error}"),
         Source::Recorded if !planned.valid => format!(
             "snapshot {name} is invalid, and its COW cannot be marked so: {error}. Remove the cause, or drop the snapshot \

@@ -2,14 +2,16 @@
 //! checked, stores are made, and the volume is served.
 //!
 //! ```text
-//!  serve ─► build ─► preflight ─► cow_check, sockets ─► plan ─► origin_check ─► options
-//!                        ├─────► missing_state              sockets ─► inherited
+//!  serve ─► incoming
+//!    └────► build ─► preflight ─► cow_check, sockets ─► plan ─► origin_check ─► options
+//!                        └─────► missing_state              sockets ─► inherited
 //!                        └─────► blocks
 //! ```
 
 pub mod blocks;
 pub mod build;
 mod cow_check;
+mod incoming;
 mod inherited;
 mod missing_state;
 pub mod options;

@@ -49,6 +49,9 @@ pub struct ServeOptions {
     pub qmp: Option<PathBuf>,
     /// State file; `None`: the default place for this origin.
     pub state: Option<PathBuf>,
+    /// Control socket of the daemon whose guest is migrated here; `None`: the volume is
+    /// opened at once.
+    pub incoming: Option<PathBuf>,
     pub io_engine: IoEngine,
     /// Longest time that a queue polls before it sleeps; zero: it never polls.
     pub polling: Duration,

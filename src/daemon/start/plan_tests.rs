@@ -66,6 +66,7 @@ fn options() -> ServeOptions {
         control: None,
         qmp: None,
         state: None,
+        incoming: None,
         io_engine: IoEngine::Auto,
         polling: Duration::ZERO,
         any_memory: false,

@@ -17,8 +17,9 @@ use crate::daemon::identity::OriginIdentity;
 use crate::daemon::provenance::placement::Placement;
 use crate::daemon::state::place::default_state_path;
 use crate::daemon::state::{OpenedState, SnapshotRecord};
+use crate::daemon::volume::early::EarlyView;
 use crate::daemon::waiting;
-use crate::io::{BlockFile, DeviceId, Devices, Disk, IoEngine, OpenOptions, open_disk};
+use crate::io::{BlockFile, DeviceId, Devices, Disk, IoEngine, OpenError, OpenOptions, open_disk};
 use crate::units::SECTOR_SIZE;
 use crate::virtio_blk::Topology;
 
@@ -53,11 +54,11 @@ struct Opened {
     plan: Plan,
 }
 
-/// Checks everything that `options` and the state file name.
-pub fn check(options: &ServeOptions) -> Result<Checked, DaemonError> {
+/// Checks everything that `options` and the state file name. The sockets of `early` exist.
+pub fn check(options: &ServeOptions, early: &[EarlyView]) -> Result<Checked, DaemonError> {
     let mut checked = check_without_guests(options)?;
     check_served(options, &checked.plan)?;
-    checked.sockets = bind_sockets(options, &checked.plan)?;
+    checked.sockets = bind_sockets(options, &checked.plan, early)?;
     Ok(checked)
 }
 
@@ -138,8 +139,10 @@ fn open(options: &ServeOptions) -> Result<Opened, DaemonError> {
     } else {
         OpenOptions::default()
     };
-    let file =
-        BlockFile::open(path, open).map_err(|e| DaemonError::Refused(format!("origin {e}")))?;
+    let file = BlockFile::open(path, open).map_err(|e| match &e {
+        OpenError::InUse { .. } => DaemonError::InUse(format!("origin {e}")),
+        _ => DaemonError::Refused(format!("origin {e}")),
+    })?;
     let unidentified = |e| DaemonError::system("identify the origin", e);
     let identity = OriginIdentity::read(path, file.size()).map_err(unidentified)?;
     let state = open_state(options)?;
@@ -224,18 +227,23 @@ fn check_forgotten(
     forget.collect()
 }
 
-/// Opens the state file, or decides that there is none.
-fn open_state(options: &ServeOptions) -> Result<OpenedState, DaemonError> {
+/// Where the state file is or would be; `None`: there is none.
+pub fn state_path(options: &ServeOptions) -> Result<Option<PathBuf>, DaemonError> {
     let found = |e| DaemonError::system("find the place of the state file", e);
-    let default = || default_state_path(&options.origin).map_err(found);
-    let path: Option<PathBuf> = match &options.state {
+    Ok(match &options.state {
         Some(path) => Some(std::path::absolute(path).map_err(found)?),
         // Many daemons may share a read-only origin, so its default file is not used.
         None if options.read_only => None,
-        None => Some(default()?),
-    };
+        None => Some(default_state_path(&options.origin).map_err(found)?),
+    })
+}
+
+/// Opens the state file, or decides that there is none.
+fn open_state(options: &ServeOptions) -> Result<OpenedState, DaemonError> {
+    let path = state_path(options)?;
     if path.is_none() {
-        refuse_half_merged(&default()?)?;
+        let found = |e| DaemonError::system("find the place of the state file", e);
+        refuse_half_merged(&default_state_path(&options.origin).map_err(found)?)?;
     }
     Ok(OpenedState::open(path.as_deref())?)
 }

@@ -1,12 +1,13 @@
 //! The start of a daemon as a whole.
 
-use std::io::{self, Write};
+use std::io;
 use std::sync::Arc;
 
 use super::build::{PreparedSnapshot, build_volume};
+use super::incoming::Incoming;
 use super::options::ServeOptions;
 use super::preflight::check;
-use super::sockets::Sockets;
+use super::sockets::{Sockets, announce};
 use crate::control::ControlServer;
 use crate::daemon::DaemonError;
 use crate::daemon::running::notices::Notices;
@@ -14,11 +15,11 @@ use crate::daemon::running::run::run;
 use crate::daemon::running::signals::Signals;
 use crate::daemon::running::stop::{Ended, finish};
 use crate::daemon::state::VolumeState;
-use crate::daemon::volume::views::{ServedView, ViewDescription};
+use crate::daemon::volume::views::{Entrance, ServedView, ViewDescription};
 use crate::daemon::volume::{LiveVolume, Service, Snapshot, lock};
 use crate::engine::{ControlError, ControlRequest, ViewId};
 use crate::executor::Executor;
-use crate::vhost::{ViewSocket, raise_limit};
+use crate::vhost::raise_limit;
 use crate::virtio_blk::MAX_DISCARD_SECTORS;
 
 /// Serves the volume until SIGTERM or SIGINT.
@@ -37,7 +38,17 @@ pub fn serve(options: ServeOptions) -> Result<(), DaemonError> {
     if let Err(e) = raise_limit() {
         tracing::warn!("the limit of open descriptors cannot be raised: {e}");
     }
-    let mut checked = check(&options)?;
+    let (mut checked, early) = match &options.incoming {
+        None => (check(&options, &[])?, Vec::new()),
+        Some(from) => {
+            let incoming = Incoming::open(&options)?;
+            match incoming.take_over(&options, from, &signals)? {
+                None => return Ok(()),
+                Some((checked, incoming)) => (checked, incoming.into_views()),
+            }
+        }
+    };
+    checked.sockets.add_early(early);
     for remark in &checked.plan.remarks {
         tracing::warn!("{remark}");
     }
@@ -60,6 +71,7 @@ pub fn serve(options: ServeOptions) -> Result<(), DaemonError> {
         // A start that failed this late has not written the origin.
         Err(
             error @ (DaemonError::Refused(_)
+            | DaemonError::InUse(_)
             | DaemonError::Plan(_)
             | DaemonError::State(_)
             | DaemonError::System { .. }),
@@ -124,8 +136,8 @@ pub fn start_serving(
 fn start_origin_views(
     volume: &Arc<LiveVolume>,
     state: &VolumeState,
-    origin: Option<ViewSocket>,
-    followed: Vec<(String, ViewSocket)>,
+    origin: Option<Entrance>,
+    followed: Vec<(String, Entrance)>,
 ) -> Result<(), DaemonError> {
     let read_only = volume.facts.read_only;
     let start = |socket, path: Option<String>, read_only| -> Result<(), DaemonError> {
@@ -207,15 +219,4 @@ fn cannot_merge(name: &str, error: &ControlError) -> DaemonError {
         "the merge of {name} cannot continue: {error}. The origin holds a part of the snapshot and is a mixture of two \
          moments. Restore the COW as it was, or give the merge up with --forget {name}"
     ))
-}
-
-/// Reports on standard output that front ends can connect. It is no error if nobody
-/// reads it.
-fn announce(what: &str, at: Option<&str>) {
-    let mut out = io::stdout().lock();
-    let _ = match at {
-        Some(path) => writeln!(out, "{what} at {path}"),
-        None => writeln!(out, "{what} at the given descriptor"),
-    };
-    let _ = out.flush();
 }

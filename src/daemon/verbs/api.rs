@@ -55,6 +55,10 @@ impl Volume for LiveVolume {
         self.set_rate(bytes_per_second)
     }
 
+    fn release(&self) -> Result<(), ApiError> {
+        self.after_notices(self.let_go())
+    }
+
     fn waits_for(&self) -> Vec<String> {
         let tables = lock(&self.tables);
         let views = views(&tables);

@@ -1,7 +1,7 @@
 //! The rollback that a guest's reset triggers.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::control::api::Seen;
 use crate::control::events::EventKind;
@@ -26,6 +26,10 @@ impl ViewOwner for LiveVolume {
         &self.facts.views
     }
 
+    fn released(&self) -> &Arc<AtomicBool> {
+        &self.released
+    }
+
     fn publish_guest_event(&self, snapshot: Option<&str>, event: EventKind) {
         self.events.publish(snapshot, event);
     }
@@ -37,8 +41,10 @@ impl ViewOwner for LiveVolume {
             .map_err(|e| e.to_string())
     }
 
-    fn is_write_through(&self, socket: Option<&str>) -> bool {
-        lock(&self.state).state().is_write_through(socket)
+    fn is_write_through(&self, socket: Option<&str>, comes_from_elsewhere: bool) -> bool {
+        let state = lock(&self.state);
+        let any = !state.state().write_through_sockets.is_empty();
+        comes_from_elsewhere && any || state.state().is_write_through(socket)
     }
 
     /// The guest cannot use the disk before this returns, so a rollback that waited for

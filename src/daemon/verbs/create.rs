@@ -11,14 +11,13 @@ use crate::daemon::provenance::cow_verdict::belongs_elsewhere;
 use crate::daemon::provenance::{golden, marking, marks};
 use crate::daemon::state::SnapshotRecord;
 use crate::daemon::volume::undo::Undo;
-use crate::daemon::volume::views::{self, ServedView, ViewDescription};
+use crate::daemon::volume::views::{self, Entrance, ServedView, ViewDescription};
 use crate::daemon::volume::{LiveVolume, Snapshot, conflict, lock, not_recorded};
 use crate::engine::{ControlError, ControlRequest, SnapshotStore, ViewId};
 use crate::executor::Executor;
 use crate::io::{DeviceId, Disk, Identity};
 use crate::units::{ChunkSize, SECTOR_SIZE};
 use crate::vhost::ViewSocket;
-use crate::virtio_blk::MAX_WRITE_ZEROES_SECTORS;
 
 /// A snapshot about to be taken: its store is made, and its socket is bound.
 pub struct NewSnapshot {
@@ -212,7 +211,7 @@ impl LiveVolume {
         let name = spec.name;
         tracing::info!(snapshot = %name, cow = %spec.cow, "snapshot taken");
         if let Some(socket) = socket {
-            self.serve_snapshot(&name, id, socket, spec.socket)
+            self.serve_snapshot(&name, id, Entrance::Bound(socket), spec.socket)
                 .map_err(|e| {
                     ApiError::new(
                         ErrorKind::Io,
@@ -266,29 +265,23 @@ impl LiveVolume {
         }
     }
 
-    /// Serves a snapshot's own view at a bound socket.
+    /// Serves a snapshot's own view.
     pub fn serve_snapshot(
         &self,
         name: &str,
         id: ViewId,
-        socket: ViewSocket,
+        entrance: Entrance,
         path: Option<String>,
     ) -> std::io::Result<()> {
-        let (follows, sectors, read_only, discards) = {
+        let (follows, sectors, read_only, max_discard_sectors) = {
             let tables = lock(&self.tables);
             let Some(s) = tables.snapshot(name) else {
                 return Ok(());
             };
             let follows = tables.merging.as_ref();
             let follows = follows.is_some_and(|m| m.follow && m.id == id);
-            let discards = s.spec.discard_zeroes_cow == Some(true);
+            let discards = views::max_discard_sectors(&s.spec);
             (follows, s.sectors, s.spec.is_read_only(), discards)
-        };
-        // A discard zeroes the data in the store, so it has the limits of a write of zeroes.
-        let max_discard_sectors = if discards {
-            MAX_WRITE_ZEROES_SECTORS
-        } else {
-            0
         };
         let description = ViewDescription {
             id,
@@ -298,7 +291,7 @@ impl LiveVolume {
             read_only,
             max_discard_sectors,
         };
-        let view = ServedView::start(self.this.clone(), description, socket, path)?;
+        let view = ServedView::start(self.this.clone(), description, entrance, path)?;
         if let Some(snapshot) = lock(&self.tables).snapshot_by_id_mut(id) {
             snapshot.view = Some(view);
         }

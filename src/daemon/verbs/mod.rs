@@ -4,7 +4,7 @@
 //! ```text
 //!  api ─► by_vmm, at_reset ─► rollback ─► handover ─► create ─► undo
 //!    ├──► merge ────────────────────────────┘
-//!    └──► remove, grow, resize, status
+//!    └──► remove, grow, resize, release, status
 //! ```
 
 mod api;
@@ -14,6 +14,7 @@ mod create;
 mod grow;
 mod handover;
 mod merge;
+mod release;
 mod remove;
 mod resize;
 mod rollback;

@@ -79,6 +79,8 @@ pub struct LiveVolume {
     pub may_come_back: AtomicBool,
     /// The daemon has been asked to stop.
     pub stopping: Arc<AtomicBool>,
+    /// Another daemon takes the volume over: no ring starts any more, and this one stops.
+    pub released: Arc<AtomicBool>,
     /// Threads that record the ends of merges.
     pub merge_ends: Mutex<Vec<JoinHandle<()>>>,
     /// Its own lock is held for the log's bookkeeping only, so that it may be used under

@@ -2,9 +2,10 @@
 //! rollback.
 //!
 //! ```text
-//!  events, pending ─► live ─► views, undo, notice_barrier ─► reset_rule, serials
+//!  events, pending ─► live ─► views, undo, notice_barrier ─► early, reset_rule, serials
 //! ```
 
+pub mod early;
 pub mod events;
 mod live;
 pub mod notice_barrier;

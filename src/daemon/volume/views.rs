@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use super::early::EarlyView;
 use super::reset_rule::seen;
 use super::serials;
-use crate::control::api::{Seen, SlowIo, SlowOperation};
+use crate::control::api::{Seen, SlowIo, SlowOperation, SnapshotSpec};
 use crate::control::events::EventKind;
 use crate::engine::{Engine, PortRole, RequestKind, ViewId, Wake};
 use crate::io::{Devices, Disk, IoEngine, open_disk};
@@ -16,7 +17,7 @@ use crate::vhost::{
     Backend, Requests, SlowRequests, SocketError, Start, ViewConfig, ViewHooks, ViewServer,
     ViewSocket,
 };
-use crate::virtio_blk::{BlkDevice, Capacity, Topology};
+use crate::virtio_blk::{BlkDevice, Capacity, MAX_WRITE_ZEROES_SECTORS, Topology};
 
 /// Operations that one queue's disk has in flight at a time.
 const DISK_DEPTH: u32 = 256;
@@ -39,16 +40,26 @@ pub trait ViewOwner: Send + Sync {
     fn engine(&self) -> &Arc<Engine>;
     fn devices(&self) -> &Arc<Devices>;
     fn view_settings(&self) -> &ViewSettings;
+    /// Set once the volume was given to another daemon: no ring starts any more.
+    fn released(&self) -> &Arc<AtomicBool>;
     /// Adds an event about a view's front end or guest to the log.
     fn publish_guest_event(&self, snapshot: Option<&str>, event: EventKind);
     /// The guest at `socket` turns its write cache on or off; it is recorded when this
     /// returns.
     fn record_write_cache(&self, socket: &str, on: bool) -> Result<(), String>;
     /// The guest at `socket` has turned its write cache off, under this daemon or an earlier
-    /// one.
-    fn is_write_through(&self, socket: Option<&str>) -> bool;
+    /// one. A guest that comes from a daemon with other sockets may be any of that one's.
+    fn is_write_through(&self, socket: Option<&str>, comes_from_elsewhere: bool) -> bool;
     /// The rings of one of the origin's views start. They start when this returns.
     fn origin_rings_start(&self, start: Start);
+}
+
+/// Where a view's front end connects.
+pub enum Entrance {
+    /// At a socket that nobody serves yet.
+    Bound(ViewSocket),
+    /// It may be connected already.
+    Early(EarlyView),
 }
 
 /// A view with its socket; dropping it stops it.
@@ -70,6 +81,8 @@ struct Presence {
     in_firmware: AtomicBool,
     /// Number of running rings.
     rings: AtomicUsize,
+    /// The rings were stopped at the end of a migration's copy of the guest.
+    migrated: AtomicBool,
 }
 
 /// What a view shows.
@@ -88,32 +101,24 @@ pub struct ViewDescription<'a> {
 }
 
 impl ServedView {
-    /// Serves a view at `socket`, which is already bound.
+    /// Serves a view at `entrance`.
     pub fn start(
         owner: Weak<dyn ViewOwner>,
         description: ViewDescription<'_>,
-        socket: ViewSocket,
+        entrance: Entrance,
         path: Option<String>,
     ) -> io::Result<Self> {
         let volume = owner
             .upgrade()
             .ok_or_else(|| io::Error::other("the volume is closed"))?;
         let settings = volume.view_settings();
-        let serial = serials::serial(&settings.serial, description.snapshot);
-        let config = ViewConfig {
-            name: description.snapshot.unwrap_or("origin").to_owned(),
-            device: BlkDevice {
-                capacity: Capacity::new(description.sectors),
-                topology: settings.topology,
-                read_only: description.read_only,
-                serial,
-                num_queues: settings.num_queues,
-                max_discard_sectors: description.max_discard_sectors,
-            },
-            max_queues: crate::vhost::MAX_QUEUES,
-            write_through: volume.is_write_through(path.as_deref()),
-            any_memory: settings.any_memory,
-        };
+        let comes_from_elsewhere = matches!(entrance, Entrance::Early(_));
+        let write_through = volume.is_write_through(path.as_deref(), comes_from_elsewhere);
+        if let (true, true, Some(path)) = (comes_from_elsewhere, write_through, &path) {
+            let recorded = volume.record_write_cache(path, false);
+            recorded.map_err(io::Error::other)?;
+        }
+        let config = config(settings, &description, write_through);
         let presence = Arc::new(Presence::default());
         presence.is_origin.store(
             description.id == ViewId::ORIGIN || description.follows,
@@ -125,6 +130,7 @@ impl ServedView {
             io_engine: settings.io_engine,
             polling: settings.polling,
             view: description.id,
+            released: volume.released().clone(),
         };
         let hooks = Hooks {
             owner,
@@ -132,7 +138,11 @@ impl ServedView {
             snapshot: description.snapshot.map(str::to_owned),
             socket: path.clone(),
         };
-        let server = ViewServer::start(socket, config, Arc::new(backend), Arc::new(hooks))?;
+        let (backend, hooks) = (Arc::new(backend), Arc::new(hooks));
+        let server = match entrance {
+            Entrance::Bound(socket) => ViewServer::start(socket, config, backend, hooks)?,
+            Entrance::Early(early) => early.open(&config, backend, hooks)?,
+        };
         Ok(Self {
             socket: path,
             read_only: description.read_only,
@@ -171,6 +181,13 @@ impl ServedView {
         self.presence.rings.load(Ordering::Acquire) > 0
     }
 
+    /// Its guest, if there is one, has been copied to another machine or process, and does
+    /// not run here.
+    pub fn has_let_go(&self) -> bool {
+        let migrated = self.presence.migrated.load(Ordering::Acquire);
+        !self.is_running() && (!self.is_attached() || migrated)
+    }
+
     /// From now on this view shows what the origin view shows.
     pub fn follow_origin(&self) {
         self.presence.is_origin.store(true, Ordering::Release);
@@ -203,6 +220,37 @@ impl ServedView {
     }
 }
 
+/// What a view's front end sees, and its limits.
+pub fn config(
+    settings: &ViewSettings,
+    description: &ViewDescription<'_>,
+    write_through: bool,
+) -> ViewConfig {
+    ViewConfig {
+        name: description.snapshot.unwrap_or("origin").to_owned(),
+        device: BlkDevice {
+            capacity: Capacity::new(description.sectors),
+            topology: settings.topology,
+            read_only: description.read_only,
+            serial: serials::serial(&settings.serial, description.snapshot),
+            num_queues: settings.num_queues,
+            max_discard_sectors: description.max_discard_sectors,
+        },
+        max_queues: crate::vhost::MAX_QUEUES,
+        write_through,
+        any_memory: settings.any_memory,
+    }
+}
+
+/// The largest discard of a snapshot's own view in sectors; 0: it has none. A discard zeroes
+/// the data in the store, so it has the limits of a write of zeroes.
+pub fn max_discard_sectors(spec: &SnapshotSpec) -> u32 {
+    match spec.discard_zeroes_cow {
+        Some(true) => MAX_WRITE_ZEROES_SECTORS,
+        Some(false) | None => 0,
+    }
+}
+
 /// Binds a view's socket before the view starts, so that errors are found early.
 pub fn bind(path: &str) -> Result<ViewSocket, SocketError> {
     ViewSocket::bind(Path::new(path))
@@ -214,10 +262,16 @@ struct ViewBackend {
     io_engine: IoEngine,
     polling: Duration,
     view: ViewId,
+    released: Arc<AtomicBool>,
 }
 
 impl Backend for ViewBackend {
     fn disk(&self) -> io::Result<Box<dyn Disk>> {
+        if self.released.load(Ordering::SeqCst) {
+            return Err(io::Error::other(
+                "the disk was given to another daemon, which the guest was migrated to",
+            ));
+        }
         let disk = open_disk(self.io_engine, self.devices.clone(), DISK_DEPTH)?;
         Ok(disk)
     }
@@ -254,6 +308,7 @@ impl Hooks {
 impl ViewHooks for Hooks {
     fn attached(&self) {
         self.presence.in_firmware.store(false, Ordering::Release);
+        self.presence.migrated.store(false, Ordering::Release);
         self.presence.attached.store(true, Ordering::Release);
         self.publish(|socket| EventKind::FrontEndConnected { socket });
     }
@@ -298,10 +353,12 @@ impl ViewHooks for Hooks {
     }
 
     fn ring_started(&self) {
+        self.presence.migrated.store(false, Ordering::Release);
         self.presence.rings.fetch_add(1, Ordering::AcqRel);
     }
 
-    fn ring_stopped(&self) {
+    fn ring_stopped(&self, migrating: bool) {
+        self.presence.migrated.store(migrating, Ordering::Release);
         self.presence.rings.fetch_sub(1, Ordering::AcqRel);
     }
 

@@ -160,7 +160,7 @@ impl Handler {
                 self.warn(format_args!("queue {index}: {e}"));
             }
         }
-        self.view.hooks.ring_stopped();
+        self.view.hooks.ring_stopped(self.logs_writes());
     }
 
     /// Starts the queue's worker if it should run and does not run yet.
@@ -205,6 +205,8 @@ impl Handler {
             .collect();
         self.pause();
         self.view.hooks.rings_start(start);
+        // A volume that was awaited until now may say that the cache is off.
+        self.update_write_through();
         for index in running {
             self.go_on(index);
         }
