@@ -24,6 +24,17 @@ impl Daemon {
     /// Starts `snapback serve ARGS --control DIR/control.sock` and waits until it answers.
     pub fn serve(dir: &Path, args: &[&str]) -> Self {
         let control = dir.join("control.sock");
+        Self::start(dir, args, control.clone(), &control)
+    }
+
+    /// Starts a daemon that waits for a guest (`--incoming`), which it serves at `view`. It
+    /// answers at `control` as soon as it has the disk.
+    pub fn incoming(dir: &Path, args: &[&str], control: PathBuf, view: &Path) -> Self {
+        Self::start(dir, args, control, view)
+    }
+
+    /// Returns when the daemon listens at `socket`.
+    fn start(dir: &Path, args: &[&str], control: PathBuf, socket: &Path) -> Self {
         let log = dir.join("snapback.log");
         let output = File::options()
             .create(true)
@@ -51,13 +62,13 @@ impl Daemon {
             log,
         };
         let deadline = Instant::now() + Duration::from_secs(20);
-        while UnixStream::connect(&daemon.control).is_err() {
+        while UnixStream::connect(socket).is_err() {
             if let Some(status) = daemon.child.try_wait().unwrap() {
                 panic!("snapback serve ended at once with {status}");
             }
             assert!(
                 Instant::now() < deadline,
-                "snapback serve has no control socket after 20 s"
+                "snapback serve does not listen after 20 s"
             );
             sleep(Duration::from_millis(20));
         }
@@ -131,6 +142,12 @@ impl Daemon {
         let (status, took) = stop::at_once(PROGRAM.as_ref(), &mut self.child);
         println!("SIGTERM: {status} after {} ms", took.as_millis());
         assert!(status.success(), "after SIGTERM: {status}");
+    }
+
+    /// Waits until the daemon has ended by itself, without an error.
+    pub fn ends(mut self) {
+        let status = self.child.wait().unwrap();
+        assert!(status.success(), "the daemon: {status}");
     }
 
     /// SIGKILL.

@@ -79,6 +79,27 @@ impl Guest {
     /// Starts QEMU with the options that say what it boots, and waits until the
     /// guest takes commands.
     pub fn start(dir: &Path, name: &str, disks: &[Attach], boot: &[OsString]) -> Self {
+        let mut guest = Self::spawn(dir, name, disks, boot);
+        guest.wait_boot();
+        guest
+    }
+
+    /// Starts QEMU for a guest that is migrated to it.
+    pub fn incoming(dir: &Path, name: &str, disks: &[Attach]) -> Self {
+        let mut options = kernel(&guest_images().join("initramfs"), "");
+        options.extend(["-incoming".into(), "defer".into()]);
+        Self::spawn(dir, name, disks, &options)
+    }
+
+    /// The guest runs here now, and takes commands here; returns what is left behind.
+    pub fn moved_to(&mut self, there: Self) -> Self {
+        let mut left = std::mem::replace(self, there);
+        self.boot_id = std::mem::take(&mut left.boot_id);
+        self.sequence = left.sequence;
+        left
+    }
+
+    fn spawn(dir: &Path, name: &str, disks: &[Attach], boot: &[OsString]) -> Self {
         let file = |suffix: &str| dir.join(format!("{name}.{suffix}"));
         let (monitor, port, console, log) =
             (file("qmp"), file("port"), file("console"), file("qemu.log"));
@@ -124,7 +145,8 @@ impl Guest {
         let port = connect(&port, &mut qemu, &log);
         let qmp = Qmp::new(connect(&monitor, &mut qemu, &log));
         port.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
-        let mut guest = Self {
+        println!("guest {name} started");
+        Self {
             qemu,
             qmp,
             port,
@@ -134,10 +156,7 @@ impl Guest {
             command: String::new(),
             console,
             log,
-        };
-        println!("guest {name} started");
-        guest.wait_boot();
-        guest
+        }
     }
 
     /// Waits until the guest has started (again) and takes commands.

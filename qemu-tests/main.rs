@@ -33,6 +33,7 @@ mod kernel_merge;
 mod linux;
 mod logwrites;
 mod lvm;
+mod migration;
 mod mixtures;
 mod resets;
 mod resize;

@@ -36,7 +36,12 @@ impl Qmp {
 
     /// Runs a command without arguments; panics if QEMU refuses it.
     pub fn command(&mut self, name: &str) -> Value {
-        let mut line = json!({ "execute": name }).to_string();
+        self.command_with(name, json!({}))
+    }
+
+    /// Runs a command with arguments; panics if QEMU refuses it.
+    pub fn command_with(&mut self, name: &str, arguments: Value) -> Value {
+        let mut line = json!({ "execute": name, "arguments": arguments }).to_string();
         line.push('\n');
         self.reader.get_mut().write_all(line.as_bytes()).unwrap();
         loop {
