@@ -22,6 +22,7 @@ use super::inflight::InflightQueue;
 use super::memory::GuestMap;
 use super::ring_fault::RingFault;
 use crate::mutation::{self, Mutation};
+use crate::virtio_blk::last_written_byte;
 
 /// Offset of the index in both rings, after the flags.
 const INDEX: u64 = 2;
@@ -238,6 +239,12 @@ impl Ring {
             }
         }
         Ok(())
+    }
+
+    /// Where the chain of a request that cannot be carried out has its status byte.
+    pub fn last_written_byte(&self, taken: Taken) -> Option<GuestAddress> {
+        let table = GuestAddress(self.queue.desc_table());
+        last_written_byte(&**self.hold.map, table, self.size(), taken.head)
     }
 
     /// A request has ended; its head goes to the used ring, now or when the requests

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::virtio_blk::last_written_byte;
 
 #[test]
 fn an_indirect_table_is_followed() {
@@ -49,6 +50,61 @@ fn bad_indirect_tables_lose_no_head_and_write_no_status() {
     ] {
         let result = parse_ring(&memory, &[(address, len, INDIRECT, 0)], &device());
         assert_eq!(outcome(&result), (None, Some(BlkStatus::IoErr)), "{name}");
+        // Only where the chain has an end.
+        let end = last_written_byte(&memory, GuestAddress(0), 16, 0);
+        let expected = (name == "4 GiB").then_some(GuestAddress(STATUS));
+        assert_eq!(end, expected, "{name}");
+    }
+}
+
+#[test]
+fn chains_that_break_only_the_limit_of_4_gib_have_a_known_status() {
+    let memory = memory();
+    put_header(&memory, kind::IN, 3);
+    let status = Some(GuestAddress(STATUS));
+    let half = (DATA, 1 << 31, WRITE);
+    for (name, chain, expected) in [
+        (
+            "read",
+            vec![(HEADER, 16, 0), half, half, (STATUS, 1, WRITE)],
+            status,
+        ),
+        (
+            "header",
+            vec![(HEADER, u32::MAX, 0), (STATUS, 1, WRITE)],
+            status,
+        ),
+        (
+            "status of 2 bytes",
+            vec![(HEADER, u32::MAX, 0), (STATUS - 1, 2, WRITE)],
+            status,
+        ),
+        (
+            "then nothing",
+            vec![
+                (HEADER, 16, 0),
+                half,
+                half,
+                (STATUS, 1, WRITE),
+                (0, 0, WRITE),
+            ],
+            status,
+        ),
+        (
+            "no status",
+            vec![(HEADER, u32::MAX, 0), (DATA, 512, 0)],
+            None,
+        ),
+        (
+            "wraps",
+            vec![(HEADER, u32::MAX, 0), (u64::MAX, 2, WRITE)],
+            None,
+        ),
+    ] {
+        let result = parse_ring(&memory, &linked(&chain), &device());
+        assert!(result.is_err_and(|refused| refused.is_broken()), "{name}");
+        let end = last_written_byte(&memory, GuestAddress(0), 16, 0);
+        assert_eq!(end, expected, "{name}");
     }
 }
 

@@ -1,6 +1,7 @@
 //! virtio-blk: the requests of a guest and the answers to it. Handles descriptor chains
 //! and the configuration space, without sockets, threads or disks.
 
+pub mod chain_end;
 pub mod config;
 pub mod request;
 mod topology;
@@ -8,6 +9,7 @@ mod topology;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+pub use chain_end::last_written_byte;
 pub use config::ConfigSpace;
 pub use request::{Action, BlkRequest, Refused, parse};
 pub use topology::Topology;

@@ -20,7 +20,9 @@ use crate::units::{SECTOR_SHIFT, SECTOR_SIZE};
 /// array of the kernel has the same limit.
 pub const MAX_DESCRIPTORS: usize = 1024;
 /// Why a chain with more is refused.
-pub const TOO_MANY: &str = "too many descriptors";
+const TOO_MANY: &str = "too many descriptors";
+/// Why a chain is refused that `virtio_queue` did not read to its end.
+const BROKEN: &str = "a broken descriptor chain";
 
 const HEADER_LEN: usize = 16;
 /// Bytes of `struct virtio_blk_discard_write_zeroes`.
@@ -99,6 +101,19 @@ pub struct Refused {
     pub status: Option<GuestAddress>,
     pub code: BlkStatus,
     pub reason: &'static str,
+}
+
+impl Refused {
+    /// Whether the place of the status byte may still be found; see
+    /// [`last_written_byte`](super::last_written_byte).
+    pub fn is_broken(&self) -> bool {
+        self.reason == BROKEN
+    }
+
+    /// Whether reading the chain may have taken as long as many requests do.
+    pub fn is_costly(&self) -> bool {
+        self.is_broken() || self.reason == TOO_MANY
+    }
 }
 
 /// Checks a chain completely. Any framing is accepted that has readable descriptors before
@@ -364,7 +379,7 @@ impl Layout {
         // The iterator ends silently at a loop, a bad index, a bad indirect
         // table and a length sum beyond 2^32: its last descriptor then has a next.
         if !complete {
-            return Err(malformed("a broken descriptor chain"));
+            return Err(malformed(BROKEN));
         }
         if count > MAX_DESCRIPTORS {
             layout.writable.extend(last_of_too_many);

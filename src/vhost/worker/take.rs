@@ -12,7 +12,7 @@ use crate::vhost::ring::Taken;
 use crate::vhost::ring_fault::RingFault;
 use crate::vhost::slots::{InFlight, Progress, RequestData};
 use crate::vhost::watcher::Watcher;
-use crate::virtio_blk::{Action, BlkDevice, BlkRequest, BlkStatus, Refused, parse, request};
+use crate::virtio_blk::{Action, BlkDevice, BlkRequest, BlkStatus, Refused, parse};
 
 /// Memory in bytes that the requests of a queue may take. A request that finds less than
 /// this taken goes ahead, and counts until it ends; those after it stay on the ring.
@@ -26,7 +26,7 @@ fn weigh(port: &mut dyn Requests, parsed: &Result<BlkRequest, Refused>) -> Weigh
     let request = match parsed {
         Ok(request) => request,
         // Reading it took long: a stop is looked for before the next one.
-        Err(refused) if refused.reason == request::TOO_MANY => {
+        Err(refused) if refused.is_costly() => {
             return Weight {
                 bytes: QUEUE_BYTES,
                 ..Weight::ONE_OPERATION
@@ -129,7 +129,12 @@ impl Worker {
                 Err(refused) => {
                     self.held -= weight.bytes;
                     debug!("{}: refused: {}", self.name, refused.reason);
-                    self.answer(head, refused.status, refused.code, 1);
+                    let status = if refused.is_broken() {
+                        self.ring.last_written_byte(head)
+                    } else {
+                        refused.status
+                    };
+                    self.answer(head, status, refused.code, 1);
                 }
             }
         }
