@@ -13,6 +13,7 @@ use vhost::vhost_user::{BackendReqHandler, Error};
 use super::back_channel::{self, BackChannel};
 use super::handler::Handler;
 use super::lobby::Lobby;
+use super::unaligned::{self, Unaligned};
 use crate::event_flag::EventFlag;
 use crate::wait_set::{Interest, WaitSet};
 
@@ -86,12 +87,29 @@ pub fn serve(
             // connection ends.
             back_channel.set(back_channel::peek(stream));
         }
-        match requests.handle_request() {
+        let acknowledged = flags & NEED_REPLY != 0 && acknowledges(handler);
+        if request == u32::from(FrontendReq::SET_VRING_ADDR) {
+            match refuse_unaligned(stream, handler, acknowledged) {
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(e) => return Ending::Protocol(e.to_string()),
+            }
+        }
+        let result = requests.handle_request();
+        let is_the_guests = lock(handler).take_guests_fault();
+        match result {
             Ok(()) => {}
             Err(_) if stop.is_set() => return Ending::Stopped,
             Err(Error::Disconnected) => return Ending::Left,
+            // The library goes by the features that were refused from now on: whether it
+            // answers at all, and which messages it takes.
+            Err(Error::ReqHandlerError(e)) if negotiates(request) => {
+                return Ending::Protocol(e.to_string());
+            }
+            // A guest can set up its ring as it likes: it does not run, and VRING_ERR says so.
+            Err(Error::ReqHandlerError(e)) if is_the_guests => lock(handler).refused(&e),
             // A front end that gets the refusal as an answer can continue.
-            Err(Error::ReqHandlerError(e)) if flags & NEED_REPLY != 0 && acknowledges(handler) => {
+            Err(Error::ReqHandlerError(e)) if acknowledged => {
                 refusals += 1;
                 if refusals > REFUSALS_MAX {
                     return Ending::Protocol(format!("{refusals} requests refused, the last: {e}"));
@@ -122,6 +140,34 @@ impl fmt::Display for Message {
         fmt::Debug::fmt(&name, f)?;
         write!(f, " (message {request})")
     }
+}
+
+/// Refuses ring addresses that are not aligned; false if the next message has none.
+fn refuse_unaligned(
+    stream: &UnixStream,
+    handler: &Mutex<Handler>,
+    acknowledged: bool,
+) -> io::Result<bool> {
+    let Some(Unaligned { queue, reason }) = unaligned::take(stream)? else {
+        return Ok(false);
+    };
+    let mut handler = lock(handler);
+    handler.has_unaligned_addresses(queue);
+    handler.refused(&reason);
+    if acknowledged {
+        unaligned::refuse(stream)?;
+    }
+    Ok(true)
+}
+
+/// Whether the request sets features.
+fn negotiates(request: u32) -> bool {
+    [
+        FrontendReq::SET_FEATURES,
+        FrontendReq::SET_PROTOCOL_FEATURES,
+    ]
+    .map(u32::from)
+    .contains(&request)
 }
 
 fn lock(handler: &Mutex<Handler>) -> MutexGuard<'_, Handler> {

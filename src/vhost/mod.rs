@@ -32,6 +32,7 @@ mod reset;
 mod ring;
 mod ring_fault;
 mod slots;
+mod unaligned;
 mod vanishing;
 mod view_log;
 mod watcher;

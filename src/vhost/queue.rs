@@ -23,7 +23,8 @@ pub struct RingAddresses {
 }
 
 pub struct QueueState {
-    /// Entries; a power of two up to [`MAX_QUEUE_SIZE`].
+    /// Entries; a power of two up to [`MAX_QUEUE_SIZE`]. 0: the front end gave another one,
+    /// and the ring cannot start.
     pub size: u16,
     /// The available index to start at, or at which it stopped.
     pub base: u16,

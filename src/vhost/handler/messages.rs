@@ -87,14 +87,15 @@ impl VhostUserBackendReqHandlerMut for Handler {
     }
 
     fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
-        let size = u16::try_from(num)
-            .ok()
-            .filter(|size| size.is_power_of_two() && *size <= MAX_QUEUE_SIZE)
-            .ok_or_else(|| {
-                refusal(format!(
-                    "a ring of {num} entries; a power of two up to {MAX_QUEUE_SIZE} is needed"
-                ))
-            })?;
+        let is_right = |size: &u16| size.is_power_of_two() && *size <= MAX_QUEUE_SIZE;
+        let Some(size) = u16::try_from(num).ok().filter(is_right) else {
+            self.is_unusable(index, |queue| queue.size = 0);
+            // A guest may choose a size that is offered; the front end offers it.
+            self.guests_fault &= num <= u32::from(MAX_QUEUE_SIZE);
+            return Err(refusal(format!(
+                "a ring of {num} entries; a power of two up to {MAX_QUEUE_SIZE} is needed"
+            )));
+        };
         self.change(to_index(index), |queue| {
             queue.size = size;
             Ok(())
@@ -117,6 +118,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         };
         for user in [descriptor, used, available] {
             if self.memory.guest_address(user).is_none() {
+                self.is_unusable(index, |queue| queue.addresses = None);
                 return Err(refusal(format!(
                     "the ring address {user:#x} is not in guest memory"
                 )));
@@ -136,8 +138,13 @@ impl VhostUserBackendReqHandlerMut for Handler {
     }
 
     fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
-        let base = u16::try_from(base)
-            .map_err(|_| refusal(format!("a ring base of {base} has more than 16 bits")))?;
+        let Ok(base) = u16::try_from(base) else {
+            self.is_unusable(index, |queue| queue.addresses = None);
+            self.guests_fault = false;
+            return Err(refusal(format!(
+                "a ring base of {base} has more than 16 bits"
+            )));
+        };
         self.change(to_index(index), |queue| {
             queue.base = base;
             Ok(())

@@ -65,6 +65,8 @@ pub struct Handler {
     protocol_features: u64,
     write_through: Arc<AtomicBool>,
     detector: ResetDetector,
+    /// A ring was refused that a guest may set up.
+    guests_fault: bool,
 }
 
 impl Handler {
@@ -84,6 +86,7 @@ impl Handler {
             protocol_features: 0,
             write_through: Arc::new(AtomicBool::new(true)),
             detector,
+            guests_fault: false,
         })
     }
 
@@ -178,6 +181,36 @@ impl Handler {
         })
     }
 
+    /// A front end gave a ring what it cannot have. The ring does not run with what it had
+    /// before: the guest means another one.
+    fn is_unusable(&mut self, index: u32, forget: impl FnOnce(&mut QueueState)) {
+        let index = usize::try_from(index).unwrap_or(usize::MAX);
+        self.stop(index);
+        if let Some(queue) = self.queues.get_mut(index) {
+            forget(queue);
+            self.is_broken(index);
+        }
+    }
+
+    /// The addresses of a ring are not aligned.
+    pub fn has_unaligned_addresses(&mut self, index: u32) {
+        self.is_unusable(index, |queue| queue.addresses = None);
+    }
+
+    /// The guest's ring cannot be served, which VRING_ERR says.
+    fn is_broken(&mut self, index: usize) {
+        self.guests_fault = true;
+        let queue = self.queues.get(index);
+        if let Some(err) = queue.and_then(|queue| queue.err.as_ref()) {
+            err.notify();
+        }
+    }
+
+    /// Whether the last message was refused because of what a guest's driver chooses.
+    pub fn take_guests_fault(&mut self) -> bool {
+        std::mem::take(&mut self.guests_fault)
+    }
+
     /// 1. All rings are stopped and drained, 2. the daemon is notified of the start, 3. the
     ///    rings start. If only a later ring shows that a new driver has begun, the rings
     ///    before it are stopped again for 2.
@@ -223,7 +256,16 @@ impl Handler {
         let Some(kick) = queue.kick.clone() else {
             return Ok(());
         };
-        let ring = queue.build(&self.memory, &map, event_idx)?;
+        let ring = match queue.build(&self.memory, &map, event_idx) {
+            Ok(ring) => ring,
+            Err(e) => {
+                self.is_broken(index);
+                return Err(e);
+            }
+        };
+        let Some(queue) = self.queues.get_mut(index) else {
+            return Ok(());
+        };
         let watched = self.view.watched.clone();
         let marks = watched.map(|view| Watcher::get().watch(view, queue.size));
         queue.worker = Some(QueueWorker::start(QueueSetup {
