@@ -1,4 +1,4 @@
-//! `docs/checklist.md` has every row, and every row has tests that exist.
+//! The tables of `docs/` that say what proves a behaviour: each row has tests that exist.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::string_slice)]
 
 use std::collections::BTreeMap;
@@ -132,6 +132,86 @@ fn every_event_around_a_reset_has_its_row_and_its_test() {
                 "{name} has no row"
             );
         }
+    }
+}
+
+/// What is wrong with the tables about hostile guests. `read` gives a source file, `cases`
+/// are the sources in which the tests have their cases.
+fn hostile_faults(text: &str, read: impl Fn(&str) -> Option<String>, cases: &str) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let rows = text.lines().filter_map(|line| {
+        let inner = line.strip_prefix("| ")?.strip_suffix(" |")?;
+        Some(inner.split(" | ").collect::<Vec<&str>>())
+    });
+    for cells in rows.filter(|cells| !cells[0].starts_with("the guest or")) {
+        let [what, _, tests] = cells[..] else {
+            wrong.push(format!("{}: 3 cells", cells[0]));
+            continue;
+        };
+        for test in tests.split("<br>") {
+            let (named, quoted) = test.split_once(": ").unwrap_or((test, ""));
+            let named = named.trim_matches('`').split_once("::");
+            let source = named.and_then(|(path, _)| read(path));
+            match (named, source) {
+                (Some((_, name)), Some(source)) if has_test(&source, name) => {}
+                _ => wrong.push(format!("{what} There is no test {test}")),
+            }
+            let names = quoted.split('"').skip(1).step_by(2);
+            for name in names.filter(|name| !cases.contains(&format!("\"{name}\""))) {
+                wrong.push(format!("{what} There is no case {name:?}"));
+            }
+        }
+    }
+    wrong
+}
+
+#[test]
+fn everything_that_a_hostile_guest_does_has_tests_and_cases_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = fs::read_to_string(root.join("docs/hostile-guests.md")).unwrap();
+    let mut cases = String::new();
+    let mut folders = vec![root.join("tests/hostile")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()) {
+            match entry.is_dir() {
+                true => folders.push(entry),
+                false => cases.push_str(&fs::read_to_string(entry).unwrap()),
+            }
+        }
+    }
+    let read = |path: &str| fs::read_to_string(root.join(path)).ok();
+    let wrong = hostile_faults(&text, read, &cases);
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(text.lines().filter(|line| line.starts_with("| ")).count() > 60);
+}
+
+#[test]
+fn what_is_wrong_with_a_table_about_hostile_guests_is_found() {
+    let read = |path: &str| (path == "a.rs").then(|| "#[test]\nfn good() {}\n".to_owned());
+    let cases = "(\"one\", \"two\")";
+    let faults = |row: &str| hostile_faults(row, read, cases);
+    for good in [
+        "| the guest or its front end | what | by |\n|---|---|---|",
+        "| It does. | Nothing. | `a.rs::good`: \"one\", \"two\"<br>`a.rs::good` |",
+    ] {
+        assert_eq!(faults(good), [""; 0]);
+    }
+    for (row, fault) in [
+        ("| It does. | Nothing. |", "It does.: 3 cells"),
+        (
+            "| It does. | Nothing. | `a.rs::bad` |",
+            "It does. There is no test `a.rs::bad`",
+        ),
+        (
+            "| It does. | Nothing. | `b.rs::good` |",
+            "It does. There is no test `b.rs::good`",
+        ),
+        (
+            "| It does. | Nothing. | `a.rs::good`: \"on\" |",
+            "It does. There is no case \"on\"",
+        ),
+    ] {
+        assert_eq!(faults(row), [fault]);
     }
 }
 

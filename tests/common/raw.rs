@@ -105,7 +105,15 @@ impl Raw {
     /// The guest's memory has these parts: first address and length in bytes. The first
     /// begins at 0 and holds the rings.
     pub fn with_memory(path: &Path, features: u64, parts: &[(u64, usize)]) -> Self {
-        let frontend = Self::open(path, features);
+        Self::of(Self::open(path, features), parts)
+    }
+
+    /// The same, connected without a message.
+    pub fn bare(path: &Path, parts: &[(u64, usize)]) -> Self {
+        Self::of(Frontend::connect(path, 16).unwrap(), parts)
+    }
+
+    fn of(frontend: Frontend, parts: &[(u64, usize)]) -> Self {
         let file =
             File::from(rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
         let all: usize = parts.iter().map(|(_, len)| len).sum();
@@ -152,6 +160,44 @@ impl Raw {
 
     pub fn set_memory(&mut self) {
         self.frontend.set_mem_table(&self.regions()).unwrap();
+    }
+
+    /// Sends a message by hand, with a request for an acknowledgement.
+    pub fn send(&self, request: u32, payload: &[u8]) {
+        const VERSION: u32 = 1;
+        const NEED_REPLY: u32 = 1 << 3;
+        let words = [request, VERSION | NEED_REPLY, payload.len() as u32];
+        let mut bytes = words.map(u32::to_ne_bytes).concat();
+        bytes.extend(payload);
+        self.send_bytes(&bytes);
+    }
+
+    pub fn send_bytes(&self, bytes: &[u8]) {
+        assert_eq!(rustix::io::write(self.socket(), bytes), Ok(bytes.len()));
+    }
+
+    /// Sends a message by hand and returns what is acknowledged: 0 for success. `None`: the
+    /// back end hangs up instead.
+    pub fn message(&self, request: u32, payload: &[u8]) -> Option<u64> {
+        self.send(request, payload);
+        self.acknowledged()
+    }
+
+    /// What is acknowledged of a message that was sent, as [`Self::message`].
+    pub fn acknowledged(&self) -> Option<u64> {
+        let mut answer = [0; 20];
+        match rustix::io::read(self.socket(), &mut answer) {
+            Ok(0) | Err(rustix::io::Errno::CONNRESET) => None,
+            read => {
+                assert_eq!(read, Ok(answer.len()), "no acknowledgement");
+                Some(u64::from_ne_bytes(answer[12..].try_into().unwrap()))
+            }
+        }
+    }
+
+    fn socket(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor lives as long as the front end.
+        unsafe { BorrowedFd::borrow_raw(self.frontend.as_raw_fd()) }
     }
 
     /// Everything up to the kick descriptor; not enabled.
@@ -267,25 +313,34 @@ impl Raw {
         self.frontend.set_vring_enable(ring.index, enable).unwrap();
     }
 
-    pub fn descriptor(
-        &self,
-        ring: &Ring,
-        index: u16,
-        (address, len, flags, next): (u64, u32, u16, u16),
-    ) {
+    /// Address, length, flags and next.
+    pub fn descriptor(&self, ring: &Ring, index: u16, descriptor: (u64, u32, u16, u16)) {
+        self.descriptor_at(ring.base + 16 * u64::from(index), descriptor);
+    }
+
+    /// A descriptor anywhere in memory.
+    pub fn descriptor_at(&self, place: u64, (address, len, flags, next): (u64, u32, u16, u16)) {
         let raw = RawDescriptor::from(Descriptor::new(address, len, flags, next));
-        self.memory
-            .write_obj(raw, GuestAddress(ring.base + 16 * u64::from(index)))
-            .unwrap();
+        self.memory.write_obj(raw, GuestAddress(place)).unwrap();
     }
 
     /// Writes a chain from `head` on into the descriptors that follow: address, length and
     /// flags of each; those before the last get [`NEXT`] beside.
     pub fn chain(&self, ring: &Ring, head: u16, parts: &[(u64, u32, u16)]) {
-        for (at, (address, len, flags)) in (head..).zip(parts) {
-            let is_last = usize::from(at - head) + 1 == parts.len();
+        self.write_chain(ring.base, head, parts);
+    }
+
+    /// The same into a table anywhere in memory, from its first descriptor on.
+    pub fn chain_at(&self, table: u64, parts: &[(u64, u32, u16)]) {
+        self.write_chain(table, 0, parts);
+    }
+
+    fn write_chain(&self, table: u64, first: u16, parts: &[(u64, u32, u16)]) {
+        for (at, (address, len, flags)) in (first..).zip(parts) {
+            let is_last = usize::from(at - first) + 1 == parts.len();
             let more = if is_last { 0 } else { NEXT };
-            self.descriptor(ring, at, (*address, *len, flags | more, at + 1));
+            let descriptor = (*address, *len, flags | more, at.wrapping_add(1));
+            self.descriptor_at(table + 16 * u64::from(at), descriptor);
         }
     }
 

@@ -78,7 +78,13 @@ impl Volume {
     }
 
     /// The same; `command` runs the program with the arguments that are added.
-    pub fn start_by(&mut self, mut command: Command, arguments: &[&str]) {
+    pub fn start_by(&mut self, command: Command, arguments: &[&str]) {
+        self.spawn(command, arguments);
+        self.until_it_answers();
+    }
+
+    /// The same, without waiting until the daemon answers.
+    pub fn spawn(&mut self, mut command: Command, arguments: &[&str]) {
         assert!(self.daemon.is_none());
         let mut log = fs::OpenOptions::new()
             .append(true)
@@ -96,6 +102,10 @@ impl Volume {
             .spawn()
             .unwrap();
         self.daemon = Some(child);
+    }
+
+    /// Waits until a daemon that was spawned answers.
+    pub fn until_it_answers(&mut self) {
         let start = Instant::now();
         while self.client.status().is_err() {
             let ended = self.daemon.as_mut().unwrap().try_wait().unwrap();
@@ -134,6 +144,12 @@ impl Volume {
     #[allow(dead_code, reason = "not every test signals it")]
     pub fn child(&mut self) -> &mut Child {
         self.daemon.as_mut().unwrap()
+    }
+
+    /// The running daemon's number.
+    #[allow(dead_code, reason = "as above")]
+    pub fn pid(&self) -> u32 {
+        self.daemon.as_ref().unwrap().id()
     }
 
     /// The daemon's end was seen.

@@ -17,10 +17,14 @@ mod client;
 #[path = "../common/mod.rs"]
 #[allow(dead_code)]
 mod common;
+#[path = "../common/inject.rs"]
+#[allow(dead_code)]
+mod inject;
 mod qtest;
 #[path = "../common/raw.rs"]
 mod raw;
 mod ring;
+mod state;
 mod world;
 
 /// Waits until `condition` holds; fails after twenty seconds.

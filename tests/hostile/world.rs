@@ -2,6 +2,7 @@
 //! ordinary guest that reads, writes and flushes all the time and checks every byte.
 
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -12,6 +13,7 @@ use snapback::control::api::MergeRequest;
 use super::common::load::{Load, Reins};
 use super::common::stamps;
 use super::common::volume::Volume;
+use super::inject::{Call, Injector, filtered};
 
 /// The size of every view: 16 MiB.
 pub const SECTORS: u64 = 32 << 10;
@@ -47,26 +49,39 @@ pub struct Usage {
     pub descriptors: usize,
 }
 
+impl Usage {
+    /// Nothing has grown, but for what an allocator keeps.
+    fn is_no_more_than(&self, before: &Self) -> bool {
+        self.memory <= before.memory + 1024
+            && self.descriptors <= before.descriptors + 2
+            && self.threads <= before.threads
+    }
+}
+
 /// A daemon with its witness.
 pub struct Side {
     // Ends before the daemon.
     witness: Witness,
     volume: Volume,
+    /// Holds calls of the daemon.
+    injector: Option<Injector>,
     started: Instant,
 }
 
 impl Side {
-    fn new(volume: Volume, shadow: Vec<u64>) -> Self {
+    /// `shadow` is what the witness's view holds.
+    fn new((volume, injector): (Volume, Option<Injector>), shadow: Vec<u64>) -> Self {
         let path = volume.path("witness.sock");
         Self {
             witness: Witness::start(path, shadow),
             volume,
+            injector,
             started: Instant::now(),
         }
     }
 
-    pub fn usage(&mut self) -> Usage {
-        let process = format!("/proc/{}", self.volume.child().id());
+    fn usage(&self) -> Usage {
+        let process = format!("/proc/{}", self.volume.pid());
         let status = std::fs::read_to_string(format!("{process}/status")).unwrap();
         let field = |name: &str| -> u64 {
             let line = status.lines().find(|line| line.starts_with(name)).unwrap();
@@ -104,23 +119,83 @@ pub struct World {
 
 impl World {
     pub fn new() -> Self {
-        let (live, merging) = (live(), merging());
+        let (live, merging) = (live(false), merging(false));
         Self { live, merging }
     }
 
-    pub fn side(&mut self, view: View) -> &mut Side {
+    /// Reads can be held, see [`World::hold`].
+    pub fn with_holds() -> Self {
+        let (live, merging) = (live(true), merging(true));
+        Self { live, merging }
+    }
+
+    /// From here on a read of [`HELD`](super::client::HELD) on this view waits for
+    /// [`World::release`].
+    pub fn hold(&self, view: View) {
+        let sector = super::client::HELD * stamps::SECTOR as u64;
         match view {
-            View::Merge => &mut self.merging,
-            _ => &mut self.live,
+            // Where in the store a chunk is kept is not known.
+            View::Merge => self
+                .injector(view)
+                .hold(Call::Read, "/merged.cow", 0..u64::MAX),
+            _ => self
+                .injector(view)
+                .hold(Call::Read, "/disk.img", sector..sector + 4096),
         }
     }
 
-    pub fn path(&self, view: View) -> PathBuf {
-        let side = match view {
+    pub fn until_held(&self, view: View) {
+        self.injector(view).until_held();
+    }
+
+    pub fn release(&self, view: View) {
+        self.injector(view).release();
+    }
+
+    fn injector(&self, view: View) -> &Injector {
+        self.side(view).injector.as_ref().unwrap()
+    }
+
+    fn side(&self, view: View) -> &Side {
+        match view {
             View::Merge => &self.merging,
             _ => &self.live,
-        };
-        side.volume.path(view.socket())
+        }
+    }
+
+    /// Of the daemon that has this view.
+    pub fn usage(&self, view: View) -> Usage {
+        self.side(view).usage()
+    }
+
+    /// The daemon of this view takes no more than before, when the last session has ended
+    /// and the witness has as much under way.
+    pub fn has_not_grown(&self, view: View, before: &Usage) {
+        let mut now = self.usage(view);
+        let start = Instant::now();
+        while !now.is_no_more_than(before) {
+            let waited = start.elapsed();
+            assert!(
+                waited.as_secs() < 20,
+                "{view:?}: from {before:?} to {now:?}"
+            );
+            std::thread::sleep(Duration::from_millis(1));
+            now = self.usage(view);
+        }
+    }
+
+    /// The daemon of this view answers to its operator.
+    pub fn answers(&self, view: View) {
+        self.side(view).volume.client().status().unwrap();
+    }
+
+    /// The witness of this view's daemon has nothing under way until it goes on.
+    pub fn pause_witness(&self, view: View, pause: bool) {
+        self.side(view).witness.pause(pause);
+    }
+
+    pub fn path(&self, view: View) -> PathBuf {
+        self.side(view).volume.path(view.socket())
     }
 
     /// The witnesses have seen nothing wrong, and are served: each of them has some
@@ -147,35 +222,41 @@ fn store(name: &str, more: &str) -> String {
     format!("name={name},cow={name}.cow,size=40M,chunk-size=4K,socket={name}.sock{more}")
 }
 
-fn live() -> Side {
+/// A volume whose daemon runs.
+fn start(held: bool, snapshots: &[String]) -> (Volume, Option<Injector>) {
     let mut volume = Volume::new(SECTORS);
-    volume.start(&[
-        "--socket-path",
-        "origin.sock",
-        "--snapshot",
-        &store("snapshot", ""),
-        "--snapshot",
-        &store("read-only", ",read-only"),
-        "--snapshot",
-        &store("witness", ""),
-    ]);
-    let shadow = volume.first_content();
-    Side::new(volume, shadow)
+    let mut arguments = vec!["--socket-path", "origin.sock"];
+    for snapshot in snapshots {
+        arguments.extend(["--snapshot", snapshot]);
+    }
+    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("snapback"));
+    if held {
+        filtered(&mut command);
+    }
+    volume.spawn(command, &arguments);
+    let injector = held.then(|| Injector::attach(volume.child(), &[]));
+    volume.until_it_answers();
+    (volume, injector)
 }
 
-fn merging() -> Side {
-    let mut volume = Volume::new(SECTORS);
-    volume.start(&[
-        "--socket-path",
-        "origin.sock",
-        "--snapshot",
-        &store("merged", ""),
-    ]);
+fn live(held: bool) -> Side {
+    let snapshots = [
+        store("snapshot", ""),
+        store("read-only", ",read-only"),
+        store("witness", ""),
+    ];
+    let started = start(held, &snapshots);
+    let shadow = started.0.first_content();
+    Side::new(started, shadow)
+}
+
+fn merging(held: bool) -> Side {
+    let (volume, injector) = start(held, &[store("merged", "")]);
     let mut fill = Load::new("fill", 1, 1, volume.first_content());
     fill.attach(&volume.path("origin.sock"));
     fill.overwrite(SECTORS);
     fill.detach();
-    volume.verb(&[
+    let witness = [
         "snapshot",
         "witness",
         "--cow",
@@ -186,7 +267,8 @@ fn merging() -> Side {
         "4K",
         "--socket-path",
         "witness.sock",
-    ]);
+    ];
+    volume.verb(&witness);
     let merge = MergeRequest {
         snapshot: "merged".into(),
         follow: false,
@@ -195,28 +277,40 @@ fn merging() -> Side {
     };
     volume.client().merge(&merge).unwrap();
     volume.client().pause_merge().unwrap();
-    Side::new(volume, fill.shadow)
+    Side::new((volume, injector), fill.shadow)
+}
+
+/// What a witness does.
+#[derive(Debug, Default)]
+struct Orders {
+    ends: AtomicBool,
+    pauses: AtomicBool,
+    /// It has nothing under way.
+    rests: AtomicBool,
 }
 
 /// An ordinary guest on its own thread.
 struct Witness {
     reins: Arc<Reins>,
-    ends: Arc<AtomicBool>,
+    orders: Arc<Orders>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Witness {
     fn start(path: PathBuf, shadow: Vec<u64>) -> Self {
-        let reins = Arc::new(Reins::default());
-        let ends = Arc::new(AtomicBool::new(false));
-        let theirs = (Arc::clone(&reins), Arc::clone(&ends));
+        let (reins, orders) = (Arc::<Reins>::default(), Arc::<Orders>::default());
+        let theirs = (Arc::clone(&reins), Arc::clone(&orders));
         let thread = std::thread::spawn(move || {
-            let (reins, ends) = theirs;
+            let (reins, orders) = theirs;
             let mut load = Load::new("witness", 2, 2, shadow);
             load.attach(&path);
-            while !ends.load(Ordering::Acquire) {
-                load.run(16, &reins);
-                load.writes.clear();
+            while !orders.ends.load(Ordering::Acquire) {
+                let rests = orders.pauses.load(Ordering::Acquire);
+                if !rests {
+                    load.run(16, &reins);
+                    load.writes.clear();
+                }
+                orders.rests.store(rests, Ordering::Release);
                 // The processors are for the hostile guest.
                 std::thread::sleep(Duration::from_millis(1));
             }
@@ -224,9 +318,16 @@ impl Witness {
         });
         Self {
             reins,
-            ends,
+            orders,
             thread: Some(thread),
         }
+    }
+
+    fn pause(&self, pause: bool) {
+        self.orders.pauses.store(pause, Ordering::Release);
+        super::eventually("the witness follows", || {
+            self.orders.rests.load(Ordering::Acquire) == pause
+        });
     }
 
     fn is_served(&self) {
@@ -238,7 +339,7 @@ impl Witness {
     }
 
     fn end(&mut self) {
-        self.ends.store(true, Ordering::Release);
+        self.orders.ends.store(true, Ordering::Release);
         if let Some(thread) = self.thread.take() {
             let ended = thread.join();
             if !std::thread::panicking() {
