@@ -103,10 +103,9 @@ impl Ring {
                 (Tracking::Region(region), replay)
             }
             None => {
-                // Invalid indices are found when requests are taken.
-                if available.wrapping_sub(used) <= queue.size()
-                    && !mutation::is(Mutation::ResumedAtTheTold)
-                {
+                // Also if the indices are invalid, which is found when requests are taken:
+                // a position is a distance from the used index.
+                if !mutation::is(Mutation::ResumedAtTheTold) {
                     queue.set_next_avail(used);
                 }
                 (Tracking::InOrder(VecDeque::new()), Vec::new())

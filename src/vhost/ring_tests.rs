@@ -137,7 +137,7 @@ fn without_a_region_requests_go_back_in_the_order_in_which_they_were_taken() {
 #[test]
 fn a_ring_goes_on_at_its_used_index_whatever_the_front_end_says() {
     let driver = Driver::new();
-    for (told, available, goes_on) in [(7, 9, 7), (8, 9, 7), (9, 9, 7), (0, 9, 7), (8, 90, 8)] {
+    for (told, available, goes_on) in [(7, 9, 7), (8, 9, 7), (9, 9, 7), (0, 9, 7), (8, 90, 7)] {
         driver.store(AVAIL + INDEX, available);
         driver.store(USED + INDEX, 7);
         let mut queue = Queue::new(SIZE).unwrap();
@@ -149,6 +149,30 @@ fn a_ring_goes_on_at_its_used_index_whatever_the_front_end_says() {
         let (ring, replay) = Ring::new(queue, hold, None).unwrap();
         assert_eq!((ring.next_avail(), replay), (goes_on, Vec::new()), "{told}");
     }
+}
+
+/// A ring that begins with an invalid available index, which the driver then takes back:
+/// requests were counted from where the front end said, and never went back.
+#[test]
+fn requests_of_a_ring_that_began_invalid_go_back() {
+    let driver = Driver::new();
+    driver.store(AVAIL + INDEX, 90);
+    driver.store(USED + INDEX, 7);
+    let mut queue = Queue::new(SIZE).unwrap();
+    (queue.try_set_avail_ring_address(GuestAddress(AVAIL))).unwrap();
+    queue.try_set_used_ring_address(GuestAddress(USED)).unwrap();
+    queue.set_ready(true);
+    queue.set_next_avail(8);
+    let (mut ring, _) = Ring::new(queue, Arc::clone(&driver.hold), None).unwrap();
+    driver.store(AVAIL + INDEX, 9);
+    let taken = take(&mut ring).unwrap();
+    assert!(!taken.is_empty());
+    for one in &taken {
+        ring.give_back(*one, 1).unwrap();
+    }
+    ring.publish().unwrap();
+    let gone_back = driver.load(USED + INDEX).wrapping_sub(7);
+    assert_eq!(usize::from(gone_back), taken.len());
 }
 
 #[test]
