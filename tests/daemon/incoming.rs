@@ -6,14 +6,15 @@ use std::thread::JoinHandle;
 
 use snapback::control::Client;
 use vhost::vhost_user::VhostUserFrontend;
-use vhost::vhost_user::message::VhostUserProtocolFeatures;
+use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserProtocolFeatures};
 use vhost::{VhostBackend, VhostUserDirtyLogRegion};
 
-use super::raw::{FLUSH, PROTOCOL, Raw, Ring, VERSION_1};
+use super::raw::{CONFIG_WCE, FLUSH, PROTOCOL, Raw, Ring, VERSION_1};
 use super::*;
 
-const FEATURES: u64 = VERSION_1 | PROTOCOL | FLUSH;
+const FEATURES: u64 = VERSION_1 | PROTOCOL | FLUSH | CONFIG_WCE;
 const LOG_ALL: u64 = 1 << 26;
+const WRITEBACK: u32 = 32;
 const OUT: u32 = 1;
 const IN: u32 = 0;
 
@@ -29,6 +30,18 @@ impl Mover {
         raw.negotiate(VhostUserProtocolFeatures::LOG_SHMFD);
         let ring = raw.start(0);
         Self { raw, ring }
+    }
+
+    fn turn_cache_off(&mut self) {
+        let flags = VhostUserConfigFlags::WRITABLE;
+        let set = self.raw.frontend.set_config(WRITEBACK, flags, &[0]);
+        set.unwrap();
+    }
+
+    fn cache_is_on(&mut self) -> bool {
+        let flags = VhostUserConfigFlags::empty();
+        let read = self.raw.frontend.get_config(WRITEBACK, 1, flags, &[0]);
+        read.unwrap().1 == [1]
     }
 
     fn request(&mut self, kind: u32, sector: u64) -> u8 {
@@ -209,6 +222,27 @@ fn a_migrated_guest_goes_on_at_the_second_daemon_and_the_first_one_ends() {
     destination.terminate();
     assert_eq!(world.state()["running"], false);
     assert!(world.origin() != before);
+}
+
+/// A guest does not say again at the destination that its cache is off.
+#[test]
+fn a_write_cache_that_was_turned_off_stays_off_at_the_second_daemon() {
+    let (mut world, mut guest, _) = source();
+    let mut destination = Destination::wait_for_guest(&world, &[]);
+    let arriving = guest.arrive(&world.path("b.sock"));
+    // After the second daemon has looked at the state file.
+    guest.turn_cache_off();
+    assert_eq!(guest.request(OUT, 16), 0);
+    guest.log(true);
+    let base = guest.stop();
+    let mut moved = arriving.begins(base);
+    ends(&mut world);
+    assert!(!moved.cache_is_on());
+    assert_eq!(moved.request(OUT, 24), 0);
+    drop((moved, guest));
+    destination.terminate();
+    let recorded = &world.state()["write_through_sockets"];
+    assert!(recorded.to_string().contains("b.sock"), "{recorded}");
 }
 
 #[test]
