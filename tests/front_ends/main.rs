@@ -6,12 +6,15 @@
     clippy::cast_possible_truncation
 )]
 
+mod cloud_hypervisor;
+mod crosvm;
 mod daemon;
 mod memory;
 mod qemu;
 mod queues;
 mod ring;
 mod slots;
+mod spdk;
 mod waiting;
 
 use std::path::Path;
@@ -48,7 +51,12 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 /// Connects, and negotiates these protocol features as most front ends do: without
 /// SET_FEATURES, which comes with the driver.
 pub fn connect(path: &Path, queues: usize, protocol: VhostUserProtocolFeatures) -> Frontend {
-    let mut frontend = Frontend::connect(path, queues as u64).unwrap();
+    let frontend = Frontend::connect(path, queues as u64).unwrap();
+    negotiate(frontend, protocol)
+}
+
+/// As [`connect`], on a connection that is there.
+pub fn negotiate(mut frontend: Frontend, protocol: VhostUserProtocolFeatures) -> Frontend {
     frontend.set_owner().unwrap();
     assert_ne!(frontend.get_features().unwrap() & PROTOCOL, 0);
     let offered = frontend.get_protocol_features().unwrap();

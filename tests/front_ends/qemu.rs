@@ -3,13 +3,14 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
+use snapback::control::api::{RollbackRequest, RollbackWhen, Seen};
 use vhost::VhostBackend;
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserProtocolFeatures as Protocol};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 
 use super::daemon::Daemon;
 use super::memory::{MIB, Memory};
-use super::ring::{Ring, begin, judge};
+use super::ring::{BLOCK, IN, Ring, begin, judge, stamp};
 use super::{
     CONFIG_WCE, EVENT_IDX, FIRMWARE, PROTOCOL, SYSTEM, VERSION_1, ask_for_replies, connect,
     eventually, rings, set_up,
@@ -114,6 +115,47 @@ fn a_reset_by_message_shows_a_driver_that_begins_where_nothing_else_does() {
         let count = daemon.events().iter().filter(|k| starts(k)).count();
         assert_eq!(count, 1 + usize::from(told));
     }
+}
+
+/// A rollback that waits for the machine's reset: the message shows a driver that begins,
+/// and only a firmware that the machine was reset.
+#[test]
+fn a_reset_by_message_alone_rolls_nothing_back() {
+    let mut daemon = Daemon::with_disk();
+    let snapshot = "name=s,cow=s.cow,size=32M";
+    daemon.serve(&["--socket-path", "a.sock", "--snapshot", snapshot]);
+    let memory = Memory::flat(MIB);
+    let mut frontend = connect(&daemon.socket(), 1, negotiated());
+    let mut system = rings(&memory, 0, &[64]);
+    start(&mut frontend, &memory, &system, SYSTEM);
+    begin(&memory, &mut system, 1);
+    judge(&memory, &mut system, 1);
+    let request = RollbackRequest {
+        snapshot: "s".into(),
+        when: RollbackWhen::AtReset,
+        ..Default::default()
+    };
+    daemon.client().rollback(&request).unwrap();
+    for _ in 0..2 {
+        stop(&mut frontend, &system);
+        frontend.reset_device().unwrap();
+        system = rings(&memory, 0, &[64]);
+        start(&mut frontend, &memory, &system, SYSTEM);
+        assert_eq!(system[0].run(&memory, IN, 0, &[]), stamp(1, 0));
+        let pending = daemon.status().rollback.unwrap();
+        assert_eq!(pending.seen, Some(Seen::DriverRestart));
+    }
+    stop(&mut frontend, &system);
+    frontend.reset_device().unwrap();
+    let firmware = &mut rings(&memory, 0, &[16])[0];
+    start(
+        &mut frontend,
+        &memory,
+        std::slice::from_ref(firmware),
+        FIRMWARE,
+    );
+    assert_eq!(firmware.run(&memory, IN, 0, &[]), vec![0x5a; BLOCK]);
+    assert!(daemon.status().rollback.is_none());
 }
 
 /// While requests are under way: those are finished first.
@@ -281,4 +323,44 @@ fn the_configuration_is_read_from_both_offsets_in_any_size() {
         assert_eq!(get(offset, 1)[0], whole[offset as usize]);
         assert_eq!(get(0x100 + offset, 1)[0], whole[offset as usize]);
     }
+}
+
+/// SeaBIOS and iPXE: one ring of 16 entries without EVENT_IDX, one request at a time, no
+/// interrupts; again and again around the ring.
+#[test]
+fn a_firmware_reads_one_block_at_a_time_before_its_system_starts() {
+    let daemon = Daemon::start();
+    let memory = Memory::flat(MIB);
+    let mut frontend = connect(&daemon.socket(), 4, negotiated());
+    for boot in 0..3_u64 {
+        let firmware = &mut rings(&memory, 0, &[16])[0];
+        firmware.without_interrupts(&memory);
+        start(
+            &mut frontend,
+            &memory,
+            std::slice::from_ref(firmware),
+            VERSION_1,
+        );
+        let want = if boot == 0 {
+            vec![0x5a; BLOCK]
+        } else {
+            stamp(boot - 1, 0)
+        };
+        for _ in 0..50 {
+            assert_eq!(firmware.run(&memory, IN, 0, &[]), want);
+        }
+        // The start and a new descriptor are signalled once.
+        let signals = firmware.call.read().unwrap_or(0);
+        assert!(signals <= 2, "it asked for no interrupts: {signals}");
+        stop(&mut frontend, std::slice::from_ref(firmware));
+        frontend.reset_device().unwrap();
+        let mut system = rings(&memory, 0, &[256, 256]);
+        start(&mut frontend, &memory, &system, SYSTEM | EVENT_IDX);
+        begin(&memory, &mut system, boot);
+        judge(&memory, &mut system, boot);
+        stop(&mut frontend, &system);
+        frontend.reset_device().unwrap();
+    }
+    drop(frontend);
+    daemon.end(0..2, 2);
 }
