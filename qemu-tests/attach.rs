@@ -1,10 +1,14 @@
 //! Guests come, write, pause, reboot, leave and come back on an origin view.
 
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
 
 use crate::bench::{Bench, guest_images};
+use crate::daemon::PROGRAM;
 use crate::disk::{MIB, Sums};
+use crate::guest::Attach;
 
 const MAKE_FILES: &str = "mkdir -p /mnt/d && for i in 1 2 3 4 5 6 7 8; do \
      dd if=/dev/urandom of=/mnt/d/$i bs=64k count=$((i * 4)) 2>/dev/null || exit 1; done; \
@@ -164,5 +168,61 @@ fn a_guest_boots_from_the_view_and_from_its_rolled_back_root() {
     guest.assert_no_io_error();
     guest.quit();
     daemon.terminate();
+    check_file_system(&bench.path("origin.img"));
+}
+
+/// `server=on,wait=on`: QEMU does not start before it is connected.
+#[test]
+fn a_qemu_that_listens_is_served_and_so_is_the_next_one() {
+    let bench = Bench::new();
+    bench.blank_disk("origin.img", 128 * MIB);
+    let (origin, socket) = (bench.text("origin.img"), bench.text("q.sock"));
+    let daemon = bench.serve_only(&["--origin", &origin, "--connect", &socket]);
+    let listening = || [Attach::Listening(bench.path("q.sock"))];
+    let mut guest = bench.boot("g", &listening());
+    guest.run("mkfs.ext4 -q /dev/vda && mount /dev/vda /mnt");
+    guest.run(MAKE_FILES);
+    guest.send("reboot -f");
+    guest.wait_boot();
+    guest.run("mount /dev/vda /mnt");
+    assert_eq!(guest.run(CHECK_FILES).trim(), "8", "after a reboot");
+    guest.run("cd / && umount /mnt");
+    guest.quit();
+    let mut guest = bench.boot("g2", &listening());
+    guest.run("mount /dev/vda /mnt");
+    assert_eq!(guest.run(CHECK_FILES).trim(), "8", "in another machine");
+    guest.run("cd / && umount /mnt && e2fsck -fn /dev/vda");
+    guest.assert_no_io_error();
+    guest.quit();
+    daemon.terminate();
+    check_file_system(&bench.path("origin.img"));
+}
+
+/// `--fd` with a connection that somebody else has made to QEMU.
+#[test]
+fn a_connection_to_qemu_is_served_that_was_made_before() {
+    let bench = Bench::new();
+    bench.blank_disk("origin.img", 128 * MIB);
+    let origin = bench.text("origin.img");
+    let listener = UnixListener::bind(bench.path("origin.sock")).unwrap();
+    let daemon = std::thread::spawn(move || {
+        let (connection, _) = listener.accept().unwrap();
+        Command::new("sh")
+            .args(["-c", "exec \"$0\" \"$@\" 3<&0 </dev/null", PROGRAM])
+            .args(["--blk-file", &origin, "--fd", "3"])
+            .stdin(OwnedFd::from(connection))
+            .spawn()
+            .unwrap()
+    });
+    let mut guest = bench.boot("g", &[bench.view("origin")]);
+    guest.run("mkfs.ext4 -q /dev/vda && mount /dev/vda /mnt");
+    guest.run(MAKE_FILES);
+    assert_eq!(guest.run(CHECK_FILES).trim(), "8");
+    guest.run("cd / && umount /mnt && e2fsck -fn /dev/vda");
+    guest.assert_no_io_error();
+    guest.quit();
+    // It was the only one that the daemon was started for.
+    let status = daemon.join().unwrap().wait().unwrap();
+    assert!(status.success(), "{status}");
     check_file_system(&bench.path("origin.img"));
 }

@@ -27,6 +27,8 @@ pub enum Attach {
     View(PathBuf),
     /// The same, with two queues; the guest has two processors then.
     TwoQueues(PathBuf),
+    /// The same, but QEMU listens there and waits until it is connected.
+    Listening(PathBuf),
     /// A raw file, by QEMU's own driver.
     Raw(PathBuf),
     /// The same, and discards punch holes into it.

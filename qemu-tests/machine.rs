@@ -36,6 +36,14 @@ pub fn attach(command: &mut Command, disks: &[Attach]) {
                     "vhost-user-blk-pci,chardev=c{index},num-queues={}",
                     if two_queues(disk) { 2 } else { 1 }
                 )),
+            Attach::Listening(socket) => command
+                .arg("-chardev")
+                .arg(format!(
+                    "socket,id=c{index},path={},server=on,wait=on",
+                    socket.display()
+                ))
+                .arg("-device")
+                .arg(format!("vhost-user-blk-pci,chardev=c{index},num-queues=1")),
             Attach::Raw(path) | Attach::RawDiscard(path) => command
                 .arg("-drive")
                 .arg(format!(

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use super::{CliError, Outcome, logging, snapshot_list, values};
-use crate::control::api::SnapshotSpec;
+use super::snapshot_list::{self, Asked};
+use super::{CliError, Outcome, logging, values};
 use crate::daemon::{self, BlockSizes, Endpoint, IoEngine, MergeWrites, ServeOptions};
 
 /// Serve a disk and its snapshots to virtual machines, until SIGTERM or SIGINT.
@@ -45,6 +45,11 @@ pub struct Serve {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(3..))]
     fd: Option<RawFd>,
 
+    /// Connect to this Unix socket, at which the front end listens, instead (QEMU: a chardev with
+    /// server=on). Tried again until there is a listener, and when the front end has left.
+    #[arg(long, value_name = "SOCK", value_parser = values::path, conflicts_with_all = ["fd", "socket_path"])]
+    connect: Option<String>,
+
     /// Open and serve the disk read-only.
     #[arg(long)]
     read_only: bool,
@@ -61,16 +66,18 @@ pub struct Serve {
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=256))]
     num_queues: u16,
 
-    /// A snapshot: name=NAME,cow=FILE[,type=P|PO|N][,chunk-size=SIZE][,size=SIZE][,socket=SOCK][,read-only]
+    /// A snapshot: name=NAME,cow=FILE[,type=P|PO|N][,chunk-size=SIZE][,size=SIZE]
+    /// [,socket=SOCK|,fd=N|,connect=SOCK][,read-only]
     /// [,discard-zeroes-cow][,discard-passdown-origin][,defer-entries].
     ///
     /// The snapshot is taken now, unless the state file contains it. A COW file that does not
     /// exist is created if a size is given. With read-only, guests cannot write to its socket;
     /// that is recorded until read-only=no is given. With defer-entries, the entry of a guest's
     /// first write to a chunk of the snapshot is durable at its next flush; until then it is in a
-    /// record in /run/snapback, which the next start takes over. In a value, two commas stand for one.
+    /// record in /run/snapback, which the next start takes over. fd and connect are as --fd and
+    /// --connect; they are not recorded. In a value, two commas stand for one.
     #[arg(long = "snapshot", value_name = "KEY=VALUE,...", value_parser = snapshot_list::parse)]
-    snapshots: Vec<SnapshotSpec>,
+    snapshots: Vec<snapshot_list::Asked>,
 
     /// Merge this snapshot into the disk, beginning at the start of the daemon.
     #[arg(long, value_name = "NAME", value_parser = values::name)]
@@ -84,6 +91,10 @@ pub struct Serve {
     /// Unix socket for `snapback status`, `rollback` and the other verbs.
     #[arg(long, value_name = "SOCK", value_parser = values::path)]
     control: Option<String>,
+
+    /// Listen for these verbs at this open listening socket instead.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(3..), conflicts_with = "control")]
+    control_fd: Option<RawFd>,
 
     /// Monitor socket (QMP) of the QEMU whose guest uses the disk: `snapback rollback` then stops
     /// and resets that guest itself. Recorded in the state file.
@@ -209,12 +220,59 @@ impl Serve {
     }
 
     fn options(self) -> Result<ServeOptions, String> {
-        for (index, spec) in self.snapshots.iter().enumerate() {
+        self.check()?;
+        let socket = self
+            .socket_path
+            .map(|path| Endpoint::Path(PathBuf::from(path)));
+        let connect = self.connect.map(|path| Endpoint::Connect(path.into()));
+        let endpoints = self.snapshots.iter().filter_map(|asked| {
+            let endpoint = asked.endpoint.clone()?;
+            Some((asked.spec.name.clone(), endpoint))
+        });
+        Ok(ServeOptions {
+            origin: PathBuf::from(self.origin),
+            endpoint: socket.or(connect).or(self.fd.map(Endpoint::Fd)),
+            snapshot_endpoints: endpoints.collect(),
+            read_only: self.read_only,
+            serial: self.serial,
+            blocks: self.blocks.sizes(),
+            num_queues: self.num_queues,
+            snapshots: self.snapshots.into_iter().map(|asked| asked.spec).collect(),
+            merge: self.merge,
+            merge_writes: self.merge_writes.map(|name| match name {
+                MergeWritesName::Wait => MergeWrites::Wait,
+                MergeWritesName::Redirect => MergeWrites::Redirect,
+            }),
+            control: self.control.map(PathBuf::from),
+            control_fd: self.control_fd,
+            qmp: match self.no_qmp {
+                true => Some(PathBuf::new()),
+                false => self.qmp.map(PathBuf::from),
+            },
+            state: self.state.map(PathBuf::from),
+            incoming: self.incoming.map(PathBuf::from),
+            io_engine: match self.io_engine {
+                IoEngineName::Auto => IoEngine::Auto,
+                IoEngineName::IoUring => IoEngine::IoUring,
+                IoEngineName::Threads => IoEngine::Threads,
+            },
+            polling: Duration::from_micros(self.poll_us.into()),
+            any_memory: self.any_guest_memory,
+            accept_changes: self.accept_changes,
+            forget: self.forget,
+            force: self.force,
+        })
+    }
+
+    /// Refuses options that contradict one another.
+    fn check(&self) -> Result<(), String> {
+        self.check_descriptors()?;
+        for (index, Asked { spec, .. }) in self.snapshots.iter().enumerate() {
             if self
                 .snapshots
                 .iter()
                 .take(index)
-                .any(|other| other.name == spec.name)
+                .any(|other| other.spec.name == spec.name)
             {
                 return Err(format!(
                     "--snapshot: two snapshots are named `{}`: choose another name",
@@ -243,40 +301,28 @@ impl Serve {
                     .to_owned(),
             );
         }
-        let socket = self
-            .socket_path
-            .map(|path| Endpoint::Path(PathBuf::from(path)));
-        Ok(ServeOptions {
-            origin: PathBuf::from(self.origin),
-            endpoint: socket.or(self.fd.map(Endpoint::Fd)),
-            read_only: self.read_only,
-            serial: self.serial,
-            blocks: self.blocks.sizes(),
-            num_queues: self.num_queues,
-            snapshots: self.snapshots,
-            merge: self.merge,
-            merge_writes: self.merge_writes.map(|name| match name {
-                MergeWritesName::Wait => MergeWrites::Wait,
-                MergeWritesName::Redirect => MergeWrites::Redirect,
-            }),
-            control: self.control.map(PathBuf::from),
-            qmp: match self.no_qmp {
-                true => Some(PathBuf::new()),
-                false => self.qmp.map(PathBuf::from),
-            },
-            state: self.state.map(PathBuf::from),
-            incoming: self.incoming.map(PathBuf::from),
-            io_engine: match self.io_engine {
-                IoEngineName::Auto => IoEngine::Auto,
-                IoEngineName::IoUring => IoEngine::IoUring,
-                IoEngineName::Threads => IoEngine::Threads,
-            },
-            polling: Duration::from_micros(self.poll_us.into()),
-            any_memory: self.any_guest_memory,
-            accept_changes: self.accept_changes,
-            forget: self.forget,
-            force: self.force,
-        })
+        Ok(())
+    }
+
+    /// Each descriptor has one purpose.
+    fn check_descriptors(&self) -> Result<(), String> {
+        let snapshots = self
+            .snapshots
+            .iter()
+            .filter_map(|asked| match asked.endpoint {
+                Some(Endpoint::Fd(fd)) => Some(fd),
+                _ => None,
+            });
+        let mut seen = Vec::new();
+        for fd in self.fd.into_iter().chain(self.control_fd).chain(snapshots) {
+            if seen.contains(&fd) {
+                return Err(format!(
+                    "descriptor {fd} is given twice: each socket needs a descriptor of its own"
+                ));
+            }
+            seen.push(fd);
+        }
+        Ok(())
     }
 }
 
@@ -366,6 +412,23 @@ mod tests {
                 "cannot be used with",
             ),
             (&["--fd", "2"], "3.."),
+            (&["--fd", "5", "--connect", "/s"], "cannot be used with"),
+            (
+                &["--connect", "/a", "--socket-path", "/s"],
+                "cannot be used with",
+            ),
+            (
+                &["--control", "/c", "--control-fd", "5"],
+                "cannot be used with",
+            ),
+            (
+                &["--control-fd", "5", "--fd", "5"],
+                "descriptor 5 is given twice",
+            ),
+            (
+                &["--fd", "5", "--snapshot", "name=a,cow=/1,fd=5"],
+                "descriptor 5 is given twice",
+            ),
             (
                 &["--snapshot", "name=a,cow=/1", "--snapshot", "name=a,cow=/2"],
                 "two snapshots are named `a`",

@@ -1,10 +1,13 @@
 //! `name=NAME,cow=FILE[,...]`: a snapshot as the value of one option.
 
+use std::os::fd::RawFd;
+
 use super::values;
 use crate::control::api::{SnapshotSpec, StoreType};
+use crate::daemon::Endpoint;
 use crate::size;
 
-const KEYS: &str = "name, cow, type, chunk-size, size, socket, read-only, \
+const KEYS: &str = "name, cow, type, chunk-size, size, socket, fd, connect, read-only, \
                     discard-zeroes-cow, discard-passdown-origin, defer-entries";
 /// Keys that mean `yes` if they have no value.
 const FLAGS: [&str; 4] = [
@@ -14,11 +17,18 @@ const FLAGS: [&str; 4] = [
     "defer-entries",
 ];
 
+/// A snapshot, and where its view is served if not at a path.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    pub spec: SnapshotSpec,
+    pub endpoint: Option<Endpoint>,
+}
+
 /// Parses the comma-separated list; `,,` is a comma within a value.
 ///
 /// # Errors
 /// Unknown, repeated and missing keys, and values that are not valid.
-pub fn parse(text: &str) -> Result<SnapshotSpec, String> {
+pub fn parse(text: &str) -> Result<Asked, String> {
     let mut list = List::default();
     for item in split(text) {
         let (key, value) = match item.split_once('=') {
@@ -36,6 +46,8 @@ pub fn parse(text: &str) -> Result<SnapshotSpec, String> {
             "chunk-size" => put(&mut list.chunk_size, key, values::chunk_size(value)?)?,
             "size" => put(&mut list.size, key, size::parse_device_size(value)?)?,
             "socket" => put(&mut list.socket, key, values::path(value)?)?,
+            "fd" => put(&mut list.fd, key, values::descriptor(value)?)?,
+            "connect" => put(&mut list.connect, key, values::path(value)?)?,
             "read-only" => put(&mut list.read_only, key, yes_or_no(key, value)?)?,
             "discard-zeroes-cow" => put(&mut list.zeroes_cow, key, yes_or_no(key, value)?)?,
             "discard-passdown-origin" => {
@@ -45,7 +57,13 @@ pub fn parse(text: &str) -> Result<SnapshotSpec, String> {
             _ => return Err(format!("unknown key `{key}` (keys: {KEYS})")),
         }
     }
-    Ok(SnapshotSpec {
+    let endpoint = match (&list.socket, list.fd, list.connect) {
+        (_, None, None) => None,
+        (None, Some(fd), None) => Some(Endpoint::Fd(fd)),
+        (None, None, Some(path)) => Some(Endpoint::Connect(path.into())),
+        _ => return Err("give only one of `socket`, `fd` and `connect`".to_owned()),
+    };
+    let spec = SnapshotSpec {
         name: list.name.ok_or("`name=NAME` is missing")?,
         cow: list.cow.ok_or("`cow=FILE` is missing")?,
         store_type: list.store_type.unwrap_or_default(),
@@ -56,7 +74,8 @@ pub fn parse(text: &str) -> Result<SnapshotSpec, String> {
         discard_zeroes_cow: list.zeroes_cow,
         defer_entries: list.defer_entries,
         discard_passdown_origin: list.passdown_origin,
-    })
+    };
+    Ok(Asked { spec, endpoint })
 }
 
 #[derive(Default)]
@@ -67,6 +86,8 @@ struct List {
     chunk_size: Option<u64>,
     size: Option<u64>,
     socket: Option<String>,
+    fd: Option<RawFd>,
+    connect: Option<String>,
     zeroes_cow: Option<bool>,
     passdown_origin: Option<bool>,
     defer_entries: Option<bool>,
@@ -103,6 +124,33 @@ fn split(text: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn parse(text: &str) -> Result<SnapshotSpec, String> {
+        super::parse(text).map(|asked| asked.spec)
+    }
+
+    #[test]
+    fn a_view_is_served_in_one_way_only() {
+        let endpoint = |more: &str| {
+            let text = format!("name=s,cow=/c{more}");
+            super::parse(&text).map(|asked| asked.endpoint)
+        };
+        assert_eq!(endpoint(",socket=/s"), Ok(None));
+        assert_eq!(endpoint(",fd=7"), Ok(Some(Endpoint::Fd(7))));
+        let connect = Endpoint::Connect("/s".into());
+        assert_eq!(endpoint(",connect=/s"), Ok(Some(connect)));
+        for both in [
+            ",socket=/s,fd=7",
+            ",fd=7,connect=/s",
+            ",connect=/s,socket=/t",
+        ] {
+            let error = endpoint(both).unwrap_err();
+            assert!(error.contains("only one of"), "{error}");
+        }
+        for bad in [",fd=2", ",fd=-1", ",fd=x", ",connect="] {
+            endpoint(bad).unwrap_err();
+        }
+    }
 
     #[test]
     fn all_keys_are_read() {

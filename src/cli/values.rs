@@ -1,5 +1,7 @@
 //! Option values that several verbs accept.
 
+use std::os::fd::RawFd;
+
 use super::CliError;
 use crate::control::api::{StoreType, check_name};
 use crate::daemon::{GRANULARITY_MAX, LOGICAL_MAX, PHYSICAL_MAX};
@@ -49,6 +51,16 @@ pub fn path(text: &str) -> Result<String, String> {
             path.to_string_lossy()
         )
     })
+}
+
+/// The number of a descriptor that the parent process left open.
+pub fn descriptor(text: &str) -> Result<RawFd, String> {
+    match text.parse() {
+        Ok(number) if number > 2 => Ok(number),
+        _ => Err(format!(
+            "`{text}` is not the number of an open descriptor from 3 on (0, 1 and 2 are standard input, output and error)"
+        )),
+    }
 }
 
 /// The answer to GET_ID: virtio-blk has room for 20 bytes.

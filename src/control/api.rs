@@ -316,7 +316,11 @@ pub struct ViewStatus {
     /// The snapshot's name; `null` for the origin's socket.
     pub snapshot: Option<String>,
     pub kind: ViewKind,
+    /// `null`: a descriptor that was passed to the daemon, or `connects`.
     pub socket: Option<String>,
+    /// The front end listens here, and the daemon connects to it.
+    #[serde(default)]
+    pub connects: Option<String>,
     /// A front end is connected.
     pub attached: bool,
     /// Further front ends that wait until it leaves.

@@ -265,9 +265,11 @@ fn view_row(view: &ViewStatus) -> Vec<String> {
             (true, 0) => "attached".to_owned(),
             (_, waiting) => format!("attached, {waiting} waiting"),
         },
-        view.socket
-            .as_deref()
-            .map_or_else(|| "-".to_owned(), printable),
+        match (&view.socket, &view.connects) {
+            (Some(path), _) => printable(path),
+            (None, Some(theirs)) => format!("connects to {}", printable(theirs)),
+            (None, None) => "-".to_owned(),
+        },
     ]
 }
 

@@ -26,6 +26,7 @@ fn view(snapshot: Option<&str>, kind: ViewKind, socket: &str, attached: bool) ->
         snapshot: snapshot.map(str::to_owned),
         kind,
         socket: Some(socket.to_owned()),
+        connects: None,
         attached,
         waiting: 0,
         read_only: false,

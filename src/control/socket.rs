@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
 /// Why no socket could be created at a path.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +21,8 @@ pub enum SocketError {
     NotASocket(PathBuf),
     #[error("socket {}: the path has {} bytes, and a Unix socket's path can have at most 107: choose a shorter one", .0.display(), .0.as_os_str().len())]
     TooLong(PathBuf),
+    #[error("it is not a listening Unix stream socket")]
+    NotListening,
     #[error(
         "socket {}: cannot {step}: {source}; choose a path in an existing directory with write permission",
         path.display()
@@ -37,7 +39,8 @@ pub enum SocketError {
 pub struct BoundSocket {
     listener: UnixListener,
     path: PathBuf,
-    inode: (u64, u64),
+    /// `None`: the path is not ours.
+    inode: Option<(u64, u64)>,
 }
 
 /// Length of the queue of connections that wait to be accepted.
@@ -67,10 +70,31 @@ impl BoundSocket {
         let bound = Self {
             listener: UnixListener::from(socket),
             path: path.to_owned(),
-            inode,
+            inode: Some(inode),
         };
         rustix::net::listen(&bound.listener, BACKLOG).map_err(failed("listen"))?;
         Ok(bound)
+    }
+
+    /// Takes a listening socket from the parent process. Its file, if it has one, stays.
+    ///
+    /// # Errors
+    /// It is something else.
+    pub fn from_fd(fd: OwnedFd) -> Result<Self, SocketError> {
+        let is_stream = sockopt::socket_type(&fd) == Ok(SocketType::STREAM);
+        let is_unix = sockopt::socket_domain(&fd) == Ok(AddressFamily::UNIX);
+        if !is_stream || !is_unix || sockopt::socket_acceptconn(&fd) != Ok(true) {
+            return Err(SocketError::NotListening);
+        }
+        let listener = UnixListener::from(fd);
+        let path = PathBuf::from("(given descriptor)");
+        let nonblocking = listener.set_nonblocking(true);
+        nonblocking.map_err(|e| io_error(&path, "make it non-blocking", e))?;
+        Ok(Self {
+            listener,
+            path,
+            inode: None,
+        })
     }
 
     pub fn path(&self) -> &Path {
@@ -87,7 +111,7 @@ impl BoundSocket {
 
 impl Drop for BoundSocket {
     fn drop(&mut self) {
-        if inode_of(&self.path).is_ok_and(|inode| inode == self.inode) {
+        if inode_of(&self.path).is_ok_and(|inode| Some(inode) == self.inode) {
             // This fails if the directory has been removed or is read-only, which is harmless.
             let _ = std::fs::remove_file(&self.path);
         }

@@ -97,7 +97,7 @@ pub enum PlanError {
     )]
     RollbackReadOnly(String),
     #[error(
-        "nothing to serve: give --socket-path or --fd for the origin, or a snapshot with socket=, or --control (an origin's \
+        "nothing to serve: give --socket-path, --fd or --connect for the origin, or a snapshot with socket=, or --control (an origin's \
          sockets are recorded once it has a snapshot)"
     )]
     Nothing,

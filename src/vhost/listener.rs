@@ -16,6 +16,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockop
 use tracing::warn;
 
 use super::back_channel::BackChannel;
+use super::client::{self, Caller};
 use super::connection::{Ending, serve};
 use super::handler::{Handler, ViewContext};
 use super::lobby::Lobby;
@@ -44,6 +45,8 @@ pub enum SocketError {
         "{path}: cannot listen there: {source}; choose a path in a directory that exists and that you may write to"
     )]
     Listen { path: PathBuf, source: io::Error },
+    #[error("{path}: cannot connect there: {source}")]
+    Connect { path: PathBuf, source: io::Error },
     #[error("file descriptor {fd} is not a Unix stream socket: {reason}")]
     Descriptor { fd: i32, reason: String },
 }
@@ -59,6 +62,8 @@ enum Socket {
         file: Option<SocketFile>,
     },
     Connected(UnixStream),
+    /// The front end listens at this path.
+    Connecting(PathBuf),
 }
 
 /// The file of a socket that this process has made. It is removed with the socket, unless
@@ -105,6 +110,28 @@ impl ViewSocket {
             listener,
             file: Some(file),
         }))
+    }
+
+    /// Connects to the front end, which listens at `path`, once the view is served.
+    ///
+    /// # Errors
+    /// No socket can have this path.
+    pub fn connecting(path: &Path) -> Result<Self, SocketError> {
+        let failed = |source| SocketError::Connect {
+            path: path.to_owned(),
+            source,
+        };
+        Ok(Self(Socket::Connecting(
+            client::check(path).map_err(failed)?,
+        )))
+    }
+
+    /// Where the front end listens, if the view connects to it.
+    pub fn connects_to(&self) -> Option<&Path> {
+        match &self.0 {
+            Socket::Connecting(path) => Some(path),
+            Socket::Listening { .. } | Socket::Connected(_) => None,
+        }
     }
 
     /// Takes a socket from the parent process, listening or connected.
@@ -356,6 +383,26 @@ impl Shared {
                 self.listen(listener, &mut view);
                 drop(file);
             }
+            Socket::Connecting(path) => self.call(&path, &mut view),
+        }
+    }
+
+    /// Connects to one front end after the other.
+    fn call(&self, path: &Path, view: &mut ViewContext) {
+        let mut caller = match Caller::new(path, &self.stop) {
+            Ok(caller) => caller,
+            Err(e) => {
+                let name = &view.config.name;
+                warn!("view {name}: cannot connect to a front end: {e}");
+                return;
+            }
+        };
+        while let Some(stream) = caller.next(&self.stop, view) {
+            let ending = self.serve(stream, view, None);
+            if ending == Ending::Stopped {
+                break;
+            }
+            view.last_left = ending == Ending::Left;
         }
     }
 

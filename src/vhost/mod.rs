@@ -15,6 +15,7 @@
 
 mod back_channel;
 mod backing;
+mod client;
 mod connection;
 mod descriptors;
 mod dirty_log;

@@ -16,7 +16,6 @@ pub struct Daemon {
     child: Option<Child>,
 }
 
-#[allow(dead_code)]
 impl Daemon {
     /// Serves `disk.img` at `a.sock`.
     pub fn start() -> Self {
@@ -62,10 +61,16 @@ impl Daemon {
 
     /// Its messages go to the file `log`.
     pub fn run(&mut self, command: &mut Command) {
-        assert!(self.child.is_none());
         let log = std::fs::File::create(self.path("log")).unwrap();
         let child = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
-        self.child = Some(child);
+        self.adopt(child);
+    }
+
+    /// A daemon that was started otherwise, and whose predecessor has ended.
+    pub fn adopt(&mut self, child: Child) {
+        if let Some(mut before) = self.child.replace(child) {
+            assert!(before.try_wait().unwrap().is_some());
+        }
     }
 
     pub fn log(&self) -> String {
@@ -133,7 +138,8 @@ impl Drop for Daemon {
             let _ = child.wait();
         }
         if std::thread::panicking() {
-            eprintln!("{}", self.log());
+            let log = std::fs::read_to_string(self.path("log"));
+            eprintln!("{}", log.unwrap_or_default());
         }
     }
 }

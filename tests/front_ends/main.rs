@@ -7,6 +7,7 @@
 )]
 
 mod cloud_hypervisor;
+mod conventions;
 mod crosvm;
 mod daemon;
 mod memory;

@@ -79,7 +79,7 @@ pub fn build_volume(
     let path = volume_state.origin.path.clone();
     let serial = volume_state.serial.clone();
     let serial = serial.unwrap_or_else(|| serials::of_path(&path));
-    let may_come_back = volume_state.guest_attached && volume_state.serves_origin();
+    let may_come_back = may_come_back(options, &volume_state);
     marking::identify(&mut volume_state)
         .map_err(|e| DaemonError::system("get random numbers", e))?;
     let mut state = state.begin(volume_state)?;
@@ -140,11 +140,18 @@ fn prepare(
     })
 }
 
+/// Whether a guest may still wait for a daemon, and reach this one.
+fn may_come_back(options: &ServeOptions, state: &VolumeState) -> bool {
+    state.guest_attached && (state.serves_origin() || options.endpoint.is_some())
+}
+
 /// Whether a descriptor is the only way in, so that the daemon ends with its front end.
 fn is_on_descriptor_only(options: &ServeOptions, state: &VolumeState) -> bool {
     let mut snapshots = state.snapshots.iter();
     matches!(options.endpoint, Some(Endpoint::Fd(_)))
         && state.control.is_none()
+        && options.control_fd.is_none()
+        && options.snapshot_endpoints.is_empty()
         && snapshots.all(|s| s.spec.socket.is_none())
         && state.followed_sockets.is_empty()
 }

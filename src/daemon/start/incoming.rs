@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::blocks;
 use super::options::{Endpoint, ServeOptions};
 use super::preflight::{Checked, check, state_path};
-use super::sockets::{announce, bind, bind_endpoint};
+use super::sockets::{announce, open_endpoint, place};
 use crate::control::api::SnapshotSpec;
 use crate::control::{Client, ClientError};
 use crate::daemon::identity::OriginIdentity;
@@ -25,6 +25,7 @@ use crate::daemon::{DaemonError, waiting};
 use crate::engine::ViewId;
 use crate::io::{BlockFile, Lock, OpenOptions};
 use crate::units::SECTOR_SIZE;
+use crate::vhost::ViewSocket;
 use crate::virtio_blk::MAX_DISCARD_SECTORS;
 use crate::wait_set::{Interest, WaitSet};
 
@@ -56,22 +57,27 @@ impl Incoming {
         let mut views = Vec::new();
         let seen = Seen::look(options)?;
         if let Some(endpoint) = &options.endpoint {
-            let socket = bind_endpoint(endpoint)?;
+            let socket = open_endpoint(endpoint, "--")?;
+            let place = place_of(&socket, endpoint);
             let config = views::config(&seen.settings, &seen.origin(options), false);
             views.push(EarlyView::start(&gate, None, config, socket).map_err(failed)?);
-            let path = match endpoint {
-                Endpoint::Path(path) => Some(path.to_string_lossy()),
-                Endpoint::Fd(_) => None,
-            };
-            announce("origin view", path.as_deref());
+            announce("origin view", &place);
         }
         for spec in &options.snapshots {
-            let Some(path) = &spec.socket else { continue };
+            let mut own = options.snapshot_endpoints.iter();
+            let own = own
+                .find(|(of, _)| *of == spec.name)
+                .map(|(_, own)| own.clone());
+            let path = spec.socket.as_ref().map(|path| Endpoint::Path(path.into()));
+            let Some(endpoint) = own.or(path) else {
+                continue;
+            };
+            let socket = open_endpoint(&endpoint, &format!("snapshot {}: ", spec.name))?;
+            let place = place_of(&socket, &endpoint);
             let config = views::config(&seen.settings, &seen.snapshot(spec), false);
             let name = Some(spec.name.clone());
-            let view = EarlyView::start(&gate, name, config, bind(path)?).map_err(failed)?;
-            views.push(view);
-            announce(&format!("snapshot {}", spec.name), Some(path));
+            views.push(EarlyView::start(&gate, name, config, socket).map_err(failed)?);
+            announce(&format!("snapshot {}", spec.name), &place);
         }
         if views.is_empty() {
             return Err(DaemonError::Refused(
@@ -189,6 +195,15 @@ impl Incoming {
     pub fn into_views(self) -> Vec<EarlyView> {
         self.views
     }
+}
+
+/// Where front ends find a view, or it finds them.
+fn place_of(socket: &ViewSocket, endpoint: &Endpoint) -> String {
+    let path = match endpoint {
+        Endpoint::Path(path) => Some(path.to_string_lossy()),
+        Endpoint::Fd(_) | Endpoint::Connect(_) => None,
+    };
+    place(socket.connects_to(), path.as_deref())
 }
 
 /// What front ends may know before the volume is there.

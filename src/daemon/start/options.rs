@@ -19,6 +19,8 @@ pub enum Endpoint {
     /// An inherited descriptor, connected to one front end or listening (`--fd`). Nothing
     /// else in the process uses it.
     Fd(RawFd),
+    /// A Unix socket at which the front end listens; the daemon connects to it.
+    Connect(PathBuf),
 }
 
 /// Options of `serve`. Paths are absolute except where the user gave none.
@@ -38,12 +40,17 @@ pub struct ServeOptions {
     pub num_queues: u16,
     /// In command-line order; names are unique.
     pub snapshots: Vec<SnapshotSpec>,
+    /// Of snapshots whose views are not served at a path; valid for this start only.
+    pub snapshot_endpoints: Vec<(String, Endpoint)>,
     /// Start with this snapshot handed over to the merge view.
     pub merge: Option<String>,
     /// `None`: as recorded for a merge in progress, otherwise `wait`.
     pub merge_writes: Option<MergeWrites>,
     /// Control socket; `None`: no control interface.
     pub control: Option<PathBuf>,
+    /// An inherited listening descriptor for the control interface instead. Nothing else
+    /// in the process uses it.
+    pub control_fd: Option<RawFd>,
     /// Monitor socket (QMP) of the origin's guest; `None`: as recorded, or none; empty:
     /// none from now on.
     pub qmp: Option<PathBuf>,

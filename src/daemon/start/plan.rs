@@ -363,9 +363,17 @@ fn start_merge(
 fn sockets(options: &ServeOptions, state: &mut VolumeState) -> Result<(), PlanError> {
     match &options.endpoint {
         Some(Endpoint::Path(path)) => state.socket = Some(absolute(path)?),
-        // A later start cannot find the descriptor again, so nothing is recorded.
-        Some(Endpoint::Fd(_)) => state.socket = None,
+        // A later start cannot find a descriptor again, so nothing is recorded.
+        Some(Endpoint::Fd(_) | Endpoint::Connect(_)) => state.socket = None,
         None => {}
+    }
+    for (name, _) in &options.snapshot_endpoints {
+        if let Some(record) = state.snapshot_mut(name) {
+            record.spec.socket = None;
+        }
+    }
+    if options.control_fd.is_some() {
+        state.control = None;
     }
     if let Some(control) = &options.control {
         state.control = Some(absolute(control)?);
@@ -417,6 +425,8 @@ fn sockets(options: &ServeOptions, state: &mut VolumeState) -> Result<(), PlanEr
 pub fn check_served(options: &ServeOptions, plan: &Plan) -> Result<(), PlanError> {
     let state = &plan.state;
     let served = options.endpoint.is_some()
+        || options.control_fd.is_some()
+        || !options.snapshot_endpoints.is_empty()
         || state.socket.is_some()
         || state.control.is_some()
         || !state.followed_sockets.is_empty()

@@ -7,7 +7,7 @@ use super::build::{PreparedSnapshot, build_volume};
 use super::incoming::Incoming;
 use super::options::ServeOptions;
 use super::preflight::check;
-use super::sockets::{Sockets, announce};
+use super::sockets::{GIVEN, Sockets, announce, place};
 use crate::control::ControlServer;
 use crate::daemon::DaemonError;
 use crate::daemon::running::notices::Notices;
@@ -118,10 +118,11 @@ pub fn start_serving(
             continue;
         };
         let path = state.snapshot(&name).and_then(|s| s.spec.socket.clone());
+        let place = place(socket.connects_to(), path.as_deref());
         volume
             .serve_snapshot(&name, id, socket, path.clone())
             .map_err(cannot_start_view)?;
-        announce(&format!("snapshot {name}"), path.as_deref());
+        announce(&format!("snapshot {name}"), &place);
     }
     drop(ops);
     let Some(socket) = control else {
@@ -129,7 +130,8 @@ pub fn start_serving(
     };
     let server = ControlServer::start_on(socket, volume.clone())
         .map_err(|e| DaemonError::Refused(format!("control {e}")))?;
-    announce("control", state.control.as_deref());
+    let place = state.control.as_deref().unwrap_or(GIVEN);
+    announce("control", &format!("at {place}"));
     Ok(Some(server))
 }
 
@@ -140,7 +142,7 @@ fn start_origin_views(
     followed: Vec<(String, Entrance)>,
 ) -> Result<(), DaemonError> {
     let read_only = volume.facts.read_only;
-    let start = |socket, path: Option<String>, read_only| -> Result<(), DaemonError> {
+    let start = |socket: Entrance, path: Option<String>, read_only| -> Result<(), DaemonError> {
         let description = ViewDescription {
             id: ViewId::ORIGIN,
             snapshot: None,
@@ -149,10 +151,11 @@ fn start_origin_views(
             read_only,
             max_discard_sectors: MAX_DISCARD_SECTORS,
         };
-        let view = ServedView::start(volume.this.clone(), description, socket, path.clone())
+        let place = place(socket.connects_to(), path.as_deref());
+        let view = ServedView::start(volume.this.clone(), description, socket, path)
             .map_err(cannot_start_view)?;
         lock(&volume.tables).origin_views.push(view);
-        announce("origin view", path.as_deref());
+        announce("origin view", &place);
         Ok(())
     };
     if let Some(socket) = origin {

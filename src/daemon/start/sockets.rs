@@ -1,6 +1,7 @@
 //! The sockets of a volume, bound before it is served.
 
 use std::io::{self, Write};
+use std::os::fd::RawFd;
 use std::path::Path;
 
 use super::inherited;
@@ -34,14 +35,12 @@ impl Sockets {
     }
 }
 
-/// The socket of the origin's view that the options name.
-pub fn bind_endpoint(endpoint: &Endpoint) -> Result<ViewSocket, DaemonError> {
+/// The socket of a view that the options name, with what they call it: `--` or a snapshot's
+/// name.
+pub fn open_endpoint(endpoint: &Endpoint, what: &str) -> Result<ViewSocket, DaemonError> {
     match endpoint {
-        Endpoint::Fd(fd) => {
-            let fd = inherited::take(*fd)
-                .map_err(|e| DaemonError::Refused(format!("--fd {fd}: {e}")))?;
-            ViewSocket::from_fd(fd).map_err(|e| DaemonError::Refused(format!("--fd: {e}")))
-        }
+        Endpoint::Fd(fd) => from_fd(*fd, &format!("{what}fd")),
+        Endpoint::Connect(path) => connecting(path, &format!("{what}connect")),
         Endpoint::Path(path) => bind(&path.to_string_lossy()),
     }
 }
@@ -61,7 +60,9 @@ pub fn bind_sockets(
     let is_early = |name: Option<&str>| early.iter().any(|view| view.snapshot.as_deref() == name);
     if !is_early(None) {
         sockets.origin = match (&options.endpoint, &plan.state.socket) {
-            (Some(fd @ Endpoint::Fd(_)), _) => Some(Entrance::Bound(bind_endpoint(fd)?)),
+            (Some(own @ (Endpoint::Fd(_) | Endpoint::Connect(_))), _) => {
+                Some(Entrance::Bound(open_endpoint(own, "--")?))
+            }
             (Some(Endpoint::Path(_)) | None, Some(path)) => Some(Entrance::Bound(bind(path)?)),
             (Some(Endpoint::Path(_)) | None, None) => None,
         };
@@ -75,16 +76,30 @@ pub fn bind_sockets(
     }
     for planned in &plan.snapshots {
         let name = &planned.spec.name;
-        if let Some(path) = &planned.spec.socket
-            && !is_early(Some(name))
-        {
-            let socket = Entrance::Bound(bind(path)?);
-            sockets.snapshots.push((name.clone(), socket));
+        if is_early(Some(name)) {
+            continue;
         }
+        let mut endpoints = options.snapshot_endpoints.iter();
+        let endpoint = endpoints.find(|(of, _)| of == name).map(|(_, e)| e);
+        let socket = match (endpoint, &planned.spec.socket) {
+            (Some(own @ (Endpoint::Fd(_) | Endpoint::Connect(_))), _) => {
+                open_endpoint(own, &format!("snapshot {name}: "))?
+            }
+            (Some(Endpoint::Path(_)) | None, Some(path)) => bind(path)?,
+            (Some(Endpoint::Path(_)) | None, None) => continue,
+        };
+        let socket = Entrance::Bound(socket);
+        sockets.snapshots.push((name.clone(), socket));
     }
     if let Some(path) = &plan.state.control {
         let bound = ControlSocket::bind(Path::new(path))
             .map_err(|e| DaemonError::Refused(format!("control {e}")))?;
+        sockets.control = Some(bound);
+    }
+    if let Some(fd) = options.control_fd {
+        let refused = |e: String| DaemonError::Refused(format!("--control-fd {fd}: {e}"));
+        let open = inherited::take(fd).map_err(|e| refused(e.to_string()))?;
+        let bound = ControlSocket::from_fd(open).map_err(|e| refused(e.to_string()))?;
         sockets.control = Some(bound);
     }
     Ok(sockets)
@@ -92,11 +107,32 @@ pub fn bind_sockets(
 
 /// Reports on standard output that front ends can connect. It is no error if nobody
 /// reads it.
-pub fn announce(what: &str, at: Option<&str>) {
+pub fn announce(what: &str, place: &str) {
     let mut out = io::stdout().lock();
-    let _ = match at {
-        Some(path) => writeln!(out, "{what} at {path}"),
-        None => writeln!(out, "{what} at the given descriptor"),
-    };
+    let _ = writeln!(out, "{what} {place}");
     let _ = out.flush();
+}
+
+/// The place of a socket that has no path.
+pub const GIVEN: &str = "the given descriptor";
+
+/// Where front ends find the view, or it finds them. `path`: of its own socket.
+pub fn place(connects_to: Option<&Path>, path: Option<&str>) -> String {
+    match connects_to {
+        Some(theirs) => format!("connects to {}", theirs.display()),
+        None => format!("at {}", path.unwrap_or(GIVEN)),
+    }
+}
+
+/// `option`: what named the descriptor.
+fn from_fd(fd: RawFd, option: &str) -> Result<ViewSocket, DaemonError> {
+    let open =
+        inherited::take(fd).map_err(|e| DaemonError::Refused(format!("{option} {fd}: {e}")))?;
+    ViewSocket::from_fd(open).map_err(|e| DaemonError::Refused(format!("{option}: {e}")))
+}
+
+fn connecting(path: &Path, option: &str) -> Result<ViewSocket, DaemonError> {
+    let refused = |e: String| DaemonError::Refused(format!("{option}: {e}"));
+    let path = std::path::absolute(path).map_err(|e| refused(e.to_string()))?;
+    ViewSocket::connecting(&path).map_err(|e| refused(e.to_string()))
 }

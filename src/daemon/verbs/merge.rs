@@ -28,7 +28,7 @@ impl LiveVolume {
         let Some(view) = tables.origin_views.iter().find(|v| v.is_attached()) else {
             return Ok(());
         };
-        let at = view.socket.as_deref().unwrap_or("the given descriptor");
+        let at = view.place();
         Err(conflict(if request.follow {
             format!(
                 "a guest is attached to the disk at {at}: the merge of {name} would change the disk while it runs, and the \

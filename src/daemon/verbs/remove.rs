@@ -71,7 +71,7 @@ impl LiveVolume {
         if let Some(view) = snapshot.view.as_ref().filter(|v| v.is_attached()) {
             return Err(conflict(format!(
                 "snapshot {name} is used by a guest at {}: detach it first",
-                view.socket.as_deref().unwrap_or("its socket")
+                view.place()
             )));
         }
         Ok(Removable {

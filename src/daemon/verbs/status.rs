@@ -107,6 +107,7 @@ pub fn views(tables: &Tables) -> Vec<ViewStatus> {
         snapshot: snapshot.map(|s| s.spec.name.clone()),
         kind,
         socket: view.socket.clone(),
+        connects: view.connects.clone(),
         attached: view.is_attached(),
         waiting: view.waiting(),
         read_only: view.read_only,

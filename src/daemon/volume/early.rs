@@ -6,6 +6,7 @@
 //! main thread has the volume.
 
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -94,6 +95,8 @@ impl Gate {
 pub struct EarlyView {
     /// `None`: the disk itself.
     pub snapshot: Option<String>,
+    /// Where the front end listens, if it does.
+    pub connects_to: Option<PathBuf>,
     config: ViewConfig,
     awaited: Arc<Awaited>,
     // Dropped before the server, whose thread may wait for the volume.
@@ -126,9 +129,11 @@ impl EarlyView {
             is_given_up: AtomicBool::new(false),
         });
         let (backend, hooks) = (awaited.clone(), awaited.clone());
+        let connects_to = socket.connects_to().map(Path::to_owned);
         let server = ViewServer::start(socket, config.clone(), backend, hooks)?;
         Ok(Self {
             snapshot,
+            connects_to,
             config,
             _end: GiveUp(awaited.clone()),
             awaited,

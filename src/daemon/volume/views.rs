@@ -62,10 +62,22 @@ pub enum Entrance {
     Early(EarlyView),
 }
 
+impl Entrance {
+    /// Where the front end listens, if it does.
+    pub fn connects_to(&self) -> Option<&Path> {
+        match self {
+            Self::Bound(socket) => socket.connects_to(),
+            Self::Early(early) => early.connects_to.as_deref(),
+        }
+    }
+}
+
 /// A view with its socket; dropping it stops it.
 pub struct ServedView {
-    /// `None`: a descriptor that was passed to the daemon.
+    /// `None`: a descriptor that was passed to the daemon, or the front end listens.
     pub socket: Option<String>,
+    /// Where the front end listens, if the daemon connects to it.
+    pub connects: Option<String>,
     pub read_only: bool,
     presence: Arc<Presence>,
     server: ViewServer,
@@ -119,6 +131,9 @@ impl ServedView {
             recorded.map_err(io::Error::other)?;
         }
         let config = config(settings, &description, write_through);
+        let connects = entrance
+            .connects_to()
+            .map(|path| path.display().to_string());
         let presence = Arc::new(Presence::default());
         presence.is_origin.store(
             description.id == ViewId::ORIGIN || description.follows,
@@ -136,7 +151,7 @@ impl ServedView {
             owner,
             presence: presence.clone(),
             snapshot: description.snapshot.map(str::to_owned),
-            socket: path.clone(),
+            socket: path.clone().or_else(|| connects.clone()),
         };
         let (backend, hooks) = (Arc::new(backend), Arc::new(hooks));
         let server = match entrance {
@@ -145,15 +160,17 @@ impl ServedView {
         };
         Ok(Self {
             socket: path,
+            connects,
             read_only: description.read_only,
             presence,
             server,
         })
     }
 
-    /// Where front ends connect.
+    /// Where front ends connect, or listen.
     pub fn place(&self) -> &str {
-        self.socket.as_deref().unwrap_or("the given descriptor")
+        let path = self.socket.as_deref().or(self.connects.as_deref());
+        path.unwrap_or("the given descriptor")
     }
 
     /// A front end is connected.
