@@ -178,20 +178,18 @@ fn so_is_a_write_during_a_merge() {
     let mut raw = Raw::connect(&socket, FEATURES);
     let mut ring = raw.start(0);
     assert!(set_cache(&mut raw.frontend, false));
-    failing.faults.record();
-    let mut seen = 0;
     for n in (0..60).chain(MERGED..MERGED + 20) {
         // Every other write is of a part of a chunk.
         let len = if n % 2 == 0 { CHUNK as u32 } else { 512 };
         raw.request(&ring, 0, OUT, n * CHUNK / 512, len);
+        failing.faults.record();
         raw.run(&mut ring, &[0]);
         assert_eq!(raw.status(&ring, 0), 0, "chunk {n}");
         let recorded = failing.faults.recorded();
-        let of_disk: Vec<&Made> = recorded[seen..]
+        let of_disk: Vec<&Made> = recorded
             .iter()
             .filter(|made| made.file.ends_with("/disk.img"))
             .collect();
-        seen = recorded.len();
         let is_write = |made: &&Made| made.call == Call::Write;
         let last = of_disk.iter().rposition(is_write).unwrap();
         let flushed = of_disk[last..].iter().any(|made| made.call == Call::Flush);

@@ -1,5 +1,6 @@
 //! Types of requests: unknown ones, those that were not offered, FLUSH and GET_ID.
 
+use vhost::VhostBackend;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::super::client::{
@@ -56,7 +57,7 @@ fn types_that_nobody_offered_are_unsupported() {
             cases.push(case.on_read_only(IO_ERROR));
         }
     }
-    run(&mut World::new(), &cases);
+    run(&World::new(), &cases);
 }
 
 /// SCSI, GEOMETRY, LIFETIME, SECURE_ERASE, ZONED, and the barrier.
@@ -64,15 +65,15 @@ fn types_that_nobody_offered_are_unsupported() {
 fn features_of_types_that_nobody_offered_cannot_be_had() {
     let world = World::new();
     for view in View::ALL {
-        let mut session = Session::open(&world, view, 0, SIZE);
-        let offered = vhost::VhostBackend::get_features(&session.raw.frontend).unwrap();
         for bit in [0, 1, 4, 7, 15, 16, 17] {
+            let session = Session::open(&world, view, 0, SIZE);
+            let offered = session.raw.frontend.get_features().unwrap();
             assert_eq!(offered >> bit & 1, 0, "feature {bit} on {view:?}");
             let wanted = PLAIN | 1 << bit;
-            let set = vhost::VhostBackend::set_features(&session.raw.frontend, wanted);
+            let set = session.raw.frontend.set_features(wanted);
             assert!(set.is_err(), "feature {bit} on {view:?}");
         }
-        session.prove();
+        Session::open(&world, view, 0, SIZE).prove();
     }
     world.end();
 }
@@ -106,19 +107,19 @@ fn a_flush_flushes_whatever_else_it_says() {
             raw.offer(ring, &[0, 3, 6, 9, 12]);
         }),
     ];
-    let world = &mut World::new();
+    let world = &World::new();
     run(world, &cases);
     // Data of a flush is not touched.
     for view in View::ALL {
         let mut session = Session::open(world, view, 0, SIZE);
         fill(&session.raw, ROOM, 0xf7, 512);
-        session.run(&cases[4]);
+        session.run(&cases[4]).unwrap();
         assert_eq!(bytes(&session.raw, ROOM, 512), [0xf7; 512]);
         // Directly after a reset, and twice.
         session.reset();
-        session.run(&cases[0]);
+        session.run(&cases[0]).unwrap();
         session.reset();
-        session.run(&cases[8]);
+        session.run(&cases[8]).unwrap();
     }
 }
 
@@ -176,7 +177,7 @@ fn an_identifier_is_given_in_whatever_room_there_is() {
             .collect();
         assert!(pieces[0] != 0 && pieces[..20].iter().all(|b| *b != 0xf7));
     }));
-    run(&mut World::new(), &cases);
+    run(&World::new(), &cases);
 }
 
 #[test]

@@ -110,7 +110,7 @@ fn chains_may_be_longer_than_their_ring_and_requests_larger_than_advised() {
     for count in [1, 2, 1022] {
         cases.push(one_way("the whole disk", IN, 16, 16 << 20, count));
     }
-    run(&mut World::new(), &cases);
+    run(&World::new(), &cases);
 }
 
 /// 1024 descriptors are an iovec of the kernel; more come back with an error.
@@ -136,7 +136,7 @@ fn a_chain_of_more_than_1024_descriptors_comes_back_with_an_error() {
         },
     );
     cases.push(unknown.with(INDIRECT));
-    run(&mut World::new(), &cases);
+    run(&World::new(), &cases);
 }
 
 /// Segments whose lengths are no whole sectors, while their sum is.

@@ -62,7 +62,7 @@ fn a_header_is_sixteen_readable_bytes() {
     cases.push(chain("a larger header of GET_ID", OK, GET_ID, |header| {
         vec![(header, 24, 0), (ROOM, 20, WRITE), (header + 16, 1, WRITE)]
     }));
-    run(&mut World::new(), &cases);
+    run(&World::new(), &cases);
 }
 
 /// It was read into [`ROOM`].
@@ -92,7 +92,7 @@ fn a_header_may_be_split_at_any_byte() {
         parts
     };
     cases.push(chain("a header in eight", OK, IN, parts).then(has_read));
-    run(&mut World::new(), &cases);
+    run(&World::new(), &cases);
 }
 
 #[test]
@@ -148,7 +148,7 @@ fn the_last_writable_byte_is_the_status() {
         let last = raw.used_index(ring).wrapping_sub(1);
         assert_eq!(raw.used(ring, last), (0, 513));
     }));
-    run(&mut World::new(), &cases);
+    run(&World::new(), &cases);
 }
 
 /// QEMU's tests call this ANY_LAYOUT.
@@ -185,7 +185,7 @@ fn header_and_data_may_share_a_descriptor() {
             }
         }),
     ];
-    run(&mut World::new(), &cases);
+    run(&World::new(), &cases);
 }
 
 #[test]
@@ -233,5 +233,5 @@ fn directions_that_are_mixed_are_refused() {
             vec![(header, 16, 0), DATA, (header + 16, 1, WRITE)]
         }),
     ];
-    run(&mut World::new(), &cases);
+    run(&World::new(), &cases);
 }

@@ -52,7 +52,7 @@ fn nothing_beyond_the_end_is_read_or_written() {
         1,
         16 << 20,
     ));
-    run(&mut World::new(), &cases);
+    run(&World::new(), &cases);
 }
 
 /// The same for discards, which not every view offers: no view carries one out.
@@ -65,7 +65,7 @@ fn nothing_beyond_the_end_is_discarded() {
                 .then(|raw, ring| assert_ne!(raw.status(ring, 0), 0))
         })
         .collect();
-    run(&mut World::new(), &cases);
+    run(&World::new(), &cases);
 }
 
 /// The last sector of the disk is written as it is, by each type that writes.
@@ -99,7 +99,7 @@ fn the_last_sector_is_on_the_disk() {
         })
         .on_read_only(Outcome::Back),
     ];
-    run(&mut World::new(), &cases);
+    run(&World::new(), &cases);
 }
 
 #[test]
@@ -123,7 +123,7 @@ fn data_that_is_no_whole_sectors_is_refused() {
         let case = request("no data descriptor", IO_ERROR, kind, FREE, &[]);
         cases.push(case);
     }
-    run(&mut World::new(), &cases);
+    run(&World::new(), &cases);
 }
 
 /// Drivers may acknowledge features of zeroing or not; what they ask for is the same.
@@ -141,14 +141,16 @@ fn ranges_are_checked_with_the_features_too() {
         }
         let mut session = Session::open(&world, view, F_WRITE_ZEROES, SIZE);
         for case in &cases {
-            session.run(case);
+            session.run(case).unwrap();
         }
         session.prove();
         session.compare();
     }
     let mut session = Session::open(&world, View::Origin, F_DISCARD, SIZE);
     for (name, sector, sectors) in BEYOND {
-        session.run(&ranges(name, IO_ERROR, DISCARD, &[(sector, sectors, 0)]));
+        session
+            .run(&ranges(name, IO_ERROR, DISCARD, &[(sector, sectors, 0)]))
+            .unwrap();
     }
     session.prove();
     session.compare();

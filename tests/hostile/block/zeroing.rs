@@ -35,7 +35,7 @@ fn run_where_offered(world: &World, kind: u32, features: u64, cases: &[Case]) {
         }
         let mut session = Session::open(world, view, features, SIZE);
         for case in cases {
-            session.run(case);
+            session.run(case).unwrap();
         }
         session.prove();
         session.compare();
@@ -185,7 +185,7 @@ fn a_discard_is_unsupported_where_it_is_not_offered() {
     ];
     let mut session = Session::open(&world, View::Snapshot, 0, SIZE);
     for case in &cases {
-        session.run(case);
+        session.run(case).unwrap();
     }
     let offered = vhost::VhostBackend::get_features(&session.raw.frontend).unwrap();
     assert_eq!(offered & F_DISCARD, 0);
@@ -208,7 +208,7 @@ fn a_read_only_view_refuses_both_before_it_looks_at_them() {
             ranges("too many", IO_ERROR, kind, &many),
             request("without data", IO_ERROR, kind, 0, &[]),
         ] {
-            session.run(&case);
+            session.run(&case).unwrap();
         }
     }
     session.prove();
