@@ -45,7 +45,7 @@ impl View {
 pub struct Usage {
     /// Kibibytes of memory of its own; that of guests is shared.
     pub memory: u64,
-    pub threads: u64,
+    pub threads: usize,
     pub descriptors: usize,
 }
 
@@ -56,6 +56,14 @@ impl Usage {
             && self.descriptors <= before.descriptors + 2
             && self.threads <= before.threads
     }
+}
+
+/// The threads of a process, without those that the kernel adds for its io_uring.
+fn threads(process: &str) -> usize {
+    let tasks = std::fs::read_dir(format!("{process}/task")).unwrap();
+    let names =
+        tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    names.filter(|name| !name.starts_with("iou-")).count()
 }
 
 /// A daemon with its witness.
@@ -89,7 +97,7 @@ impl Side {
         };
         Usage {
             memory: field("RssAnon:"),
-            threads: field("Threads:"),
+            threads: threads(&process),
             descriptors: std::fs::read_dir(format!("{process}/fd")).unwrap().count(),
         }
     }
