@@ -2,7 +2,8 @@
 # Builds the guest of the QEMU tests from Debian packages, without privileges:
 #
 #   target/guest/vmlinuz     Debian's cloud kernel
-#   target/guest/initramfs   busybox, dmsetup, e2fsprogs, disktool (images/guest)
+#   target/guest/initramfs   busybox, dmsetup, e2fsprogs, lsblk, blkdiscard, fstrim,
+#                            disktool (images/guest)
 #   target/guest/root.img    the same as an ext4 disk, to boot from
 #   target/guest/lvm.cpio    to append to the initramfs: lvm2, blkid, and the
 #                            libraries that the snapback program needs there
@@ -30,7 +31,7 @@ if [ "$(cat "$guest/stamp" 2>/dev/null)" = "$stamp" ]; then
 fi
 echo "Building the guest in $guest"
 
-for program in apt-get dpkg-deb cpio depmod modprobe mke2fs e2fsck resize2fs dmsetup blkid rustc; do
+for program in apt-get dpkg-deb cpio depmod modprobe mke2fs e2fsck resize2fs dmsetup blkid lsblk rustc; do
     command -v "$program" >/dev/null || {
         echo "build-guest: '$program' is missing; run qemu-tests/install.sh" >&2
         exit 2
@@ -92,7 +93,7 @@ cp "$(find "$work/busybox" -path "*/bin/busybox" -type f)" "$tree/bin/busybox"
 for applet in $("$tree/bin/busybox" --list); do
     [ "$applet" = busybox ] || ln -sf busybox "$tree/bin/$applet"
 done
-for program in dmsetup mke2fs e2fsck resize2fs blockdev; do
+for program in dmsetup mke2fs e2fsck resize2fs blockdev lsblk blkdiscard fstrim; do
     rm -f "$tree/bin/$program"
     cp -L "$(command -v "$program")" "$tree/bin/$program"
 done
@@ -103,7 +104,7 @@ libraries() {
     ldd "$@" | awk '/not found/ { print "build-guest: no library " $1 >"/dev/stderr"; exit 2 }
                     /=> \// { print $3 } $1 ~ /ld-linux/ { print $1 }' | sort -u
 }
-libraries "$tree"/bin/{dmsetup,mke2fs,e2fsck,resize2fs,blockdev} |
+libraries "$tree"/bin/{dmsetup,mke2fs,e2fsck,resize2fs,blockdev,lsblk,blkdiscard,fstrim} |
     while read -r library; do
         case $library in
             */ld-linux*) cp -L "$library" "$tree/lib64/" ;;

@@ -119,6 +119,17 @@ impl Daemon {
         found.unwrap_or_else(|| panic!("the status has no snapshot '{name}'"))
     }
 
+    /// Open descriptors, and threads without those that serve the API for a while.
+    pub fn resources(&self) -> (usize, usize) {
+        let process = PathBuf::from(format!("/proc/{}", self.child.id()));
+        let entries = |what: &str| std::fs::read_dir(process.join(what)).unwrap();
+        let threads = entries("task").filter(|task| {
+            let name = std::fs::read_to_string(task.as_ref().unwrap().path().join("comm"));
+            name.is_ok_and(|name| !name.starts_with("tokio"))
+        });
+        (entries("fd").count(), threads.count())
+    }
+
     pub fn is_merging(&self) -> bool {
         self.status().merge.is_some()
     }

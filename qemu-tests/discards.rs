@@ -50,7 +50,7 @@ fn a_guest_that_trims_frees_its_disk_and_costs_its_snapshot_nothing() {
          rm /mnt/file && sync && echo 3 >/proc/sys/vm/drop_caches && umount /mnt && mount -t ext4 /dev/vda /mnt && sync",
     );
     let (used_before, space_before) = (used(), space(&origin));
-    guest.run("fstrim -v /mnt");
+    guest.run("/bin/fstrim -v /mnt");
     println!(
         "fstrim freed {} KiB, and the store grew by {} KiB",
         (space_before - space(&origin)) >> 10,

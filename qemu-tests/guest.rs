@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::bench::{guest_images, tail};
 use crate::disk::Sums;
-use crate::machine::{attach, kernel, two_queues};
+use crate::machine::{attach, kernel, queues};
 use crate::qmp::Qmp;
 
 /// Longest time that a guest command or a boot may take.
@@ -27,8 +27,10 @@ pub enum Attach {
     View(PathBuf),
     /// The same, with two queues; the guest has two processors then.
     TwoQueues(PathBuf),
-    /// The same, but QEMU listens there and waits until it is connected.
+    /// As `View`, but QEMU listens there and waits until it is connected.
     Listening(PathBuf),
+    /// As `TwoQueues`, with so many of both.
+    Queues(PathBuf, u16),
     /// A raw file, by QEMU's own driver.
     Raw(PathBuf),
     /// The same, and discards punch holes into it.
@@ -105,11 +107,7 @@ impl Guest {
         let file = |suffix: &str| dir.join(format!("{name}.{suffix}"));
         let (monitor, port, console, log) =
             (file("qmp"), file("port"), file("console"), file("qemu.log"));
-        let processors = if disks.iter().any(two_queues) {
-            "2"
-        } else {
-            "1"
-        };
+        let processors = disks.iter().map(queues).max().unwrap_or(1).to_string();
         let mut command = Command::new("qemu-system-x86_64");
         command
             .args([
@@ -118,7 +116,7 @@ impl Guest {
                 "-cpu",
                 "max",
                 "-smp",
-                processors,
+                &processors,
                 "-nodefaults",
                 "-display",
                 "none",

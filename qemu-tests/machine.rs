@@ -25,7 +25,7 @@ pub fn kernel(initramfs: &Path, kernel_options: &str) -> Vec<OsString> {
 pub fn attach(command: &mut Command, disks: &[Attach]) {
     for (index, disk) in disks.iter().enumerate() {
         match disk {
-            Attach::View(socket) | Attach::TwoQueues(socket) => command
+            Attach::View(socket) | Attach::TwoQueues(socket) | Attach::Queues(socket, _) => command
                 .arg("-chardev")
                 .arg(format!(
                     "socket,id=c{index},path={},reconnect=1",
@@ -34,7 +34,7 @@ pub fn attach(command: &mut Command, disks: &[Attach]) {
                 .arg("-device")
                 .arg(format!(
                     "vhost-user-blk-pci,chardev=c{index},num-queues={}",
-                    if two_queues(disk) { 2 } else { 1 }
+                    queues(disk)
                 )),
             Attach::Listening(socket) => command
                 .arg("-chardev")
@@ -60,6 +60,10 @@ pub fn attach(command: &mut Command, disks: &[Attach]) {
     }
 }
 
-pub const fn two_queues(disk: &Attach) -> bool {
-    matches!(disk, Attach::TwoQueues(_))
+pub const fn queues(disk: &Attach) -> u16 {
+    match disk {
+        Attach::Queues(_, count) => *count,
+        Attach::TwoQueues(_) => 2,
+        Attach::View(_) | Attach::Listening(_) | Attach::Raw(_) | Attach::RawDiscard(_) => 1,
+    }
 }

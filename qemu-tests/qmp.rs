@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 pub struct Qmp {
     reader: BufReader<UnixStream>,
-    /// Names of the events that no test has waited for yet.
+    /// Names of the events that no test has waited for yet, with the device that they name.
     events: Vec<String>,
 }
 
@@ -68,7 +68,10 @@ impl Qmp {
 
     fn keep_event(&mut self, line: &Value) -> bool {
         let event = line.get("event").and_then(Value::as_str);
-        self.events.extend(event.map(str::to_owned));
+        // Such as "DEVICE_DELETED disk0".
+        let device = line["data"]["device"].as_str();
+        let whole = |event: &str| device.map_or(event.into(), |device| format!("{event} {device}"));
+        self.events.extend(event.map(whole));
         event.is_some()
     }
 

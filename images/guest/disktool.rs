@@ -7,6 +7,7 @@
 //! disktool storm DEV SEED FIRST COUNT THREADS PROGRESS
 //!                                          several writers at once (storm.rs)
 //! disktool play DEV RESULTS AT SEED        a script of device-mapper steps (play.rs)
+//! disktool polled DEV                      as `sums`, without interrupts (polled.rs)
 //! disktool kexec KERNEL INITRAMFS OPTIONS  another kernel, without a reset (kexec.rs)
 //! ```
 //!
@@ -20,6 +21,7 @@ mod cut;
 mod dm;
 mod kexec;
 mod play;
+mod polled;
 mod storm;
 
 use std::fs::{File, OpenOptions};
@@ -55,8 +57,9 @@ fn main() -> ExitCode {
         ["play", script, results, at, seed] => {
             number(at).and_then(|at| play::play(script, results, at, number(seed)?))
         }
+        ["polled", device] => polled::sums(device),
         ["kexec", kernel, initramfs, options] => kexec::start(kernel, initramfs, options),
-        _ => Err("usage: disktool fill|sums|hammer|storm|play|kexec ...".into()),
+        _ => Err("usage: disktool fill|sums|hammer|storm|play|polled|kexec ...".into()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
