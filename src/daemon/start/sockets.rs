@@ -28,8 +28,8 @@ impl Sockets {
     pub fn add_early(&mut self, views: Vec<EarlyView>) {
         for view in views {
             match view.snapshot.clone() {
-                None => self.origin = Some(Entrance::Early(view)),
-                Some(name) => self.snapshots.push((name, Entrance::Early(view))),
+                None => self.origin = Some(Entrance::Early(Box::new(view))),
+                Some(name) => self.snapshots.push((name, Entrance::Early(Box::new(view)))),
             }
         }
     }

@@ -59,7 +59,7 @@ pub enum Entrance {
     /// At a socket that nobody serves yet.
     Bound(ViewSocket),
     /// It may be connected already.
-    Early(EarlyView),
+    Early(Box<EarlyView>),
 }
 
 impl Entrance {
