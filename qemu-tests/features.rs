@@ -27,12 +27,12 @@ fn expect_size(guest: &mut Guest, bytes: u64) {
 fn limits(guest: &mut Guest) {
     let told = guest.run("lsblk -dnro PHY-SEC,LOG-SEC,DISC-GRAN,DISC-MAX,RO /dev/vda");
     println!("lsblk of the origin: {}", told.trim());
-    assert_eq!(told.trim(), "512 512 4K 32M 0");
+    assert_eq!(told.trim(), "4096 512 4K 32M 0");
     // lsblk has it from udev, which the guest has not.
     assert_eq!(guest.run("cat /sys/block/vda/serial").trim(), "disk-0815");
     let told = guest.run("lsblk -dnro PHY-SEC,LOG-SEC,DISC-GRAN,RO /dev/vdb");
     println!("lsblk of the snapshot: {}", told.trim());
-    assert_eq!(told.trim(), "512 512 0B 0");
+    assert_eq!(told.trim(), "4096 512 0B 0");
     let queues = guest.run("ls -d /sys/block/vda/mq/* | wc -l; ls -d /sys/block/vdb/mq/* | wc -l");
     assert_eq!(queues, "8\n1\n", "queues of both disks");
 }

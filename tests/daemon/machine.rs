@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use vhost::VhostBackend;
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::raw::{FLUSH, INDIRECT, PROTOCOL, Raw, Ring, VERSION_1};
+use crate::raw::{FLUSH, INDIRECT, PROTOCOL, Raw, Ring, USED, VERSION_1};
 
 /// Few features, as SeaBIOS asks for.
 pub const FIRMWARE: u64 = VERSION_1 | PROTOCOL;
@@ -14,7 +14,7 @@ pub const SYSTEM: u64 = VERSION_1 | PROTOCOL | FLUSH | INDIRECT;
 
 const IN: u32 = 0;
 /// Of the first ring.
-const USED_INDEX: GuestAddress = GuestAddress(0x2002);
+const USED_INDEX: GuestAddress = GuestAddress(USED + 2);
 
 pub struct Machine {
     pub socket: PathBuf,

@@ -11,7 +11,7 @@ use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserInflight;
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::raw::{FLUSH, PROTOCOL, Raw, Ring, SIZE, VERSION_1};
+use crate::raw::{AVAIL, FLUSH, PROTOCOL, Raw, Ring, SIZE, VERSION_1};
 use crate::{Served, eventually, has_hung_up, serve};
 
 const OUT: u32 = 1;
@@ -201,7 +201,7 @@ fn taken_back(weight: u64) {
         .unwrap();
     served.volume.weight.store(weight, Ordering::SeqCst);
     // What is in the available ring by now is of no use for what is under way.
-    let place = GuestAddress(0x1000 + 4);
+    let place = GuestAddress(AVAIL + 4);
     raw.memory.write_slice(&[9; 6], place).unwrap();
     raw.set_up_again(&ring, 3);
     raw.enable(&ring, true);
