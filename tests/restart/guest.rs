@@ -294,7 +294,7 @@ impl Guest {
         match region {
             // Version 0: the last one died before it had it.
             Some(region) if region.version != 0 => {
-                let wrong = region.version != 1 || region.descriptors != size;
+                let wrong = region.version != 1 || region.descriptors < size;
                 let name = &self.name;
                 self.faults.add(REGION, u64::from(wrong), || {
                     format!("{name}: queue {index}: {region:?}")

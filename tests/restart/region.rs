@@ -56,8 +56,21 @@ impl Region {
             .map_err(|e| format!("SET_INFLIGHT_FD: {e}"))
     }
 
+    /// A back end may have made it for larger rings; all queues have room for the same number
+    /// of descriptors.
+    fn room(&self, size: u16) -> u16 {
+        let mut layout = [0; 4];
+        let at = self.info.mmap_offset + 8;
+        self.file.read_exact_at(&mut layout, at).unwrap();
+        let [a, b, c, d] = layout;
+        match u16::from_ne_bytes([a, b]) {
+            0 => size,
+            _version => u16::from_ne_bytes([c, d]),
+        }
+    }
+
     pub fn queue(&self, index: usize, size: u16) -> QueueRegion {
-        let len = (HEADER + STATE * u64::from(size)).next_multiple_of(ALIGNMENT);
+        let len = (HEADER + STATE * u64::from(self.room(size))).next_multiple_of(ALIGNMENT);
         let start = self.info.mmap_offset + index as u64 * len;
         let mut bytes = vec![0; len as usize];
         self.file.read_exact_at(&mut bytes, start).unwrap();
