@@ -106,6 +106,7 @@ $quick || qemu-tests/install.sh
 run "formatting" cargo fmt --check
 run "formatting of the guest's program" \
     rustfmt --check --edition 2024 images/guest/disktool.rs
+run "formatting of the fuzz targets" cargo fmt --check --manifest-path fuzz/Cargo.toml
 run "lints" cargo clippy --all-targets --locked -- -D warnings
 run "build of the tests" cargo test --locked --no-run --lib --bins "${integration[@]}"
 if $quick; then

@@ -10,6 +10,11 @@ pub mod daemon;
 pub mod engine;
 mod event_flag;
 pub mod executor;
+#[cfg(any(
+    feature = "fuzzing",
+    all(test, not(any(feature = "loom", feature = "shuttle")))
+))]
+pub mod fuzzing;
 pub mod io;
 pub mod merger;
 mod mutation;

@@ -44,6 +44,9 @@ impl Repository {
 
     fn add(&mut self, root: &Path, name: &str) {
         let path = root.join(name);
+        if path.is_dir() && name.ends_with("/target") {
+            return;
+        }
         if path.is_dir() {
             self.paths.insert(format!("{name}/"));
             for entry in fs::read_dir(&path).unwrap() {

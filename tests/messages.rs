@@ -11,10 +11,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Files and folders without messages to users: tests, and code that only tests use.
-const FOR_TESTS: [&str; 7] = [
+const FOR_TESTS: [&str; 8] = [
     "/tests/",
     "_tests.rs",
     "/races/",
+    "/fuzzing/",
     "/sim/",
     "/conformance/",
     "/mutation.rs",

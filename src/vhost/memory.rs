@@ -48,7 +48,7 @@ impl Deref for WatchedMap {
 }
 
 /// Memory of this process, which does not vanish.
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 impl From<GuestMap> for WatchedMap {
     fn from(map: GuestMap) -> Self {
         let watches = Vec::new();

@@ -39,9 +39,22 @@ mod view_log;
 mod watcher;
 mod worker;
 
-#[cfg(all(test, feature = "shuttle", not(feature = "loom")))]
+/// For the models of races and the fuzz targets.
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(unused_imports, reason = "each of them uses a part")]
 pub(crate) mod parts {
+    pub use super::back_channel::BackChannel;
+    pub use super::connection::{Ending, serve};
+    pub use super::dirty_log::DirtyBitmap;
     pub use super::handler::{Handler, ViewContext};
+    pub use super::inflight::InflightRegion;
+    pub use super::memory::GuestMap;
+    #[cfg(any(
+        feature = "fuzzing",
+        all(test, not(any(feature = "loom", feature = "shuttle")))
+    ))]
+    pub use super::worker::SteppedWorker;
+    pub use super::worker::{LogSetting, QueueSetup, Stopped};
 }
 
 use std::io;

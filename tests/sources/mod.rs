@@ -132,6 +132,7 @@ fn is_test_file(name: &str) -> bool {
         .iter()
         .any(|part| name.contains(part))
         || name.starts_with("races/")
+        || name.starts_with("fuzzing/")
 }
 
 /// Identifiers, `::`, and every other character that is not white space. Comments

@@ -4,6 +4,11 @@ mod answer;
 mod polling;
 mod run;
 mod sleeper;
+#[cfg(any(
+    feature = "fuzzing",
+    all(test, not(any(feature = "loom", feature = "shuttle")))
+))]
+mod stepped;
 mod take;
 mod wait;
 
@@ -32,6 +37,11 @@ use crate::sync::thread::{self, JoinHandle};
 use crate::virtio_blk::{BlkRequest, ConfigSpace, Refused};
 use polling::Polling;
 use sleeper::{Combining, Sleeper};
+#[cfg(any(
+    feature = "fuzzing",
+    all(test, not(any(feature = "loom", feature = "shuttle")))
+))]
+pub use stepped::SteppedWorker;
 
 /// What a worker needs to serve a queue.
 pub struct QueueSetup {

@@ -132,7 +132,7 @@ impl Worker {
     /// 1. take available heads, 2. carry out commands, 3. submit operations to the
     ///    kernel (if that is not left to the sleep) and pass completions to the engine,
     ///    4. publish all answers at once.
-    fn step(&mut self) -> bool {
+    pub(super) fn step(&mut self) -> bool {
         self.look_for_stop();
         let mut progress = self.take() > 0;
         // Checked in every round, because a busy queue never waits for events.
@@ -248,7 +248,7 @@ impl Worker {
         GRACE.saturating_sub(since.elapsed())
     }
 
-    fn is_drained(&self) -> bool {
+    pub(super) fn is_drained(&self) -> bool {
         self.slots.is_empty()
             && self.replay.is_empty()
             && self.disk.in_flight() == 0
