@@ -268,7 +268,7 @@ fn features_that_are_not_offered_are_refused_by_name() {
             "{name}: the connection goes on"
         );
     }
-    let mut frontend = connect(&daemon.socket(), 1, negotiated());
+    let frontend = connect(&daemon.socket(), 1, negotiated());
     frontend
         .set_features(SYSTEM | PROTOCOL | EVENT_IDX | CONFIG_WCE)
         .unwrap();
