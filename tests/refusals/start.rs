@@ -152,7 +152,7 @@ fn sizes_that_cannot_be() {
             &["new.cow", "does not exist", "size=", "check the path"],
         ),
         ("name=s,cow=new.cow,size=1000", &["size", "512"]),
-        ("name=s,cow=new.cow,size=1.5G", &["1536M"]),
+        ("name=s,cow=new.cow,size=1.5", &["1.5", "part of a byte"]),
         ("name=s,cow=new.cow,size=4E", &["size", "E"]),
         (
             "name=s,cow=new.cow,size=4096T",
