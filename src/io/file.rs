@@ -294,10 +294,15 @@ impl BlockFile {
 
     /// Reads the size in bytes again, because a device may have been enlarged.
     pub fn refresh_size(&self) -> Result<u64, OpenError> {
-        let size = rustix::fs::seek(&self.file, rustix::fs::SeekFrom::End(0));
-        let size = size.map_err(|e| OpenError::io(&self.path, "find its size", e))?;
+        let size = self.present_size()?;
         self.size.store(size, Ordering::Release);
         Ok(size)
+    }
+
+    /// The size in bytes that the file or device has now; [`Self::size`] stays.
+    pub fn present_size(&self) -> Result<u64, OpenError> {
+        let size = rustix::fs::seek(&self.file, rustix::fs::SeekFrom::End(0));
+        size.map_err(|e| OpenError::io(&self.path, "find its size", e))
     }
 
     /// Logical block size in bytes: offsets and lengths must be multiples of it.

@@ -112,6 +112,29 @@ fn a_disk_that_others_enlarged_is_used_when_it_is_asked_for() {
     );
 }
 
+/// What was only noticed is not recorded at the stop, as if it had been resized.
+#[test]
+fn a_disk_that_others_enlarged_is_doubted_at_the_next_start_although_it_was_noticed() {
+    let said = [false, true].map(|notice| {
+        let (mut world, guest, _) = with_snapshot();
+        drop(guest);
+        world.until("the guest has left", |w| !w.attached());
+        let disk = fs::OpenOptions::new()
+            .write(true)
+            .open(world.path("disk.img"));
+        disk.unwrap().set_len(LARGER).unwrap();
+        if notice {
+            world.boot();
+        }
+        world.terminate();
+        assert_eq!(world.state()["origin"]["size"], BYTES as u64);
+        let folder = world.path("");
+        world.refuse(&[]).replace(folder.to_str().unwrap(), "")
+    });
+    assert_eq!(said[0], said[1]);
+    assert!(said[1].contains("--accept-changes"), "{}", said[1]);
+}
+
 #[test]
 fn a_disk_grows_while_it_is_rolled_back() {
     for follow in [false, true] {

@@ -58,7 +58,7 @@ impl LiveVolume {
     pub fn look_for_more(&self) {
         let served = self.engine.origin_sectors().saturating_mul(SECTOR_SIZE);
         let file = self.devices.get(self.facts.origin_device);
-        let Some(size) = file.and_then(|file| file.refresh_size().ok()) else {
+        let Some(size) = file.and_then(|file| file.present_size().ok()) else {
             return;
         };
         if size <= served || self.facts.read_only {
