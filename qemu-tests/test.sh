@@ -139,6 +139,9 @@ printf '%s\n' "${times[@]}" "$(printf '%5d s  in all' "$SECONDS")"
 awk '/^test result:/ { passed += $4; failed += $6; ignored += $8 }
      END { printf "\n%d passed, %d failed, %d ignored\n", passed, failed, ignored }' "$log"
 if [ ${#failed[@]} -gt 0 ]; then
+    # Long runs are often kept by their end only, so it names what failed.
+    awk '/^test .* \.\.\. FAILED$/ { print "FAILED: test " $2 }
+         /panicked at/ { print; getline; print "    " $0 }' "$log" | head -n 60
     printf 'FAILED: %s\n' "${failed[@]}"
     exit 1
 fi

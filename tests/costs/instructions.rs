@@ -69,17 +69,22 @@ fn least(bound: f64, run: impl Fn() -> f64) -> f64 {
     least
 }
 
+/// Bounds on instructions of the queue's thread for one request, with the test profile, which
+/// optimises little. They are 5 % above what was counted (4,550 to 4,715, and 5,680 to 5,800,
+/// by machine and load).
+const READ: f64 = 4950.0;
+const REWRITE: f64 = 6090.0;
+
 #[test]
 fn a_request_takes_few_instructions_and_a_snapshot_adds_few() {
     if !has_valgrind() {
         return;
     }
-    let read = least(4700.0, || each("a.sock", &[], false));
+    let read = least(READ, || each("a.sock", &[], false));
     let snapshot = "name=s,cow=s.cow,size=32M,chunk-size=4K,socket=s.sock";
     // One request in 16 is the first write of its chunk.
-    let rewrite = least(5800.0, || each("s.sock", &["--snapshot", snapshot], true));
+    let rewrite = least(REWRITE, || each("s.sock", &["--snapshot", snapshot], true));
     assert!(read > 2000.0, "a function is no longer called");
-    // With the test profile, which optimises little.
-    assert!(read <= 4700.0, "{read}");
-    assert!(rewrite <= 5800.0, "{rewrite}");
+    assert!(read <= READ, "{read}");
+    assert!(rewrite <= REWRITE, "{rewrite}");
 }
