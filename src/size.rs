@@ -163,6 +163,19 @@ pub fn human(bytes: u64) -> String {
     }
 }
 
+/// For messages: `4 KiB`, `512 bytes`; the number of bytes stands behind a size that [`human`]
+/// would cut, so that nothing is lost.
+pub fn in_words(bytes: impl TryInto<u64>) -> String {
+    let bytes = bytes.try_into().unwrap_or(u64::MAX);
+    let unit = UNITS.iter().find(|(unit, _)| bytes >= *unit);
+    match unit {
+        None if bytes == 1 => "1 byte".to_owned(),
+        None => format!("{bytes} bytes"),
+        Some((unit, _)) if ((bytes % unit) * 10).is_multiple_of(*unit) => human(bytes),
+        Some(_) => format!("{} ({bytes} bytes)", human(bytes)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -250,6 +263,23 @@ mod tests {
         for bytes in [0, 1, 512, 1024, 1536, 4096, 3 << 20, (3 << 20) + 1, 5 << 40] {
             assert_eq!(parse(&exact(bytes)), Ok(bytes));
         }
+    }
+
+    #[test]
+    fn a_message_loses_no_byte() {
+        for (bytes, words) in [
+            (0, "0 bytes"),
+            (1, "1 byte"),
+            (1023, "1023 bytes"),
+            (4096, "4 KiB"),
+            (3 << 29, "1.5 GiB"),
+            (500 << 30, "500 GiB"),
+            (10000, "9.7 KiB (10000 bytes)"),
+            ((1 << 30) + 1, "1 GiB (1073741825 bytes)"),
+        ] {
+            assert_eq!(in_words(bytes), words);
+        }
+        assert_eq!(in_words(-1_i64), in_words(u64::MAX));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 mod check;
 mod connect;
+mod detach;
 mod diff;
 mod doubts;
 mod dump;
@@ -89,6 +90,7 @@ enum Verb {
     Grow(grow::Grow),
     #[command(visible_aliases = ["delete", "rm"])]
     Remove(snapshot::Remove),
+    Detach(detach::Detach),
     Resize(resize::Resize),
     Release(release::Release),
     #[command(visible_alias = "revert")]
@@ -140,6 +142,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             Verb::Snapshot(verb) => verb.run(),
             Verb::Grow(verb) => verb.run(),
             Verb::Remove(verb) => verb.run(),
+            Verb::Detach(verb) => verb.run(),
             Verb::Resize(verb) => verb.run(),
             Verb::Release(verb) => verb.run(),
             Verb::Rollback(verb) => verb.run(),

@@ -192,6 +192,14 @@ const fn is_false(value: &bool) -> bool {
     !*value
 }
 
+/// `POST /v1/detach`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DetachRequest {
+    /// Absolute path of a socket that a merged snapshot has left to the origin.
+    pub socket: String,
+}
+
 /// `PUT /v1/snapshots/NAME/size`
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -532,6 +540,8 @@ pub trait Volume: Send + Sync {
     fn add_snapshot(&self, spec: SnapshotSpec) -> Result<(), ApiError>;
     /// `force`: even if its store cannot be marked invalid.
     fn remove_snapshot(&self, name: &str, force: bool) -> Result<(), ApiError>;
+    /// Ends a socket that a merged snapshot has left to the origin.
+    fn detach(&self, socket: &str) -> Result<(), ApiError>;
     /// Enlarges the snapshot's COW to `bytes`, or uses the new space of a device that was
     /// enlarged.
     fn grow_snapshot(&self, name: &str, bytes: u64) -> Result<(), ApiError>;

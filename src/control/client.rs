@@ -15,8 +15,8 @@ use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 
 use super::api::{
-    ApiError, MergeRate, MergeRequest, OriginSize, ResizeReply, RollbackReply, RollbackRequest,
-    SnapshotSpec, StoreSize, VolumeStatus,
+    ApiError, DetachRequest, MergeRate, MergeRequest, OriginSize, ResizeReply, RollbackReply,
+    RollbackRequest, SnapshotSpec, StoreSize, VolumeStatus,
 };
 use super::events::EventPage;
 
@@ -109,6 +109,13 @@ impl Client {
     pub fn force_remove_snapshot(&self, name: &str) -> Result<(), ClientError> {
         let path = format!("/v1/snapshots/{name}?force=true");
         self.call(Method::DELETE, &path, String::new()).map(drop)
+    }
+
+    /// Ends the socket of a merged snapshot, at which the origin is served.
+    pub fn detach(&self, socket: &str) -> Result<(), ClientError> {
+        let socket = socket.to_owned();
+        self.send(Method::POST, "/v1/detach", &DetachRequest { socket })
+            .map(drop)
     }
 
     /// `bytes` is the new size of the COW.

@@ -201,6 +201,10 @@ pub enum EventKind {
         socket: Option<String>,
         seconds: u64,
     },
+    /// A socket that a merged snapshot had left to the origin is closed.
+    SocketClosed {
+        socket: String,
+    },
     /// The last event of a daemon that stops regularly.
     Stopping,
     /// Replaces `count` events that were dropped; its number is that of the last of them.

@@ -23,6 +23,7 @@ pub fn line(event: &Value) -> String {
     }
 }
 
+// Long: one arm for each kind of event.
 fn describe(event: &EventKind) -> String {
     match event {
         EventKind::Started { version } => {
@@ -31,6 +32,9 @@ fn describe(event: &EventKind) -> String {
         EventKind::SnapshotAdded { cow, at_start } => {
             let how = if *at_start { "loaded" } else { "taken" };
             format!("snapshot {how}, COW {}", printable(cow))
+        }
+        EventKind::SocketClosed { socket } => {
+            format!("the socket {} is closed", printable(socket))
         }
         EventKind::SnapshotRemoved => "snapshot removed".to_owned(),
         EventKind::SnapshotInvalid {

@@ -10,12 +10,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::api::{
-    ApiError, ErrorKind, MergeRate, MergeRequest, OriginSize, RollbackRequest, SnapshotSpec,
-    StoreSize, Volume, VolumeStatus, check_name,
+    ApiError, DetachRequest, ErrorKind, MergeRate, MergeRequest, OriginSize, RollbackRequest,
+    SnapshotSpec, StoreSize, Volume, VolumeStatus, check_name,
 };
 use super::follow::{Connection, FOLLOWERS_MAX, Feed, Followers};
 use super::render;
 use super::verbs::Verbs;
+use crate::size::in_words;
 
 /// Largest request body in bytes.
 pub const BODY_MAX: usize = 64 << 10;
@@ -36,6 +37,7 @@ enum Target<'a> {
     MergePause,
     MergeResume,
     MergeRate,
+    Detach,
     Release,
 }
 
@@ -51,6 +53,7 @@ impl<'a> Target<'a> {
             "merge/pause" => Self::MergePause,
             "merge/resume" => Self::MergeResume,
             "merge/rate" => Self::MergeRate,
+            "detach" => Self::Detach,
             "release" => Self::Release,
             rest => match rest.strip_prefix("snapshots/")?.split_once('/') {
                 None => Self::Snapshot(rest.strip_prefix("snapshots/")?),
@@ -65,7 +68,9 @@ impl<'a> Target<'a> {
             Self::Status | Self::Table | Self::Events => &[Method::GET],
             Self::Snapshot(_) => &[Method::PUT, Method::DELETE],
             Self::Rollback => &[Method::POST, Method::DELETE],
-            Self::Merge | Self::MergePause | Self::MergeResume | Self::Release => &[Method::POST],
+            Self::Merge | Self::MergePause | Self::MergeResume | Self::Detach | Self::Release => {
+                &[Method::POST]
+            }
             Self::Size(_) | Self::OriginSize | Self::MergeRate => &[Method::PUT],
         }
     }
@@ -200,6 +205,7 @@ async fn status(volume: &Arc<dyn Volume>) -> Result<VolumeStatus, ApiError> {
 type Call = Box<dyn FnOnce(&dyn Volume) -> Result<(), ApiError> + Send>;
 
 /// A call that has no answer but its success, with its name for messages.
+// Long: one arm for each path.
 async fn change<B>(
     target: Target<'_>,
     method: &Method,
@@ -248,6 +254,13 @@ where
             "merge --resume".into(),
             Box::new(|v: &dyn Volume| v.resume_merge()),
         ),
+        Target::Detach => {
+            let wanted: DetachRequest = read_json(body).await?;
+            (
+                format!("detach {}", wanted.socket.escape_debug()),
+                Box::new(move |v: &dyn Volume| v.detach(&wanted.socket)),
+            )
+        }
         Target::Release => ("release".into(), Box::new(|v: &dyn Volume| v.release())),
         Target::MergeRate => {
             let wanted: MergeRate = read_json(body).await?;
@@ -375,7 +388,7 @@ where
     let bytes = match collected {
         Ok(Ok(body)) => body.to_bytes(),
         Ok(Err(e)) if e.is::<LengthLimitError>() => {
-            let message = format!("the body is longer than {BODY_MAX} bytes");
+            let message = format!("the body is longer than {}", in_words(BODY_MAX));
             return Err(Refusal::new(413, ErrorKind::BadRequest, message));
         }
         Ok(Err(e)) => {

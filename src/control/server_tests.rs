@@ -103,6 +103,9 @@ impl Volume for FakeVolume {
     fn set_merge_rate(&self, bytes_per_second: u64) -> Result<(), ApiError> {
         self.note(format!("rate {bytes_per_second}"))
     }
+    fn detach(&self, socket: &str) -> Result<(), ApiError> {
+        self.note(format!("detach {socket}"))
+    }
     fn release(&self) -> Result<(), ApiError> {
         self.note("release".to_owned())
     }
@@ -204,6 +207,7 @@ fn every_call_reaches_the_volume_as_it_was_meant() {
         RollbackOutcome::AtNextReset.into()
     );
     client.cancel_rollback().unwrap();
+    client.detach("/vm/fork.sock").unwrap();
     client.release().unwrap();
     assert_eq!(
         served.volume.calls(),
@@ -218,6 +222,7 @@ fn every_call_reaches_the_volume_as_it_was_meant() {
             "rate 1048576",
             "rollback s2 AtReset Some(5)",
             "cancel rollback",
+            "detach /vm/fork.sock",
             "release"
         ]
     );

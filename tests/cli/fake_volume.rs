@@ -156,6 +156,9 @@ impl Volume for Notes {
     fn pause_merge(&self) -> Result<(), ApiError> {
         self.note("pause", ())
     }
+    fn detach(&self, socket: &str) -> Result<(), ApiError> {
+        self.note("detach", socket)
+    }
     fn release(&self) -> Result<(), ApiError> {
         self.note("release", ())
     }

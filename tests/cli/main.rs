@@ -18,9 +18,9 @@ use fake_volume::{Notes, idle, merged, merging, snapshot};
 use snapback::control::ControlServer;
 use snapback::control::api::{SnapshotStatus, State, Volume, VolumeStatus};
 
-const VERBS: [&str; 17] = [
-    "serve", "status", "table", "events", "snapshot", "grow", "remove", "resize", "release",
-    "rollback", "merge", "create", "info", "check", "dump", "export", "diff",
+const VERBS: [&str; 18] = [
+    "serve", "status", "table", "events", "snapshot", "grow", "remove", "detach", "resize",
+    "release", "rollback", "merge", "create", "info", "check", "dump", "export", "diff",
 ];
 
 fn snapback(arguments: &[&str]) -> Output {

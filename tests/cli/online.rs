@@ -137,6 +137,7 @@ fn verbs_reach_the_volume_with_absolute_paths() {
     daemon.done(&["rollback", "good", "--at-reset=any"]);
     daemon.done(&["merge", "good", "--now"]);
     daemon.done(&["rollback", "--cancel"]);
+    daemon.done(&["detach", "/f.sock"]);
     daemon.done(&["release"]);
     assert_eq!(
         daemon.calls(),
@@ -158,6 +159,7 @@ fn verbs_reach_the_volume_with_absolute_paths() {
             r#"rollback "{\"snapshot\":\"good\",\"when\":\"at-reset\",\"reset\":\"any\"}""#,
             r#"merge "{\"snapshot\":\"good\",\"follow\":false,\"now\":true}""#,
             "cancel rollback ()",
+            "detach \"/f.sock\"",
             "release ()",
         ]
     );

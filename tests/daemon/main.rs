@@ -11,6 +11,7 @@ mod block_sizes;
 mod cancel;
 mod cow_growth;
 mod curl;
+mod detach;
 mod discards;
 mod durability;
 mod events;

@@ -23,6 +23,10 @@ impl Volume for LiveVolume {
         self.after_notices(self.delete_snapshot(name, force))
     }
 
+    fn detach(&self, socket: &str) -> Result<(), ApiError> {
+        self.after_notices(self.detach_socket(socket))
+    }
+
     fn grow_snapshot(&self, name: &str, bytes: u64) -> Result<(), ApiError> {
         self.after_notices(self.grow_store(name, bytes))
     }

@@ -4,13 +4,14 @@
 //! ```text
 //!  api ─► by_vmm, at_reset ─► rollback ─► handover ─► create ─► undo
 //!    ├──► merge ────────────────────────────┘
-//!    └──► remove, grow, resize, release, status
+//!    └──► remove ─► detach; grow, resize, release, status
 //! ```
 
 mod api;
 mod at_reset;
 mod by_vmm;
 mod create;
+mod detach;
 mod grow;
 mod handover;
 mod merge;

@@ -60,7 +60,11 @@ impl LiveVolume {
         let tables = lock(&self.tables);
         let Some(snapshot) = tables.snapshot(name) else {
             drop(tables);
-            return Err(self.unknown(name));
+            let mut unknown = self.unknown(name);
+            if let Some(left) = self.left_sockets() {
+                unknown.message.push_str(&format!("; {left}"));
+            }
+            return Err(unknown);
         };
         if tables.merging.as_ref().is_some_and(|m| m.id == snapshot.id) {
             return Err(conflict(format!(
