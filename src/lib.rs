@@ -19,6 +19,7 @@ pub mod io;
 pub mod merger;
 mod mutation;
 pub mod offline;
+mod own_socket;
 #[cfg(all(test, feature = "shuttle", not(feature = "loom")))]
 mod races;
 pub mod size;

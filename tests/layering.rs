@@ -17,12 +17,13 @@ use sources::Sources;
 const MAY_USE: &[(&str, &[&str])] = &[
     ("units", &[]),
     ("size", &["units"]),
+    ("own_socket", &[]),
     ("mutation", &[]),
     ("sync", &[]),
     ("event_flag", &["mutation", "sync"]),
     ("wait_set", &["sync"]),
-    ("io", &["units", "mutation", "event_flag"]),
-    ("store", &["units", "mutation", "io"]),
+    ("io", &["units", "size", "mutation", "event_flag"]),
+    ("store", &["units", "size", "mutation", "io"]),
     (
         "engine",
         &["units", "mutation", "sync", "event_flag", "io", "store"],
@@ -37,6 +38,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "vhost",
         &[
             "units",
+            "size",
+            "own_socket",
             "mutation",
             "sync",
             "event_flag",
@@ -75,12 +78,13 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "vhost",
         ],
     ),
-    ("control", &["units", "size"]),
-    ("offline", &["units", "io", "store"]),
+    ("control", &["units", "size", "own_socket"]),
+    ("offline", &["units", "size", "io", "store"]),
     (
         "daemon",
         &[
             "units",
+            "size",
             "event_flag",
             "wait_set",
             "io",

@@ -90,8 +90,41 @@ fn raw_values(code: &str) -> Vec<String> {
     found
 }
 
-#[test]
-fn no_message_shows_a_value_as_the_program_has_it() {
+/// Counts of bytes as the program has them, in the texts of `code`: `{size} bytes`, with the
+/// line that each is in.
+fn raw_counts(code: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    if code.contains("pub fn in_words(") {
+        return found;
+    }
+    for pattern in ["} bytes", "}-byte", "}-sector", "} sectors"] {
+        for (at, _) in code.match_indices(pattern) {
+            let line_start = code[..at].rfind('\n').map_or(0, |at| at + 1);
+            let line = code[line_start..].lines().next().unwrap_or_default().trim();
+            let small = SMALL_COUNTS.iter().any(|text| line.contains(text));
+            if !is_for_developers(statement(code, at)) && !small {
+                found.push(line.to_owned());
+            }
+        }
+    }
+    found
+}
+
+/// Texts with counts that are never large, that repeat the header of a store, or that only
+/// developers see.
+const SMALL_COUNTS: [&str; 8] = [
+    "{len} bytes at offset {offset} of the configuration space",
+    "the path has {} bytes, and a Unix socket's path can have at most 107",
+    "a snapshot name of {} bytes is too long",
+    "corrupt header: the chunk size is {sectors} sectors",
+    "valid {}, version {}, chunk size {} sectors",
+    "idle with {jobs} copy jobs, {bytes} bytes",
+    "OwnedBuffer({} bytes)",
+    "GuestBuffer({} bytes in {} slices)",
+];
+
+/// Calls `look` with the program's part of every source file, and reports what it finds.
+fn find_in_sources(look: fn(&str) -> Vec<String>) -> Vec<String> {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
     sources(&src, &mut files);
@@ -107,16 +140,37 @@ fn no_message_shows_a_value_as_the_program_has_it() {
         }
         let code = program(&fs::read_to_string(&file).unwrap());
         raw.extend(
-            raw_values(&code)
+            look(&code)
                 .into_iter()
                 .map(|line| format!("{name}: {line}")),
         );
     }
+    raw
+}
+
+#[test]
+fn no_message_shows_a_value_as_the_program_has_it() {
+    let raw = find_in_sources(raw_values);
     assert!(
         raw.is_empty(),
         "say it in words, or log it with debug!:\n{}",
         raw.join("\n")
     );
+}
+
+#[test]
+fn no_message_counts_bytes_or_sectors_in_full() {
+    let raw = find_in_sources(raw_counts);
+    assert!(
+        raw.is_empty(),
+        "write sizes with size::in_words:\n{}",
+        raw.join("\n")
+    );
+    assert_eq!(
+        raw_counts("a();\nformat!(\"{}: has {size} bytes\");"),
+        ["format!(\"{}: has {size} bytes\");"]
+    );
+    assert_eq!(raw_counts("a();\ndebug!(\"{size} bytes\");"), [""; 0]);
 }
 
 #[test]

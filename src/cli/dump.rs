@@ -8,6 +8,7 @@ use super::output::{Rows, Stream};
 use super::{CliError, Outcome};
 use crate::control::render;
 use crate::offline::{self, DumpEnd};
+use crate::size::in_words;
 
 /// Print a store's header and all its entries, valid or not, as runs of chunks.
 #[derive(Debug, Args)]
@@ -70,7 +71,8 @@ fn text(dump: offline::Dump, out: &mut Stream) -> Result<DumpEnd, CliError> {
     })?;
     out.text(&format!("{} entries\n", end.entries))?;
     if end.stale_bytes > 0 {
-        out.text(&format!("{} stale bytes after the log\n", end.stale_bytes))?;
+        let stale = in_words(end.stale_bytes);
+        out.text(&format!("{stale} after the log are stale\n"))?;
     }
     if let Some(problem) = &end.problem {
         out.text(&format!("problem: {}\n", render::printable(problem)))?;

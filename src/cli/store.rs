@@ -171,8 +171,8 @@ fn contents_rows(c: &Contents) -> Vec<(&'static str, String)> {
     ];
     if c.stale_bytes > 0 {
         let text = format!(
-            "{} stale bytes after the log; cleared before the next use",
-            c.stale_bytes
+            "{} after the log are stale, and are cleared before the next use",
+            size::in_words(c.stale_bytes)
         );
         rows.push(("note", text));
     }

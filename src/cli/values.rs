@@ -85,7 +85,8 @@ fn block(text: &str, most: u32) -> Result<u32, String> {
         .filter(|bytes| bytes.is_power_of_two() && (512..=most).contains(bytes))
         .ok_or_else(|| {
             format!(
-                "{bytes} bytes: must be a power of two from 512 bytes to {}",
+                "{}: must be a power of two from 512 bytes to {}",
+                size::in_words(bytes),
                 size::exact(most.into())
             )
         })
@@ -112,7 +113,12 @@ pub fn io_size(text: &str) -> Result<u32, String> {
     u32::try_from(bytes)
         .ok()
         .filter(|bytes| bytes.is_multiple_of(512))
-        .ok_or_else(|| format!("{bytes} bytes: must be a multiple of 512 below 4 GiB"))
+        .ok_or_else(|| {
+            format!(
+                "{}: must be a multiple of 512 bytes below 4 GiB",
+                size::in_words(bytes)
+            )
+        })
 }
 
 #[cfg(test)]

@@ -12,11 +12,15 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
+use crate::own_socket;
+
 /// Why no socket could be created at a path.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     #[error("socket {}: a running daemon uses it: stop it or choose another path", .0.display())]
     Live(PathBuf),
+    #[error("socket {}: this daemon itself uses it for something else: choose another path", .0.display())]
+    Own(PathBuf),
     #[error("socket {}: the path is taken by a file that is not a socket: remove it or choose another path", .0.display())]
     NotASocket(PathBuf),
     #[error("socket {}: the path has {} bytes, and a Unix socket's path can have at most 107: choose a shorter one", .0.display(), .0.as_os_str().len())]
@@ -128,6 +132,9 @@ fn is_stale(path: &Path, address: &SocketAddrUnix) -> Result<bool, SocketError> 
         Ok(_) => {}
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(e) => return Err(io_error(path, "examine the path", e)),
+    }
+    if own_socket::is_own(path) {
+        return Err(SocketError::Own(path.to_owned()));
     }
     // Never blocks: a stopped listener with a full backlog counts as live, too.
     match rustix::net::connect(&unix_socket(path)?, address) {

@@ -1,5 +1,7 @@
 //! How a start contradicts the state file, and what to do.
 
+use crate::size::in_words;
+
 /// The messages explain the variants.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
@@ -46,8 +48,10 @@ pub enum PlanError {
         snapshots: Vec<String>,
     },
     #[error(
-        "origin {origin} has {size} bytes, and snapshot {name} is {length} bytes long: its data behind the end of the origin \
-         is lost. Restore the origin as it was, or give the snapshot up with snapback serve --forget {name}"
+        "origin {origin} has {}, and snapshot {name} has {}: its data behind the end of the origin is lost. Restore the \
+         origin as it was, or give the snapshot up with snapback serve --forget {name}",
+        in_words(*size),
+        in_words(*length)
     )]
     OriginShrank {
         origin: String,

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use super::OwnedBuffer;
 use super::allocate::Abilities;
-use super::lock::{self, Lock};
+use super::lock::{self, Lock, User};
 use super::open_error::OpenError;
 use crate::units::SECTOR_SIZE;
 
@@ -174,9 +174,12 @@ impl BlockFile {
         };
         lock::take_or_find_user(file.as_fd(), lock)
             .map_err(|e| OpenError::io(path, "lock it", errno_of(&e)))?
-            .map_err(|user| OpenError::InUse {
-                path: path.to_owned(),
-                user,
+            .map_err(|user| {
+                let path = path.to_owned();
+                match user {
+                    User::Own => OpenError::OwnUse { path },
+                    User::Other(user) => OpenError::InUse { path, user },
+                }
             })?;
         let is_device = metadata.file_type().is_block_device();
         let identity = if is_device {

@@ -115,7 +115,7 @@ fn writer_excludes_everybody_and_readers_exclude_writers() {
     let dir = Dir::new();
     let path = dir.file("image", 4096);
     let in_use =
-        |result: Result<BlockFile, OpenError>| matches!(result, Err(OpenError::InUse { .. }));
+        |result: Result<BlockFile, OpenError>| matches!(result, Err(OpenError::OwnUse { .. }));
     let reader = || BlockFile::open(&path, OpenOptions::read_only());
 
     let writer = open(&path).unwrap();
@@ -168,7 +168,7 @@ fn created_file_is_allocated_and_locked() {
         "sparse: {} blocks",
         metadata.blocks()
     );
-    assert!(matches!(open(&path), Err(OpenError::InUse { .. })));
+    assert!(matches!(open(&path), Err(OpenError::OwnUse { .. })));
     drop(file);
     assert_eq!(
         create(&path, 1 << 20).unwrap_err(),

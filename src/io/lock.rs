@@ -92,21 +92,29 @@ fn take(fd: BorrowedFd<'_>, lock: Lock) -> io::Result<bool> {
 /// seconds to end it, and a daemon that is restarted after a kill must not fail then.
 const KILLED_IO_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Takes a lock, or names the process that has a conflicting one, if it can be found.
+/// Who has a lock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum User {
+    /// This process, by another descriptor.
+    Own,
+    /// Another process, with its name if it can be found.
+    Other(Option<String>),
+}
+
+/// Takes a lock, or says who has a conflicting one.
 ///
 /// The last io_uring requests of a killed process outlive it and keep its lock, as they
 /// must. Its successor waits until they have ended.
-pub(super) fn take_or_find_user(
-    fd: BorrowedFd<'_>,
-    lock: Lock,
-) -> io::Result<Result<(), Option<String>>> {
+pub(super) fn take_or_find_user(fd: BorrowedFd<'_>, lock: Lock) -> io::Result<Result<(), User>> {
     let start = Instant::now();
     while !take(fd, lock)? {
         let metadata = rustix::fs::fstat(fd)?;
+        if is_locked_here(fd, metadata.st_dev, metadata.st_ino) {
+            return Ok(Err(User::Own));
+        }
         let user = find_user(metadata.st_dev, metadata.st_ino);
-        let found = user.is_some() || is_locked_here(fd, metadata.st_dev, metadata.st_ino);
-        if found || start.elapsed() > KILLED_IO_TIMEOUT {
-            return Ok(Err(user));
+        if user.is_some() || start.elapsed() > KILLED_IO_TIMEOUT {
+            return Ok(Err(User::Other(user)));
         }
         std::thread::sleep(Duration::from_millis(5));
     }

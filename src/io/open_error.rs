@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::Errno;
+use crate::size::{human, in_words};
 
 /// See the messages. `errno`s are as the kernel gave them.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -15,27 +16,34 @@ pub enum OpenError {
     Exists { path: PathBuf },
     #[error("{}: is a {what}; give a regular file or a block device", path.display())]
     WrongType { path: PathBuf, what: &'static str },
-    #[error("{}: has {size} bytes; at least one sector (512 bytes) is needed", path.display())]
+    #[error("{}: has {}; at least one sector (512 bytes) is needed", path.display(), in_words(*size))]
     TooSmall { path: PathBuf, size: u64 },
-    #[error("{}: has {size} bytes, which is not a multiple of 512; round it up with `truncate -s %512` first", path.display())]
+    #[error("{}: has {}, which is not a multiple of 512 bytes; round it up with `truncate -s %512` first", path.display(), in_words(*size))]
     OddSize { path: PathBuf, size: u64 },
     #[error("{}: is in use by {}; stop that first", path.display(), user.as_deref().unwrap_or("another process"))]
     InUse { path: PathBuf, user: Option<String> },
+    #[error("{}: is in use by this very process, for something else; give another file", path.display())]
+    OwnUse { path: PathBuf },
     #[error("{}: the device is mounted or used by the kernel (device-mapper, swap, RAID); release it first", path.display())]
     DeviceBusy { path: PathBuf },
     #[error("{}: permission denied; run as a user who may {} it", path.display(), if *write { "read and write" } else { "read" })]
     Denied { path: PathBuf, write: bool },
     #[error("{}: is write-protected; open it read-only", path.display())]
     WriteProtected { path: PathBuf },
-    #[error("{}: no space for {size} bytes; free some, choose a smaller size or another place, or make the file with `snapback create --sparse` and watch that its file system never fills up", path.display())]
-    NoSpace { path: PathBuf, size: u64 },
-    #[error("{}: its file system cannot hold a file of {size} bytes; choose a smaller size or another place", path.display())]
+    #[error("{}: no space for {}, {}; free some, choose a smaller size or another place, or make the file with `snapback create --sparse` and watch that its file system never fills up", path.display(), in_words(*size), free_in_words(*free))]
+    NoSpace {
+        path: PathBuf,
+        size: u64,
+        /// What the file system has for more, in bytes, if it tells.
+        free: Option<u64>,
+    },
+    #[error("{}: its file system cannot hold a file of {}; choose a smaller size or another place", path.display(), in_words(*size))]
     TooLarge { path: PathBuf, size: u64 },
-    #[error("{}: cannot shrink from {from} to {to} bytes; give a size that is not smaller", path.display())]
+    #[error("{}: cannot shrink from {} to {}; give a size that is not smaller", path.display(), in_words(*from), in_words(*to))]
     Shrink { path: PathBuf, from: u64, to: u64 },
     #[error("{}: {why}, and growing it does not bring that back; bring the file back from a copy, or give its snapshot up", path.display())]
     Cut { path: PathBuf, why: Errno },
-    #[error("{}: snapback cannot change the size of a device; resize the device first, then give its new size (it has {size} bytes)", path.display())]
+    #[error("{}: snapback cannot change the size of a device; resize the device first, then give its new size (it has {})", path.display(), in_words(*size))]
     FixedSize { path: PathBuf, size: u64 },
     #[error("{}: cannot {action}: {}", path.display(), io::Error::from_raw_os_error(*errno))]
     Io {
@@ -43,6 +51,13 @@ pub enum OpenError {
         action: &'static str,
         errno: i32,
     },
+}
+
+fn free_in_words(free: Option<u64>) -> String {
+    match free {
+        Some(free) => format!("{} are free", human(free)),
+        None => "its file system does not say how much is free".to_owned(),
+    }
 }
 
 impl OpenError {

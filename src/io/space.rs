@@ -59,15 +59,12 @@ impl BlockFile {
     /// Allocates space for the bytes `from .. to`, so that a lack of space shows now.
     pub(super) fn preallocate(&self, from: u64, to: u64) -> Result<(), OpenError> {
         // An attempt that must fail would use up the space of other files until it does.
-        let free = match rustix::fs::fstatvfs(self) {
-            // Some network file systems do not report their size.
-            Ok(fs) if fs.f_blocks > 0 => fs.f_bavail.saturating_mul(fs.f_frsize),
-            _ => u64::MAX,
-        };
-        if free < to.saturating_sub(from) {
+        let free = self.free_space();
+        if free.is_some_and(|free| free < to.saturating_sub(from)) {
             return Err(OpenError::NoSpace {
                 path: self.path().to_owned(),
                 size: to,
+                free,
             });
         }
         let allocated = loop {
@@ -95,9 +92,17 @@ impl BlockFile {
             Errno::NOSPC | Errno::DQUOT | Errno::FBIG => OpenError::NoSpace {
                 path: self.path().to_owned(),
                 size: to,
+                free: self.free_space(),
             },
             e => OpenError::io(self.path(), "allocate its space", e),
         })
+    }
+
+    /// Bytes that its file system has for more. Some network file systems do not say.
+    fn free_space(&self) -> Option<u64> {
+        let facts = rustix::fs::fstatvfs(self).ok();
+        let facts = facts.filter(|fs| fs.f_blocks > 0)?;
+        Some(facts.f_bavail.saturating_mul(facts.f_frsize))
     }
 
     /// Makes the file `size` bytes long without allocating space.

@@ -10,6 +10,7 @@ use super::repair::{Loss, Repair};
 use super::view::{check_two, params};
 use super::{Known, OfflineError, Opened};
 use crate::io::{BlockFile, OpenError, OpenOptions};
+use crate::size::in_words;
 use crate::store::{self, Holes, Log, StoreError, Survey};
 use crate::units::SECTOR_SIZE;
 
@@ -137,7 +138,7 @@ fn odd_size(
         let (error, cow) = (error.to_string(), format!("{}: ", cow.display()));
         match error.strip_prefix(&cow) {
             Some(rest) => format!("the file {rest}"),
-            None => format!("the file has {size} bytes, not {whole}"),
+            None => format!("the file has {}, not {}", in_words(size), in_words(whole)),
         }
     });
     let verdict = match recorded {

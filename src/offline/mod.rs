@@ -11,6 +11,7 @@ mod read_ahead;
 mod repair;
 mod view;
 
+use crate::size::in_words;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -80,9 +81,10 @@ pub enum OfflineError {
     )]
     SizeMissing(PathBuf),
     #[error(
-        "{}: exists with {has} bytes, not {wanted}: leave --size out to use it as it is, or choose \
-         another name",
-        cow.display()
+        "{}: exists with {}, not {}: leave --size out to use it as it is, or choose another name",
+        cow.display(),
+        in_words(*has),
+        in_words(*wanted)
     )]
     SizeDiffers { cow: PathBuf, has: u64, wanted: u64 },
     #[error(
@@ -106,8 +108,10 @@ pub enum OfflineError {
     )]
     SameFile { origin: PathBuf, cow: PathBuf },
     #[error(
-        "{}: has {size} bytes, and the snapshot is {length} bytes long; put the disk back as it was",
-        origin.display()
+        "{}: has {}, and the snapshot has {}; put the disk back as it was",
+        origin.display(),
+        in_words(*size),
+        in_words(*length)
     )]
     OriginShort {
         origin: PathBuf,
@@ -117,8 +121,10 @@ pub enum OfflineError {
     #[error("{}: exists already; choose another name, nothing is overwritten", .0.display())]
     OutExists(PathBuf),
     #[error(
-        "range {offset}:{len} does not lie within the {size} bytes of the snapshot, or not on \
-         {block}-byte blocks; choose another"
+        "range {offset}:{len} does not lie within the snapshot, which has {}, or not on blocks of {}; \
+         choose another",
+        in_words(*size),
+        in_words(*block)
     )]
     Range {
         offset: u64,

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::damage::{Damage, DamageKind, Verdict};
+use crate::size::in_words;
 
 /// What a repair would cost.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -56,8 +57,9 @@ impl Repair {
         let text = match verdict {
             Verdict::Good | Verdict::New => "none needed".to_owned(),
             Verdict::Stale => format!(
-                "costs nothing: {stale_bytes} stale bytes are cleared before the next use, by \
-                 serve as by merge; Linux does not, so do not give it the store before"
+                "costs nothing: {} after the log, which are stale, are cleared before the next use, by \
+                 serve as by merge; Linux does not, so do not give it the store before",
+                in_words(stale_bytes)
             ),
             Verdict::Invalid => "impossible: the snapshot misses chunks that nobody kept; remove \
                                  the store, or make a new one there with create --force"

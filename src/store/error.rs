@@ -2,15 +2,21 @@
 
 use super::Entry;
 use crate::io::Errno;
-use crate::units::ChunkSize;
+use crate::size::in_words;
+use crate::units::{ChunkSize, SECTOR_SIZE};
+
+fn of_sectors(sectors: u64) -> String {
+    in_words(sectors.saturating_mul(SECTOR_SIZE))
+}
 
 /// A store that cannot be used, with the value that is wrong and the way out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
     #[error(
-        "cannot {action} {len} bytes at byte {offset} of the COW store: {}; nothing can be \
+        "cannot {action} {} at byte {offset} of the COW store: {}; nothing can be \
          told about the store until the device answers",
+        in_words(*len),
         std::io::Error::from_raw_os_error(errno.0)
     )]
     Io {
@@ -35,9 +41,11 @@ pub enum StoreError {
     HeaderChunkSize { sectors: u32 },
 
     #[error(
-        "the chunk size of {chunk_bytes} bytes is not a multiple of the {block_bytes}-byte \
-         blocks of the devices; use a COW store with larger chunks, or smaller blocks \
-         (serve --logical-block-size, as far as the devices permit it)"
+        "the chunk size of {} is not a multiple of the blocks of the devices, which have {}; \
+         use a COW store with larger chunks, or smaller blocks \
+         (serve --logical-block-size, as far as the devices permit it)",
+        in_words(*chunk_bytes),
+        in_words(*block_bytes)
     )]
     ChunkBelowBlock { chunk_bytes: u64, block_bytes: u64 },
 
@@ -48,16 +56,21 @@ pub enum StoreError {
     Version { version: u32 },
 
     #[error(
-        "COW too small or truncated: {what} needs {needs} sectors, the device has {has}; bring it \
+        "COW too small or truncated: {what} needs {}, the device has {}; bring it \
          back from a copy that is whole (making it longer does not bring back what was cut off), or \
-         use another COW store if it never was larger"
+         use another COW store if it never was larger",
+        of_sectors(*needs),
+        of_sectors(*has)
     )]
     Truncated { what: String, needs: u64, has: u64 },
 
     #[error(
-        "COW too small for a store: {chunk_sectors}-sector chunks need at least {needs} sectors \
-         (header, metadata and one chunk of data), the device has {has}; enlarge it or choose \
-         smaller chunks"
+        "COW too small for a store: chunks of {} need at least {} \
+         (header, metadata and one chunk of data), the device has {}; enlarge it or choose \
+         smaller chunks",
+        of_sectors(*chunk_sectors),
+        of_sectors(*needs),
+        of_sectors(*has)
     )]
     TooSmall {
         chunk_sectors: u64,
@@ -78,8 +91,9 @@ pub enum StoreError {
 
     #[error(
         "entry {slot} is for chunk {} of the origin, which has only {origin_chunks} chunks of \
-         {chunk_sectors} sectors; give the origin that the store was made for, at its full size",
-        entry.old
+         {}; give the origin that the store was made for, at its full size",
+        entry.old,
+        of_sectors(*chunk_sectors)
     )]
     BeyondOrigin {
         slot: usize,

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 
+use crate::size::in_words;
 use rustix::fs::{FileType, FsWord, fstatfs};
 
 /// What a front end wants to be mapped, of a file that it passes.
@@ -30,7 +31,9 @@ impl Backing<'_> {
         match offset.checked_add(*len) {
             Some(end) if end <= size => Ok(()),
             _ => Err(invalid(format!(
-                "{what} needs {len} bytes from offset {offset} of a file of {size} bytes"
+                "{what} needs {} from offset {offset} of a file of {}",
+                in_words(*len),
+                in_words(size)
             ))),
         }
     }

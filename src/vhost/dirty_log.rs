@@ -20,6 +20,7 @@ use super::backing::{Backing, invalid};
 use super::descriptors;
 use super::vanishing::{Reserved, Watch};
 use crate::event_flag::EventFlag;
+use crate::size::in_words;
 
 /// Bytes of guest memory for which there is a bit.
 const LOG_PAGE: u64 = 4096;
@@ -53,7 +54,9 @@ impl DirtyLog {
         let named = |e: io::Error| io::Error::new(e.kind(), format!("the dirty log: {e}"));
         if len > BYTES_MAX {
             return Err(invalid(format!(
-                "the dirty log has {len} bytes; {BYTES_MAX} are enough for every guest"
+                "the dirty log has {}; {} are enough for every guest",
+                in_words(len),
+                in_words(BYTES_MAX)
             )));
         }
         descriptors::check(&file).map_err(named)?;

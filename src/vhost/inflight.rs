@@ -34,6 +34,7 @@ use vm_memory::{AtomicAccess, Bytes, FileOffset, MmapRegion, VolatileMemory};
 use super::ring_fault::RingFault;
 use super::{MAX_QUEUE_SIZE, descriptors};
 use crate::mutation::{self, Mutation};
+use crate::size::in_words;
 
 const HEADER: usize = 16;
 const LAYOUT_AT: u64 = 8;
@@ -114,9 +115,12 @@ impl InflightRegion {
         let end = message.mmap_offset.checked_add(wanted);
         if message.mmap_size < wanted || end.is_none_or(|end| end > there) {
             return Err(invalid(format!(
-                "an in-flight region for {queues} queues of {size} entries needs {wanted} bytes, \
-                 which {} bytes at offset {} of a file of {there} bytes do not hold",
-                message.mmap_size, message.mmap_offset
+                "an in-flight region for {queues} queues of {size} entries needs {}, \
+                 which {} at offset {} of a file of {} do not hold",
+                in_words(wanted),
+                in_words(message.mmap_size),
+                message.mmap_offset,
+                in_words(there)
             )));
         }
         let mapping = MmapRegion::from_file(FileOffset::new(file, message.mmap_offset), len)

@@ -24,6 +24,7 @@ use super::requests::SlowRequests;
 use super::watcher::WatchedView;
 use super::{Backend, ViewConfig, ViewHooks};
 use crate::event_flag::EventFlag;
+use crate::own_socket;
 use crate::virtio_blk::{Capacity, ConfigSpace};
 use crate::wait_set::{Interest, WaitSet};
 
@@ -39,6 +40,8 @@ pub enum SocketError {
         "{path} is in use: another process listens on it; stop that process or choose another path"
     )]
     InUse { path: PathBuf },
+    #[error("{path} is in use by this daemon itself; choose another path")]
+    Own { path: PathBuf },
     #[error("{path} exists and is not a socket; it is left alone, choose another path")]
     NotASocket { path: PathBuf },
     #[error(
@@ -170,6 +173,12 @@ fn remove_stale(path: &Path) -> Result<(), SocketError> {
     };
     if !there.file_type().is_socket() {
         return Err(SocketError::NotASocket {
+            path: path.to_owned(),
+        });
+    }
+    // Not by connecting, which would be a front end to the own view.
+    if own_socket::is_own(path) {
+        return Err(SocketError::Own {
             path: path.to_owned(),
         });
     }

@@ -14,6 +14,7 @@ use super::descriptors;
 use super::dirty_log::{DirtyBitmap, DirtyLog, LogPart};
 use super::vanishing::{Reserved, Watch};
 use crate::event_flag::EventFlag;
+use crate::size::in_words;
 
 /// Most regions at a time; the kernel's vhost has the same limit.
 pub const MAX_REGIONS: usize = 509;
@@ -279,8 +280,9 @@ impl Place {
         }
         let Some(end) = user.checked_add(len) else {
             return Err(invalid(format!(
-                "memory region at {guest:#x}: the front end's address {user:#x} and {len} bytes \
-                 are more than an address space has"
+                "memory region at {guest:#x}: the front end's address {user:#x} and {} \
+                 are more than an address space has",
+                in_words(len)
             )));
         };
         if let Some((other, _)) = others
@@ -296,8 +298,10 @@ impl Place {
         let mapped: u64 = others.iter().map(|(other, _)| other.len).sum();
         if len > BYTES_MAX.saturating_sub(mapped) {
             return Err(invalid(format!(
-                "memory region at {guest:#x} of {len} bytes: a front end may have {BYTES_MAX} \
-                 bytes mapped, and this one has {mapped}"
+                "memory region at {guest:#x} of {}: a front end may have {} mapped, and this one has {}",
+                in_words(len),
+                in_words(BYTES_MAX),
+                in_words(mapped)
             )));
         }
         Ok(())
@@ -321,10 +325,9 @@ fn check_covered(map: &GuestMap, log: &DirtyLog) -> io::Result<()> {
         return Ok(());
     }
     Err(invalid(format!(
-        "the dirty log of {} bytes is too small: guest memory ends at {last:#x}, for which {} \
-         bytes are needed",
-        log.len(),
-        last / (8 * PAGE) + 1
+        "the dirty log of {} is too small: guest memory ends at {last:#x}, for which {} are needed",
+        in_words(log.len()),
+        in_words(last / (8 * PAGE) + 1)
     )))
 }
 

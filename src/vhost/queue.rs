@@ -12,6 +12,7 @@ use super::dirty_log::{DirtyLog, UsedLog};
 use super::memory::{GuestMap, MemoryTable};
 use super::notify::{Call, Notifier};
 use super::worker::{LogSetting, QueueWorker};
+use crate::size::in_words;
 
 /// The ring's parts, as addresses of the front end's process: these stay valid when the
 /// front end replaces the memory table.
@@ -86,9 +87,9 @@ impl QueueState {
             }
             _ => Err(invalid(format!(
                 "the used ring of {} entries is to be logged at {address:#x}, for which the dirty \
-                 log of {} bytes is too small",
+                 log of {} is too small",
                 self.size,
-                log.len()
+                in_words(log.len())
             ))),
         }
     }

@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering}
 use std::sync::{Arc, Once};
 
 use crate::event_flag::EventFlag;
+use crate::size::in_words;
 
 /// Regions that all front ends may have mapped at a time.
 const REGIONS_MAX: usize = 4096;
@@ -78,8 +79,10 @@ impl Reserved {
         match taken {
             Ok(_) => Ok(Self(bytes)),
             Err(now) => Err(io::Error::other(format!(
-                "a memory region of {bytes} bytes: all front ends together may map \
-                 {BYTES_MAX} bytes, and {now} are mapped"
+                "a memory region of {}: all front ends together may map {}, and {} are mapped",
+                in_words(bytes),
+                in_words(BYTES_MAX),
+                in_words(now)
             ))),
         }
     }

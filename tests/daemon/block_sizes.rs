@@ -176,7 +176,7 @@ fn block_sizes_that_do_not_fit_are_refused() {
     let snapshot = "name=s,cow=s.cow,size=8M,chunk-size=512";
     refused(
         &["--logical-block-size", "1K", "--snapshot", snapshot],
-        &["snapshot s", "512 bytes", "1024-byte blocks"],
+        &["snapshot s", "512 bytes", "which have 1 KiB"],
     );
 }
 
@@ -233,14 +233,10 @@ fn a_disk_with_blocks_of_4096_bytes_is_served_in_those() {
         assert!(words.iter().all(|word| text.contains(word)), "{text}");
     };
     let small = ["--logical-block-size", "512"];
-    refused(
-        &world,
-        &small,
-        &["blocks of 4096 bytes", "give 4096 or more"],
-    );
+    refused(&world, &small, &["blocks of 4 KiB", "give 4096 or more"]);
     for chunk in ["512", "2K"] {
         let snapshot = format!("name=s,cow=s.cow,size=8M,chunk-size={chunk}");
-        let words = ["snapshot s", "4096-byte blocks", "larger chunks"];
+        let words = ["snapshot s", "which have 4 KiB", "larger chunks"];
         refused(&world, &["--snapshot", &snapshot], &words);
         assert!(!world.path("s.cow").exists());
     }

@@ -29,6 +29,7 @@ mod merges;
 mod monitor;
 mod origin_growth;
 mod outages;
+mod own_paths;
 #[path = "../common/raw.rs"]
 mod raw;
 mod read_only;

@@ -189,7 +189,7 @@ fn a_disk_that_lost_a_part_of_its_snapshot_is_exported_by_nobody() {
         let output = offline(&world, verb);
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(2), "{verb:?}");
-        let long = format!("{} bytes long", before.len());
+        let long = snapback::size::in_words(before.len());
         // Or, where the volume remembers how large the disk was:
         let told = error.contains(&long) || error.contains("its size was");
         assert!(told, "{verb:?}: {error}");

@@ -132,10 +132,10 @@ fn a_cow_that_was_changed_after_a_clean_stop_is_refused() {
     type Change = fn(&mut Vec<u8>);
     let changes: [(&str, Change); 3] = [
         ("written", |bytes| bytes[20 * CHUNK] ^= 1),
-        ("was 2097152 bytes and is 2101248", |bytes| {
+        ("was 2 MiB and is 2 MiB (2101248 bytes)", |bytes| {
             bytes.resize(bytes.len() + CHUNK, 0);
         }),
-        ("had 2097152", |bytes| bytes.truncate(bytes.len() - CHUNK)),
+        ("had 2 MiB", |bytes| bytes.truncate(bytes.len() - CHUNK)),
     ];
     for (word, change) in changes {
         let field = Field::new();

@@ -54,11 +54,7 @@ fn an_origin_that_was_changed_behind_the_daemons_back() {
     for options in [&[][..], &["--accept-changes"]] {
         world.start_refused(
             options,
-            &[
-                "disk.img has 524288 bytes",
-                "snapshot s is 1048576 bytes long",
-                "--forget s",
-            ],
+            &["disk.img has 512 KiB", "snapshot s has 1 MiB", "--forget s"],
         );
     }
 }
@@ -88,7 +84,7 @@ fn a_known_cow_that_is_missing_or_is_not_the_store() {
         (|b| b[0] = b'X', "not a dm-snapshot COW store"),
         (|b| b[8] = 2, "format version 2"),
         (|b| b[12] = 6, "chunk size is 6 sectors"),
-        (|b| b.truncate(8192), "8192 bytes and had 1048576"),
+        (|b| b.truncate(8192), "8 KiB and had 1 MiB"),
         (|b| b[4104] = 1, "corrupt entry 0"),
     ] {
         let mut bytes = good.clone();
@@ -137,7 +133,7 @@ fn options_that_contradict_the_state_file() {
         ),
         (
             "name=t,cow=t.cow,type=PO,chunk-size=4K",
-            &["chunk-size", "8192 bytes", "4096 bytes"],
+            &["chunk-size", "8 KiB", "4 KiB"],
         ),
     ] {
         let name = format!("snapshot {}", &snapshot[5..6]);

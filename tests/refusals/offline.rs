@@ -181,7 +181,7 @@ fn a_store_is_not_made_over_anything() {
         (&["tiny.cow"], ["tiny.cow", "too small"]),
         (
             &["tiny.cow", "--size", "1M"],
-            ["tiny.cow", "exists with 8192 bytes"],
+            ["tiny.cow", "exists with 8 KiB, not 1 MiB"],
         ),
         // Not even by force while somebody uses it.
         (&["disk.img", "--force"], ["disk.img", "in use by snapback"]),

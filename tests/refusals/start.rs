@@ -257,8 +257,8 @@ fn stores_that_cannot_be_trusted() {
     world.start_refused(
         &with("name=s,cow=bad.cow,chunk-size=8K"),
         &[
-            "chunks of 4096 bytes",
-            "not of 8192 as requested",
+            "chunks of 4 KiB",
+            "not of 8 KiB as requested",
             "leave the chunk size out",
         ],
     );

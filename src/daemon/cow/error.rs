@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::io::{Errno, OpenError};
+use crate::size::{exact, in_words};
 use crate::store::{RecordError, StoreError};
 
 /// The messages explain the variants.
@@ -14,13 +15,22 @@ pub enum CowError {
     Used { path: PathBuf, by: String },
     #[error("COW {} does not exist: give size= (or --size) to create it, or check the path", .0.display())]
     Missing(PathBuf),
+    #[error(
+        "COW {} exists with {}, not {}: leave the size out to use it as it is, or give another COW",
+        path.display(), in_words(*has), in_words(*wanted)
+    )]
+    SizeDiffers {
+        path: PathBuf,
+        has: u64,
+        wanted: u64,
+    },
     #[error("COW {} does not exist", .0.display())]
     Gone(PathBuf),
     #[error("COW {} cannot be created: {} is not a directory; give a path in an existing one", path.display(), directory.display())]
     NoDirectory { path: PathBuf, directory: PathBuf },
-    #[error("chunk size {0} bytes: must be a power of two from 512 bytes to 1 GiB")]
+    #[error("chunk size {}: must be a power of two from 512 bytes to 1 GiB", in_words(*.0))]
     ChunkSize(u64),
-    #[error("COW {} has chunks of {found} bytes, not of {asked} as requested: leave the chunk size out, or give another COW", path.display())]
+    #[error("COW {} has chunks of {}, not of {} as requested: leave the chunk size out, or give another COW", path.display(), in_words(*found), in_words(*asked))]
     ChunkSizeDiffers {
         path: PathBuf,
         asked: u64,
@@ -44,12 +54,12 @@ pub enum CowError {
     #[error("COW {} does not hold its store any more: the header is missing", .0.display())]
     StoreGone(PathBuf),
     #[error(
-        "COW {} has {has} bytes and had {had}: it was truncated, behind all data that it holds; enlarge it to {had} bytes \
-         again (truncate -s {had})", path.display()
+        "COW {} has {} and had {}: it was truncated, behind all data that it holds; enlarge it to that size \
+         again (truncate -s {})", path.display(), in_words(*has), in_words(*had), exact(*had)
     )]
     Shrunk { path: PathBuf, has: u64, had: u64 },
     #[error(
-        "COW {} has {has} bytes and had {had}: it was truncated, and {holes}", path.display()
+        "COW {} has {} and had {}: it was truncated, and {holes}", path.display(), in_words(*has), in_words(*had)
     )]
     ShrunkWithHoles {
         path: PathBuf,
@@ -58,13 +68,13 @@ pub enum CowError {
         holes: String,
     },
     #[error(
-        "COW {} has {has} bytes, which a store cannot have: it was truncated. Enlarging it does not bring the lost data \
-         back", path.display()
+        "COW {} has {}, which a store cannot have: it was truncated. Enlarging it does not bring the lost data \
+         back", path.display(), in_words(*has)
     )]
     OddSize { path: PathBuf, has: u64 },
     #[error(
-        "COW {} has blocks of {cow} bytes, and the origin has blocks of {origin} bytes: the COW's blocks must not be \
-         larger; put the COW into a file", path.display()
+        "COW {} has blocks of {}, and the origin has blocks of {}: the COW's blocks must not be \
+         larger; put the COW into a file", path.display(), in_words(*cow), in_words(*origin)
     )]
     LargerBlocks {
         path: PathBuf,

@@ -232,6 +232,7 @@ impl Examination<'_> {
         disk: &mut dyn Disk,
     ) -> Result<(Found, Option<String>), CowError> {
         let file = self.open()?;
+        self.check_has_size(&file)?;
         let cow_block = file.block_size();
         if cow_block > self.origin.block_size {
             return Err(CowError::LargerBlocks {
@@ -252,6 +253,20 @@ impl Examination<'_> {
                 self.check_blank(&open, disk)?;
                 self.blank(open)
             }
+        }
+    }
+
+    /// A new snapshot gets a COW of the size that was asked for, or none. At a start the size
+    /// is for a file that has to be made: the store may have been enlarged since.
+    fn check_has_size(&self, file: &BlockFile) -> Result<(), CowError> {
+        let asked = self.spec.size.filter(|_| self.purpose == Purpose::New);
+        match asked.filter(|wanted| *wanted != file.size()) {
+            Some(wanted) => Err(CowError::SizeDiffers {
+                path: self.path.to_path_buf(),
+                has: file.size(),
+                wanted,
+            }),
+            None => Ok(()),
         }
     }
 

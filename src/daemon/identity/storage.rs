@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::device_names::DeviceNames;
 use crate::io::{BlockFile, Identity};
+use crate::size::in_words;
 
 /// A file time as `stat` returns it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -231,7 +232,11 @@ impl StorageIdentity {
     }
 
     fn sizes(&self, now: &Self) -> String {
-        format!("its size was {} bytes and is {}", self.size, now.size)
+        format!(
+            "its size was {} and is {}",
+            in_words(self.size),
+            in_words(now.size)
+        )
     }
 }
 

@@ -8,6 +8,7 @@ use rustix::fs::{XattrFlags, getxattr, setxattr};
 use serde::{Deserialize, Serialize};
 
 use crate::daemon::identity::{OriginIdentity, StorageKind, Timestamp};
+use crate::size::in_words;
 
 const ATTRIBUTE: &str = "user.snapback.origin";
 /// Larger than any such record.
@@ -55,8 +56,9 @@ pub fn change(cow: &Path, origin: &OriginIdentity) -> Option<String> {
     let now = Image::of(origin);
     if then.size != now.size {
         return Some(format!(
-            "its size was {} bytes and is {}",
-            then.size, now.size
+            "its size was {} and is {}",
+            in_words(then.size),
+            in_words(now.size)
         ));
     }
     (then.mtime != now.mtime).then(|| "it was written since then, or it is another file".to_owned())

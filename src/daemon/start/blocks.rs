@@ -3,6 +3,7 @@
 
 use crate::daemon::state::{BlockSizes, VolumeState};
 use crate::io::Limits;
+use crate::size::in_words;
 use crate::units::SECTOR_SHIFT;
 use crate::virtio_blk::{MAX_WRITE_ZEROES_SECTORS, Topology};
 
@@ -27,18 +28,21 @@ pub enum BlockSizeError {
         most: u32,
     },
     #[error(
-        "--logical-block-size {asked}: the device {path} has blocks of {has} bytes, and smaller ones cannot be written; \
-         give {has} or more, or leave the option out"
+        "--logical-block-size {asked}: the device {path} has blocks of {}, and smaller ones cannot be written; \
+         give {has} or more, or leave the option out",
+        in_words(*has)
     )]
     BelowDevice { path: String, asked: u32, has: u32 },
     #[error(
-        "--logical-block-size {asked}: {path} has {size} bytes, which are not a multiple of it; give a smaller block \
-         size, or enlarge the file first (truncate -s %{asked})"
+        "--logical-block-size {asked}: {path} has {}, which is not a multiple of it; give a smaller block \
+         size, or enlarge the file first (truncate -s %{asked})",
+        in_words(*size)
     )]
     OriginSize { path: String, asked: u32, size: u64 },
     #[error(
-        "--logical-block-size {asked}: snapshot {name} is {length} bytes long, which is not a multiple of it; give a \
-         smaller block size, or remove the snapshot first"
+        "--logical-block-size {asked}: snapshot {name} has {}, which is not a multiple of it; give a \
+         smaller block size, or remove the snapshot first",
+        in_words(*length)
     )]
     SnapshotLength {
         name: String,
@@ -46,18 +50,21 @@ pub enum BlockSizeError {
         length: u64,
     },
     #[error(
-        "--physical-block-size {physical} is smaller than the logical block size, {logical} bytes; give {logical} or more, \
-         or leave the option out"
+        "--physical-block-size {physical} is smaller than the logical block size, {}; give {logical} or more, \
+         or leave the option out",
+        in_words(*logical)
     )]
     PhysicalBelowLogical { physical: u32, logical: u32 },
     #[error(
-        "--discard-granularity {granularity} is smaller than the logical block size, {logical} bytes; give {logical} or \
-         more, or leave the option out"
+        "--discard-granularity {granularity} is smaller than the logical block size, {}; give {logical} or \
+         more, or leave the option out",
+        in_words(*logical)
     )]
     GranularityBelowLogical { granularity: u32, logical: u32 },
     #[error(
-        "--opt-io {opt_io} is not a multiple of the logical block size, {logical} bytes; give a multiple of it, or 0 for \
-         none"
+        "--opt-io {opt_io} is not a multiple of the logical block size, {}; give a multiple of it, or 0 for \
+         none",
+        in_words(*logical)
     )]
     OptIo { opt_io: u32, logical: u32 },
 }
@@ -186,8 +193,10 @@ pub fn remark(before: &BlockSizes, state: &VolumeState, own: u32, now: u32) -> O
     let then = before.logical.unwrap_or(own);
     (then != now && state.guest_attached).then(|| {
         format!(
-            "the logical block size is {now} bytes from now on, and was {then}: a guest that was attached meanwhile \
-             does not know that. Restart it, or go back with --logical-block-size {then}"
+            "the logical block size is {} from now on, and was {}: a guest that was attached meanwhile \
+             does not know that. Restart it, or go back with --logical-block-size {then}",
+            in_words(now),
+            in_words(then)
         )
     })
 }

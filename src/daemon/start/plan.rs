@@ -10,6 +10,7 @@ use crate::daemon::identity::{OriginIdentity, same_path};
 pub use crate::daemon::plan_error::PlanError;
 use crate::daemon::provenance::placement::{Location, Placement};
 use crate::daemon::state::{MarkedAs, MergeRecord, SnapshotRecord, VolumeState};
+use crate::size::in_words;
 use crate::units::SECTOR_SIZE;
 
 /// Where a snapshot of the plan comes from.
@@ -306,9 +307,7 @@ fn agree(recorded: &SnapshotSpec, asked: &SnapshotSpec) -> Result<(), PlanError>
         );
     }
     match (recorded.chunk_size, asked.chunk_size) {
-        (Some(r), Some(a)) if r != a => {
-            contradiction("chunk-size", format!("{r} bytes"), format!("{a} bytes"))
-        }
+        (Some(r), Some(a)) if r != a => contradiction("chunk-size", in_words(r), in_words(a)),
         _ => Ok(()),
     }
 }

@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::size::in_words;
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
 
@@ -26,7 +27,7 @@ pub enum Step {
 pub enum FileError {
     #[error("{path} is in use by another process")]
     InUse { path: PathBuf },
-    #[error("{path} has {size} bytes, which is too large for a state file")]
+    #[error("{path} has {}, which is too large for a state file", in_words(*size))]
     TooLarge { path: PathBuf, size: u64 },
     #[error(
         "{path} was moved or replaced while it was in use, so nothing can be recorded: move it, or the folder that it was in, \

@@ -329,7 +329,22 @@ impl LiveVolume {
                 ));
             }
         }
+        if spec.socket.as_ref() == Some(&spec.cow) {
+            return bad(format!(
+                "snapshot {name}: {} is both its COW and its socket: give each a path of its own",
+                spec.cow
+            ));
+        }
         let state = lock(&self.state);
+        let own = state
+            .path()
+            .is_some_and(|own| same_path(&own.to_string_lossy(), &spec.cow));
+        if own {
+            return bad(format!(
+                "snapshot {name}: {} is the state file of the disk: give the snapshot a file or device of its own",
+                spec.cow
+            ));
+        }
         if let Some(merge) = &state.state().merge {
             return Err(conflict(format!(
                 "snapshot {name}: the merge of {} is running, and the origin is not complete until it ends; wait for it \

@@ -5,6 +5,7 @@ use crate::daemon::state::StateError;
 use crate::daemon::volume::{LiveVolume, conflict, lock};
 use crate::engine::{ControlRequest, SnapshotId, SnapshotState};
 use crate::io::{BlockFile, DeviceId, OpenError};
+use crate::size::in_words;
 use crate::units::SECTOR_SIZE;
 
 impl LiveVolume {
@@ -36,7 +37,7 @@ impl LiveVolume {
         };
         self.drive(&mut ops, request)
             .map_err(|e| ApiError::new(ErrorKind::Io, format!("snapshot {name}: {e}")))?;
-        tracing::info!(snapshot = %name, size, "COW enlarged");
+        tracing::info!(snapshot = %name, size = %in_words(size), "COW enlarged");
         Ok(())
     }
 
@@ -92,6 +93,7 @@ pub const fn refusal_kind(error: &OpenError) -> ErrorKind {
         | OpenError::WrongType { .. }
         | OpenError::TooSmall { .. }
         | OpenError::InUse { .. }
+        | OpenError::OwnUse { .. }
         | OpenError::DeviceBusy { .. }
         | OpenError::Denied { .. }
         | OpenError::WriteProtected { .. }

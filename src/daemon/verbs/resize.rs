@@ -8,6 +8,7 @@ use crate::daemon::volume::views::ServedView;
 use crate::daemon::volume::{LiveVolume, conflict, lock};
 use crate::engine::ControlRequest;
 use crate::io::{BlockFile, OpenError};
+use crate::size::in_words;
 use crate::units::SECTOR_SIZE;
 
 impl LiveVolume {
@@ -41,7 +42,7 @@ impl LiveVolume {
             let sectors = size / SECTOR_SIZE;
             self.drive(&mut ops, ControlRequest::ResizeOrigin { sectors })
                 .map_err(|e| ApiError::new(ErrorKind::Io, e.to_string()))?;
-            tracing::info!(before, size, "the disk was enlarged");
+            tracing::info!(before = %in_words(before), size = %in_words(size), "the disk was enlarged");
             self.events.publish(None, EventKind::OriginResized { size });
         }
         let (told, untold) = self.show_size(size / SECTOR_SIZE);
@@ -75,8 +76,10 @@ impl LiveVolume {
             return Err(ApiError::new(
                 ErrorKind::BadRequest,
                 format!(
-                    "{}: {to} bytes are not a multiple of its block size, {block} bytes",
-                    path()
+                    "{}: {} is not a multiple of its block size, {}",
+                    path(),
+                    in_words(to),
+                    in_words(block)
                 ),
             ));
         }
@@ -85,9 +88,11 @@ impl LiveVolume {
             return Err(ApiError::new(
                 ErrorKind::Io,
                 format!(
-                    "{} was cut to {now} bytes while it was served with {before}; bring the file \
-                     back from a copy that is whole",
-                    path()
+                    "{} was cut to {} while it was served with {}; bring the file back from a copy \
+                     that is whole",
+                    path(),
+                    in_words(now),
+                    in_words(before)
                 ),
             ));
         }
@@ -95,9 +100,10 @@ impl LiveVolume {
             return match now.is_multiple_of(block) {
                 true => file.extend(now).map_err(|e| refused(&e)),
                 false => Err(conflict(format!(
-                    "{} has {now} bytes, which are not a multiple of its block size, {block} bytes; \
-                     give the new size",
-                    path()
+                    "{} has {}, which is not a multiple of its block size, {}; give the new size",
+                    path(),
+                    in_words(now),
+                    in_words(block)
                 ))),
             };
         };

@@ -14,6 +14,8 @@ use std::time::Duration;
 use crate::engine::{Command, Request, Status, Wake};
 use crate::event_flag::EventFlag;
 use crate::io::{Buffer, Disk, Errno, Tag};
+use crate::size::in_words;
+use crate::units::SECTOR_SIZE;
 use crate::vhost::{
     Backend, Requests, SlowRequests, Start, ViewConfig, ViewHooks, ViewServer, ViewSocket,
 };
@@ -305,14 +307,14 @@ impl Requests for Nothing {
 /// What a guest does not expect to change, in words.
 fn describe(device: &BlkDevice) -> String {
     format!(
-        "a {} disk with blocks of {} bytes, discards of up to {} sectors and the serial {}",
+        "a {} disk with blocks of {}, discards of up to {} and the serial {}",
         if device.read_only {
             "read-only"
         } else {
             "writable"
         },
-        device.topology.logical,
-        device.max_discard_sectors,
+        in_words(device.topology.logical),
+        in_words(u64::from(device.max_discard_sectors) * SECTOR_SIZE),
         device.serial
     )
 }

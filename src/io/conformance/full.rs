@@ -64,7 +64,9 @@ pub(super) fn full_file_system_gives_enospc(engine: IoEngine) {
         error,
         OpenError::NoSpace {
             path: path.clone(),
-            size: 1 << 20
+            size: 1 << 20,
+            // The other file has taken everything.
+            free: Some(0),
         }
     );
     assert!(!path.exists());
