@@ -20,6 +20,7 @@ needed=(
     curl:curl
     rsync:rsync
     losetup:mount
+    groff:groff
 )
 
 PATH=$PATH:/usr/sbin:/sbin

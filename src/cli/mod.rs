@@ -12,6 +12,7 @@ mod doubts;
 mod dump;
 mod events;
 mod export;
+mod generate;
 mod grow;
 mod interrupt;
 mod logging;
@@ -34,7 +35,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::control::render::printable;
 use outcome::{CliError, Outcome};
@@ -43,7 +44,7 @@ use outcome::{CliError, Outcome};
 #[derive(Debug, Parser)]
 #[command(
     name = "snapback",
-    version,
+    version = env!("SNAPBACK_VERSION"),
     max_term_width = 100,
     arg_required_else_help = true
 )]
@@ -102,6 +103,8 @@ enum Verb {
     Dump(dump::Dump),
     Export(export::Export),
     Diff(diff::Diff),
+    #[command(hide = true)]
+    Generate(generate::Generate),
 }
 
 /// The answer that QEMU's and libvirt's back-end conventions expect.
@@ -153,6 +156,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             Verb::Dump(verb) => verb.run(),
             Verb::Export(verb) => verb.run(),
             Verb::Diff(verb) => verb.run(),
+            Verb::Generate(verb) => verb.run(Cli::command()),
         }),
     )
 }
