@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::events::EventLog;
+use super::view_io::ViewIo;
 
 /// The COW store's kind, as in a device-mapper table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -340,6 +341,9 @@ pub struct ViewStatus {
     /// Requests of its guest that have been under way for seconds.
     #[serde(default)]
     pub slow_io: Option<SlowIo>,
+    /// What its guests have done since the daemon started to serve it.
+    #[serde(default)]
+    pub io: ViewIo,
 }
 
 /// Requests of a guest that take long.

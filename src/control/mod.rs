@@ -14,6 +14,7 @@ pub mod server;
 mod socket;
 mod utc;
 mod verbs;
+pub mod view_io;
 
 pub use client::{Client, ClientError};
 pub use server::ControlServer;

@@ -1,3 +1,4 @@
+use super::super::view_io::ViewIo;
 use super::*;
 use crate::control::api::StoreType;
 use crate::control::api::{MergeOutcome, OriginStatus};
@@ -31,6 +32,7 @@ fn view(snapshot: Option<&str>, kind: ViewKind, socket: &str, attached: bool) ->
         waiting: 0,
         read_only: false,
         slow_io: None,
+        io: ViewIo::default(),
     }
 }
 

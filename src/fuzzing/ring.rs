@@ -110,6 +110,7 @@ impl World {
             leave: Arc::new(EventFlag::new().unwrap()),
             log: Arc::default(),
             marks: None,
+            counters: Arc::default(),
             dirty: LogSetting::default(),
         };
         SteppedWorker::new(setup).ok()

@@ -172,6 +172,7 @@ fn connect(input: &mut Input<'_>, means: Means, volume: &Volume) -> Served {
         leave: Arc::new(EventFlag::new().unwrap()),
         log: Arc::default(),
         watched: None,
+        counters: Arc::default(),
         last_left: false,
     });
     let handler = Arc::new(Mutex::new(handler.unwrap()));

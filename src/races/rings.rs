@@ -254,6 +254,7 @@ fn handler(volume: &Volume, memory: &File) -> Handler {
         leave: Arc::new(EventFlag::new().unwrap()),
         log: Arc::default(),
         watched: None,
+        counters: Arc::default(),
         last_left: false,
     })
     .unwrap();

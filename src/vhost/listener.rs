@@ -18,6 +18,7 @@ use tracing::warn;
 use super::back_channel::BackChannel;
 use super::client::{self, Caller};
 use super::connection::{Ending, serve};
+use super::counters::{ViewCounters, ViewTotals};
 use super::handler::{Handler, ViewContext};
 use super::lobby::Lobby;
 use super::requests::SlowRequests;
@@ -236,6 +237,7 @@ pub struct ViewServer {
     /// Closed when the thread ends.
     ended: mpsc::Receiver<()>,
     watched: Arc<WatchedView>,
+    counters: Arc<ViewCounters>,
 }
 
 struct Shared {
@@ -284,6 +286,7 @@ impl ViewServer {
         space.set_writeback(!config.write_through);
         let space = Arc::new(space);
         let watched = Arc::new(WatchedView::new(Arc::clone(&hooks)));
+        let counters = Arc::<ViewCounters>::default();
         let view = ViewContext {
             space: Arc::clone(&space),
             back_channel: Arc::clone(&back_channel),
@@ -293,6 +296,7 @@ impl ViewServer {
             leave: Arc::clone(&shared.stop),
             log: Arc::default(),
             watched: Some(Arc::clone(&watched)),
+            counters: Arc::clone(&counters),
             last_left: false,
         };
         let thread = std::thread::Builder::new()
@@ -310,6 +314,7 @@ impl ViewServer {
             thread: Some(thread),
             ended,
             watched,
+            counters,
         })
     }
 
@@ -334,6 +339,11 @@ impl ViewServer {
     /// The requests that take long.
     pub fn slow(&self) -> Option<SlowRequests> {
         self.watched.slow()
+    }
+
+    /// What the queues have counted, of all front ends.
+    pub fn totals(&self) -> ViewTotals {
+        self.counters.totals()
     }
 
     /// Front ends that wait until the one that is served leaves.

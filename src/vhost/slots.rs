@@ -3,6 +3,7 @@
 
 use super::guest::GuestData;
 use super::ring::Taken;
+use super::tally::Begun;
 use crate::engine::{Patch, Request, Slot, SlotData, SlotRange};
 use crate::io::{Buffer, OpKind, Zeroing};
 use crate::units::byte_count;
@@ -23,6 +24,8 @@ pub struct InFlight {
     pub progress: Progress,
     /// Bytes that it counts for in the memory of its queue.
     pub held: u64,
+    /// What is counted of it.
+    pub begun: Begun,
 }
 
 impl InFlight {

@@ -8,13 +8,14 @@ use crate::common::volume::Volume;
 use crate::driver::Driver;
 use crate::{BATCHES, SECTORS};
 
-/// What a request goes through: it is taken and parsed, decided, submitted, and answered.
+/// What a request goes through: it is taken and parsed, decided, submitted, answered, and counted.
 /// What happens once for several requests depends on when the threads end them.
-const STEPS: [&str; 4] = [
+const STEPS: [&str; 5] = [
     "*vhost::ring::Ring::take_available*",
     "*Worker*::accept_taken*",
     "*Worker*::execute*",
     "*engine::port::Port::io_done*",
+    "*Tally::count_answered*",
 ];
 const DEPTH: usize = 32;
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::control::api::{
     MergeStatus, OriginStatus, SnapshotStatus, State, ViewKind, ViewStatus, VolumeStatus,
 };
+use crate::control::view_io::ViewIo;
 use crate::daemon::state::{StateFile, VolumeState};
 use crate::daemon::volume::events::retry;
 use crate::daemon::volume::views::ServedView;
@@ -14,6 +15,7 @@ use crate::engine::{EngineStatus, SnapshotState, SnapshotStatus as EngineSnapsho
 use crate::merger::Merger;
 use crate::store::Usage;
 use crate::units::SECTOR_SIZE;
+use crate::vhost::{Operation, OperationTotals, ViewTotals};
 
 /// How long the status waits while the state file is written.
 const STATE_PATIENCE: Duration = Duration::from_millis(400);
@@ -112,6 +114,7 @@ pub fn views(tables: &Tables) -> Vec<ViewStatus> {
         waiting: view.waiting(),
         read_only: view.read_only,
         slow_io: view.slow_io(),
+        io: io(&view.totals()),
     };
     let origin_kind = match merging {
         Some(_) => ViewKind::Merge,
@@ -128,6 +131,33 @@ pub fn views(tables: &Tables) -> Vec<ViewStatus> {
         views.extend(view.map(|view| status(view, Some(snapshot), kind)));
     }
     views
+}
+
+fn io(totals: &ViewTotals) -> ViewIo {
+    let of = |operation| totals.operation(operation);
+    let all = || Operation::ALL.into_iter().map(of);
+    let micros = |totals: &OperationTotals| totals.nanoseconds / 1000;
+    let (reads, writes) = (of(Operation::Read), of(Operation::Write));
+    let (zeroes, discards) = (of(Operation::WriteZeroes), of(Operation::Discard));
+    let flushes = of(Operation::Flush);
+    ViewIo {
+        reads: reads.requests(),
+        writes: writes.requests(),
+        write_zeroes: zeroes.requests(),
+        discards: discards.requests(),
+        flushes: flushes.requests(),
+        others: of(Operation::GetId).requests() + of(Operation::Other).requests(),
+        read_bytes: reads.bytes,
+        write_bytes: writes.bytes,
+        write_zeroes_bytes: zeroes.bytes,
+        discard_bytes: discards.bytes,
+        errors: all().map(|of| of.errors.iter().sum::<u64>()).sum(),
+        in_flight: totals.in_flight,
+        latency_us_sum: all().map(|of| of.nanoseconds).sum::<u64>() / 1000,
+        read_latency_us_sum: micros(&reads),
+        write_latency_us_sum: micros(&writes),
+        flush_latency_us_sum: micros(&flushes),
+    }
 }
 
 fn snapshot_status(

@@ -15,7 +15,7 @@ use crate::engine::{Engine, PortRole, RequestKind, ViewId, Wake};
 use crate::io::{Devices, Disk, IoEngine, open_disk};
 use crate::vhost::{
     Backend, Requests, SlowRequests, SocketError, Start, ViewConfig, ViewHooks, ViewServer,
-    ViewSocket,
+    ViewSocket, ViewTotals,
 };
 use crate::virtio_blk::{BlkDevice, Capacity, MAX_WRITE_ZEROES_SECTORS, Topology};
 
@@ -186,6 +186,11 @@ impl ServedView {
     /// The requests of its guest that take long.
     pub fn slow_io(&self) -> Option<SlowIo> {
         self.server.slow().map(slow_io)
+    }
+
+    /// What its guests have done.
+    pub fn totals(&self) -> ViewTotals {
+        self.server.totals()
     }
 
     /// The guest is in its firmware or boot loader.

@@ -18,6 +18,7 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use super::back_channel::BackChannel;
+use super::counters::ViewCounters;
 use super::inflight::{InflightQueue, InflightRegion};
 use super::memory::MemoryTable;
 use super::queue::QueueState;
@@ -48,6 +49,7 @@ pub struct ViewContext {
     pub log: Arc<ViewLog>,
     /// `None`: nobody looks for requests that take long.
     pub watched: Option<Arc<WatchedView>>,
+    pub counters: Arc<ViewCounters>,
     /// The last front end is known to have disconnected by itself.
     pub last_left: bool,
 }
@@ -282,6 +284,7 @@ impl Handler {
             leave: Arc::clone(&self.view.leave),
             log: Arc::clone(&self.view.log),
             marks,
+            counters: self.view.counters.queue(index),
             dirty,
         })?);
         self.view.hooks.ring_started();

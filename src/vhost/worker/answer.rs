@@ -7,10 +7,11 @@ use vm_memory::{Bytes, GuestAddress};
 use super::Worker;
 use crate::engine::{Execution, RequestKind, Slot, Status};
 use crate::io::{Done, Errno, Op, OpKind};
+use crate::vhost::counters::ErrorCause;
 use crate::vhost::ring::Taken;
 use crate::vhost::ring_fault::RingFault;
 use crate::vhost::slots::RequestData;
-use crate::virtio_blk::BlkStatus;
+use crate::vhost::tally::{Begun, Outcome};
 
 impl Worker {
     /// Carries out the engine's commands, and those for the next windows of requests.
@@ -84,20 +85,26 @@ impl Worker {
         if let Some(marks) = &self.marks {
             marks.end(slot);
         }
-        let (code, len) = match status {
+        let (outcome, len) = match status {
             Status::Ok if request.has_more() => {
                 self.undone = true;
                 return;
             }
-            Status::Ok => (BlkStatus::Ok, request.written),
+            Status::Ok => (Outcome::Done, request.written),
             // It may have failed only because it was abandoned.
             Status::IoError if self.abandoning => {
                 self.undone = true;
                 return;
             }
-            Status::IoError => (BlkStatus::IoErr, 1),
+            Status::IoError => (Outcome::Failed(ErrorCause::Io), 1),
         };
-        self.answer(request.head, Some(request.status), code, len);
+        self.answer(
+            request.head,
+            Some(request.status),
+            outcome,
+            len,
+            request.begun,
+        );
     }
 
     /// The only place where a head goes back: status byte, then used ring. If the status
@@ -106,15 +113,18 @@ impl Worker {
         &mut self,
         head: Taken,
         status: Option<GuestAddress>,
-        code: BlkStatus,
+        outcome: Outcome,
         len: u32,
+        begun: Begun,
     ) {
         if self.silent {
             self.undone = true;
             return;
         }
+        self.tally.answered(begun, outcome);
         let map = &**self.ring.hold().map;
-        let told = status.is_some_and(|address| map.write_obj(code.byte(), address).is_ok());
+        let code = outcome.code().byte();
+        let told = status.is_some_and(|address| map.write_obj(code, address).is_ok());
         let pushed = self.ring.give_back(head, if told { len } else { 0 });
         self.check(pushed);
     }
@@ -130,6 +140,7 @@ impl Worker {
         if std::mem::replace(&mut self.broken, true) {
             return;
         }
+        self.tally.ring_fault();
         self.log.error(format_args!(
             "{}: the guest's ring is malformed and has been stopped: {fault}",
             self.name

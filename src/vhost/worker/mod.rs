@@ -20,12 +20,14 @@ use std::time::Instant;
 
 use virtio_queue::{Queue, QueueT};
 
+use super::counters::QueueCounters;
 use super::dirty_log::UsedLog;
 use super::inflight::InflightQueue;
 use super::memory::WatchedMap;
 use super::notify::{Call, Notifier};
 use super::ring::{Ring, Taken};
 use super::slots::Slots;
+use super::tally::Tally;
 use super::view_log::ViewLog;
 use super::watcher::Marks;
 use super::{Backend, Requests};
@@ -63,6 +65,8 @@ pub struct QueueSetup {
     pub log: Arc<ViewLog>,
     /// Where requests are marked as under way.
     pub marks: Option<Arc<Marks>>,
+    /// Where requests are counted; no other worker writes there.
+    pub counters: Arc<QueueCounters>,
     pub dirty: LogSetting,
 }
 
@@ -217,6 +221,7 @@ struct Worker {
     leave: Arc<EventFlag>,
     log: Arc<ViewLog>,
     marks: Option<Arc<Marks>>,
+    tally: Tally,
     hung_up: Arc<AtomicBool>,
     /// Heads that an earlier worker took and did not give back.
     replay: Vec<u16>,

@@ -14,6 +14,7 @@ use crate::vhost::descriptors;
 use crate::vhost::guest::MemoryHold;
 use crate::vhost::ring::Ring;
 use crate::vhost::slots::Slots;
+use crate::vhost::tally::Tally;
 use crate::vhost::vanishing;
 
 /// How long the requests under way may take when the daemon ends. Those that are not done
@@ -62,6 +63,7 @@ impl Worker {
             leave: setup.leave,
             log: setup.log,
             marks: setup.marks,
+            tally: Tally::new(setup.counters, count),
             hung_up,
             replay,
             stopping: false,
@@ -131,7 +133,7 @@ impl Worker {
     ///
     /// 1. take available heads, 2. carry out commands, 3. submit operations to the
     ///    kernel (if that is not left to the sleep) and pass completions to the engine,
-    ///    4. publish all answers at once.
+    ///    4. count and publish all answers at once.
     pub(super) fn step(&mut self) -> bool {
         self.look_for_stop();
         let mut progress = self.take() > 0;
@@ -172,6 +174,7 @@ impl Worker {
             }
         }
         self.look_for_memory();
+        self.tally.count_answered(!self.silent, self.slots.taken());
         if !self.silent {
             match self.ring.publish() {
                 Ok(true) => self.signal(),

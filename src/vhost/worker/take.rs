@@ -7,12 +7,14 @@ use tracing::debug;
 use super::Worker;
 use crate::engine::{Request, RequestKind, Slot, Weight};
 use crate::vhost::Requests;
+use crate::vhost::counters::ErrorCause;
 use crate::vhost::guest::GuestData;
 use crate::vhost::ring::Taken;
 use crate::vhost::ring_fault::RingFault;
 use crate::vhost::slots::{InFlight, Progress, RequestData};
+use crate::vhost::tally::Outcome;
 use crate::vhost::watcher::Watcher;
-use crate::virtio_blk::{Action, BlkDevice, BlkRequest, BlkStatus, Refused, parse};
+use crate::virtio_blk::{Action, BlkDevice, BlkRequest, Refused, parse};
 
 /// Memory in bytes that the requests of a queue may take. A request that finds less than
 /// this taken goes ahead, and counts until it ends; those after it stay on the ring.
@@ -123,6 +125,9 @@ impl Worker {
                 .sum::<u64>();
         }
         let count = taken.len();
+        if count > 0 {
+            self.tally.takes();
+        }
         for (head, parsed, weight) in taken.drain(..) {
             match parsed {
                 Ok(request) => self.accept(head, request, weight),
@@ -134,13 +139,17 @@ impl Worker {
                     } else {
                         refused.status
                     };
-                    self.answer(head, status, refused.code, 1);
+                    let outcome = Outcome::refused(refused.code);
+                    self.answer(head, status, outcome, 1, self.tally.refused());
                 }
             }
         }
         self.taken = taken;
-        if count > 0 && self.marks.is_some() {
-            Watcher::get().wake();
+        if count > 0 {
+            self.tally.set_in_flight(self.slots.taken());
+            if self.marks.is_some() {
+                Watcher::get().wake();
+            }
         }
         if let Err(fault) = result {
             self.fault(&fault);
@@ -158,9 +167,11 @@ impl Worker {
     /// False if it has ended already.
     fn begin(&mut self, head: Taken, request: BlkRequest, weight: Weight) -> bool {
         let status = Some(request.status);
+        let begun = self.tally.begun(&request);
         let Some(data) = GuestData::map(self.ring.hold(), &request.data) else {
             debug!("{}: refused: data outside guest memory", self.name);
-            self.answer(head, status, BlkStatus::IoErr, 1);
+            let outcome = Outcome::Failed(ErrorCause::Invalid);
+            self.answer(head, status, outcome, 1, begun);
             return false;
         };
         let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
@@ -191,7 +202,7 @@ impl Worker {
                     data.mark_written(copied);
                 }
                 let written = u32::try_from(copied).unwrap_or(0).saturating_add(1);
-                self.answer(head, status, BlkStatus::Ok, written);
+                self.answer(head, status, Outcome::Done, written, begun);
                 return false;
             }
         };
@@ -213,10 +224,12 @@ impl Worker {
             written,
             progress: Progress::new(whole, weight.window),
             held: weight.bytes,
+            begun,
         };
         let Some(slot) = self.slots.insert(in_flight) else {
             // The ring never gives more requests than there are slots.
-            self.answer(head, status, BlkStatus::IoErr, 1);
+            let outcome = Outcome::Failed(ErrorCause::Io);
+            self.answer(head, status, outcome, 1, begun);
             return false;
         };
         self.hand_in(slot);
