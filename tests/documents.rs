@@ -255,3 +255,23 @@ fn what_does_not_exist_is_found() {
         assert_eq!(found(text), [fault], "{text}");
     }
 }
+
+#[test]
+fn every_document_is_in_the_index_and_in_the_book() {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+    let read = |name: &str| fs::read_to_string(docs.join(name)).unwrap();
+    let (index, book) = (read("README.md"), read("SUMMARY.md"));
+    let mut missing = Vec::new();
+    for entry in fs::read_dir(&docs).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        if !name.ends_with(".md") || name == "README.md" || name == "SUMMARY.md" {
+            continue;
+        }
+        for (list, text) in [("README.md", &index), ("SUMMARY.md", &book)] {
+            if !text.contains(&format!("]({name})")) {
+                missing.push(format!("docs/{list} does not link to {name}"));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
+}
