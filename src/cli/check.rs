@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 
+use super::progress::Progress;
 use super::{CliError, Outcome, output};
 use crate::control::render;
 use crate::daemon;
@@ -56,7 +57,11 @@ impl Check {
     pub fn run(self) -> Result<Outcome, CliError> {
         let (origin, state) = (self.origin.as_deref(), self.state.as_deref());
         let known = daemon::recorded(&self.cow, origin, state)?;
-        let found = offline::check(&self.cow, origin, known.as_ref())?;
+        let mut bar = Progress::new("checking");
+        let found = offline::check_showing(&self.cow, origin, known.as_ref(), |entries| {
+            bar.show_words(format!("{entries} entries read"));
+        })?;
+        bar.end();
         let doubts =
             origin.map_or_else(Vec::new, |origin| daemon::doubts(origin, &self.cow, state));
         if self.json {

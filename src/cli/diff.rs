@@ -98,7 +98,7 @@ impl Diff {
             return files.entries(emit);
         }
         // On a terminal the bar and the rows would overwrite each other.
-        let mut bar = (!std::io::stdout().is_terminal()).then(|| Progress::in_bytes("comparing"));
+        let mut bar = (!std::io::stdout().is_terminal()).then(|| Progress::new("comparing"));
         let show = |done, total| {
             if let Some(bar) = &mut bar {
                 bar.show(done, total);

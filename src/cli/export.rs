@@ -59,7 +59,7 @@ impl Export {
             out: self.out,
             range: self.range,
         };
-        let mut bar = Progress::in_bytes("exporting");
+        let mut bar = Progress::new("exporting");
         let made = offline::export(&options, |done, total| bar.show(done, total))?;
         bar.end();
         output::line(&format!(

@@ -26,8 +26,10 @@ mod rollback;
 mod serve;
 mod snapshot;
 mod snapshot_list;
+mod speed;
 mod status;
 mod store;
+mod terminal;
 mod values;
 mod wait;
 

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use super::progress::Progress;
+use super::progress::{Amount, Progress};
 use super::{CliError, interrupt, output};
 use crate::control::api::{MergeOutcome, MergeStatus, State, VolumeStatus};
 use crate::control::{Client, ClientError, render};
+use crate::units::SECTOR_SIZE;
 
 /// How often the daemon is polled.
 const INTERVAL: Duration = Duration::from_millis(200);
@@ -83,10 +84,7 @@ pub fn until_merged(client: &Client, name: &str, earlier: &Earlier) -> Result<()
                 } else {
                     format!("merging {name}")
                 });
-                bar.show(
-                    merge.chunks_done,
-                    merge.chunks_done.saturating_add(merge.chunks_left),
-                );
+                bar.show_amount(amount(&status, merge));
             }
             Step::Starting => {}
             Step::Done => {
@@ -103,6 +101,28 @@ pub fn until_merged(client: &Client, name: &str, earlier: &Earlier) -> Result<()
         }
         std::thread::sleep(INTERVAL);
     }
+}
+
+/// A merge in bytes.
+pub fn amount(status: &VolumeStatus, merge: &MergeStatus) -> Amount {
+    let merged = status.snapshots.iter().find(|s| s.name == merge.snapshot);
+    let chunk = merged.map_or(0, |s| s.chunk_sectors.saturating_mul(SECTOR_SIZE));
+    let chunks = merge.chunks_done.saturating_add(merge.chunks_left);
+    let moves = !merge.paused && merge.error.is_none();
+    Amount {
+        done: merge.chunks_done.saturating_mul(chunk),
+        total: chunks.saturating_mul(chunk),
+        rate: moves.then_some(merge.bytes_per_second),
+        limit: merge.rate_limit,
+        seconds_left: merge.seconds_left,
+    }
+}
+
+/// Whether both are the same end of a merge; what became of its COW since does not matter.
+fn is_same_end(one: &MergeOutcome, other: Option<&MergeOutcome>) -> bool {
+    other.is_some_and(|other| {
+        (&one.snapshot, one.chunks, &one.error) == (&other.snapshot, other.chunks, &other.error)
+    })
 }
 
 #[derive(Debug, PartialEq)]
@@ -132,7 +152,7 @@ fn judge<'a>(status: &'a VolumeStatus, name: &str, earlier: &Earlier, seen: bool
         .as_ref()
         .filter(|last| last.snapshot == name);
     if let Some(last) = ended
-        && (seen || status.last_merge != earlier.last)
+        && (seen || !is_same_end(last, earlier.last.as_ref()))
     {
         return last.error.as_deref().map_or(Step::Done, failed);
     }
@@ -207,6 +227,7 @@ mod tests {
             chunks_done: 1,
             chunks_left: 2,
             bytes_per_second: 0,
+            rate_limit: None,
             seconds_left: None,
             paused: false,
             error: error.map(str::to_owned),
@@ -219,6 +240,7 @@ mod tests {
             snapshot: "s".to_owned(),
             chunks: 3,
             error: error.map(str::to_owned),
+            cow: None,
         })
     }
 

@@ -301,6 +301,10 @@ pub struct MergeOutcome {
     /// Why it failed for good; `null`: everything is in the origin and the COW
     /// can be removed.
     pub error: Option<String>,
+    /// The COW file of a merge that succeeded: it can be removed. `null` if it is a device,
+    /// and as soon as the file is gone, or was changed or used again.
+    #[serde(default)]
+    pub cow: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -425,6 +429,9 @@ pub struct MergeStatus {
     pub chunks_left: u64,
     /// Average over the last seconds.
     pub bytes_per_second: u64,
+    /// Bytes per second that it may copy; `null`: no limit.
+    #[serde(default)]
+    pub rate_limit: Option<u64>,
     /// `null` while unknown.
     pub seconds_left: Option<u64>,
     pub paused: bool,

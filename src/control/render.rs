@@ -3,7 +3,9 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use super::api::{MergeStatus, SnapshotStatus, State, ViewKind, ViewStatus, VolumeStatus};
+use super::api::{
+    MergeOutcome, MergeStatus, SnapshotStatus, State, ViewKind, ViewStatus, VolumeStatus,
+};
 use crate::size;
 use crate::units::SECTOR_SIZE;
 
@@ -28,19 +30,24 @@ pub fn rollback_lines(status: &VolumeStatus) -> Vec<String> {
     lines
 }
 
-/// For people: the origin, its views, its snapshots, and the operations in progress.
-pub fn human(status: &VolumeStatus) -> String {
+/// The disk in one line.
+pub fn origin_line(status: &VolumeStatus) -> String {
     let origin = &status.origin;
     let access = if origin.read_only {
         "read-only"
     } else {
         "read-write"
     };
-    let mut text = format!(
-        "origin {}, {}, {access}\n",
+    format!(
+        "origin {}, {}, {access}",
         printable(&origin.path),
         size::human(bytes(origin.sectors))
-    );
+    )
+}
+
+/// For people: the origin, its views, its snapshots, and the operations in progress.
+pub fn human(status: &VolumeStatus) -> String {
+    let mut text = origin_line(status) + "\n";
     if !status.views.is_empty() {
         text.push('\n');
         text.push_str(&columns(
@@ -52,9 +59,22 @@ pub fn human(status: &VolumeStatus) -> String {
         text.push('\n');
         text.push_str(&snapshots(&status.snapshots));
     }
-    let mut news = Vec::new();
-    news.extend(status.views.iter().filter_map(slow_line));
-    news.extend(status.merge.as_ref().map(merge_line));
+    let merge = status.merge.as_ref().map(merge_line);
+    let lines: Vec<String> = merge.into_iter().chain(news(status)).collect();
+    if !lines.is_empty() {
+        text.push('\n');
+    }
+    for line in lines {
+        text.push_str(&line);
+        text.push('\n');
+    }
+    text
+}
+
+/// What is out of the ordinary, besides a merge that runs: slow requests, a pending rollback, the
+/// end of the last merge.
+pub fn news(status: &VolumeStatus) -> Vec<String> {
+    let mut news: Vec<String> = status.views.iter().filter_map(slow_line).collect();
     news.extend(rollback_lines(status));
     if status.merge.is_none()
         && let Some(outcome) = &status.last_merge
@@ -64,15 +84,17 @@ pub fn human(status: &VolumeStatus) -> String {
             None => format!("merge of {name}: done, {} chunks", outcome.chunks),
             Some(error) => format!("merge of {name}: failed: {}", printable(error)),
         });
+        news.extend(left_over_line(outcome));
     }
-    if !news.is_empty() {
-        text.push('\n');
-    }
-    for line in news {
-        text.push_str(&line);
-        text.push('\n');
-    }
-    text
+    news
+}
+
+/// The COW that the merge has left.
+fn left_over_line(outcome: &MergeOutcome) -> Option<String> {
+    let cow = printable(outcome.cow.as_deref()?);
+    Some(format!(
+        "{cow} can be removed: all that it kept is in the disk"
+    ))
 }
 
 /// Requests of a view's guest that take long.
@@ -113,6 +135,9 @@ pub fn merge_line(merge: &MergeStatus) -> String {
         line.push_str(", paused");
     } else {
         let _ = write!(line, ", {}/s", size::human(merge.bytes_per_second));
+        if let Some(limit) = merge.rate_limit {
+            let _ = write!(line, " of at most {}/s", size::human(limit));
+        }
         if let Some(seconds) = merge.seconds_left {
             let _ = write!(line, ", {} left", duration(seconds));
         }
@@ -248,7 +273,8 @@ pub fn printable(text: &str) -> String {
         })
 }
 
-fn view_row(view: &ViewStatus) -> Vec<String> {
+/// A view in the columns of the status; the last one is its socket.
+pub fn view_row(view: &ViewStatus) -> Vec<String> {
     let shows = match view.kind {
         ViewKind::Origin => "origin",
         ViewKind::Snapshot => "snapshot",
@@ -286,12 +312,17 @@ fn snapshot_row(s: &SnapshotStatus) -> Vec<String> {
             percent(s.allocated_sectors, s.total_sectors)
         },
         size::exact(bytes(s.chunk_sectors)),
-        match s.defer_entries {
-            true => format!("{} deferred", s.store_type.letters()),
-            false => s.store_type.letters().to_owned(),
-        },
+        type_word(s),
         printable(&s.cow),
     ]
+}
+
+/// The type of a snapshot's store.
+pub fn type_word(s: &SnapshotStatus) -> String {
+    match s.defer_entries {
+        true => format!("{} deferred", s.store_type.letters()),
+        false => s.store_type.letters().to_owned(),
+    }
 }
 
 /// Left-aligned columns with two spaces between them, without trailing spaces.

@@ -59,6 +59,7 @@ fn merge() -> MergeStatus {
         chunks_done: 453,
         chunks_left: 547,
         bytes_per_second: 220_200_960,
+        rate_limit: None,
         seconds_left: Some(75),
         paused: false,
         error: None,
@@ -238,9 +239,17 @@ fn the_end_of_the_last_merge_is_told() {
         snapshot: "s".to_owned(),
         chunks: 7,
         error: None,
+        cow: None,
     };
     status.last_merge = Some(outcome.clone());
     assert!(human(&status).ends_with("\nmerge of s: done, 7 chunks\n"));
+    status.last_merge = Some(MergeOutcome {
+        cow: Some("/vm/s\n.cow".to_owned()),
+        ..outcome.clone()
+    });
+    assert!(human(&status).ends_with(
+        "\nmerge of s: done, 7 chunks\n/vm/s\\n.cow can be removed: all that it kept is in the disk\n"
+    ));
     status.last_merge = Some(MergeOutcome {
         error: Some("I/O error 5".to_owned()),
         ..outcome
@@ -257,6 +266,14 @@ fn a_merge_line_tells_pause_and_failure_instead_of_speed() {
     assert_eq!(
         merge_line(&paused),
         "merge of before: 45.3 % done, 453 of 1000 chunks, paused"
+    );
+    let limited = MergeStatus {
+        rate_limit: Some(314_572_800),
+        ..merge()
+    };
+    assert_eq!(
+        merge_line(&limited),
+        "merge of before: 45.3 % done, 453 of 1000 chunks, 210 MiB/s of at most 300 MiB/s, 1 min 15 s left"
     );
     let failed = MergeStatus {
         error: Some("reading the COW: I/O error".to_owned()),

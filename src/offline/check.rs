@@ -14,6 +14,9 @@ use crate::size::in_words;
 use crate::store::{self, Holes, Log, StoreError, Survey};
 use crate::units::SECTOR_SIZE;
 
+/// The progress is told each time that this many entries were read.
+const PROGRESS_STEP: u64 = 1 << 16;
+
 /// Most examples of each kind of damage.
 const EXAMPLES: usize = 5;
 
@@ -59,6 +62,20 @@ pub fn check(
     origin: Option<&Path>,
     known: Option<&Known>,
 ) -> Result<Check, OfflineError> {
+    check_showing(cow, origin, known, |_| {})
+}
+
+/// As [`check`]; `progress` gets the number of entries that were read. How many there are is
+/// only known at the end.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_showing(
+    cow: &Path,
+    origin: Option<&Path>,
+    known: Option<&Known>,
+    mut progress: impl FnMut(u64),
+) -> Result<Check, OfflineError> {
     let origin = origin
         .map(|path| BlockFile::open(path, OpenOptions::read_only()))
         .transpose()?;
@@ -83,6 +100,10 @@ pub fn check(
         &params,
         &mut |slot, entry, error| {
             entries.push(entry);
+            let read = entries.len() as u64;
+            if read.is_multiple_of(PROGRESS_STEP) {
+                progress(read);
+            }
             if let Some(error) = error {
                 found.loss.entry(slot);
                 found.add(&error);

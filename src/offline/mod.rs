@@ -15,7 +15,7 @@ use crate::size::in_words;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use check::{Check, check};
+pub use check::{Check, check, check_showing};
 pub use create::{CreateOptions, Created, create};
 pub use damage::{Damage, DamageKind, Verdict};
 pub use diff::{Change, Diff, DiffSummary};

@@ -62,6 +62,7 @@ pub fn merging(error: Option<&str>) -> VolumeStatus {
         chunks_done: 1,
         chunks_left: 1,
         bytes_per_second: 4096,
+        rate_limit: None,
         seconds_left: Some(1),
         paused: false,
         error: error.map(str::to_owned),
@@ -79,6 +80,7 @@ pub fn merged() -> VolumeStatus {
         snapshot: "good".to_owned(),
         chunks: 2,
         error: None,
+        cow: Some("/vm/good.cow".to_owned()),
     };
     VolumeStatus {
         snapshots: Vec::new(),

@@ -179,3 +179,52 @@ fn a_merge_that_was_paused_goes_on_offline() {
     assert!(ended.success(), "{ended}");
     assert_same(&world.origin(), &before, "merged offline");
 }
+
+/// The advice to remove a file must not outlive the reason for it.
+#[test]
+fn the_status_shows_the_rate_limit_and_then_the_cow_that_is_left_until_it_is_used_or_gone() {
+    let mut world = World::new();
+    world.start(&["--socket-path", "a.sock"]);
+    let client = world.client();
+    let left_over = || client.status().unwrap().last_merge.unwrap().cow;
+    let cow = world.path("s.cow").to_str().unwrap().to_owned();
+    let merge = |rate| {
+        client.add_snapshot(&world.snapshot("s")).unwrap();
+        wreck(&mut Guest::connect(&world.path("a.sock")), 1);
+        let request = MergeRequest {
+            snapshot: "s".into(),
+            follow: false,
+            rate,
+            now: true,
+        };
+        client.merge(&request).unwrap();
+    };
+    merge(Some(4096));
+    let limit = || client.status().unwrap().merge.unwrap().rate_limit;
+    assert_eq!(limit(), Some(4096));
+    client.set_merge_rate(0).unwrap();
+    assert!(
+        client
+            .status()
+            .unwrap()
+            .merge
+            .is_none_or(|m| m.rate_limit.is_none())
+    );
+    world.merged();
+    assert_eq!(left_over().as_ref(), Some(&cow));
+
+    // Used by another snapshot of this volume.
+    client.add_snapshot(&world.snapshot("s")).unwrap();
+    assert_eq!(left_over(), None);
+    client.remove_snapshot("s").unwrap();
+    assert_eq!(left_over(), None, "it is the COW of a removed snapshot now");
+
+    fs::remove_file(&cow).unwrap();
+    merge(None);
+    world.merged();
+    assert_eq!(left_over().as_ref(), Some(&cow));
+    fs::remove_file(&cow).unwrap();
+    assert_eq!(left_over(), None);
+    fs::write(&cow, "something else").unwrap();
+    assert_eq!(left_over(), None);
+}

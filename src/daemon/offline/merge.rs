@@ -36,8 +36,8 @@ pub struct MergeReport {
 /// How often the progress is reported.
 const TICK: Duration = Duration::from_millis(100);
 
-/// Merges the store at `cow` into `origin`. `progress` gets the number of merged chunks and
-/// the number of all chunks. After any interruption another call continues the merge.
+/// Merges the store at `cow` into `origin`. `progress` gets the bytes of merged chunks and
+/// of all chunks. After any interruption another call continues the merge.
 ///
 /// # Errors
 /// Either file is in use or cannot be opened; the store is invalid, corrupt or
@@ -248,11 +248,18 @@ fn until_merged(
     signals: &Signals,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<MergeReport, DaemonError> {
-    let total = lock(&volume.tables)
-        .merging
-        .as_ref()
-        .map_or(0, |m| m.chunks);
-    progress(0, total);
+    let (total, chunk_bytes) = {
+        let tables = lock(&volume.tables);
+        let merging = tables.merging.as_ref();
+        let snapshot = merging.and_then(|m| tables.snapshot(&m.name));
+        let chunk_bytes = snapshot.map_or(0, |s| s.chunk_size.bytes());
+        (merging.map_or(0, |m| m.chunks), chunk_bytes)
+    };
+    let mut progress = |chunks: u64| {
+        let bytes = |chunks: u64| chunks.saturating_mul(chunk_bytes);
+        progress(bytes(chunks), bytes(total));
+    };
+    progress(0);
     loop {
         notices.process(volume);
         if signals.count() > 0 {
@@ -261,11 +268,11 @@ fn until_merged(
             ));
         }
         match volume.engine.status().merge {
-            Some(merge) => progress(merge.chunks_done, total),
+            Some(merge) => progress(merge.chunks_done),
             None => {
                 // The notice of the end is processed before the stop.
                 notices.process(volume);
-                progress(total, total);
+                progress(total);
                 return Ok(MergeReport { chunks: total });
             }
         }

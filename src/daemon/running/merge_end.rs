@@ -7,6 +7,7 @@ use crate::control::events::EventKind;
 use crate::daemon::cow::OpenRecord;
 use crate::daemon::provenance::marking;
 use crate::daemon::state::{SnapshotRecord, VolumeState};
+use crate::daemon::volume::left_over::LeftOver;
 use crate::daemon::volume::{LiveVolume, Merging, RETRY, lock};
 use crate::engine::SnapshotId;
 
@@ -50,7 +51,8 @@ impl LiveVolume {
             }
             std::thread::sleep(RETRY);
         };
-        self.close_merged(&merging, record.as_ref());
+        let cow = self.close_merged(&merging, record.as_ref());
+        let left_over = cow.and_then(|cow| LeftOver::new(&cow));
         let (name, chunks) = (merging.name, merging.chunks);
         let mut tables = lock(&self.tables);
         self.events
@@ -63,12 +65,14 @@ impl LiveVolume {
             snapshot: name,
             chunks,
             error: None,
+            cow: None,
         });
+        tables.left_over = left_over.map(Arc::new);
         tables.merging = None;
     }
 
-    /// 2 and 3.
-    fn close_merged(&self, merging: &Merging, record: Option<&SnapshotRecord>) {
+    /// 2 and 3. Returns the path of the COW.
+    fn close_merged(&self, merging: &Merging, record: Option<&SnapshotRecord>) -> Option<String> {
         let merged = {
             let mut tables = lock(&self.tables);
             tables.snapshot_by_id_mut(merging.id).map(|m| {
@@ -76,9 +80,7 @@ impl LiveVolume {
                 (m.device, m.spec.cow.clone(), view, m.deferral.take())
             })
         };
-        let Some((device, cow, view, deferral)) = merged else {
-            return;
-        };
+        let (device, cow, view, deferral) = merged?;
         if let Some(view) = view {
             view.stop();
         }
@@ -89,6 +91,7 @@ impl LiveVolume {
         }
         tracing::info!(snapshot = %merging.name, chunks = merging.chunks, %cow,
             "merged: the origin is complete; the COW is not needed any more and can be removed");
+        Some(cow)
     }
 }
 

@@ -7,8 +7,9 @@ use crate::control::api::{
     MergeStatus, OriginStatus, SnapshotStatus, State, ViewKind, ViewStatus, VolumeStatus,
 };
 use crate::control::view_io::ViewIo;
-use crate::daemon::state::{StateFile, VolumeState};
+use crate::daemon::state::{MergeRecord, StateFile, VolumeState};
 use crate::daemon::volume::events::retry;
+use crate::daemon::volume::left_over::LeftOver;
 use crate::daemon::volume::views::ServedView;
 use crate::daemon::volume::{LiveVolume, Snapshot, Tables, lock, lock_within};
 use crate::engine::{EngineStatus, SnapshotState, SnapshotStatus as EngineSnapshot};
@@ -27,12 +28,13 @@ impl LiveVolume {
         let bytes_per_second = lock(&self.merger)
             .as_ref()
             .map_or(0, Merger::bytes_per_second);
-        let (_recorded, state) = self.recorded_state();
+        let (recorded, state) = self.recorded_state();
         let tables = lock(&self.tables);
         let engine = self.engine.status();
         let rollback_at_reset = state.rollback_at_reset.as_ref();
-        let paused = state.merge.as_ref().is_some_and(|r| r.paused);
-        VolumeStatus {
+        let merge = self.merge_status(&tables, &engine, state.merge.as_ref(), bytes_per_second);
+        let left_over = tables.left_over.clone();
+        let mut status = VolumeStatus {
             origin: OriginStatus {
                 path: self.facts.path.clone(),
                 sectors: self.engine.origin_sectors(),
@@ -45,11 +47,20 @@ impl LiveVolume {
                 .iter()
                 .filter_map(|snapshot| snapshot_status(snapshot, &tables, &engine))
                 .collect(),
-            merge: self.merge_status(&tables, &engine, paused, bytes_per_second),
+            merge,
             rollback_at_reset: rollback_at_reset.map(|r| r.snapshot.clone()),
             rollback: Self::pending_rollback(&state, &tables),
             last_merge: tables.last_merge.clone(),
+        };
+        // The file system may take long to answer.
+        drop((tables, recorded));
+        if let Some(last) = &mut status.last_merge {
+            let unused = |left: &&LeftOver| status.snapshots.iter().all(|s| s.cow != left.path());
+            let left_over = left_over.as_deref().filter(unused);
+            let left_over = left_over.filter(|left| left.is_there());
+            last.cow = left_over.map(|left| left.path().to_owned());
         }
+        status
     }
 
     /// The state file's content. While it is written for long: as it was before.
@@ -68,9 +79,10 @@ impl LiveVolume {
         &self,
         tables: &Tables,
         engine: &EngineStatus,
-        paused: bool,
+        record: Option<&MergeRecord>,
         bytes_per_second: u64,
     ) -> Option<MergeStatus> {
+        let paused = record.is_some_and(|r| r.paused);
         let merging = tables.merging.as_ref()?;
         let stopped = engine.merge.as_ref().and_then(|m| m.stopped);
         let error = stopped
@@ -90,6 +102,7 @@ impl LiveVolume {
             chunks_done,
             chunks_left,
             bytes_per_second,
+            rate_limit: record.map(|r| r.rate).filter(|rate| *rate > 0),
             seconds_left: if paused || error.is_some() {
                 None
             } else {

@@ -100,7 +100,9 @@ impl LiveVolume {
             snapshot: merging.name.clone(),
             chunks: merging.chunks,
             error: Some(reason.clone()),
+            cow: None,
         });
+        tables.left_over = None;
         let event = EventKind::MergeFailed {
             reason,
             retry,

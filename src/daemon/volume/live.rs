@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::left_over::LeftOver;
 use super::notice_barrier::NoticeBarrier;
 use super::reset_rule::Postponed;
 use super::undo::Undo;
@@ -104,6 +105,8 @@ pub struct Tables {
     pub origin_views: Vec<ServedView>,
     pub merging: Option<Merging>,
     pub last_merge: Option<MergeOutcome>,
+    /// The COW of that merge, if it ended well.
+    pub left_over: Option<Arc<LeftOver>>,
     /// Why the pending rollback did not happen when a driver started.
     pub postponed: Option<Postponed>,
     /// Changes that failed and are still recorded.

@@ -2,11 +2,12 @@
 //! rollback.
 //!
 //! ```text
-//!  events, pending ─► live ─► views, undo, notice_barrier ─► early, reset_rule, serials
+//!  events, pending ─► live ─► views, undo, left_over, notice_barrier ─► early, reset_rule, serials
 //! ```
 
 pub mod early;
 pub mod events;
+pub mod left_over;
 mod live;
 pub mod notice_barrier;
 mod pending;
