@@ -19,6 +19,13 @@ pub fn watch() {
     let _ = register_signal_handler(Signal::INT.as_raw(), handle);
 }
 
+/// The same for an end by SIGTERM or with the terminal, for verbs that leave a terminal as it was.
+pub fn watch_all() {
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
+        let _ = register_signal_handler(signal.as_raw(), handle);
+    }
+}
+
 /// There was an interruption.
 pub fn happened() -> bool {
     HAPPENED.load(Ordering::Relaxed)

@@ -8,11 +8,11 @@ use super::CliError;
 
 /// Prints `text` as it is.
 pub fn text(text: &str) -> Result<(), CliError> {
-    text_unless_closed(text).map(drop)
+    unless_closed(text).map(drop)
 }
 
 /// Prints `text` as it is; false if the reader has closed the output.
-fn text_unless_closed(text: &str) -> Result<bool, CliError> {
+pub fn unless_closed(text: &str) -> Result<bool, CliError> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => Ok(true),
@@ -28,7 +28,7 @@ pub fn line(line: &str) -> Result<(), CliError> {
 
 /// As [`line`]; false if the reader has closed the output.
 pub fn line_unless_closed(line: &str) -> Result<bool, CliError> {
-    text_unless_closed(&format!("{line}\n"))
+    unless_closed(&format!("{line}\n"))
 }
 
 /// Prints `value` as indented JSON.

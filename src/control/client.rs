@@ -49,8 +49,8 @@ pub enum ClientError {
     Lost { socket: PathBuf, reason: String },
     #[error("the server at {} does not have snapback's API: {reason}", socket.display())]
     Foreign { socket: PathBuf, reason: String },
-    #[error("the daemon at {} did not answer within {} s; it may still carry out the request", .0.display(), ANSWER_TIMEOUT.as_secs())]
-    Slow(PathBuf),
+    #[error("the daemon at {} did not answer within {} s; it may still carry out the request", socket.display(), patience.as_secs())]
+    Slow { socket: PathBuf, patience: Duration },
     #[error("cannot start the client: {0}")]
     Runtime(io::Error),
 }
@@ -60,6 +60,8 @@ pub enum ClientError {
 pub struct Client {
     socket: PathBuf,
     runtime: Runtime,
+    /// How long an answer may take.
+    patience: Duration,
 }
 
 impl Client {
@@ -75,7 +77,14 @@ impl Client {
         Ok(Self {
             socket: socket.to_owned(),
             runtime,
+            patience: ANSWER_TIMEOUT,
         })
+    }
+
+    /// The same client, which waits at most this long for an answer (60 s otherwise).
+    #[must_use]
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// The socket of the daemon.
@@ -199,9 +208,9 @@ impl Client {
         let path = events_path(since, instance) + "&follow=true";
         self.runtime.block_on(async {
             let answer = self.request(Method::GET, &path, String::new());
-            let answer = tokio::time::timeout(ANSWER_TIMEOUT, answer)
+            let answer = tokio::time::timeout(self.patience, answer)
                 .await
-                .map_err(|_| ClientError::Slow(self.socket.clone()))??;
+                .map_err(|_| self.slow())??;
             let status = answer.status();
             let mut body = answer.into_body();
             if !status.is_success() {
@@ -260,13 +269,20 @@ impl Client {
         }
     }
 
+    fn slow(&self) -> ClientError {
+        ClientError::Slow {
+            socket: self.socket.clone(),
+            patience: self.patience,
+        }
+    }
+
     fn call(&self, method: Method, path: &str, body: String) -> Result<Bytes, ClientError> {
         let (status, answer) = self
             .runtime
             .block_on(async {
-                tokio::time::timeout(ANSWER_TIMEOUT, self.exchange(method, path, body)).await
+                tokio::time::timeout(self.patience, self.exchange(method, path, body)).await
             })
-            .map_err(|_| ClientError::Slow(self.socket.clone()))??;
+            .map_err(|_| self.slow())??;
         if status.is_success() {
             Ok(answer)
         } else {

@@ -1,9 +1,10 @@
 //! The control socket: HTTP/1.1 and JSON over a Unix socket.
 //!
 //! [`api`] has the types, [`server`] and [`client`] are the two ends, [`events`] is the log,
-//! and [`render`] and [`narrate`] turn a status and events into text.
+//! and [`render`], [`bar`] and [`narrate`] turn a status and events into text.
 
 pub mod api;
+pub mod bar;
 pub mod client;
 pub mod events;
 mod follow;
@@ -12,7 +13,7 @@ pub mod render;
 mod routes;
 pub mod server;
 mod socket;
-mod utc;
+pub mod utc;
 mod verbs;
 pub mod view_io;
 

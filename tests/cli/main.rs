@@ -7,6 +7,8 @@
 mod events;
 mod fake_volume;
 mod online;
+mod screen;
+mod tmux;
 mod usage;
 
 use std::path::{Path, PathBuf};
@@ -72,7 +74,7 @@ fn assert_done(arguments: &[&str]) -> String {
 struct Daemon {
     notes: Arc<Notes>,
     socket: String,
-    _server: ControlServer,
+    server: Option<ControlServer>,
     dir: tempfile::TempDir,
 }
 
@@ -85,9 +87,21 @@ impl Daemon {
         Self {
             notes,
             socket: path.to_str().unwrap().to_owned(),
-            _server: server,
+            server: Some(server),
             dir,
         }
+    }
+
+    /// It ends; the socket disappears.
+    fn stop(&mut self) {
+        self.server = None;
+    }
+
+    /// Another one at the same socket.
+    fn start_again(&mut self, script: Vec<VolumeStatus>) {
+        self.notes = Arc::new(Notes::new(script));
+        let volume = Arc::clone(&self.notes) as Arc<dyn Volume>;
+        self.server = Some(ControlServer::start(Path::new(&self.socket), volume).unwrap());
     }
 
     fn run(&self, arguments: &[&str]) -> Output {

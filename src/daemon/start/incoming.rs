@@ -159,7 +159,7 @@ impl Incoming {
                 tracing::warn!("{error}; the disk is taken over if nobody has it");
             }
             // It may have agreed.
-            Err(error @ (ClientError::Lost { .. } | ClientError::Slow(_))) => {
+            Err(error @ (ClientError::Lost { .. } | ClientError::Slow { .. })) => {
                 tracing::warn!("{error}");
             }
             Err(error) => {
