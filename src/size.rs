@@ -268,7 +268,7 @@ mod tests {
     #[test]
     fn a_message_loses_no_byte() {
         for (bytes, words) in [
-            (0, "0 bytes"),
+            (0_u64, "0 bytes"),
             (1, "1 byte"),
             (1023, "1023 bytes"),
             (4096, "4 KiB"),

@@ -351,7 +351,7 @@ fn a_body_over_the_limit_is_refused_whether_announced_or_not() {
     for bytes in [announced, chunked.into_bytes()] {
         let (status, error) = refusal(&raw(&served.socket, &bytes));
         assert_eq!(status, "413");
-        assert!(error.message.contains("65536"), "{}", error.message);
+        assert!(error.message.contains("64 KiB"), "{}", error.message);
     }
 }
 
@@ -445,7 +445,7 @@ fn a_second_server_at_a_live_socket_is_refused_by_name() {
     let served = serve_fake();
     let error = ControlServer::start(&served.socket, Arc::new(FakeVolume::default())).unwrap_err();
     assert!(
-        matches!(&error, SocketError::Live(path) if *path == served.socket),
+        matches!(&error, SocketError::Own(path) if *path == served.socket),
         "{error}"
     );
     Client::new(&served.socket).unwrap().status().unwrap();

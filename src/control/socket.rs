@@ -207,7 +207,7 @@ mod tests {
         let path = dir.path().join("c.sock");
         let _bound = BoundSocket::bind(&path).unwrap();
         let error = BoundSocket::bind(&path).unwrap_err();
-        assert!(matches!(error, SocketError::Live(_)));
+        assert!(matches!(error, SocketError::Own(_)));
         assert!(
             error.to_string().contains(path.to_str().unwrap()),
             "{error}"
@@ -232,10 +232,11 @@ mod tests {
         let bound = BoundSocket::bind(&path).unwrap();
         rustix::net::listen(&bound.listener, 0).unwrap();
         let _fills_the_backlog = UnixStream::connect(&path).unwrap();
-        assert!(matches!(
-            BoundSocket::bind(&path),
-            Err(SocketError::Live(_))
-        ));
+        // As another process would see it.
+        let address = SocketAddrUnix::new(&path).unwrap();
+        let probe = unix_socket(&path).unwrap();
+        assert_eq!(rustix::net::connect(&probe, &address), Err(Errno::AGAIN));
+        assert!(matches!(BoundSocket::bind(&path), Err(SocketError::Own(_))));
     }
 
     #[test]

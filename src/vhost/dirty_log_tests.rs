@@ -71,7 +71,7 @@ fn a_log_that_cannot_be_mapped_is_refused_by_name() {
     let cases = [
         (
             refuse(4097, 0, memory(4096)),
-            "needs 4097 bytes from offset 0 of a file of 4096",
+            "needs 4 KiB (4097 bytes) from offset 0 of a file of 4 KiB",
         ),
         (refuse(4096, 1, memory(8192)), "at offset 1: "),
         (
@@ -80,7 +80,7 @@ fn a_log_that_cannot_be_mapped_is_refused_by_name() {
         ),
         (
             refuse(1 << 37, u64::MAX - 4095, memory(4096)),
-            "of a file of 4096 bytes",
+            "of a file of 4 KiB",
         ),
         (
             refuse(8, 0, File::from(rustix::pipe::pipe().unwrap().0)),

@@ -49,7 +49,7 @@ fn a_refused_change_leaves_the_table_as_it_was() {
     let error = table.add(&short, file(1)).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "memory region at 0x200000 needs 8192 bytes from offset 0 of a file of 4096 bytes"
+        "memory region at 0x200000 needs 8 KiB from offset 0 of a file of 4 KiB"
     );
     assert!(table.set(&[short], vec![file(1)]).is_err());
     assert_eq!(table.guest_address(0x1000_0000), None);

@@ -62,7 +62,7 @@ const CASES: [Case; 14] = [
     },
     Case {
         refused: &["--cow", "tiny.cow"],
-        words: &["at least 24 sectors", "enlarge it"],
+        words: &["at least 12 KiB", "enlarge it"],
         mend: |world| {
             let file = File::options().write(true).open(world.path("tiny.cow"));
             file.unwrap().set_len(24 * 512).unwrap();

@@ -133,7 +133,7 @@ fn sizes_that_cannot_be() {
         ),
         (
             "name=s,cow=new.cow,size=8K",
-            &["new.cow", "too small", "at least 24 sectors", "enlarge it"],
+            &["new.cow", "too small", "at least 12 KiB", "enlarge it"],
         ),
         (
             "name=s,cow=new.cow,size=1M,chunk-size=512K",
@@ -141,7 +141,12 @@ fn sizes_that_cannot_be() {
         ),
         (
             "name=s,cow=tiny.cow",
-            &["tiny.cow", "too small", "the device has 16", "enlarge it"],
+            &[
+                "tiny.cow",
+                "too small",
+                "the device has 8 KiB",
+                "enlarge it",
+            ],
         ),
         (
             "name=s,cow=odd.cow",
@@ -195,7 +200,7 @@ const DAMAGES: [Damage; 6] = [
         |b| b.truncate(4 * 4096),
         &[
             "too small or truncated",
-            "the device has 32",
+            "the device has 16 KiB",
             "a copy that is whole",
         ],
     ),

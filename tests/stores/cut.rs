@@ -199,7 +199,7 @@ fn a_cow_cut_behind_all_that_it_keeps_is_right_again_at_its_old_size() {
         &[
             "s.cow",
             "behind all data that it holds",
-            &format!("truncate -s {whole}"),
+            &format!("truncate -s {}", snapback::size::exact(whole)),
         ],
     );
     set_len(&world, "s.cow", whole);

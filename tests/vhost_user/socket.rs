@@ -95,7 +95,7 @@ fn a_listener_that_lives_is_refused_by_name() {
     let served = serve();
     let error = ViewSocket::bind(&served.path).unwrap_err();
     assert!(
-        matches!(&error, SocketError::InUse { path } if *path == served.path),
+        matches!(&error, SocketError::Own { path } if *path == served.path),
         "{error}"
     );
     assert!(error.to_string().contains("view.sock is in use"), "{error}");

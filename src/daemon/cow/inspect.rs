@@ -232,7 +232,6 @@ impl Examination<'_> {
         disk: &mut dyn Disk,
     ) -> Result<(Found, Option<String>), CowError> {
         let file = self.open()?;
-        self.check_has_size(&file)?;
         let cow_block = file.block_size();
         if cow_block > self.origin.block_size {
             return Err(CowError::LargerBlocks {
@@ -241,8 +240,9 @@ impl Examination<'_> {
                 origin: self.origin.block_size,
             });
         }
+        let size = file.size();
         let open = OpenCow::new(devices, file, false)?;
-        match (self.spec.store_type, self.purpose) {
+        let found = match (self.spec.store_type, self.purpose) {
             (StoreType::P | StoreType::PO, _) => self.loaded(open, disk),
             // Whatever the last daemon left there is worthless.
             (StoreType::N, Purpose::Scratch) => self.blank(open),
@@ -253,17 +253,20 @@ impl Examination<'_> {
                 self.check_blank(&open, disk)?;
                 self.blank(open)
             }
-        }
+        }?;
+        // Last: what the COW holds matters more.
+        self.check_has_size(size)?;
+        Ok(found)
     }
 
     /// A new snapshot gets a COW of the size that was asked for, or none. At a start the size
     /// is for a file that has to be made: the store may have been enlarged since.
-    fn check_has_size(&self, file: &BlockFile) -> Result<(), CowError> {
+    fn check_has_size(&self, has: u64) -> Result<(), CowError> {
         let asked = self.spec.size.filter(|_| self.purpose == Purpose::New);
-        match asked.filter(|wanted| *wanted != file.size()) {
+        match asked.filter(|wanted| *wanted != has) {
             Some(wanted) => Err(CowError::SizeDiffers {
                 path: self.path.to_path_buf(),
-                has: file.size(),
+                has,
                 wanted,
             }),
             None => Ok(()),
