@@ -72,10 +72,9 @@ fn a_damaged_store_that_is_accepted_here_reads_the_same_in_linux() {
             origin: origin.clone(),
             known: None,
             cow,
-            out: out.clone(),
             range: None,
         };
-        match export(&options, |_, _| {}) {
+        match export(&options, &out, |_, _| {}) {
             Ok(_) => {
                 stores.extend_from_slice(&store);
                 views.push(Sums::of_file(&out));

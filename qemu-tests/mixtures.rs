@@ -261,10 +261,9 @@ fn take_back(bench: &Bench, state: &State, cow_in_linux: &[u8], name: &str) {
         origin: origin.clone(),
         known: None,
         cow: cow.clone(),
-        out: out.clone(),
         range: None,
     };
-    export(&options, |_, _| {}).unwrap();
+    export(&options, &out, |_, _| {}).unwrap();
     let view = sums(bench, &written(&state.view));
     Sums::of_file(&out).assert_same(&view, &format!("{name} that Linux has written, here"));
     if state.moves {

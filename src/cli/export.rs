@@ -1,6 +1,7 @@
 //! `snapback export`
 
-use std::path::PathBuf;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
@@ -10,14 +11,16 @@ use crate::daemon;
 use crate::offline::{self, ExportOptions};
 use crate::size;
 
-/// Write the content of a snapshot to a new raw file, with holes where it is zero.
+/// Write the content of a snapshot to a new raw file, with holes where it is zero, or to a pipe.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 EXAMPLE
   snapback export --origin disk.img --cow before.cow before.img
   snapback export --origin disk.img --cow before.cow first-megabyte.img --range 0:1M
+  snapback export --origin disk.img --cow before.cow - | zstd > before.img.zst
 
-The file appears when all of it is on disk. An existing file is not overwritten.")]
+The file appears when all of it is on disk. An existing file is not overwritten.
+What a pipe has got is complete only if the exit status is 0.")]
 pub struct Export {
     /// The disk; no other process may have it open for writing.
     #[arg(long, value_name = "FILE")]
@@ -40,12 +43,18 @@ pub struct Export {
     #[arg(long, value_name = "OFFSET:LENGTH", value_parser = range)]
     range: Option<(u64, u64)>,
 
-    /// The file to create.
+    /// The file to create; - for standard output, which gets zeroes for the holes.
     out: PathBuf,
 }
 
 impl Export {
     pub fn run(self) -> Result<Outcome, CliError> {
+        let to_stdout = self.out.as_os_str() == "-";
+        if to_stdout && std::io::stdout().is_terminal() {
+            return Err(CliError::Usage(
+                "the disk is not written to a terminal: give a file, or a pipe after `-`".into(),
+            ));
+        }
         doubts::refuse(
             &self.origin,
             &self.cow,
@@ -56,16 +65,22 @@ impl Export {
             known: daemon::recorded(&self.cow, Some(&self.origin), self.state.as_deref())?,
             origin: self.origin,
             cow: self.cow,
-            out: self.out,
             range: self.range,
         };
         let mut bar = Progress::new("exporting");
-        let made = offline::export(&options, |done, total| bar.show(done, total))?;
+        let show = |done, total| bar.show(done, total);
+        if to_stdout {
+            let mut out = std::io::stdout().lock();
+            offline::export_to(&options, &mut out, Path::new("standard output"), show)?;
+            bar.end();
+            return Ok(Outcome::Done);
+        }
+        let made = offline::export(&options, &self.out, show)?;
         bar.end();
         output::line(&format!(
             "exported {} to {}, {} of it data",
             size::human(made.size),
-            options.out.display(),
+            self.out.display(),
             size::human(made.data)
         ))?;
         Ok(Outcome::Done)

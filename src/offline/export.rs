@@ -1,6 +1,7 @@
 //! A snapshot's view as a raw file.
 
 use std::fs::File;
+use std::io::{Read, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use smallvec::SmallVec;
 use super::read_ahead::{PIECE, Piece, Stopped, read_ahead};
 use super::view::{Extent, SnapshotView};
 use super::{Known, OfflineError};
+use crate::io::ThreadDisk;
 
 /// Whole blocks of this many bytes that are zero become holes.
 const BLOCK: usize = 4096;
@@ -23,8 +25,6 @@ const CHUNK: usize = 1 << 20;
 pub struct ExportOptions {
     pub origin: PathBuf,
     pub cow: PathBuf,
-    /// Must not exist.
-    pub out: PathBuf,
     /// What is recorded of the store.
     pub known: Option<Known>,
     /// Offset and length in bytes, on the devices' blocks; `None` is all.
@@ -49,31 +49,96 @@ pub struct Exported {
 /// file to write exists, or I/O failed; no file is left behind.
 pub fn export(
     options: &ExportOptions,
+    path: &Path,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<Exported, OfflineError> {
-    let (mut disk, view) =
-        SnapshotView::open(&options.origin, &options.cow, options.known.as_ref())?;
-    let range = check_range(&view, options.range)?;
-    let out = Out::create(&options.out, range.end - range.start)?;
-    let (size, start) = (range.end - range.start, range.start);
-    let failed = |e| OfflineError::system(&options.out, "write it", e);
+    let mut source = Source::open(options)?;
+    let size = source.size();
+    let out = Out::create(path, size)?;
+    let failed = |e| OfflineError::system(path, "write it", e);
     let mut data = 0;
-    let jobs = pieces(&view, range);
     progress(0, size);
-    let copied = read_ahead(&mut disk, jobs, |at: u64, bytes| {
-        for bytes in bytes {
-            data += write_sparse(&out.file, at - start, bytes).map_err(failed)?;
-            progress(at - start + bytes.len() as u64, size);
-        }
+    source.read(|at, bytes| {
+        data += write_sparse(&out.file, at, bytes).map_err(failed)?;
+        progress(at + bytes.len() as u64, size);
         Ok(())
-    });
-    copied.map_err(|stopped| match stopped {
-        Stopped::Read(piece, errno) => OfflineError::io(view.path(piece.device), "read it", errno),
-        Stopped::By(error) => error,
     })?;
     out.finish()?;
     progress(size, size);
     Ok(Exported { size, data })
+}
+
+/// Writes the content of the snapshot to `out`, one byte after the other: holes as zeroes.
+/// Messages call it `name`.
+///
+/// # Errors
+/// As [`export`]; what was written before the error is in `out`.
+pub fn export_to(
+    options: &ExportOptions,
+    out: &mut impl Write,
+    name: &Path,
+    mut progress: impl FnMut(u64, u64),
+) -> Result<Exported, OfflineError> {
+    let mut source = Source::open(options)?;
+    let size = source.size();
+    let failed = |e| OfflineError::system(name, "write it", e);
+    let (mut end, mut data) = (0, 0);
+    progress(0, size);
+    source.read(|at, bytes| {
+        write_zeroes(out, at.saturating_sub(end)).map_err(failed)?;
+        out.write_all(bytes).map_err(failed)?;
+        end = at + bytes.len() as u64;
+        data += bytes.len() as u64;
+        progress(end, size);
+        Ok(())
+    })?;
+    write_zeroes(out, size.saturating_sub(end)).map_err(failed)?;
+    out.flush().map_err(failed)?;
+    progress(size, size);
+    Ok(Exported { size, data })
+}
+
+fn write_zeroes(out: &mut impl Write, len: u64) -> std::io::Result<()> {
+    std::io::copy(&mut std::io::repeat(0).take(len), out).map(drop)
+}
+
+/// The part of a snapshot that is exported.
+struct Source {
+    disk: ThreadDisk,
+    view: SnapshotView,
+    range: Range<u64>,
+}
+
+impl Source {
+    fn open(options: &ExportOptions) -> Result<Self, OfflineError> {
+        let (disk, view) =
+            SnapshotView::open(&options.origin, &options.cow, options.known.as_ref())?;
+        let range = check_range(&view, options.range)?;
+        Ok(Self { disk, view, range })
+    }
+
+    const fn size(&self) -> u64 {
+        self.range.end - self.range.start
+    }
+
+    /// Calls `put` with all data that may differ from zero, in order, each with its place in
+    /// the range.
+    fn read(
+        &mut self,
+        mut put: impl FnMut(u64, &[u8]) -> Result<(), OfflineError>,
+    ) -> Result<(), OfflineError> {
+        let Self { disk, view, range } = self;
+        let start = range.start;
+        let copied = read_ahead(disk, pieces(view, range.clone()), |at: u64, bytes| {
+            bytes.iter().try_for_each(|bytes| put(at - start, bytes))
+        });
+        copied.map_err(|stopped| match stopped {
+            Stopped::Read(piece, errno) => {
+                OfflineError::io(view.path(piece.device), "read it", errno)
+            }
+            Stopped::By(error) => error,
+        })
+    }
 }
 
 fn check_range(view: &SnapshotView, range: Option<(u64, u64)>) -> Result<Range<u64>, OfflineError> {

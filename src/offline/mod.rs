@@ -20,7 +20,7 @@ pub use create::{CreateOptions, Created, create};
 pub use damage::{Damage, DamageKind, Verdict};
 pub use diff::{Change, Diff, DiffSummary};
 pub use dump::{Dump, DumpEnd, Run};
-pub use export::{ExportOptions, Exported, export};
+pub use export::{ExportOptions, Exported, export, export_to};
 pub use info::{Contents, HeaderFields, Info, StoreState, info};
 pub use repair::Repair;
 

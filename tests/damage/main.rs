@@ -325,10 +325,9 @@ fn one(seed: u64, dir: &Path, seen: &mut Seen) {
         known: None,
         origin: origin.clone(),
         cow: cow.clone(),
-        out: out.clone(),
         range: None,
     };
-    offline::export(&options, |_, _| {}).unwrap();
+    offline::export(&options, &out, |_, _| {}).unwrap();
     let exported = std::fs::read(&out).unwrap();
     std::fs::remove_file(&out).unwrap();
     assert!(exported == view, "the view differs: {found:?}");

@@ -36,6 +36,50 @@ fn export_is_the_view_with_holes_and_overwrites_nothing() {
     assert!(!world.path("more").exists());
 }
 
+/// Holes are zeroes there, and nothing else goes to the pipe.
+#[test]
+fn a_pipe_gets_every_byte_and_a_terminal_none() {
+    let world = World::new(&[(7, 2), (8, 3), (39, 9), (30, 5), (0, 4)]);
+    let view = decoder::view(&world.disk(), &world.cow());
+    let piped = |more: &[&str]| {
+        let output = world.run(&[&both(&["export", "-"])[..], more].concat());
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        assert_eq!(output.stderr, b"");
+        output.stdout
+    };
+    assert!(piped(&[]) == view);
+    let (start, len) = (29 * CHUNK + 512, 3 * CHUNK);
+    let range = format!("{start}:{len}");
+    assert!(piped(&["--range", &range]) == view[start..start + len]);
+    assert!(!world.path("-").exists());
+
+    // A reader that leaves early has not got the disk.
+    let mut early = std::process::Command::new(assert_cmd::cargo::cargo_bin!("snapback"))
+        .current_dir(world.path("."))
+        .args(both(&["export", "-"]))
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(early.stdout.take());
+    let ended = early.wait_with_output().unwrap();
+    let told = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(2), "{told}");
+    assert!(told.contains("standard output: cannot write it"), "{told}");
+
+    let mut terminal = std::fs::File::options();
+    let terminal = terminal.read(true).write(true).open("/dev/ptmx").unwrap();
+    let output = std::process::Command::new(assert_cmd::cargo::cargo_bin!("snapback"))
+        .current_dir(world.path("."))
+        .args(both(&["export", "-"]))
+        .stdout(terminal)
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{told}");
+    assert!(told.contains("not written to a terminal"), "{told}");
+}
+
 /// A file with data in these chunks and holes elsewhere.
 fn sparse(path: &Path, len: usize, chunks: &[(usize, u8)]) {
     use std::os::unix::fs::FileExt;
