@@ -20,3 +20,4 @@ pub mod view_io;
 pub use client::{Client, ClientError};
 pub use server::ControlServer;
 pub use socket::{BoundSocket as ControlSocket, SocketError};
+pub use utc::rfc3339;

@@ -7,11 +7,12 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
 use super::device_names::DeviceNames;
+use crate::control::rfc3339;
 use crate::io::{BlockFile, Identity};
 use crate::size::in_words;
 
@@ -24,6 +25,14 @@ pub struct Timestamp {
 }
 
 impl Timestamp {
+    /// As in RFC 3339, in UTC with milliseconds.
+    fn text(&self) -> String {
+        let since = Duration::from_secs(u64::try_from(self.seconds).unwrap_or(0))
+            + Duration::from_nanos(u64::try_from(self.nanoseconds).unwrap_or(0));
+        let time = UNIX_EPOCH.checked_add(since).unwrap_or(UNIX_EPOCH);
+        rfc3339(time)
+    }
+
     /// The same moment, or the moment as an archive restores it that stores whole seconds or
     /// microseconds.
     fn survived_as(&self, now: &Self) -> bool {
@@ -240,16 +249,15 @@ impl StorageIdentity {
     }
 }
 
+/// The times are given, because the last write before the stop may be long before it.
 fn written(was: Timestamp, now: Timestamp) -> String {
-    let seconds = now.seconds.saturating_sub(was.seconds);
-    match seconds {
-        0 => "it was written after the stop".into(),
-        1.. => format!(
-            "it was written after the stop (its last write is {seconds} s later than the recorded one)"
+    let (before, last) = (was.text(), now.text());
+    match (now.seconds, now.nanoseconds) >= (was.seconds, was.nanoseconds) {
+        true => format!(
+            "it was written after the stop, at {last} (the last write before the stop was at {before})"
         ),
-        _ => format!(
-            "it has an older content (its last write is {} s earlier than the recorded one)",
-            seconds.saturating_neg()
+        false => format!(
+            "it has an older content, last written at {last} (the last write before the stop was at {before})"
         ),
     }
 }

@@ -40,9 +40,15 @@ fn every_kind_of_change_is_named() {
         Relation::Copied
     );
     for (now, word) in [
-        (file(8192, 7, 100, 100), "size was 4096 bytes and is 8192"),
-        (file(4096, 7, 160, 160), "60 s later"),
-        (file(4096, 7, 40, 160), "60 s earlier"),
+        (file(8192, 7, 100, 100), "size was 4 KiB and is 8 KiB"),
+        (
+            file(4096, 7, 160, 160),
+            "written after the stop, at 1970-01-01T00:02:40.005Z (the last write before the stop was at 1970-01-01T00:01:40.005Z)",
+        ),
+        (
+            file(4096, 7, 40, 160),
+            "older content, last written at 1970-01-01T00:00:40.005Z",
+        ),
     ] {
         let Relation::Written(why) = was.relation(&now, true) else {
             panic!("{now:?}");
@@ -51,8 +57,11 @@ fn every_kind_of_change_is_named() {
     }
     for (now, word) in [
         (file(4096, 8, 160, 160), "its inode was 7, and is 8 now"),
-        (file(4096, 8, 160, 160), "60 s later"),
-        (file(8192, 8, 100, 100), "is 8192"),
+        (
+            file(4096, 8, 160, 160),
+            "written after the stop, at 1970-01-01T00:02:40.005Z",
+        ),
+        (file(8192, 8, 100, 100), "is 8 KiB"),
     ] {
         let Relation::Other(why) = was.relation(&now, true) else {
             panic!("{now:?}");
