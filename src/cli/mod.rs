@@ -68,15 +68,9 @@ EXIT STATUS
   130  a wait was interrupted (Ctrl-C); what the daemon does goes on")]
 struct Cli {
     /// What to log to stderr: error, warn, info, debug, trace, or filter directives [default: info
-    /// for serve, warn for all other verbs].
-    #[arg(
-        long,
-        global = true,
-        value_name = "LEVEL",
-        env = "SNAPBACK_LOG",
-        hide_env_values = true,
-        display_order = 900
-    )]
+    /// for serve, warn for all other verbs; env: SNAPBACK_LOG].
+    // As --control: not read by the parser.
+    #[arg(long, global = true, value_name = "LEVEL", display_order = 900)]
     log_level: Option<String>,
 
     /// Print the capabilities of this vhost-user back end as JSON; all other arguments are ignored.
@@ -142,8 +136,11 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     } else {
         "warn"
     };
+    let variable = std::env::var_os("SNAPBACK_LOG");
+    let variable = variable.map(|level| level.to_string_lossy().into_owned());
+    let level = cli.log_level.or(variable);
     finish(
-        logging::start(cli.log_level.as_deref(), default_level).and_then(|()| match cli.verb {
+        logging::start(level.as_deref(), default_level).and_then(|()| match cli.verb {
             Verb::Serve(verb) => verb.run(),
             Verb::Status(verb) => verb.run(),
             Verb::Table(verb) => verb.run(),

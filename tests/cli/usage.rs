@@ -55,6 +55,32 @@ fn every_verb_refuses_what_it_does_not_know_by_name() {
     }
 }
 
+/// What a variable gives is not required.
+#[test]
+fn usage_lines_do_not_depend_on_variables() {
+    for verb in ["grow", "remove", "snapshot", "detach"] {
+        let usage = |variables: &[(&str, &str)]| {
+            let output = Command::cargo_bin("snapback")
+                .unwrap()
+                .env_remove("SNAPBACK_CONTROL")
+                .env_remove("SNAPBACK_LOG")
+                .envs(variables.iter().copied())
+                .arg(verb)
+                .output()
+                .unwrap();
+            assert_eq!(output.status.code(), Some(2), "{verb}");
+            String::from_utf8(output.stderr).unwrap()
+        };
+        let plain = usage(&[]);
+        assert!(
+            plain.contains(&format!("Usage: snapback {verb} ")),
+            "{plain}"
+        );
+        let variables = [("SNAPBACK_CONTROL", "/c.sock"), ("SNAPBACK_LOG", "info")];
+        assert_eq!(usage(&variables), plain);
+    }
+}
+
 #[test]
 fn an_argument_that_is_no_text_is_shown() {
     for verb in VERBS {
