@@ -23,7 +23,7 @@ impl Backing<'_> {
         let kind = FileType::from_raw_mode(stat.st_mode);
         if kind != FileType::RegularFile {
             return Err(invalid(format!(
-                "{what} is backed by {}, not by shared memory or a file",
+                "{what} is backed by {}, not by shared memory or a file; is share=on missing?",
                 kind_of(kind)
             )));
         }

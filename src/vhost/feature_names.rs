@@ -5,7 +5,7 @@ use virtio_bindings::virtio_config as config;
 use virtio_bindings::virtio_ring as ring;
 
 /// Bits that front ends or drivers are known to ask for.
-const NAMES: [(u32, &str); 24] = [
+const NAMES: [(u32, &str); 26] = [
     (blk::VIRTIO_BLK_F_SIZE_MAX, "SIZE_MAX"),
     (blk::VIRTIO_BLK_F_GEOMETRY, "GEOMETRY"),
     (blk::VIRTIO_BLK_F_RO, "RO"),
@@ -20,6 +20,8 @@ const NAMES: [(u32, &str); 24] = [
     (blk::VIRTIO_BLK_F_ZONED, "ZONED"),
     (config::VIRTIO_F_NOTIFY_ON_EMPTY, "NOTIFY_ON_EMPTY"),
     (26, "LOG_ALL"),
+    (30, "PROTOCOL_FEATURES"),
+    (config::VIRTIO_F_VERSION_1, "VERSION_1"),
     (config::VIRTIO_F_ANY_LAYOUT, "ANY_LAYOUT"),
     (ring::VIRTIO_RING_F_INDIRECT_DESC, "INDIRECT_DESC"),
     (ring::VIRTIO_RING_F_EVENT_IDX, "EVENT_IDX"),

@@ -7,7 +7,10 @@ use std::sync::Arc;
 
 use vhost::vhost_user::message::{VhostUserLog, VhostUserMemoryRegion};
 use vhost_user_backend::bitmap::BitmapReplace;
-use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{
+    Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap,
+};
 
 use super::backing::{Backing, invalid};
 use super::descriptors;
@@ -316,6 +319,16 @@ pub fn with_scratch(map: &GuestMap) -> Option<(GuestMap, GuestAddress)> {
     let region = GuestRegionMmap::from_range(address, LEN, None).ok()?;
     let map = map.insert_region(Arc::new(region)).ok()?;
     Some((map, address))
+}
+
+/// No page of the files behind the memory exists: nobody has written to them since they were
+/// made. False if the system does not tell.
+pub fn is_untouched(map: &GuestMap) -> bool {
+    let untouched = |region: &GuestRegionMmap<DirtyBitmap>| {
+        let file = region.file_offset().map(FileOffset::file);
+        file.is_some_and(|file| rustix::fs::fstat(file).is_ok_and(|stat| stat.st_blocks == 0))
+    };
+    map.num_regions() > 0 && map.iter().all(untouched)
 }
 
 /// Refuses a log that has no bit for some of the memory.

@@ -37,6 +37,7 @@ mod record_order;
 mod resets;
 mod resize;
 mod rollback;
+mod session_log;
 mod starts;
 mod status;
 #[path = "../common/stop.rs"]

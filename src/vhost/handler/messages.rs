@@ -11,6 +11,7 @@ use vhost::vhost_user::message::{
 };
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 
+use super::session::UNSHARED;
 use super::{EVENT_IDX, Handler, PROTOCOL, refusal};
 use crate::vhost::MAX_QUEUE_SIZE;
 use crate::vhost::feature_names;
@@ -120,7 +121,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
             if self.memory.guest_address(user).is_none() {
                 self.is_unusable(index, |queue| queue.addresses = None);
                 return Err(refusal(format!(
-                    "the ring address {user:#x} is not in guest memory"
+                    "the ring address {user:#x} is not in guest memory; {UNSHARED}"
                 )));
             }
         }

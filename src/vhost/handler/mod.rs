@@ -6,6 +6,7 @@
 
 mod dirty;
 mod messages;
+mod session;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -69,6 +70,8 @@ pub struct Handler {
     detector: ResetDetector,
     /// A ring was refused that a guest may set up.
     guests_fault: bool,
+    /// The log has what was negotiated.
+    described: bool,
 }
 
 impl Handler {
@@ -89,6 +92,7 @@ impl Handler {
             write_through: Arc::new(AtomicBool::new(true)),
             detector,
             guests_fault: false,
+            described: false,
         })
     }
 
@@ -233,8 +237,8 @@ impl Handler {
             Some(self.detector.starting(rings, driver))
         };
         let Some(start) = start else { return };
-        let (name, features) = (&self.view.config.name, self.features);
-        debug!("view {name}: rings start with features {features:#x}: {start:?}");
+        self.describe_session();
+        debug!("view {}: rings start: {start:?}", self.view.config.name);
         let running: Vec<usize> = (0..self.queues.len())
             .filter(|i| self.queues.get(*i).is_some_and(|q| q.worker.is_some()))
             .collect();
@@ -268,6 +272,8 @@ impl Handler {
         let Some(queue) = self.queues.get_mut(index) else {
             return Ok(());
         };
+        let (name, size) = (&self.view.config.name, queue.size);
+        debug!("view {name}: queue {index} runs, with {size} entries");
         let watched = self.view.watched.clone();
         let marks = watched.map(|view| Watcher::get().watch(view, queue.size));
         queue.worker = Some(QueueWorker::start(QueueSetup {
