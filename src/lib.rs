@@ -23,6 +23,7 @@ mod own_socket;
 #[cfg(all(test, feature = "shuttle", not(feature = "loom")))]
 mod races;
 pub mod size;
+pub mod socket_access;
 pub mod store;
 mod sync;
 pub mod units;

@@ -28,6 +28,7 @@ mod serve;
 mod snapshot;
 mod snapshot_list;
 mod speed;
+mod socket_access;
 mod status;
 mod status_screen;
 mod store;
@@ -83,7 +84,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    Serve(serve::Serve),
+    Serve(Box<serve::Serve>),
     Status(status::Status),
     Table(status::Table),
     Events(events::Events),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use super::snapshot_list::{self, Asked};
+use super::socket_access::SocketAccessArgs;
 use super::{CliError, Outcome, logging, values};
 use crate::daemon::{self, BlockSizes, Endpoint, IoEngine, MergeWrites, ServeOptions};
 
@@ -60,6 +61,9 @@ pub struct Serve {
 
     #[command(flatten)]
     blocks: Blocks,
+
+    #[command(flatten)]
+    access: SocketAccessArgs,
 
     /// Number of queues that each view shows in its configuration space. Front ends that go by their
     /// own number, as QEMU does, can start up to 256 in any case.
@@ -236,6 +240,8 @@ impl Serve {
             read_only: self.read_only,
             serial: self.serial,
             blocks: self.blocks.sizes(),
+            socket_access: self.access.of_views(),
+            control_access: self.access.of_control(),
             num_queues: self.num_queues,
             snapshots: self.snapshots.into_iter().map(|asked| asked.spec).collect(),
             merge: self.merge,
@@ -368,6 +374,10 @@ mod tests {
             "4K",
             "--opt-io",
             "1M",
+            "--socket-group",
+            "kvm",
+            "--control-mode",
+            "666",
         ])
         .unwrap();
         assert_eq!(options.origin, PathBuf::from("/d/disk.img"));
@@ -384,6 +394,9 @@ mod tests {
         let blocks = options.blocks;
         assert_eq!((blocks.logical, blocks.opt_io), (Some(4096), Some(1 << 20)));
         assert_eq!((blocks.physical, blocks.discard_granularity), (None, None));
+        let (views, control) = (&options.socket_access, &options.control_access);
+        assert_eq!((views.group.as_deref(), views.mode), (Some("kvm"), None));
+        assert_eq!((&control.group, control.mode), (&None, Some(0o666)));
         let spec = options.snapshots.first().unwrap();
         assert_eq!(
             (spec.name.as_str(), spec.size, spec.chunk_size),

@@ -1,4 +1,4 @@
-//! A Unix socket that only its owner can connect to, at a path that may still have the socket
+//! A Unix socket that only its owner can connect to unless more is asked for, at a path that may still have the socket
 //! of a daemon that was killed.
 
 use std::io;
@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
 use crate::own_socket;
+use crate::socket_access::{SocketAccess, SocketInode};
 
 /// Why no socket could be created at a path.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +45,7 @@ pub struct BoundSocket {
     listener: UnixListener,
     path: PathBuf,
     /// `None`: the path is not ours.
-    inode: Option<(u64, u64)>,
+    inode: Option<SocketInode>,
 }
 
 /// Length of the queue of connections that wait to be accepted.
@@ -53,13 +54,24 @@ const BACKLOG: i32 = 128;
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 impl BoundSocket {
-    /// Listens at `path` with mode 0600. A stale socket is replaced; a live one, or another
-    /// kind of file, is refused.
+    /// Listens at `path` with mode 0600.
+    ///
+    /// # Errors
+    /// See [`Self::bind_for`].
+    pub fn bind(path: &Path) -> Result<Self, SocketError> {
+        Self::bind_for(path, SocketAccess::default())
+    }
+
+    /// Listens at `path` for those whom `access` lets in. A stale socket is replaced; a live one,
+    /// or another kind of file, is refused.
     ///
     /// Order: 1 the directory is locked, so that of two daemons that find the same stale
     /// socket only one replaces it → 2 the socket is probed → 3 it is removed if it is stale →
-    /// 4 the new one is bound with its mode already set, so that it is never open to others.
-    pub fn bind(path: &Path) -> Result<Self, SocketError> {
+    /// 4 the new one is bound, and gets its group and mode → 5 it listens.
+    ///
+    /// # Errors
+    /// The socket is in use, or cannot be made; nothing of another process is touched.
+    pub fn bind_for(path: &Path, access: SocketAccess) -> Result<Self, SocketError> {
         let failed = |step| move |source: Errno| io_error(path, step, source.into());
         let address =
             SocketAddrUnix::new(path).map_err(|_| SocketError::TooLong(path.to_owned()))?;
@@ -68,9 +80,8 @@ impl BoundSocket {
             std::fs::remove_file(path).map_err(|e| io_error(path, "remove the stale socket", e))?;
         }
         let socket = unix_socket(path)?;
-        rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR).map_err(failed("set its mode"))?;
-        rustix::net::bind(&socket, &address).map_err(failed("bind"))?;
-        let inode = inode_of(path).map_err(|e| io_error(path, "look it up", e))?;
+        let made = access.bind(&socket, path, &address);
+        let inode = made.map_err(|e| io_error(path, e.step, e.source))?;
         let bound = Self {
             listener: UnixListener::from(socket),
             path: path.to_owned(),
@@ -172,8 +183,11 @@ fn lock_directory(path: &Path) -> Result<OwnedFd, SocketError> {
     Ok(directory)
 }
 
-fn inode_of(path: &Path) -> io::Result<(u64, u64)> {
-    std::fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
+fn inode_of(path: &Path) -> io::Result<SocketInode> {
+    std::fs::symlink_metadata(path).map(|found| SocketInode {
+        device: found.dev(),
+        inode: found.ino(),
+    })
 }
 
 fn io_error(path: &Path, step: &'static str, source: io::Error) -> SocketError {

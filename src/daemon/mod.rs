@@ -31,7 +31,7 @@ pub use start::blocks::{GRANULARITY_MAX, LOGICAL_MAX, PHYSICAL_MAX};
 pub use start::options::{Endpoint, ServeOptions};
 pub use start::serve::serve;
 pub use state::place::default_state_path;
-pub use state::{BlockSizes, FileError};
+pub use state::{AccessRecord, BlockSizes, FileError};
 
 pub use crate::engine::MergeWrites;
 pub use crate::io::IoEngine;

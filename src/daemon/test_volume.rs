@@ -23,6 +23,8 @@ pub fn serve(folder: &Path) -> (Arc<LiveVolume>, Notices) {
         read_only: false,
         serial: None,
         blocks: Default::default(),
+        socket_access: Default::default(),
+        control_access: Default::default(),
         num_queues: 1,
         snapshots: Vec::new(),
         snapshot_endpoints: Vec::new(),

@@ -26,6 +26,7 @@ use super::watcher::WatchedView;
 use super::{Backend, ViewConfig, ViewHooks};
 use crate::event_flag::EventFlag;
 use crate::own_socket;
+use crate::socket_access::{BindError, SocketAccess, SocketInode};
 use crate::virtio_blk::{Capacity, ConfigSpace};
 use crate::wait_set::{Interest, WaitSet};
 
@@ -49,6 +50,15 @@ pub enum SocketError {
         "{path}: cannot listen there: {source}; choose a path in a directory that exists and that you may write to"
     )]
     Listen { path: PathBuf, source: io::Error },
+    #[error(
+        "{path}: cannot {step}: {source}; its folder must be on a file system that keeps groups and modes: choose a path \
+         on another one"
+    )]
+    Access {
+        path: PathBuf,
+        step: &'static str,
+        source: io::Error,
+    },
     #[error("{path}: cannot connect there: {source}")]
     Connect { path: PathBuf, source: io::Error },
     #[error("file descriptor {fd} is not a Unix stream socket: {reason}")]
@@ -75,8 +85,7 @@ enum Socket {
 #[derive(Debug)]
 struct SocketFile {
     path: PathBuf,
-    device: u64,
-    inode: u64,
+    made: SocketInode,
 }
 
 impl ViewSocket {
@@ -85,6 +94,11 @@ impl ViewSocket {
     ///
     /// The folder is locked meanwhile, so that one of two processes is refused.
     pub fn bind(path: &Path) -> Result<Self, SocketError> {
+        Self::bind_for(path, SocketAccess::default())
+    }
+
+    /// [`Self::bind`] for those whom `access` lets in.
+    pub fn bind_for(path: &Path, access: SocketAccess) -> Result<Self, SocketError> {
         let failed = |source: io::Error| SocketError::Listen {
             path: path.to_owned(),
             source,
@@ -98,18 +112,7 @@ impl ViewSocket {
             rustix::fs::open(folder, flags, Mode::empty()).map_err(|e| failed(e.into()))?;
         rustix::fs::flock(&folder, FlockOperation::LockExclusive).map_err(|e| failed(e.into()))?;
         remove_stale(path)?;
-        let listener = listen(path).map_err(|e| match e.kind() {
-            io::ErrorKind::AddrInUse => SocketError::InUse {
-                path: path.to_owned(),
-            },
-            _ => failed(e),
-        })?;
-        let made = fs::symlink_metadata(path).map_err(failed)?;
-        let file = SocketFile {
-            path: path.to_owned(),
-            device: made.dev(),
-            inode: made.ino(),
-        };
+        let (listener, file) = listen(path, access)?;
         Ok(Self(Socket::Listening {
             listener,
             file: Some(file),
@@ -199,27 +202,45 @@ fn connect(path: &Path) -> rustix::io::Result<()> {
     rustix::net::connect(&probe, &SocketAddrUnix::new(path)?)
 }
 
-fn listen(path: &Path) -> io::Result<UnixListener> {
+fn listen(path: &Path, access: SocketAccess) -> Result<(UnixListener, SocketFile), SocketError> {
+    let failed = |source: io::Error| SocketError::Listen {
+        path: path.to_owned(),
+        source,
+    };
     let address = SocketAddrUnix::new(path).map_err(|_| {
-        io::Error::new(
+        failed(io::Error::new(
             io::ErrorKind::InvalidInput,
             "its name is too long, a socket's path has at most 107 bytes",
-        )
+        ))
     })?;
     let flags = SocketFlags::CLOEXEC;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    // The file takes its mode from the socket, so there is no moment at which
-    // others could connect.
-    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
-    rustix::net::bind(&socket, &address)?;
-    rustix::net::listen(&socket, BACKLOG)?;
-    Ok(socket.into())
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+        .map_err(|e| failed(e.into()))?;
+    let made = access.bind(&socket, path, &address);
+    let made = made.map_err(
+        |BindError {
+             step,
+             source,
+             is_access,
+         }| {
+            let path = path.to_owned();
+            match source.kind() {
+                _ if is_access => SocketError::Access { path, step, source },
+                io::ErrorKind::AddrInUse => SocketError::InUse { path },
+                _ => SocketError::Listen { path, source },
+            }
+        },
+    )?;
+    let path = path.to_owned();
+    let file = SocketFile { path, made };
+    rustix::net::listen(&socket, BACKLOG).map_err(|e| failed(e.into()))?;
+    Ok((socket.into(), file))
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
         let ours = fs::symlink_metadata(&self.path)
-            .is_ok_and(|m| m.dev() == self.device && m.ino() == self.inode);
+            .is_ok_and(|m| m.dev() == self.made.device && m.ino() == self.made.inode);
         if ours {
             let _ = fs::remove_file(&self.path);
         }

@@ -38,6 +38,7 @@ mod resets;
 mod resize;
 mod rollback;
 mod session_log;
+mod socket_access;
 mod starts;
 mod status;
 #[path = "../common/stop.rs"]

@@ -127,6 +127,8 @@ fn options(
         read_only: false,
         serial: None,
         blocks: Default::default(),
+        socket_access: Default::default(),
+        control_access: Default::default(),
         num_queues: 1,
         snapshots,
         snapshot_endpoints: Vec::new(),

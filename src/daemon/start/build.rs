@@ -25,6 +25,7 @@ use crate::executor::Executor;
 use crate::io::{Devices, Disk, IoEngine, open_disk};
 use crate::merger::{Merger, MergerSettings};
 use crate::units::SECTOR_SIZE;
+use crate::virtio_blk::Topology;
 
 /// Operations that the merger's disk has in flight at a time.
 const MERGER_DEPTH: u32 = 128;
@@ -35,6 +36,17 @@ pub struct PreparedSnapshot {
     /// As the state file says; the header may still say otherwise.
     pub valid: bool,
     pub cow: PreparedCow,
+}
+
+fn view_settings(options: &ServeOptions, topology: Topology, serial: String) -> ViewSettings {
+    ViewSettings {
+        io_engine: options.io_engine,
+        polling: options.polling,
+        any_memory: options.any_memory,
+        num_queues: options.num_queues,
+        topology,
+        serial,
+    }
 }
 
 /// Makes the stores, records the start and builds the volume. The engine has no snapshot
@@ -56,6 +68,7 @@ pub fn build_volume(
         snapshots,
         forget,
         sockets: _,
+        socket_access,
     } = checked;
     let mut volume_state = plan.state;
     invalidate_forgotten(forget, options.force)?;
@@ -93,14 +106,8 @@ pub fn build_volume(
         read_only: options.read_only,
         merge_writes: options.merge_writes.unwrap_or_default(),
         on_descriptor: is_on_descriptor_only(options, state.state()),
-        views: ViewSettings {
-            io_engine: options.io_engine,
-            polling: options.polling,
-            any_memory: options.any_memory,
-            num_queues: options.num_queues,
-            topology,
-            serial,
-        },
+        views: view_settings(options, topology, serial),
+        socket_access,
         origin,
     };
     let (volume, notices) = assemble(facts, state, devices, may_come_back)?;

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::access::Access;
 use super::blocks;
 use super::options::{Endpoint, ServeOptions};
 use super::preflight::{Checked, check, state_path};
@@ -57,7 +58,7 @@ impl Incoming {
         let mut views = Vec::new();
         let seen = Seen::look(options)?;
         if let Some(endpoint) = &options.endpoint {
-            let socket = open_endpoint(endpoint, "--")?;
+            let socket = open_endpoint(endpoint, "--", seen.access.views)?;
             let place = place_of(&socket, endpoint);
             let config = views::config(&seen.settings, &seen.origin(options), false);
             views.push(EarlyView::start(&gate, None, config, socket).map_err(failed)?);
@@ -72,7 +73,8 @@ impl Incoming {
             let Some(endpoint) = own.or(path) else {
                 continue;
             };
-            let socket = open_endpoint(&endpoint, &format!("snapshot {}: ", spec.name))?;
+            let what = format!("snapshot {}: ", spec.name);
+            let socket = open_endpoint(&endpoint, &what, seen.access.views)?;
             let place = place_of(&socket, &endpoint);
             let config = views::config(&seen.settings, &seen.snapshot(spec), false);
             let name = Some(spec.name.clone());
@@ -212,6 +214,7 @@ struct Seen {
     sectors: u64,
     /// As the other daemon has recorded it until now.
     recorded: Option<VolumeState>,
+    access: Access,
 }
 
 impl Seen {
@@ -230,6 +233,9 @@ impl Seen {
         let mut state = recorded.clone();
         let state = state.get_or_insert_with(|| VolumeState::new(identity.clone()));
         state.blocks.update(&options.blocks);
+        state.socket_access.update(&options.socket_access);
+        state.control_access.update(&options.control_access);
+        let access = Access::resolve(state).map_err(|e| DaemonError::Refused(e.to_string()))?;
         let origin = blocks::Origin {
             path: &identity.path,
             size: file.sectors() * SECTOR_SIZE,
@@ -249,6 +255,7 @@ impl Seen {
             },
             sectors: file.sectors(),
             recorded,
+            access,
         })
     }
 

@@ -5,9 +5,10 @@
 //!  serve ─► incoming
 //!    └────► build ─► preflight ─► cow_check, sockets ─► plan ─► origin_check ─► options
 //!                        └─────► missing_state              sockets ─► inherited
-//!                        └─────► blocks
+//!                        └─────► blocks, access
 //! ```
 
+mod access;
 pub mod blocks;
 pub mod build;
 mod cow_check;

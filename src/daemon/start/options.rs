@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::control::api::SnapshotSpec;
-use crate::daemon::state::BlockSizes;
+use crate::daemon::state::{AccessRecord, BlockSizes};
 use crate::engine::MergeWrites;
 use crate::io::IoEngine;
 
@@ -36,6 +36,10 @@ pub struct ServeOptions {
     pub serial: Option<String>,
     /// The block sizes that guests see; `None`: as recorded, or as suits the origin.
     pub blocks: BlockSizes,
+    /// Who may connect to the sockets for front ends; `None` in it: as recorded, or the owner only.
+    pub socket_access: AccessRecord,
+    /// The same for the control socket.
+    pub control_access: AccessRecord,
     /// Queues in the configuration space, 1 ..= 256.
     pub num_queues: u16,
     /// In command-line order; names are unique.

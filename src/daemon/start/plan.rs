@@ -385,6 +385,8 @@ fn sockets(options: &ServeOptions, state: &mut VolumeState) -> Result<(), PlanEr
         };
     }
     state.blocks.update(&options.blocks);
+    state.socket_access.update(&options.socket_access);
+    state.control_access.update(&options.control_access);
     if let Some(serial) = &options.serial {
         state.serial = Some(serial.clone());
     }

@@ -59,6 +59,8 @@ fn options() -> ServeOptions {
         read_only: false,
         serial: None,
         blocks: Default::default(),
+        socket_access: Default::default(),
+        control_access: Default::default(),
         num_queues: 1,
         snapshots: Vec::new(),
         snapshot_endpoints: Vec::new(),

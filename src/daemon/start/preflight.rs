@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::access::{Access, AccessError};
 use super::blocks;
 use super::cow_check::{CowChecks, cannot_forget, check_absent_twice};
 use super::missing_state;
@@ -20,6 +21,7 @@ use crate::daemon::state::{OpenedState, SnapshotRecord};
 use crate::daemon::volume::early::EarlyView;
 use crate::daemon::waiting;
 use crate::io::{BlockFile, DeviceId, Devices, Disk, IoEngine, OpenError, OpenOptions, open_disk};
+use crate::socket_access::SocketAccess;
 use crate::units::SECTOR_SIZE;
 use crate::virtio_blk::Topology;
 
@@ -43,6 +45,8 @@ pub struct Checked {
     /// Snapshots to forget, with what is left of their stores.
     pub forget: Vec<(SnapshotRecord, ToMark)>,
     pub sockets: Sockets,
+    /// Of the sockets for front ends.
+    pub socket_access: SocketAccess,
 }
 
 /// The origin and the state file, open and locked.
@@ -58,8 +62,14 @@ struct Opened {
 pub fn check(options: &ServeOptions, early: &[EarlyView]) -> Result<Checked, DaemonError> {
     let mut checked = check_without_guests(options)?;
     check_served(options, &checked.plan)?;
-    checked.sockets = bind_sockets(options, &checked.plan, early)?;
+    let access = Access::resolve(&checked.plan.state).map_err(refused)?;
+    checked.sockets = bind_sockets(options, &checked.plan, early, &access)?;
+    checked.socket_access = access.views;
     Ok(checked)
+}
+
+fn refused(error: AccessError) -> DaemonError {
+    DaemonError::Refused(error.to_string())
 }
 
 /// As [`check`], but binds no socket: for work on a volume that nobody attaches to.
@@ -128,6 +138,7 @@ pub fn check_without_guests(options: &ServeOptions) -> Result<Checked, DaemonErr
         snapshots,
         forget,
         sockets: Sockets::default(),
+        socket_access: SocketAccess::default(),
     })
 }
 

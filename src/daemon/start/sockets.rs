@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::os::fd::RawFd;
 use std::path::Path;
 
+use super::access::Access;
 use super::inherited;
 use super::options::{Endpoint, ServeOptions};
 use super::plan::Plan;
@@ -11,6 +12,7 @@ use crate::control::ControlSocket;
 use crate::daemon::DaemonError;
 use crate::daemon::volume::early::EarlyView;
 use crate::daemon::volume::views::{self, Entrance};
+use crate::socket_access::SocketAccess;
 use crate::vhost::ViewSocket;
 
 /// Sockets of a volume that is not served yet; their files are removed if this is dropped.
@@ -37,17 +39,21 @@ impl Sockets {
 
 /// The socket of a view that the options name, with what they call it: `--` or a snapshot's
 /// name.
-pub fn open_endpoint(endpoint: &Endpoint, what: &str) -> Result<ViewSocket, DaemonError> {
+pub fn open_endpoint(
+    endpoint: &Endpoint,
+    what: &str,
+    access: SocketAccess,
+) -> Result<ViewSocket, DaemonError> {
     match endpoint {
         Endpoint::Fd(fd) => from_fd(*fd, &format!("{what}fd")),
         Endpoint::Connect(path) => connecting(path, &format!("{what}connect")),
-        Endpoint::Path(path) => bind(&path.to_string_lossy()),
+        Endpoint::Path(path) => bind(&path.to_string_lossy(), access),
     }
 }
 
 /// A socket at a path.
-pub fn bind(path: &str) -> Result<ViewSocket, DaemonError> {
-    views::bind(path).map_err(|e| DaemonError::Refused(format!("socket {e}")))
+pub fn bind(path: &str, access: SocketAccess) -> Result<ViewSocket, DaemonError> {
+    views::bind(path, access).map_err(|e| DaemonError::Refused(format!("socket {e}")))
 }
 
 /// Binds all sockets but those of `early`, which exist.
@@ -55,22 +61,26 @@ pub fn bind_sockets(
     options: &ServeOptions,
     plan: &Plan,
     early: &[EarlyView],
+    access: &Access,
 ) -> Result<Sockets, DaemonError> {
     let mut sockets = Sockets::default();
+    let views = access.views;
     let is_early = |name: Option<&str>| early.iter().any(|view| view.snapshot.as_deref() == name);
     if !is_early(None) {
         sockets.origin = match (&options.endpoint, &plan.state.socket) {
             (Some(own @ (Endpoint::Fd(_) | Endpoint::Connect(_))), _) => {
-                Some(Entrance::Bound(open_endpoint(own, "--")?))
+                Some(Entrance::Bound(open_endpoint(own, "--", views)?))
             }
-            (Some(Endpoint::Path(_)) | None, Some(path)) => Some(Entrance::Bound(bind(path)?)),
+            (Some(Endpoint::Path(_)) | None, Some(path)) => {
+                Some(Entrance::Bound(bind(path, views)?))
+            }
             (Some(Endpoint::Path(_)) | None, None) => None,
         };
     }
     for path in &plan.state.followed_sockets {
         // The user may have chosen one of them for the origin.
         if plan.state.socket.as_ref() != Some(path) {
-            let socket = Entrance::Bound(bind(path)?);
+            let socket = Entrance::Bound(bind(path, views)?);
             sockets.followed.push((path.clone(), socket));
         }
     }
@@ -83,16 +93,16 @@ pub fn bind_sockets(
         let endpoint = endpoints.find(|(of, _)| of == name).map(|(_, e)| e);
         let socket = match (endpoint, &planned.spec.socket) {
             (Some(own @ (Endpoint::Fd(_) | Endpoint::Connect(_))), _) => {
-                open_endpoint(own, &format!("snapshot {name}: "))?
+                open_endpoint(own, &format!("snapshot {name}: "), views)?
             }
-            (Some(Endpoint::Path(_)) | None, Some(path)) => bind(path)?,
+            (Some(Endpoint::Path(_)) | None, Some(path)) => bind(path, views)?,
             (Some(Endpoint::Path(_)) | None, None) => continue,
         };
         let socket = Entrance::Bound(socket);
         sockets.snapshots.push((name.clone(), socket));
     }
     if let Some(path) = &plan.state.control {
-        let bound = ControlSocket::bind(Path::new(path))
+        let bound = ControlSocket::bind_for(Path::new(path), access.control)
             .map_err(|e| DaemonError::Refused(format!("control {e}")))?;
         sockets.control = Some(bound);
     }

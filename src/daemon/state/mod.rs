@@ -14,7 +14,7 @@ mod replace;
 pub use file::{OpenedState, StateError, StateFile};
 pub use home::Home;
 pub use record::{
-    BlockSizes, MarkedAs, MergeRecord, RollbackRecord, SnapshotRecord, StoppedGuest, VolumeState,
-    WritePolicy,
+    AccessRecord, BlockSizes, MarkedAs, MergeRecord, RollbackRecord, SnapshotRecord, StoppedGuest,
+    VolumeState, WritePolicy,
 };
 pub use replace::FileError;

@@ -62,6 +62,12 @@ pub struct VolumeState {
     /// The block sizes that guests see, as far as they were given.
     #[serde(default, skip_serializing_if = "BlockSizes::is_default")]
     pub blocks: BlockSizes,
+    /// Who may connect to the sockets that the daemon makes for front ends.
+    #[serde(default, skip_serializing_if = "AccessRecord::is_default")]
+    pub socket_access: AccessRecord,
+    /// The same for its control socket.
+    #[serde(default, skip_serializing_if = "AccessRecord::is_default")]
+    pub control_access: AccessRecord,
     /// In the order of their creation.
     pub snapshots: Vec<SnapshotRecord>,
     pub merge: Option<MergeRecord>,
@@ -93,6 +99,30 @@ impl BlockSizes {
         self.physical = newer.physical.or(self.physical);
         self.discard_granularity = newer.discard_granularity.or(self.discard_granularity);
         self.opt_io = newer.opt_io.or(self.opt_io);
+    }
+}
+
+/// Group and mode of sockets, as far as they were given.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AccessRecord {
+    /// Name or number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// Permission bits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<u32>,
+}
+
+impl AccessRecord {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Takes over what `newer` has.
+    pub fn update(&mut self, newer: &Self) {
+        self.group = newer.group.clone().or_else(|| self.group.take());
+        self.mode = newer.mode.or(self.mode);
     }
 }
 
@@ -213,6 +243,8 @@ impl VolumeState {
             stopped_guest: None,
             serial: None,
             blocks: BlockSizes::default(),
+            socket_access: AccessRecord::default(),
+            control_access: AccessRecord::default(),
             snapshots: Vec::new(),
             merge: None,
             rollback_at_reset: None,

@@ -77,7 +77,7 @@ impl LiveVolume {
         let socket = spec
             .socket
             .as_deref()
-            .map(views::bind)
+            .map(|path| views::bind(path, self.facts.socket_access))
             .transpose()
             .map_err(|e| conflict(e.to_string()))?;
         let sectors = self.origin().sectors;

@@ -26,6 +26,7 @@ use crate::engine::{ControlError, ControlRequest, Engine, MergeWrites, SnapshotI
 use crate::executor::{Executor, Output};
 use crate::io::{DeviceId, Devices, Disk, Identity, IoEngine, open_disk};
 use crate::merger::Merger;
+use crate::socket_access::SocketAccess;
 use crate::units::ChunkSize;
 
 /// How long to wait before a write of the state file that failed is repeated.
@@ -57,6 +58,8 @@ pub struct VolumeFacts {
     /// The origin view's socket was passed as a descriptor, and nothing else is served.
     pub on_descriptor: bool,
     pub views: ViewSettings,
+    /// Of the sockets of snapshots that are taken from now on.
+    pub socket_access: SocketAccess,
 }
 
 /// One served volume.

@@ -13,6 +13,7 @@ use crate::control::api::{Seen, SlowIo, SlowOperation, SnapshotSpec};
 use crate::control::events::EventKind;
 use crate::engine::{Engine, PortRole, RequestKind, ViewId, Wake};
 use crate::io::{Devices, Disk, IoEngine, open_disk};
+use crate::socket_access::SocketAccess;
 use crate::vhost::{
     Backend, Requests, SlowRequests, SocketError, Start, ViewConfig, ViewHooks, ViewServer,
     ViewSocket, ViewTotals,
@@ -274,8 +275,8 @@ pub fn max_discard_sectors(spec: &SnapshotSpec) -> u32 {
 }
 
 /// Binds a view's socket before the view starts, so that errors are found early.
-pub fn bind(path: &str) -> Result<ViewSocket, SocketError> {
-    ViewSocket::bind(Path::new(path))
+pub fn bind(path: &str, access: SocketAccess) -> Result<ViewSocket, SocketError> {
+    ViewSocket::bind_for(Path::new(path), access)
 }
 
 struct ViewBackend {
