@@ -38,7 +38,8 @@ pub enum Attach {
 }
 
 pub struct Guest {
-    qemu: Child,
+    /// `None`: another program started it, and ends it.
+    qemu: Option<Child>,
     pub qmp: Qmp,
     port: UnixStream,
     received: Vec<u8>,
@@ -142,10 +143,30 @@ impl Guest {
             .stderr(output)
             .spawn()
             .expect("qemu-system-x86_64 starts (qemu-tests/install.sh installs it)");
-        let port = connect(&port, &mut qemu, &log);
-        let qmp = Qmp::new(connect(&monitor, &mut qemu, &log));
+        let port = connect(&port, Some(&mut qemu), &log);
+        let qmp = Qmp::new(connect(&monitor, Some(&mut qemu), &log));
+        Self::connected(Some(qemu), qmp, port, console, log)
+    }
+
+    /// A guest that another program has started, with its sockets and its console where
+    /// [`Self::start`] has them.
+    pub fn started_elsewhere(dir: &Path, name: &str) -> Self {
+        let file = |suffix: &str| dir.join(format!("{name}.{suffix}"));
+        let log = file("qemu.log");
+        let port = connect(&file("port"), None, &log);
+        let qmp = Qmp::new(connect(&file("qmp"), None, &log));
+        Self::connected(None, qmp, port, file("console"), log)
+    }
+
+    fn connected(
+        qemu: Option<Child>,
+        qmp: Qmp,
+        port: UnixStream,
+        console: PathBuf,
+        log: PathBuf,
+    ) -> Self {
         port.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
-        println!("guest {name} started");
+        println!("guest started, with its console at {}", console.display());
         Self {
             qemu,
             qmp,
@@ -397,14 +418,15 @@ impl Guest {
     /// Ends QEMU in an orderly way, without telling the guest.
     pub fn quit(mut self) {
         self.qmp.command("quit");
-        let status = self.qemu.wait().unwrap();
+        let status = self.qemu.as_mut().unwrap().wait().unwrap();
         assert!(status.success(), "QEMU: {status}");
     }
 
     /// Kills QEMU.
     pub fn kill(mut self) {
-        self.qemu.kill().unwrap();
-        self.qemu.wait().unwrap();
+        let qemu = self.qemu.as_mut().unwrap();
+        qemu.kill().unwrap();
+        qemu.wait().unwrap();
     }
 
     fn line(&mut self, deadline: Instant) -> String {
@@ -435,7 +457,10 @@ impl Guest {
         assert!(
             Instant::now() < deadline,
             "{SILENT}; QEMU's threads:\n{}its console ends:\n{}",
-            threads(self.qemu.id()),
+            self.qemu
+                .as_ref()
+                .map(|qemu| threads(qemu.id()))
+                .unwrap_or_default(),
             tail(&self.console)
         );
     }
@@ -444,8 +469,10 @@ impl Guest {
 impl Drop for Guest {
     fn drop(&mut self) {
         // Fails only if it has ended already.
-        let _ = self.qemu.kill();
-        let _ = self.qemu.wait();
+        if let Some(qemu) = &mut self.qemu {
+            let _ = qemu.kill();
+            let _ = qemu.wait();
+        }
         if std::thread::panicking() {
             println!("--- the guest's console ends:\n{}", tail(&self.console));
             println!("--- QEMU said:\n{}", tail(&self.log));
@@ -472,14 +499,16 @@ fn threads(process: u32) -> String {
 }
 
 /// Connects to a socket that QEMU is about to open.
-fn connect(path: &Path, qemu: &mut Child, log: &Path) -> UnixStream {
+fn connect(path: &Path, mut qemu: Option<&mut Child>, log: &Path) -> UnixStream {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         match UnixStream::connect(path) {
             Ok(stream) => return stream,
             Err(e) => assert!(Instant::now() < deadline, "{}: {e}", path.display()),
         }
-        if let Some(status) = qemu.try_wait().unwrap() {
+        if let Some(qemu) = &mut qemu
+            && let Some(status) = qemu.try_wait().unwrap()
+        {
             panic!("QEMU ended at once with {status}:\n{}", tail(log));
         }
         sleep(Duration::from_millis(20));

@@ -22,6 +22,8 @@ needed=(
     losetup:mount
     groff:groff
     tmux:tmux
+    libvirtd:libvirt-daemon-system
+    virsh:libvirt-clients
 )
 
 PATH=$PATH:/usr/sbin:/sbin

@@ -32,6 +32,7 @@ mod features;
 mod forks;
 mod hotplug;
 mod kernel_merge;
+mod libvirt;
 mod linux;
 mod logwrites;
 mod lvm;
