@@ -38,6 +38,7 @@ mod logwrites;
 mod lvm;
 mod migration;
 mod mixtures;
+mod programs;
 mod resets;
 mod resize;
 mod restarts;

@@ -18,7 +18,8 @@ cd "$(dirname "$0")/.."
 qemu-tests/install.sh
 images/build-guest.sh
 folder=$PWD/target/newer-qemu
-if [[ ! -e $folder/done ]]; then
+packages=(qemu-system-x86 qemu-utils qemu-block-extra seabios nbdkit)
+if [[ $(cat "$folder/done" 2>/dev/null) != "${packages[*]}" ]]; then
     rm -rf "$folder"
     mkdir -p "$folder"/{apt/lists/partial,apt/cache/archives/partial,bin,root}
     touch "$folder/apt/status"
@@ -34,29 +35,34 @@ Dir::Cache "$folder/apt/cache";
 CONF
     export APT_CONFIG=$folder/apt/conf
     apt-get -q update
-    apt-get -q install --yes --download-only --no-install-recommends \
-        qemu-system-x86 qemu-utils seabios
+    apt-get -q install --yes --download-only --no-install-recommends "${packages[@]}"
     for package in "$folder"/apt/cache/archives/*.deb; do
         dpkg --extract "$package" "$folder/root"
     done
     unset APT_CONFIG
     rm -r "$folder/apt"
-    for program in qemu-system-x86_64 qemu-img qemu-storage-daemon; do
-        firmware=
+    for program in qemu-system-x86_64 qemu-img qemu-io qemu-storage-daemon nbdkit; do
+        firmware= plugin=
         if [[ $program == qemu-system-x86_64 ]]; then
             firmware='-L "$root/usr/share/qemu" -L "$root/usr/share/seabios"'
+        fi
+        if [[ $program == nbdkit ]]; then
+            # It looks for plugins where Debian installs them.
+            plugin='for argument; do shift; case $argument in blkio) argument=$libraries/nbdkit/plugins/nbdkit-blkio-plugin.so ;; esac; set -- "$@" "$argument"; done'
         fi
         cat >"$folder/bin/$program" <<PROGRAM
 #!/bin/sh
 root=$folder/root
 libraries=\$root/usr/lib/x86_64-linux-gnu
+export QEMU_MODULE_DIR=\$libraries/qemu
+$plugin
 exec "\$root/usr/lib64/ld-linux-x86-64.so.2" --argv0 $program \\
     --library-path "\$libraries:\$libraries/pulseaudio" \\
     "\$root/usr/bin/$program" $firmware "\$@"
 PROGRAM
         chmod +x "$folder/bin/$program"
     done
-    touch "$folder/done"
+    echo "${packages[*]}" >"$folder/done"
 fi
 
 export PATH=$folder/bin:$PATH
