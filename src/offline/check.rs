@@ -111,11 +111,7 @@ pub fn check_showing(
         },
     )
     .map_err(OfflineError::store(cow))?;
-    let holes = match (&survey, opened.file()) {
-        (Survey::Log { layout, .. }, Some(file)) => Holes::find(&file, *layout, &entries),
-        (Survey::Log { .. }, None)
-        | (Survey::NoHeader(_) | Survey::New | Survey::Invalid { .. }, _) => Holes::default(),
-    };
+    let holes = holes(&survey, &opened, &entries);
     let (mut verdict, stale_bytes) = found.judge(survey, &entries);
     let recorded = known.and_then(Known::forbids);
     if recorded.is_some() {
@@ -143,6 +139,15 @@ pub fn check_showing(
         recorded,
         origin_size: origin.map(|origin| origin.size()),
     })
+}
+
+/// The holes in which entries have their copies, if there is a log.
+fn holes(survey: &Survey, opened: &Opened, entries: &Log) -> Holes {
+    match (survey, opened.file()) {
+        (Survey::Log { layout, .. }, Some(file)) => Holes::find(&file, *layout, entries),
+        (Survey::Log { .. }, None)
+        | (Survey::NoHeader(_) | Survey::New | Survey::Invalid { .. }, _) => Holes::default(),
+    }
 }
 
 /// The result for a file whose size is refused when it is opened.
