@@ -1,15 +1,18 @@
 //! `snapback diff`
 
-use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
 
 use clap::Args;
+use rustix::fs::Mode;
 
+use super::disk_map::DiskMap;
+use super::disk_picture::{Legend, svg};
 use super::output::{Rows, Stream};
 use super::progress::Progress;
-use super::{CliError, Outcome, doubts};
+use super::{CliError, Outcome, doubts, output};
 use crate::daemon;
-use crate::offline::{self, Change, DiffSummary};
+use crate::offline::{self, Change, DiffSummary, NewFile};
 use crate::size;
 
 /// Print which parts of a snapshot differ from its disk.
@@ -21,6 +24,7 @@ use crate::size;
 EXAMPLE
   snapback diff --origin disk.img --cow before.cow
   snapback diff --origin disk.img --cow before.cow --json --entries-only
+  snapback diff --origin disk.img --cow before.cow --svg changed.svg
 
 JSON is an array as `qemu-img map --output=json` prints it, with only the changed parts: start and
 length in the disk, and offset in the COW, all in bytes.")]
@@ -49,6 +53,12 @@ pub struct Diff {
     /// Print JSON, whose format is stable.
     #[arg(long)]
     json: bool,
+
+    /// Instead of a list, make a picture: a map of the disk, from its start to its end, in which a
+    /// square is the darker the more of its chunks have changed. An existing file is not
+    /// overwritten.
+    #[arg(long, value_name = "OUT", conflicts_with = "json")]
+    svg: Option<PathBuf>,
 }
 
 impl Diff {
@@ -61,6 +71,11 @@ impl Diff {
         )?;
         let known = daemon::recorded(&self.cow, Some(&self.origin), self.state.as_deref())?;
         let files = offline::Diff::open(&self.origin, &self.cow, known.as_ref())?;
+        if let Some(out) = &self.svg {
+            let name = known.map(|known| known.snapshot);
+            self.draw(files, out, name)?;
+            return Ok(Outcome::Done);
+        }
         let mut out = Stream::new();
         if self.json {
             out.text("[")?;
@@ -78,15 +93,34 @@ impl Diff {
                     zero,
                 ))
             })?;
-            out.text(&format!(
-                "{} of {} changed, {} kept\n",
-                size::human(summary.changed),
-                size::human(summary.size),
-                size::human(summary.kept)
-            ))?;
+            out.text(&total(&summary))?;
         }
         out.end()?;
         Ok(Outcome::Done)
+    }
+
+    /// Writes a picture to `out`; `name` is the snapshot's, if it is recorded.
+    fn draw(&self, files: offline::Diff, out: &Path, name: Option<String>) -> Result<(), CliError> {
+        let file = NewFile::create(out, Mode::from_raw_mode(0o666))?;
+        let mut map = DiskMap::new(files.size(), files.chunk_bytes());
+        let summary = self.find(files, &mut |change| {
+            map.add(change.start, change.length);
+            Ok(())
+        })?;
+        let picture = svg(
+            &map,
+            &Legend {
+                name: &name.unwrap_or_else(|| self.cow.display().to_string()),
+                disk: &self.origin.display().to_string(),
+                changed: summary.changed,
+                compared: !self.entries_only,
+            },
+        );
+        file.file().write_all(picture.as_bytes()).map_err(|error| {
+            CliError::Failed(format!("cannot write {}: {error}", out.display()))
+        })?;
+        file.finish()?;
+        output::text(&total(&summary))
     }
 
     fn find(
@@ -98,7 +132,8 @@ impl Diff {
             return files.entries(emit);
         }
         // On a terminal the bar and the rows would overwrite each other.
-        let mut bar = (!std::io::stdout().is_terminal()).then(|| Progress::new("comparing"));
+        let rows_are_seen = self.svg.is_none() && std::io::stdout().is_terminal();
+        let mut bar = (!rows_are_seen).then(|| Progress::new("comparing"));
         let show = |done, total| {
             if let Some(bar) = &mut bar {
                 bar.show(done, total);
@@ -106,6 +141,15 @@ impl Diff {
         };
         files.changes(show, emit)
     }
+}
+
+fn total(summary: &DiffSummary) -> String {
+    format!(
+        "{} of {} changed, {} kept\n",
+        size::human(summary.changed),
+        size::human(summary.size),
+        size::human(summary.kept)
+    )
 }
 
 fn row(start: &str, length: &str, offset: &str, note: &str) -> String {

@@ -8,6 +8,8 @@ mod check;
 mod connect;
 mod detach;
 mod diff;
+mod disk_map;
+mod disk_picture;
 mod doubts;
 mod dump;
 mod events;
@@ -19,6 +21,8 @@ mod logging;
 mod merge;
 mod outcome;
 mod output;
+#[cfg(test)]
+mod pictures;
 mod poll;
 mod progress;
 mod release;

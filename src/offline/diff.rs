@@ -60,6 +60,16 @@ impl Diff {
         Ok(Self { disk, view })
     }
 
+    /// Bytes of the snapshot.
+    pub fn size(&self) -> u64 {
+        self.view.size()
+    }
+
+    /// Bytes of a chunk.
+    pub fn chunk_bytes(&self) -> u64 {
+        self.view.layout().chunk_size.bytes()
+    }
+
     /// Passes every part that the store keeps to `emit`, ascending, and reads no data.
     ///
     /// # Errors

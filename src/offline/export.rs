@@ -6,9 +6,10 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::fs::Mode;
 use smallvec::SmallVec;
 
+use super::new_file::NewFile;
 use super::read_ahead::{PIECE, Piece, Stopped, read_ahead};
 use super::view::{Extent, SnapshotView};
 use super::{Known, OfflineError};
@@ -54,12 +55,15 @@ pub fn export(
 ) -> Result<Exported, OfflineError> {
     let mut source = Source::open(options)?;
     let size = source.size();
-    let out = Out::create(path, size)?;
+    let out = NewFile::create(path, Mode::RUSR | Mode::WUSR)?;
+    out.file()
+        .set_len(size)
+        .map_err(|e| OfflineError::system(path, "set its size", e))?;
     let failed = |e| OfflineError::system(path, "write it", e);
     let mut data = 0;
     progress(0, size);
     source.read(|at, bytes| {
-        data += write_sparse(&out.file, at, bytes).map_err(failed)?;
+        data += write_sparse(out.file(), at, bytes).map_err(failed)?;
         progress(at + bytes.len() as u64, size);
         Ok(())
     })?;
@@ -230,80 +234,4 @@ fn write_sparse(file: &File, offset: u64, bytes: &[u8]) -> std::io::Result<u64> 
 pub(super) fn is_zero(bytes: &[u8]) -> bool {
     let (words, rest) = bytes.as_chunks::<16>();
     words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && rest.iter().all(|byte| *byte == 0)
-}
-
-/// The file to write: without a name, where possible, until it is complete.
-struct Out<'a> {
-    file: File,
-    path: &'a Path,
-    named: bool,
-    finished: bool,
-}
-
-impl<'a> Out<'a> {
-    fn create(path: &'a Path, size: u64) -> Result<Self, OfflineError> {
-        if path.symlink_metadata().is_ok() {
-            return Err(OfflineError::OutExists(path.to_owned()));
-        }
-        let mode = Mode::RUSR | Mode::WUSR;
-        let flags = OFlags::RDWR | OFlags::CLOEXEC;
-        let nameless = rustix::fs::open(folder(path), flags | OFlags::TMPFILE, mode);
-        let named = nameless.is_err();
-        let fd = nameless
-            .or_else(|_| rustix::fs::open(path, flags | OFlags::CREATE | OFlags::EXCL, mode));
-        let file = File::from(fd.map_err(|e| out_error(path, "create it", e))?);
-        let out = Self {
-            file,
-            path,
-            named,
-            finished: false,
-        };
-        out.file
-            .set_len(size)
-            .map_err(|e| OfflineError::system(path, "set its size", e))?;
-        Ok(out)
-    }
-
-    /// 1 content durable → 2 its name → 3 the name durable.
-    fn finish(mut self) -> Result<(), OfflineError> {
-        let failed = |e| OfflineError::system(self.path, "make it durable", e);
-        self.file.sync_all().map_err(failed)?;
-        if !self.named {
-            let fd = std::os::fd::AsRawFd::as_raw_fd(&self.file);
-            let from = format!("/proc/self/fd/{fd}");
-            rustix::fs::linkat(CWD, from, CWD, self.path, AtFlags::SYMLINK_FOLLOW)
-                .map_err(|e| out_error(self.path, "give it its name", e))?;
-        }
-        self.finished = true;
-        match File::open(folder(self.path)).and_then(|folder| folder.sync_all()) {
-            // Some file systems do not support this for directories.
-            Err(e) if e.raw_os_error() != Some(rustix::io::Errno::INVAL.raw_os_error()) => {
-                Err(failed(e))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-impl Drop for Out<'_> {
-    fn drop(&mut self) {
-        if self.named && !self.finished {
-            // The original error is the one to report.
-            let _ = std::fs::remove_file(self.path);
-        }
-    }
-}
-
-fn folder(path: &Path) -> &Path {
-    path.parent()
-        .filter(|folder| !folder.as_os_str().is_empty())
-        .unwrap_or(Path::new("."))
-}
-
-fn out_error(path: &Path, action: &'static str, errno: rustix::io::Errno) -> OfflineError {
-    if errno == rustix::io::Errno::EXIST {
-        OfflineError::OutExists(path.to_owned())
-    } else {
-        OfflineError::system(path, action, errno.into())
-    }
 }

@@ -7,6 +7,7 @@ mod diff;
 mod dump;
 mod export;
 mod info;
+mod new_file;
 mod read_ahead;
 mod repair;
 mod view;
@@ -22,6 +23,7 @@ pub use diff::{Change, Diff, DiffSummary};
 pub use dump::{Dump, DumpEnd, Run};
 pub use export::{ExportOptions, Exported, export, export_to};
 pub use info::{Contents, HeaderFields, Info, StoreState, info};
+pub use new_file::NewFile;
 pub use repair::Repair;
 
 use crate::io::{BlockFile, DeviceId, Devices, Errno, OpenError, ThreadDisk};

@@ -92,3 +92,45 @@ fn small_chunks_differ_one_by_one() {
         );
     }
 }
+
+#[test]
+fn diff_draws_a_map_and_overwrites_nothing() {
+    let world = World::new(&[(7, 2), (8, 3), (30, 5)]);
+    let disk = world.disk();
+    // Chunk 8 was written back to what it was.
+    world.change_cow(|cow| {
+        cow[3 * CHUNK..4 * CHUNK].copy_from_slice(&disk[8 * CHUNK..9 * CHUNK]);
+    });
+    let text = world.answer(0, &both(&["diff", "--svg", "map.svg"]));
+    assert!(
+        text.ends_with(" kept\n") && text.lines().count() == 1,
+        "{text}"
+    );
+    let drawn = std::fs::read_to_string(world.path("map.svg")).unwrap();
+    assert!(
+        drawn.starts_with("<svg ") && drawn.ends_with("</svg>\n"),
+        "{drawn}"
+    );
+    assert!(
+        drawn.contains(" differs from ") && drawn.contains("Each square is "),
+        "{drawn}"
+    );
+    // Two squares are dark.
+    let darkest = drawn
+        .lines()
+        .find(|line| line.contains("<path fill=\"#4a0018\""));
+    assert_eq!(darkest.unwrap().matches('M').count(), 2, "{drawn}");
+
+    world.refuse(&both(&["diff", "--svg", "map.svg"]), "exists already");
+    world.answer(0, &both(&["diff", "--svg", "same.svg"]));
+    assert_eq!(
+        std::fs::read_to_string(world.path("same.svg")).unwrap(),
+        drawn
+    );
+    world.answer(0, &both(&["diff", "--svg", "kept.svg", "--entries-only"]));
+    let kept = std::fs::read_to_string(world.path("kept.svg")).unwrap();
+    assert!(kept.contains(" keeps ") && kept.contains(" of "), "{kept}");
+    world.refuse(&both(&["diff", "--svg", "none/map.svg"]), "none/map.svg");
+    world.refuse(&both(&["diff", "--svg", "x.svg", "--json"]), "--json");
+    assert!(!world.path("x.svg").exists());
+}
