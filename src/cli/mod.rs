@@ -38,6 +38,7 @@ mod status_screen;
 mod store;
 mod table;
 mod terminal;
+mod top;
 mod values;
 mod wait;
 mod watch;
@@ -92,6 +93,7 @@ enum Verb {
     Status(status::Status),
     Table(status::Table),
     Events(events::Events),
+    Top(top::Top),
     Snapshot(snapshot::Snapshot),
     Grow(grow::Grow),
     #[command(visible_aliases = ["delete", "rm"])]
@@ -150,6 +152,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             Verb::Status(verb) => verb.run(),
             Verb::Table(verb) => verb.run(),
             Verb::Events(verb) => verb.run(),
+            Verb::Top(verb) => verb.run(),
             Verb::Snapshot(verb) => verb.run(),
             Verb::Grow(verb) => verb.run(),
             Verb::Remove(verb) => verb.run(),

@@ -1,8 +1,6 @@
 //! A thread that asks a daemon again and again, so that whoever shows the answers never waits
 //! for it.
 
-#![allow(dead_code, reason = "the events are for the live screen")]
-
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 

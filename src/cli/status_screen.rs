@@ -201,6 +201,12 @@ merge of before █████████████████████�
     }
 
     #[test]
+    fn the_status_in_the_documents_is_what_is_drawn() {
+        let drawn = text(&sample(), &TERMINAL);
+        crate::cli::pictures::assert_block("docs/watching.md", "origin /vm/", &drawn);
+    }
+
+    #[test]
     fn no_line_is_wider_than_the_terminal_whatever_it_says() {
         let mut status = sample();
         let long = "a".repeat(64);

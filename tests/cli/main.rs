@@ -2,13 +2,24 @@
 //! and what reaches the daemon, with the real binary and a volume that only
 //! takes notes.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing)] // In a test a panic is the report.
+#![allow(
+    unsafe_code,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap
+)] // In a test a panic is the report.
+
+#[path = "../common/mod.rs"]
+#[allow(dead_code, reason = "only a busy guest is needed")]
+mod common;
 
 mod events;
 mod fake_volume;
 mod online;
 mod screen;
 mod tmux;
+mod top;
 mod usage;
 
 use std::path::{Path, PathBuf};
@@ -20,8 +31,8 @@ use fake_volume::{Notes, idle, merged, merging, snapshot};
 use snapback::control::ControlServer;
 use snapback::control::api::{SnapshotStatus, State, Volume, VolumeStatus};
 
-const VERBS: [&str; 18] = [
-    "serve", "status", "table", "events", "snapshot", "grow", "remove", "detach", "resize",
+const VERBS: [&str; 19] = [
+    "serve", "status", "table", "events", "top", "snapshot", "grow", "remove", "detach", "resize",
     "release", "rollback", "merge", "create", "info", "check", "dump", "export", "diff",
 ];
 

@@ -10,7 +10,6 @@ pub struct Terminal {
     dir: tempfile::TempDir,
 }
 
-#[allow(dead_code, reason = "some are for the live screen")]
 impl Terminal {
     /// Of this many columns and lines. `variables` are set in the shell.
     pub fn new(width: u16, height: u16, variables: &[(&str, &str)]) -> Self {
