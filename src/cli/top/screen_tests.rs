@@ -186,7 +186,7 @@ fn a_busy_volume_is_whole_on_80_by_24() {
     let signs = |c: &char| ('▁'..='█').contains(c);
     let heights: std::collections::BTreeSet<char> = latency.chars().filter(signs).collect();
     assert!(heights.len() > 3 && heights.contains(&'█'), "{latency}");
-    assert!(latency.contains("s  highest "), "{latency}");
+    assert!(latency.contains("  highest 1.2 ms"), "{latency}");
 }
 
 #[test]
