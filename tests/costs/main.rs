@@ -19,6 +19,7 @@ mod common {
 }
 
 mod driver;
+mod forks;
 mod instructions;
 #[allow(dead_code)]
 #[path = "../restart/ring.rs"]

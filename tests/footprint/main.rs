@@ -12,6 +12,7 @@
 
 mod bench;
 mod busy;
+mod farm;
 mod idle;
 mod instructions;
 #[path = "../common/memory.rs"]
