@@ -101,7 +101,17 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "offline",
         ],
     ),
-    ("cli", &["units", "size", "control", "offline", "daemon"]),
+    (
+        "cli",
+        &[
+            "units",
+            "size",
+            "event_flag",
+            "control",
+            "offline",
+            "daemon",
+        ],
+    ),
 ];
 
 /// What tests inside a module may use besides.

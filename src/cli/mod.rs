@@ -28,6 +28,7 @@ mod progress;
 mod release;
 mod resize;
 mod rollback;
+mod run;
 mod serve;
 mod snapshot;
 mod snapshot_list;
@@ -71,7 +72,8 @@ EXIT STATUS
   0  done
   1  the store or snapshot in question is damaged or invalid
   2  wrong usage, or an error
-  130  a wait was interrupted (Ctrl-C); what the daemon does goes on")]
+  130  a wait was interrupted (Ctrl-C); what the daemon does goes on
+  snapback run exits as its command does, and with 125 for wrong usage or an error")]
 struct Cli {
     /// What to log to stderr: error, warn, info, debug, trace, or filter directives [default: info
     /// for serve, warn for all other verbs; env: SNAPBACK_LOG].
@@ -112,6 +114,11 @@ enum Verb {
     Diff(diff::Diff),
     #[command(hide = true)]
     Generate(generate::Generate),
+    Run(run::Run),
+    #[command(hide = true)]
+    RunDisk(run::RunDisk),
+    #[command(hide = true)]
+    RunCommand(run::RunCommand),
 }
 
 /// The answer that QEMU's and libvirt's back-end conventions expect.
@@ -119,6 +126,9 @@ const CAPABILITIES: &str = r#"{"type":"block","features":["read-only","blk-file"
 
 /// Options with which a manager that knows only the back-end conventions starts the program.
 const CONVENTION: [&str; 4] = ["--blk-file", "--socket-path", "--fd", "--read-only"];
+
+/// The exit status for wrong usage and errors of all verbs but `run`.
+const ERROR: u8 = 2;
 
 /// Runs the command line `arguments`, which begins with the program's name.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -129,14 +139,15 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         .take_while(|a| *a != "--")
         .any(|a| a == "--print-capabilities")
     {
-        return finish(output::line(CAPABILITIES).map(|()| Outcome::Done));
+        return finish(output::line(CAPABILITIES).map(|()| Outcome::Done), ERROR);
     }
+    let error_status = error_status(&arguments);
     let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
         Err(error) if error.kind() == ErrorKind::InvalidUtf8 => {
-            return finish(Err(CliError::Usage(not_text(&arguments))));
+            return finish(Err(CliError::Usage(not_text(&arguments))), error_status);
         }
-        Err(error) => return refuse(&error),
+        Err(error) => return refuse(&error, error_status),
     };
     let default_level = if matches!(cli.verb, Verb::Serve(_)) {
         "info"
@@ -168,8 +179,26 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             Verb::Export(verb) => verb.run(),
             Verb::Diff(verb) => verb.run(),
             Verb::Generate(verb) => verb.run(Cli::command()),
+            Verb::Run(verb) => verb.run(cli.log_level.as_deref()).map(Outcome::Status),
+            Verb::RunDisk(verb) => verb.run(),
+            Verb::RunCommand(verb) => verb.run(),
         }),
+        error_status,
     )
+}
+
+/// The exit status for wrong usage and errors. A command's status may be 2, so `run` has the
+/// one of `timeout` and similar programs.
+fn error_status(arguments: &[OsString]) -> u8 {
+    let mut words = arguments.iter().skip(1);
+    while let Some(word) = words.next() {
+        if word == "--log-level" {
+            words.next();
+        } else if !word.to_string_lossy().starts_with('-') {
+            return if word == "run" { 125 } else { ERROR };
+        }
+    }
+    ERROR
 }
 
 /// `snapback --fd=3 --blk-file=disk` means `snapback serve --fd=3 --blk-file=disk`.
@@ -196,10 +225,11 @@ fn not_text(arguments: &[OsString]) -> String {
 }
 
 /// Prints a usage error, or the help or version that was requested.
-fn refuse(error: &clap::Error) -> ExitCode {
+fn refuse(error: &clap::Error, status: u8) -> ExitCode {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            finish(output::text(&error.render().to_string()).map(|()| Outcome::Done))
+            let printed = output::text(&error.render().to_string());
+            finish(printed.map(|()| Outcome::Done), status)
         }
         _ => {
             let text = error.render().to_string();
@@ -207,21 +237,23 @@ fn refuse(error: &clap::Error) -> ExitCode {
                 "snapback: {}",
                 text.strip_prefix("error: ").unwrap_or(&text)
             );
-            ExitCode::from(2)
+            ExitCode::from(status)
         }
     }
 }
 
-fn finish(result: Result<Outcome, CliError>) -> ExitCode {
+fn finish(result: Result<Outcome, CliError>, error_status: u8) -> ExitCode {
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Faulty) => ExitCode::from(1),
+        Ok(Outcome::Status(status)) => ExitCode::from(status),
         Err(error) => {
             // Control characters in paths and names must not reach the terminal.
             eprintln!("snapback: {}", printable(&error.to_string()));
             match error {
                 CliError::Interrupted(_) => ExitCode::from(130),
-                _ => ExitCode::from(2),
+                CliError::NotRun { status, .. } => ExitCode::from(status),
+                _ => ExitCode::from(error_status),
             }
         }
     }

@@ -10,6 +10,8 @@ pub(super) enum Outcome {
     Done,
     /// The store or snapshot in question is damaged or invalid.
     Faulty,
+    /// Exit with this status.
+    Status(u8),
 }
 
 /// Why a verb failed; the text is the whole message.
@@ -22,6 +24,9 @@ pub(super) enum CliError {
     /// By Ctrl-C.
     #[error("{0}")]
     Interrupted(String),
+    /// A command cannot be run; the exit status says how.
+    #[error("{reason}")]
+    NotRun { status: u8, reason: String },
     #[error(transparent)]
     Client(#[from] ClientError),
     #[error(transparent)]

@@ -238,6 +238,7 @@ impl Serve {
             endpoint: socket.or(connect).or(self.fd.map(Endpoint::Fd)),
             snapshot_endpoints: endpoints.collect(),
             read_only: self.read_only,
+            exclusive: false,
             serial: self.serial,
             blocks: self.blocks.sizes(),
             socket_access: self.access.of_views(),

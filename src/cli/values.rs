@@ -1,6 +1,7 @@
 //! Option values that several verbs accept.
 
 use std::os::fd::RawFd;
+use std::time::Duration;
 
 use super::CliError;
 use crate::control::api::{StoreType, check_name};
@@ -23,6 +24,25 @@ pub fn size_after(size: NewSize, present: u64) -> Result<u64, CliError> {
         .after(present)
         .filter(|size| i64::try_from(*size).is_ok());
     after.ok_or_else(|| CliError::Usage("the new size is larger than any file can be".to_owned()))
+}
+
+/// A time as `timeout` takes it: seconds, or with s, m, h or d. Not 0.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text.get(number.len()..) {
+        Some("" | "s") => Some(1),
+        Some("m") => Some(60),
+        Some("h") => Some(3600),
+        Some("d") => Some(86400),
+        _ => None,
+    };
+    let seconds = unit.and_then(|unit| number.parse::<u32>().ok()?.checked_mul(unit));
+    match seconds {
+        Some(seconds) if seconds > 0 => Ok(Duration::from_secs(seconds.into())),
+        _ => Err(format!(
+            "`{text}` is not a time: write seconds, or a number with s, m, h or d, as in 90 or 5m"
+        )),
+    }
 }
 
 /// Bytes per second; 0 means no limit.
@@ -163,6 +183,33 @@ mod tests {
         assert!(serial("disk 1").is_ok());
         for bad in ["", "twenty-one characters", "a\nb", "é"] {
             assert!(serial(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_time_has_the_units_of_timeout() {
+        for (text, seconds) in [
+            ("90", 90),
+            ("1s", 1),
+            ("5m", 300),
+            ("2h", 7200),
+            ("1d", 86400),
+        ] {
+            assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for bad in [
+            "",
+            "m",
+            "0",
+            "0m",
+            "-1",
+            "1.5m",
+            "5 m",
+            "5min",
+            "99999999d",
+            "ä",
+        ] {
+            assert!(duration(bad).unwrap_err().contains("5m"), "{bad}");
         }
     }
 

@@ -21,6 +21,7 @@ pub fn serve(folder: &Path) -> (Arc<LiveVolume>, Notices) {
         origin: path("disk.img"),
         endpoint: None,
         read_only: false,
+        exclusive: false,
         serial: None,
         blocks: Default::default(),
         socket_access: Default::default(),

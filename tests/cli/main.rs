@@ -31,9 +31,9 @@ use fake_volume::{Notes, idle, merged, merging, snapshot};
 use snapback::control::ControlServer;
 use snapback::control::api::{SnapshotStatus, State, Volume, VolumeStatus};
 
-const VERBS: [&str; 19] = [
+const VERBS: [&str; 20] = [
     "serve", "status", "table", "events", "top", "snapshot", "grow", "remove", "detach", "resize",
-    "release", "rollback", "merge", "create", "info", "check", "dump", "export", "diff",
+    "release", "rollback", "merge", "create", "info", "check", "dump", "export", "diff", "run",
 ];
 
 fn snapback(arguments: &[&str]) -> Output {
@@ -55,13 +55,22 @@ fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-/// Exit status 2, nothing on stdout, and one message that starts with our name
+/// Exit status 2 (125 of `run`), nothing on stdout, and one message that starts with our name
 /// and holds `word`.
 #[track_caller]
 fn assert_refused(arguments: &[&str], word: &str) {
     let output = snapback(arguments);
     let error = stderr(&output);
-    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {error}");
+    let expected = if arguments.first() == Some(&"run") {
+        125
+    } else {
+        2
+    };
+    assert_eq!(
+        output.status.code(),
+        Some(expected),
+        "{arguments:?}: {error}"
+    );
     assert_eq!(stdout(&output), "", "{arguments:?}");
     assert!(
         error.starts_with("snapback: ") && error.contains(word),

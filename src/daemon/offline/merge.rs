@@ -125,6 +125,7 @@ fn options(
         origin: origin.to_owned(),
         endpoint: None,
         read_only: false,
+        exclusive: false,
         serial: None,
         blocks: Default::default(),
         socket_access: Default::default(),

@@ -32,6 +32,9 @@ pub struct ServeOptions {
     pub endpoint: Option<Endpoint>,
     /// The origin is opened and served read-only, and locked shared.
     pub read_only: bool,
+    /// With `read_only`: the origin is locked against everybody else all the same, which takes
+    /// the right to write it.
+    pub exclusive: bool,
     /// The answer to GET_ID, at most 20 bytes; `None`: derived from the origin.
     pub serial: Option<String>,
     /// The block sizes that guests see; `None`: as recorded, or as suits the origin.

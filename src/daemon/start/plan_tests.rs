@@ -57,6 +57,7 @@ fn options() -> ServeOptions {
         origin: PathBuf::from("/disk.img"),
         endpoint: Some(Endpoint::Path(PathBuf::from("/a.sock"))),
         read_only: false,
+        exclusive: false,
         serial: None,
         blocks: Default::default(),
         socket_access: Default::default(),

@@ -145,7 +145,7 @@ pub fn check_without_guests(options: &ServeOptions) -> Result<Checked, DaemonErr
 /// Opens the origin and the state file, and makes the plan.
 fn open(options: &ServeOptions) -> Result<Opened, DaemonError> {
     let path = &options.origin;
-    let open = if options.read_only {
+    let open = if options.read_only && !options.exclusive {
         OpenOptions::read_only()
     } else {
         OpenOptions::default()
