@@ -120,11 +120,11 @@ impl CowError {
         )
     }
 
-    /// The device failed; the request itself is right.
+    /// The device failed; the request itself is right, and possible.
     pub fn is_io(&self) -> bool {
         matches!(
             self,
-            Self::Open(OpenError::Io { .. } | OpenError::NoSpace { .. })
+            Self::Open(OpenError::Io { .. })
                 | Self::Store {
                     source: StoreError::Io { .. },
                     ..

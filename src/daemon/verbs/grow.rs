@@ -87,7 +87,11 @@ fn refused(name: &str, error: &OpenError) -> ApiError {
 pub const fn refusal_kind(error: &OpenError) -> ErrorKind {
     match error {
         OpenError::OddSize { .. } => ErrorKind::BadRequest,
-        OpenError::Shrink { .. } | OpenError::FixedSize { .. } => ErrorKind::Conflict,
+        // Another size is possible.
+        OpenError::Shrink { .. }
+        | OpenError::FixedSize { .. }
+        | OpenError::NoSpace { .. }
+        | OpenError::TooLarge { .. } => ErrorKind::Conflict,
         OpenError::Missing { .. }
         | OpenError::Exists { .. }
         | OpenError::WrongType { .. }
@@ -97,8 +101,6 @@ pub const fn refusal_kind(error: &OpenError) -> ErrorKind {
         | OpenError::DeviceBusy { .. }
         | OpenError::Denied { .. }
         | OpenError::WriteProtected { .. }
-        | OpenError::NoSpace { .. }
-        | OpenError::TooLarge { .. }
         | OpenError::Cut { .. }
         | OpenError::Io { .. } => ErrorKind::Io,
     }
