@@ -1,6 +1,8 @@
 //! `snapback events`
 
+use std::io::Write;
 use std::process::exit;
+use std::time::Duration;
 
 use clap::Args;
 use rustix::event::{PollFd, poll};
@@ -8,7 +10,10 @@ use serde_json::Value;
 
 use super::connect::Control;
 use super::{CliError, Outcome, output};
-use crate::control::{Client, ClientError, narrate};
+use crate::control::{Client, ClientError, narrate, render};
+
+/// How often the next daemon is looked for.
+const RECONNECT: Duration = Duration::from_millis(250);
 
 /// Show what happened to the disk and its snapshots: taken, filling up, invalid, merged, …
 ///
@@ -23,12 +28,18 @@ EXAMPLE
     jq --unbuffered -r 'select(.kind == \"usage-threshold\") | \"\\(.snapshot) \\(.percent)%\"'
 
 EXIT STATUS
-  0  all events are printed; with --follow: the daemon stopped cleanly, or the output was closed
-  2  wrong usage; no daemon; with --follow: the daemon ended without a clean stop")]
+  0  all events are printed; with --follow: the output was closed; with --no-reconnect: the daemon
+     stopped cleanly
+  2  wrong usage; no daemon; with --no-reconnect: the daemon ended without a clean stop")]
 pub struct Events {
-    /// Continue with new events, until interrupted or until the daemon ends.
+    /// Continue with new events, until interrupted. When the daemon ends, this is reported on
+    /// stderr, and the next daemon at the socket is waited for.
     #[arg(long)]
     follow: bool,
+
+    /// End when the daemon ends.
+    #[arg(long, requires = "follow")]
+    no_reconnect: bool,
 
     /// Only events after this number; all events if the number is not one of this daemon's.
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
@@ -58,10 +69,17 @@ impl Events {
     }
 
     fn follow(&self, client: &Client) -> Result<Outcome, CliError> {
+        // The number belongs to this daemon, even if it sends no event before it ends.
+        let instance = match self.since {
+            0 => None,
+            since => Some(client.events(since, None)?.instance),
+        };
         let mut at = Place {
             seq: self.since,
-            instance: None,
+            instance,
         };
+        // A daemon that is not there at first is an error.
+        let mut was_there = false;
         loop {
             let before = at.seq;
             let mut printed = Ok(true);
@@ -70,17 +88,66 @@ impl Events {
                 at.note(&event);
                 matches!(printed, Ok(true))
             });
-            printed?;
+            if !printed? {
+                return Ok(Outcome::Done);
+            }
+            was_there |= matches!(ended, Ok(_) | Err(ClientError::Lost { .. }));
             match ended {
-                Ok(_) => return Ok(Outcome::Done),
+                Ok(_) if self.no_reconnect => return Ok(Outcome::Done),
+                Ok(_) => self.reconnect(client, &mut at, "the daemon stopped")?,
                 // The daemon disconnects a client that reads too slowly, and still runs.
                 Err(ClientError::Lost { .. }) if at.seq != before && at.is_served(client) => {}
-                Err(ClientError::Lost { socket, .. }) => {
+                Err(ClientError::Lost { socket, .. }) if self.no_reconnect => {
                     return Err(CliError::Failed(format!(
                         "the daemon at {} ended without a clean stop; start it again: it continues with what is recorded",
                         socket.display()
                     )));
                 }
+                Err(ClientError::Lost { .. }) => self.reconnect(
+                    client,
+                    &mut at,
+                    "the daemon ended without a clean stop, or the connection was lost, and its \
+                     last events may be missing",
+                )?,
+                // It has ended again since it was seen.
+                Err(ClientError::NoDaemon { .. }) if was_there && !self.no_reconnect => {
+                    self.reconnect(client, &mut at, "the daemon stopped")?;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Waits for the next daemon, whose events are all news.
+    fn reconnect(&self, client: &Client, at: &mut Place, what: &str) -> Result<(), CliError> {
+        let socket = client.socket().display();
+        tell(&format!(
+            "{what}: waiting for the next one at {socket}, after event {}",
+            at.seq
+        ));
+        loop {
+            match client.events(at.seq, at.instance.as_deref()) {
+                Ok(page) if at.instance.as_ref() == Some(&page.instance) => {
+                    tell("connected again to the same daemon");
+                    return Ok(());
+                }
+                Ok(page) => {
+                    let id = render::printable(&page.instance);
+                    tell(&format!(
+                        "connected to another daemon, instance {id}; its events count from 1"
+                    ));
+                    *at = Place {
+                        seq: 0,
+                        instance: Some(page.instance),
+                    };
+                    return Ok(());
+                }
+                Err(
+                    ClientError::NoDaemon { .. }
+                    | ClientError::Lost { .. }
+                    | ClientError::Slow(_)
+                    | ClientError::Unreachable { .. },
+                ) => std::thread::sleep(RECONNECT),
                 Err(error) => return Err(error.into()),
             }
         }
@@ -93,6 +160,11 @@ impl Events {
             narrate::line(event)
         }
     }
+}
+
+/// Tells on stderr what happened to the daemon. Nobody may be there to read it.
+fn tell(text: &str) {
+    let _ = writeln!(std::io::stderr(), "snapback: {text}");
 }
 
 /// The last event that was printed.

@@ -36,6 +36,12 @@ impl Follower {
         line
     }
 
+    /// Ends it, and returns its stderr.
+    fn kill(mut self) -> String {
+        self.child.kill().unwrap();
+        self.end().1
+    }
+
     /// How it ended by itself, and its stderr.
     fn end(mut self) -> (ExitStatus, String) {
         drop(self.lines);
@@ -88,7 +94,7 @@ fn events_are_printed_as_lines_and_as_json() {
 fn a_follower_prints_each_event_at_once_and_ends_well_with_the_daemon() {
     let daemon = Daemon::start(vec![idle()]);
     overflow(&daemon, "s0");
-    let mut follower = Follower::start(&daemon.socket, &["--json"]);
+    let mut follower = Follower::start(&daemon.socket, &["--json", "--no-reconnect"]);
     for number in 1..=20 {
         let event: Value = serde_json::from_str(&follower.line()).unwrap();
         assert_eq!(event["seq"], number);
@@ -152,7 +158,7 @@ fn a_follower_that_was_cut_off_goes_on_where_it_was() {
     let proxy = daemon.dir.path().join("p.sock");
     cut_first(&proxy, daemon.socket.clone(), false);
     overflow(&daemon, "first");
-    let mut follower = Follower::start(proxy.to_str().unwrap(), &[]);
+    let mut follower = Follower::start(proxy.to_str().unwrap(), &["--no-reconnect"]);
     assert!(follower.line().contains("first"));
     overflow(&daemon, "second");
     assert!(follower.line().contains("second"));
@@ -167,11 +173,66 @@ fn a_daemon_that_goes_away_without_a_word_is_an_error() {
     let proxy = daemon.dir.path().join("p.sock");
     cut_first(&proxy, daemon.socket.clone(), true);
     overflow(&daemon, "first");
-    let mut follower = Follower::start(proxy.to_str().unwrap(), &[]);
+    let mut follower = Follower::start(proxy.to_str().unwrap(), &["--no-reconnect"]);
     assert!(follower.line().contains("first"));
     assert_eq!(follower.line(), "", "its end");
     let (status, error) = follower.end();
     assert_eq!(status.code(), Some(2));
     assert!(error.contains("without a clean stop"), "{error}");
     assert_refused(&["events", "--control", "/nonexistent"], "/nonexistent");
+}
+
+/// Each event of both daemons arrives once, whichever way the first one ends.
+#[test]
+fn a_follower_goes_on_with_the_next_daemon() {
+    let mut daemon = Daemon::start(vec![idle()]);
+    overflow(&daemon, "first");
+    overflow(&daemon, "second");
+    let mut follower = Follower::start(&daemon.socket, &["--json"]);
+    let mut next = |seq: u64, name: &str, instance: &str| {
+        let event: Value = serde_json::from_str(&follower.line()).unwrap();
+        assert_eq!(event["seq"], seq, "{event}");
+        assert_eq!(event["snapshot"], name);
+        assert_eq!(event["instance"], instance);
+    };
+    let mut instances = vec![daemon.notes.events().instance().to_owned()];
+    next(1, "first", &instances[0]);
+    next(2, "second", &instances[0]);
+    for round in 0..2 {
+        // Fewer events than the daemon before, and more.
+        daemon.restart();
+        let instance = daemon.notes.events().instance().to_owned();
+        for seq in 1..=1 + 2 * round {
+            overflow(&daemon, "again");
+            next(seq, "again", &instance);
+        }
+        instances.push(instance);
+    }
+    let told = follower.kill();
+    let lines: Vec<&str> = told.lines().collect();
+    assert_eq!(lines.len(), 4, "{told}");
+    for (pair, instance) in lines.chunks(2).zip(&instances[1..]) {
+        assert!(pair[0].contains("the daemon stopped: waiting"), "{told}");
+        assert!(pair[1].contains(instance), "{told}");
+    }
+}
+
+#[test]
+fn a_follower_says_that_a_daemon_ended_without_a_clean_stop() {
+    let mut daemon = Daemon::start(vec![idle()]);
+    let proxy = daemon.dir.path().join("p.sock");
+    cut_first(&proxy, daemon.socket.clone(), true);
+    overflow(&daemon, "first");
+    let mut follower = Follower::start(proxy.to_str().unwrap(), &[]);
+    assert!(follower.line().contains("first"));
+    daemon.restart();
+    while proxy.exists() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    std::fs::hard_link(&daemon.socket, &proxy).unwrap();
+    overflow(&daemon, "second");
+    assert!(follower.line().contains("second"));
+    let told = follower.kill();
+    assert!(told.contains("may be missing: waiting"), "{told}");
+    assert!(told.contains("connected to another daemon"), "{told}");
 }

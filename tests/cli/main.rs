@@ -124,6 +124,12 @@ impl Daemon {
         self.server = Some(ControlServer::start(Path::new(&self.socket), volume).unwrap());
     }
 
+    /// Another daemon takes the place of this one, which stops cleanly.
+    fn restart(&mut self) {
+        self.stop();
+        self.start_again(vec![idle()]);
+    }
+
     fn run(&self, arguments: &[&str]) -> Output {
         snapback(&[arguments, &["--control", &self.socket]].concat())
     }
