@@ -14,7 +14,7 @@ use std::path::{Component, Path, PathBuf};
 /// Endings of the files that a document may name.
 const ENDINGS: [&str; 6] = [".rs", ".sh", ".md", ".toml", ".svg", "/"];
 /// A name that ends in one of these although it is no file of this repository.
-const NOT_OURS: [&str; 2] = ["/var/lib/snapback/", "/v1/"];
+const NOT_OURS: [&str; 3] = ["/", "/var/lib/snapback/", "/v1/"];
 
 /// What the documents are checked against.
 struct Repository {

@@ -161,9 +161,13 @@ const CIRCLES: &[(&[&str], &str)] = &[
          private fields, and a port hands events in and takes commands out",
     ),
     (
-        &["control/api.rs", "control/events.rs"],
-        "the API's interface to the daemon names the event log, and events are made of the API's \
-         words",
+        &[
+            "control/api.rs",
+            "control/events.rs",
+            "control/operations.rs",
+        ],
+        "the API's interface to the daemon names the event log, events are made of the API's \
+         words, and the log keeps the operations that its events tell of",
     ),
     (
         &["io/sim/disk.rs", "io/sim/fault.rs", "io/sim/mod.rs"],

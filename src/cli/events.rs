@@ -145,7 +145,7 @@ impl Events {
                 Err(
                     ClientError::NoDaemon { .. }
                     | ClientError::Lost { .. }
-                    | ClientError::Slow(_)
+                    | ClientError::Slow { .. }
                     | ClientError::Unreachable { .. },
                 ) => std::thread::sleep(RECONNECT),
                 Err(error) => return Err(error.into()),

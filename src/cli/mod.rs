@@ -30,10 +30,11 @@ mod resize;
 mod rollback;
 mod run;
 mod serve;
+mod serve_control;
 mod snapshot;
 mod snapshot_list;
-mod speed;
 mod socket_access;
+mod speed;
 mod status;
 mod status_screen;
 mod store;
@@ -51,6 +52,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::control::render::printable;
+use crate::daemon;
 use outcome::{CliError, Outcome};
 
 /// Snapshots, merges and live rollback for the raw disks of running virtual machines.
@@ -132,7 +134,14 @@ const ERROR: u8 = 2;
 
 /// Runs the command line `arguments`, which begins with the program's name.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let arguments = with_verb(arguments.into_iter().collect());
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    if let Some((_, command)) = arguments.split_first()
+        && let Some((first, command)) = command.split_first()
+        && first == daemon::BECOME
+    {
+        return cannot_become(command);
+    }
+    let arguments = with_verb(arguments);
     if arguments
         .iter()
         .skip(1)
@@ -179,7 +188,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             Verb::Export(verb) => verb.run(),
             Verb::Diff(verb) => verb.run(),
             Verb::Generate(verb) => verb.run(Cli::command()),
-            Verb::Run(verb) => verb.run(cli.log_level.as_deref()).map(Outcome::Status),
+            Verb::Run(verb) => verb.run(level.as_deref()).map(Outcome::Status),
             Verb::RunDisk(verb) => verb.run(),
             Verb::RunCommand(verb) => verb.run(),
         }),
@@ -199,6 +208,14 @@ fn error_status(arguments: &[OsString]) -> u8 {
         }
     }
     ERROR
+}
+
+/// The process that becomes the command of `serve --on-event`: here it has failed to.
+fn cannot_become(command: &[OsString]) -> ExitCode {
+    let error = daemon::become_command(command);
+    let program = command.first().cloned().unwrap_or_default();
+    let reason = format!("cannot run {}: {error}", program.display());
+    finish(Err(CliError::Failed(reason)), ERROR)
 }
 
 /// `snapback --fd=3 --blk-file=disk` means `snapback serve --fd=3 --blk-file=disk`.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
+use super::serve_control::ControlOptions;
 use super::snapshot_list::{self, Asked};
 use super::socket_access::SocketAccessArgs;
 use super::{CliError, Outcome, logging, values};
@@ -99,6 +100,9 @@ pub struct Serve {
     /// Listen for these verbs at this open listening socket instead.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(3..), conflicts_with = "control")]
     control_fd: Option<RawFd>,
+
+    #[command(flatten)]
+    control_options: ControlOptions,
 
     /// Monitor socket (QMP) of the QEMU whose guest uses the disk: `snapback rollback` then stops
     /// and resets that guest itself. Recorded in the state file.
@@ -250,6 +254,10 @@ impl Serve {
                 MergeWritesName::Wait => MergeWrites::Wait,
                 MergeWritesName::Redirect => MergeWrites::Redirect,
             }),
+            control_permission: self.control_options.access(),
+            on_event: self
+                .control_options
+                .event_command(self.control.as_deref())?,
             control: self.control.map(PathBuf::from),
             control_fd: self.control_fd,
             qmp: match self.no_qmp {

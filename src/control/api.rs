@@ -2,12 +2,13 @@
 //! the daemon implements.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::events::EventLog;
 use super::view_io::ViewIo;
 
 /// The COW store's kind, as in a device-mapper table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default, ToSchema)]
 pub enum StoreType {
     /// Persistent; a write by the snapshot's guest that finds no space invalidates it.
     #[default]
@@ -30,7 +31,7 @@ impl StoreType {
 }
 
 /// `PUT /v1/snapshots/NAME` (without the name) and an entry of the state file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SnapshotSpec {
     #[serde(default)]
@@ -71,7 +72,7 @@ impl SnapshotSpec {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum RollbackWhen {
     /// If a front end is attached: through its VMM if the daemon knows the monitor,
@@ -86,7 +87,7 @@ pub enum RollbackWhen {
 }
 
 /// What a rollback waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ResetKind {
     /// The reset of a machine or the start of a new one, as far as it can be recognized.
@@ -103,7 +104,7 @@ impl ResetKind {
 }
 
 /// Who started to use a disk, as far as it can be recognized.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Seen {
     /// The firmware of a machine that was reset or is new.
@@ -121,7 +122,7 @@ pub enum Seen {
 }
 
 /// `POST /v1/rollback`
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RollbackRequest {
     pub snapshot: String,
@@ -143,7 +144,7 @@ pub struct RollbackRequest {
 }
 
 /// The result of a rollback request.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RollbackReply {
     pub outcome: RollbackOutcome,
     /// Further information for the operator, one or two sentences each.
@@ -151,7 +152,7 @@ pub struct RollbackReply {
     pub notes: Vec<String>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum RollbackOutcome {
     /// The disk is rolled back.
@@ -174,7 +175,7 @@ impl From<RollbackOutcome> for RollbackReply {
 }
 
 /// `POST /v1/merge`
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MergeRequest {
     pub snapshot: String,
@@ -194,7 +195,7 @@ const fn is_false(value: &bool) -> bool {
 }
 
 /// `POST /v1/detach`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DetachRequest {
     /// Absolute path of a socket that a merged snapshot has left to the origin.
@@ -202,7 +203,7 @@ pub struct DetachRequest {
 }
 
 /// `PUT /v1/snapshots/NAME/size`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StoreSize {
     /// New size of the COW in bytes: a multiple of 512, not less than the current one.
@@ -210,7 +211,7 @@ pub struct StoreSize {
 }
 
 /// `PUT /v1/origin/size`
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct OriginSize {
     /// New size in bytes, not less than the current one. Without it, the size that the file
@@ -220,7 +221,7 @@ pub struct OriginSize {
 }
 
 /// The result of a resize request.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ResizeReply {
     /// Size in bytes before.
     pub before: u64,
@@ -235,14 +236,14 @@ pub struct ResizeReply {
 }
 
 /// `PUT /v1/merge/rate`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MergeRate {
     /// Bytes per second; 0: no limit.
     pub rate: u64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
     Active,
@@ -254,7 +255,7 @@ pub enum State {
 }
 
 /// `GET /v1/status`: a stable interface.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct VolumeStatus {
     pub origin: OriginStatus,
     pub views: Vec<ViewStatus>,
@@ -273,7 +274,7 @@ pub struct VolumeStatus {
 }
 
 /// A pending rollback.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PendingRollback {
     pub snapshot: String,
     /// What it waits for.
@@ -293,7 +294,7 @@ pub struct PendingRollback {
 }
 
 /// The end of a merge.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MergeOutcome {
     pub snapshot: String,
     /// Chunks copied back into the origin.
@@ -307,7 +308,7 @@ pub struct MergeOutcome {
     pub cow: Option<String>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct OriginStatus {
     pub path: String,
     pub sectors: u64,
@@ -316,7 +317,7 @@ pub struct OriginStatus {
     pub device: String,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ViewKind {
     Origin,
@@ -324,7 +325,7 @@ pub enum ViewKind {
     Merge,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ViewStatus {
     /// The snapshot's name; `null` for the origin's socket.
     pub snapshot: Option<String>,
@@ -351,7 +352,7 @@ pub struct ViewStatus {
 }
 
 /// Requests of a guest that take long.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SlowIo {
     /// How many have been under way for at least 3 seconds.
     pub requests: u64,
@@ -361,7 +362,7 @@ pub struct SlowIo {
     pub sector: u64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum SlowOperation {
     Read,
@@ -395,7 +396,7 @@ impl std::fmt::Display for SlowIo {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct SnapshotStatus {
     pub name: String,
     pub cow: String,
@@ -422,7 +423,7 @@ pub struct SnapshotStatus {
     pub defer_entries: bool,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct MergeStatus {
     pub snapshot: String,
     pub chunks_done: u64,
@@ -443,7 +444,7 @@ pub struct MergeStatus {
 }
 
 /// How a merge that failed can continue once the cause of the failure is removed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Retry {
     /// `POST /v1/merge/resume`
@@ -468,19 +469,24 @@ impl Retry {
 }
 
 /// A refusal: the body of a 4xx or 5xx response.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error, ToSchema)]
 #[error("{message}")]
 pub struct ApiError {
     pub kind: ErrorKind,
     /// Names the object, the reason and what to do.
     pub message: String,
+    /// The path of the operation, if the change goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operation: Option<String>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ErrorKind {
     /// 400
     BadRequest,
+    /// 403
+    Forbidden,
     /// 404
     NotFound,
     /// 409
@@ -494,6 +500,7 @@ impl ErrorKind {
     pub const fn http_status(self) -> u16 {
         match self {
             Self::BadRequest => 400,
+            Self::Forbidden => 403,
             Self::NotFound => 404,
             Self::Conflict => 409,
             Self::Io => 500,
@@ -540,6 +547,7 @@ impl ApiError {
         Self {
             kind,
             message: message.into(),
+            operation: None,
         }
     }
 }

@@ -10,9 +10,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tokio::sync::watch;
+use utoipa::ToSchema;
 
 use super::api::{Retry, Seen, SlowIo};
+use super::operations::Operations;
 use super::utc;
 
 /// Number of kept events; older ones are dropped.
@@ -22,7 +25,7 @@ pub const KEPT_MAX: usize = 1024;
 pub const GUEST_KEPT_MAX: usize = 256;
 
 /// Why a snapshot became invalid.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum InvalidCause {
     /// The COW was full.
@@ -35,7 +38,7 @@ pub enum InvalidCause {
 }
 
 /// Why a pending rollback was cancelled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum CancelCause {
     /// By a client.
@@ -51,7 +54,7 @@ pub enum CancelCause {
 }
 
 /// An I/O operation that failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FailedIo {
     pub device: FailedDevice,
     pub operation: FailedOperation,
@@ -60,7 +63,17 @@ pub struct FailedIo {
     pub offset: Option<u64>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The description of a [`FailedIo`] that may be missing: its fields are those of the event.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "only the description is used")]
+struct PerhapsFailedIo {
+    device: Option<FailedDevice>,
+    operation: Option<FailedOperation>,
+    /// Bytes from the device's start; `null` for a flush.
+    offset: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum FailedDevice {
     Origin,
@@ -69,7 +82,7 @@ pub enum FailedDevice {
     Record,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum FailedOperation {
     Read,
@@ -80,7 +93,7 @@ pub enum FailedOperation {
 }
 
 /// The event's `kind`, and the fields that belong to it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum EventKind {
     /// The first event of every daemon.
@@ -101,6 +114,7 @@ pub enum EventKind {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         error: Option<String>,
         #[serde(flatten)]
+        #[schema(value_type = PerhapsFailedIo)]
         failed: Option<FailedIo>,
     },
     /// Type PO: there was no space for a write by its own guest; reads succeed.
@@ -215,7 +229,7 @@ pub enum EventKind {
 
 impl EventKind {
     /// A guest or its front end determines how often it happens.
-    const fn is_caused_by_guest(&self) -> bool {
+    pub const fn is_caused_by_guest(&self) -> bool {
         matches!(
             self,
             Self::FrontEndConnected { .. }
@@ -232,7 +246,7 @@ impl EventKind {
 }
 
 /// An entry of the log.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Event {
     /// Of the daemon's process.
     pub instance: String,
@@ -247,7 +261,7 @@ pub struct Event {
 }
 
 /// `GET /v1/events`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct EventPage<E = Event> {
     pub instance: String,
     /// Number of the newest event, for the next request's `since`.
@@ -260,6 +274,7 @@ pub struct EventPage<E = Event> {
 pub struct EventLog {
     instance: String,
     kept: Mutex<Kept>,
+    operations: Operations,
     /// Number of the newest event, for readers that wait for the next one.
     newest: watch::Sender<u64>,
 }
@@ -275,8 +290,10 @@ impl Default for EventLog {
     fn default() -> Self {
         // The hasher's keys are random.
         let instance = RandomState::new().build_hasher().finish();
+        let instance = format!("{instance:016x}");
         Self {
-            instance: format!("{instance:016x}"),
+            operations: Operations::new(&instance),
+            instance,
             kept: Mutex::default(),
             newest: watch::Sender::new(0),
         }
@@ -312,6 +329,9 @@ impl EventLog {
             snapshot: snapshot.map(str::to_owned),
             kind,
         };
+        self.operations
+            .note(event.snapshot.as_deref(), &event.kind, &event.time);
+        log(&event);
         kept.events.push_back(event);
         // Under the lock, so that the number never decreases.
         self.newest.send_replace(kept.newest);
@@ -355,6 +375,11 @@ impl EventLog {
         }
     }
 
+    /// The merges and rollbacks that the events tell of, and the changes that take long.
+    pub const fn operations(&self) -> &Operations {
+        &self.operations
+    }
+
     /// Changes with every event.
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.newest.subscribe()
@@ -363,6 +388,22 @@ impl EventLog {
     fn lock(&self) -> MutexGuard<'_, Kept> {
         // A panic cannot leave a change half done, because panics abort.
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Writes an event to the log of the program. What guests can cause without limit is there for
+/// developers only.
+fn log(event: &Event) {
+    let Ok(Value::Object(fields)) = serde_json::to_value(&event.kind) else {
+        return;
+    };
+    let text = |name: &str| fields.get(name).and_then(Value::as_str);
+    let (kind, view) = (text("kind").unwrap_or_default(), text("socket"));
+    let (seq, snapshot) = (event.seq, event.snapshot.as_deref());
+    if event.kind.is_caused_by_guest() {
+        tracing::debug!(kind, seq, snapshot, view, "event");
+    } else {
+        tracing::info!(kind, seq, snapshot, view, "event");
     }
 }
 

@@ -45,6 +45,23 @@ impl Followers {
         }
     }
 
+    /// One of the places of clients that wait. `None`: all are taken.
+    pub fn place(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.places).try_acquire_owned().ok()
+    }
+
+    /// Nobody may wait any more.
+    pub fn is_closing(&self) -> bool {
+        *self.closing.borrow()
+    }
+
+    /// Returns when [`Self::is_closing`].
+    pub async fn closing(&self) {
+        let mut closing = self.closing.subscribe();
+        // An error means that the sender is gone, which `self` has.
+        let _ = closing.wait_for(|closing| *closing).await;
+    }
+
     /// Begins a response with the events after number `since`. `None`: there are too many
     /// followers.
     pub fn feed(
@@ -53,8 +70,7 @@ impl Followers {
         since: u64,
         connection: &Arc<Connection>,
     ) -> Option<Feed> {
-        let place = Arc::clone(&self.places).try_acquire_owned().ok()?;
-        connection.keep(place);
+        connection.keep(self.place()?);
         let (lines, feed) = mpsc::channel(1);
         let feeder = Feeder {
             volume,

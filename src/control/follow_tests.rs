@@ -8,11 +8,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::Value;
 
 use super::*;
+use crate::control::access::Access;
 use crate::control::api::ErrorKind;
 use crate::control::events::{EventKind, EventLog, KEPT_MAX};
 use crate::control::server::tests::{FakeVolume, Served, raw, refusal, request, serve_fake};
 use crate::control::verbs::Verbs;
-use crate::control::{Client, ClientError, ControlServer, ControlSocket};
+use crate::control::{Client, ClientError, ControlServer, ControlSocket, routes};
 
 /// Nothing in here takes this long.
 const LONG: Duration = Duration::from_secs(60);
@@ -163,8 +164,13 @@ fn who_does_not_read_at_all_is_cut_off() {
     let volume = Arc::new(FakeVolume::default());
     let bound = ControlSocket::bind(&socket).unwrap();
     let patience = Duration::from_millis(100);
-    let _server =
-        ControlServer::start_with(bound, volume.clone(), patience, Verbs::default()).unwrap();
+    let context = routes::Context {
+        volume: volume.clone(),
+        followers: Followers::new(patience),
+        verbs: Verbs::default(),
+        access: Access::default(),
+    };
+    let _server = ControlServer::start_with(bound, context).unwrap();
     let (_, mut reader) = idle_follower(&socket);
     // One that owes nothing is left in peace.
     let quiet = follow(&socket, 0);

@@ -3,16 +3,25 @@
 //! [`api`] has the types, [`server`] and [`client`] are the two ends, [`events`] is the log,
 //! and [`render`], [`bar`] and [`narrate`] turn a status and events into text.
 
+pub mod access;
 pub mod api;
 pub mod bar;
 pub mod client;
 pub mod events;
 mod follow;
+mod malformed;
 pub mod narrate;
+mod openapi;
+pub mod operations;
+mod peer;
+pub mod problem;
+mod query;
 pub mod render;
+mod reply;
 mod routes;
 pub mod server;
 mod socket;
+pub mod table;
 pub mod utc;
 mod verbs;
 pub mod view_io;

@@ -11,6 +11,7 @@
 
 use std::convert::Infallible;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -22,9 +23,12 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::timeout;
 
+use super::access::Access;
 use super::api::Volume;
 use super::follow::{Connection, Followers, STALL_TIMEOUT};
-use super::routes;
+use super::malformed::Guarded;
+use super::peer::Peer;
+use super::routes::{self, Context};
 use super::socket::{BoundSocket, SocketError};
 use super::verbs::Verbs;
 
@@ -57,9 +61,7 @@ pub struct ControlServer {
 /// What all connections use.
 #[derive(Clone)]
 struct Shared {
-    volume: Arc<dyn Volume>,
-    followers: Followers,
-    verbs: Verbs,
+    context: Context,
     /// A permit for each connection whose request has arrived.
     answering: Arc<Semaphore>,
 }
@@ -70,24 +72,29 @@ impl ControlServer {
     /// # Errors
     /// There is a live socket or another file at `path`, or a system call failed.
     pub fn start(path: &Path, volume: Arc<dyn Volume>) -> Result<Self, SocketError> {
-        Self::start_on(BoundSocket::bind(path)?, volume)
+        Self::start_on(BoundSocket::bind(path)?, volume, Access::default())
     }
 
-    /// Answers for `volume` on a new thread at a socket that was bound before.
+    /// Answers for `volume` on a new thread at a socket that was bound before; `access` says
+    /// who may change something.
     ///
     /// # Errors
     /// A system call failed.
-    pub fn start_on(socket: BoundSocket, volume: Arc<dyn Volume>) -> Result<Self, SocketError> {
-        Self::start_with(socket, volume, STALL_TIMEOUT, Verbs::default())
-    }
-
-    /// Disconnects followers that leave events unread for `followers_patience`.
-    pub(super) fn start_with(
+    pub fn start_on(
         socket: BoundSocket,
         volume: Arc<dyn Volume>,
-        followers_patience: Duration,
-        verbs: Verbs,
+        access: Access,
     ) -> Result<Self, SocketError> {
+        let context = Context {
+            volume,
+            followers: Followers::new(STALL_TIMEOUT),
+            verbs: Verbs::default(),
+            access,
+        };
+        Self::start_with(socket, context)
+    }
+
+    pub(super) fn start_with(socket: BoundSocket, context: Context) -> Result<Self, SocketError> {
         let path = socket.path().to_owned();
         let failed = |step| {
             let path = path.clone();
@@ -100,10 +107,9 @@ impl ControlServer {
             .build()
             .map_err(failed("start the control thread's runtime"))?;
         let (stop, stopped) = oneshot::channel();
+        let verbs = context.verbs.clone();
         let shared = Shared {
-            volume,
-            followers: Followers::new(followers_patience),
-            verbs: verbs.clone(),
+            context,
             answering: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
         };
         let thread = std::thread::Builder::new()
@@ -161,7 +167,7 @@ async fn run(
         _ = stopped => {}
         () = accept(&listener, &shared) => {}
     }
-    shared.followers.farewell().await;
+    shared.context.followers.farewell().await;
     // Whoever asked for the stop gets the answer.
     let all = u32::try_from(CONNECTIONS_MAX).unwrap_or(u32::MAX);
     let _ = timeout(ANSWER_PATIENCE, shared.answering.acquire_many(all)).await;
@@ -188,34 +194,37 @@ async fn accept(listener: &UnixListener, shared: &Shared) {
 }
 
 async fn serve(stream: UnixStream, shared: Shared) {
+    let peer = match Peer::of(&stream) {
+        Ok(peer) => peer,
+        Err(error) => return tracing::warn!(%error, "a control connection has no user"),
+    };
     let patience = Arc::new(Connection::new(CONNECTION_TIMEOUT));
     let ours = Arc::clone(&patience);
     // Held until the answer is written. A connection has one request.
-    let asked: Arc<Mutex<Option<OwnedSemaphorePermit>>> = Arc::default();
+    let held: Arc<Mutex<Option<OwnedSemaphorePermit>>> = Arc::default();
+    let asked = Arc::new(AtomicBool::new(false));
+    let stream = Guarded::new(stream, Arc::clone(&asked));
     let service = service_fn(move |request| {
         let (shared, ours) = (shared.clone(), ours.clone());
+        asked.store(true, Ordering::Release);
         let permit = Arc::clone(&shared.answering).try_acquire_owned().ok();
-        *asked.lock().unwrap_or_else(PoisonError::into_inner) = permit;
-        async move {
-            let Shared {
-                volume,
-                followers,
-                verbs,
-                answering: _,
-            } = &shared;
-            Ok::<_, Infallible>(routes::answer(volume, followers, verbs, &ours, request).await)
-        }
+        *held.lock().unwrap_or_else(PoisonError::into_inner) = permit;
+        async move { Ok::<_, Infallible>(routes::answer(&shared.context, peer, &ours, request).await) }
     });
-    let connection = http1::Builder::new()
+    let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(HEAD_MAX)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
-    tokio::select! {
-        ended = connection => if let Err(error) = ended {
+    let refused = async {
+        if let Err(error) = (&mut connection).await {
             tracing::debug!(%error, "control connection was lost");
-        },
+            connection.into_parts().io.into_inner().refuse(&error).await;
+        }
+    };
+    tokio::select! {
+        () = refused => {}
         () = patience.expired() => tracing::debug!("control connection took too long"),
     }
 }

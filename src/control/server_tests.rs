@@ -12,6 +12,8 @@ use crate::control::api::{
     RollbackRequest, RollbackWhen, SnapshotSpec, StoreType, VolumeStatus,
 };
 use crate::control::events::EventLog;
+use crate::control::operations::OperationState;
+use crate::control::problem::Problem;
 use crate::control::{Client, ClientError};
 
 /// Keeps what was asked and refuses whatever names `refused`.
@@ -172,7 +174,13 @@ pub(in crate::control) fn request(method: &str, path: &str, body: &str) -> Vec<u
 pub(in crate::control) fn refusal(answer: &str) -> (String, ApiError) {
     let status = answer.split(' ').nth(1).unwrap_or_default().to_owned();
     let body = answer.split("\r\n\r\n").nth(1).unwrap_or_default();
-    let error = serde_json::from_str(body).unwrap_or_else(|e| panic!("{e} in {answer:?}"));
+    let error: ApiError =
+        serde_json::from_str(body).unwrap_or_else(|e| panic!("{e} in {answer:?}"));
+    let head = answer.split("\r\n\r\n").next().unwrap_or_default();
+    assert!(head.contains("application/problem+json"), "{answer}");
+    let problem: Problem = serde_json::from_str(body).unwrap();
+    assert_eq!(problem.status.to_string(), status);
+    assert_eq!(problem.detail, error.message);
     (status, error)
 }
 
@@ -292,7 +300,7 @@ fn a_stranger_behind_the_socket_is_an_error_and_no_hang() {
 /// Requests that are refused: method, path, body, HTTP status, and a part of the message.
 const REFUSED: &[(&str, &str, &str, u16, &str)] = &[
     ("GET", "/v1/nonsense", "", 404, "/v1/nonsense"),
-    ("GET", "/", "", 404, "no such path"),
+    ("GET", "/v2/", "", 404, "no such path"),
     ("DELETE", "/v1/status", "", 405, "GET"),
     ("GET", "/v1/merge/pause", "", 405, "POST"),
     ("POST", "/v1/merge", "{", 400, "EOF"),
@@ -342,7 +350,7 @@ fn a_wrong_method_is_told_the_right_one() {
 #[test]
 fn a_body_over_the_limit_is_refused_whether_announced_or_not() {
     let served = serve_fake();
-    let long = "x".repeat(routes::BODY_MAX + 1);
+    let long = "x".repeat(crate::control::query::BODY_MAX + 1);
     let announced = request("POST", "/v1/merge", &long);
     let chunked = format!(
         "POST /v1/merge HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{long}\r\n0\r\n\r\n",
@@ -363,19 +371,26 @@ fn bytes_that_are_no_http_end_the_connection_and_nothing_else() {
         "y".repeat(1 << 20)
     );
     let many_headers = format!("GET /v1/status HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(500));
-    for bytes in [
-        b"\x16\x03\x01\x02\x00\x01\x00".to_vec(),
-        b"GET\r\n\r\n".to_vec(),
-        b"\r\n\r\n\r\n\0\0\0\0".to_vec(),
-        b"GET /v1/status HTTP/9.9\r\n\r\n".to_vec(),
-        b"POST /v1/merge HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n".to_vec(),
-        b"POST /v1/merge HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n".to_vec(),
-        long_head.into_bytes(),
-        many_headers.into_bytes(),
-        vec![b'A'; 1 << 20],
+    for (bytes, expected) in [
+        (b"\x16\x03\x01\x02\x00\x01\x00".to_vec(), "400"),
+        (b"GET\r\n\r\n".to_vec(), "400"),
+        (b"\r\n\r\n\r\n\0\0\0\0".to_vec(), "400"),
+        (b"GET /v1/status HTTP/9.9\r\n\r\n".to_vec(), "400"),
+        (
+            b"POST /v1/merge HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n".to_vec(),
+            "400",
+        ),
+        (
+            b"POST /v1/merge HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n".to_vec(),
+            "400",
+        ),
+        (long_head.into_bytes(), "431"),
+        (many_headers.into_bytes(), "431"),
+        (vec![b'A'; 1 << 20], "431"),
     ] {
-        let answer = raw(&served.socket, &bytes);
-        assert!(!answer.contains(" 200 "), "{answer}");
+        let (status, error) = refusal(&raw(&served.socket, &bytes));
+        assert_eq!(status, expected, "{}", error.message);
+        assert_eq!(error.kind, ErrorKind::BadRequest);
     }
     Client::new(&served.socket).unwrap().status().unwrap();
     assert!(served.volume.calls().is_empty());
@@ -419,10 +434,7 @@ fn half_sent_requests_are_cut_off_and_then_others_are_served() {
         stream.set_read_timeout(Some(CONNECTION_TIMEOUT)).unwrap();
         let mut answer = String::new();
         let _ = stream.read_to_string(&mut answer);
-        assert!(
-            !answer.contains(" 200 ") && !answer.contains(" 204 "),
-            "{answer}"
-        );
+        assert_eq!(refusal(&answer).0, "408", "{answer}");
     }
     assert!(served.volume.calls().is_empty());
 }
@@ -458,20 +470,43 @@ fn a_call_that_does_not_end_is_answered_and_so_is_everything_else() {
     let socket = dir.path().join("c.sock");
     let volume = Arc::new(FakeVolume::default());
     let bound = BoundSocket::bind(&socket).unwrap();
-    let verbs = Verbs::with(Duration::from_millis(50));
-    let _server = ControlServer::start_with(bound, volume.clone(), STALL_TIMEOUT, verbs).unwrap();
+    let context = Context {
+        volume: volume.clone(),
+        followers: Followers::new(STALL_TIMEOUT),
+        verbs: Verbs::with(Duration::from_millis(50)),
+        access: Access::default(),
+    };
+    let _server = ControlServer::start_with(bound, context).unwrap();
     let client = Client::new(&socket).unwrap();
     let outage = volume.disk.lock().unwrap();
-    let refusal = |name| client.remove_snapshot(name).unwrap_err().to_string();
-    let late = refusal("a");
-    assert!(late.contains("remove a: it has not ended"), "{late}");
+    let refused = |name| client.remove_snapshot(name).unwrap_err().to_string();
+    let late = client.remove_snapshot("a").unwrap_err();
+    let told = late.to_string();
+    assert!(told.contains("remove a: it has not ended"), "{told}");
     client.status().unwrap();
-    let busy = refusal("b");
+    let busy = refused("b");
     for words in ["remove b: nothing was changed", "remove a, under way for"] {
         assert!(busy.contains(words), "{busy}");
     }
     client.status().unwrap();
+    let answer = raw(&socket, &request("DELETE", "/v1/snapshots/c", ""));
+    assert_eq!(refusal(&answer).0, "409");
+    let going_on = volume.events.operations().all();
+    assert_eq!(going_on.len(), 1, "{going_on:?}");
+    assert_eq!(going_on[0].state, OperationState::Running);
+    let path = format!("/v1/operations/{}", going_on[0].id);
+    match late {
+        ClientError::Refused(error) => assert_eq!(error.operation, Some(path.clone())),
+        other => panic!("{other}"),
+    }
+    // A client that waits for its end is told it at once.
+    let waits = {
+        let (socket, path) = (socket.clone(), format!("{path}?wait=20"));
+        std::thread::spawn(move || raw(&socket, &request("GET", &path, "")))
+    };
     drop(outage);
+    let end = waits.join().unwrap();
+    assert!(end.contains("\"state\":\"succeeded\""), "{end}");
     // It went on, and the next one is carried out.
     while client.remove_snapshot("b").is_err() {}
     assert_eq!(volume.calls(), ["remove a", "remove b"]);

@@ -1,11 +1,12 @@
 //! What the guests of a view have done, as the status shows it.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// Sums since the daemon started to serve the view, of all its front ends. They only grow,
 /// except for `in_flight`. A request counts when it has been answered, also with an error.
 /// Latencies are from when a request was taken from the ring to its answer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct ViewIo {
     /// Requests that have been answered.

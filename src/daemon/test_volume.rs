@@ -33,6 +33,8 @@ pub fn serve(folder: &Path) -> (Arc<LiveVolume>, Notices) {
         merge_writes: None,
         control: Some(path("c.sock")),
         control_fd: None,
+        control_permission: Default::default(),
+        on_event: None,
         qmp: None,
         state: None,
         incoming: None,

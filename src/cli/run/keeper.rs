@@ -105,6 +105,8 @@ impl RunDisk {
             exclusive: self.exclusive,
             serial: None,
             blocks: Default::default(),
+            socket_access: Default::default(),
+            control_access: Default::default(),
             num_queues: 64,
             snapshots: vec![SnapshotSpec {
                 name: NAME.to_owned(),
@@ -127,6 +129,8 @@ impl RunDisk {
             merge_writes: None,
             control: Some(folder.join("control.sock")),
             control_fd: None,
+            control_permission: Default::default(),
+            on_event: None,
             qmp: None,
             state: None,
             incoming: None,

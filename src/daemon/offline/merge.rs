@@ -137,6 +137,8 @@ fn options(
         merge_writes: None,
         control: None,
         control_fd: None,
+        control_permission: Default::default(),
+        on_event: None,
         qmp: None,
         state,
         incoming: None,

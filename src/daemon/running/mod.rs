@@ -4,6 +4,7 @@
 //!  run ─► stop, signals, notices ─► merge_end
 //! ```
 
+pub mod event_command;
 mod merge_end;
 pub mod notices;
 pub mod run;

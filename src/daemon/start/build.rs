@@ -208,7 +208,7 @@ fn assemble(
         stopping: Arc::default(),
         released: Arc::default(),
         merge_ends: Mutex::new(Vec::new()),
-        events: EventLog::default(),
+        events: Arc::new(EventLog::default()),
         notice_barrier,
         watch: Mutex::new(None),
         #[cfg(test)]

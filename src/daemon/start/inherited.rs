@@ -1,8 +1,11 @@
 //! A descriptor that the parent process left open for the daemon (`--fd N`).
 #![allow(unsafe_code)] // Named file: a number becomes an owned descriptor.
 
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 /// Takes over descriptor `fd`. Nothing else in this process may use the number,
 /// which only the command line may have given.
@@ -27,4 +30,32 @@ pub fn take(fd: RawFd) -> io::Result<OwnedFd> {
     })?;
     // SAFETY: it is open, was inherited, and nothing else uses it by the contract above.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Replaces this process, which has opened nothing, by the command in `arguments`, which gets
+/// standard input, output and error and no other descriptor. Returns only if that fails.
+pub fn become_command(arguments: &[OsString]) -> io::Error {
+    let Some((program, arguments)) = arguments.split_first() else {
+        return io::Error::new(io::ErrorKind::InvalidInput, "there is no command");
+    };
+    match close_others() {
+        Ok(()) => Command::new(program).args(arguments).exec(),
+        Err(error) => error,
+    }
+}
+
+/// Closes everything but standard input, output and error.
+fn close_others() -> io::Result<()> {
+    let mut open: Vec<RawFd> = Vec::new();
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        open.extend(
+            entry?
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse::<RawFd>().ok()),
+        );
+    }
+    // The folder itself is closed by now, so its number is an error; so is 0, 1 and 2.
+    open.into_iter().for_each(|fd| drop(take(fd)));
+    Ok(())
 }

@@ -13,7 +13,7 @@ pub mod blocks;
 pub mod build;
 mod cow_check;
 mod incoming;
-mod inherited;
+pub mod inherited;
 mod missing_state;
 pub mod options;
 mod origin_check;

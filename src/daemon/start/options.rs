@@ -6,7 +6,9 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::control::access::Access;
 use crate::control::api::SnapshotSpec;
+use crate::daemon::running::event_command::EventCommand;
 use crate::daemon::state::{AccessRecord, BlockSizes};
 use crate::engine::MergeWrites;
 use crate::io::IoEngine;
@@ -58,6 +60,11 @@ pub struct ServeOptions {
     /// An inherited listening descriptor for the control interface instead. Nothing else
     /// in the process uses it.
     pub control_fd: Option<RawFd>,
+    /// Who may change something through the control interface, besides root and the daemon's
+    /// user.
+    pub control_permission: Access,
+    /// What is run on events.
+    pub on_event: Option<EventCommand>,
     /// Monitor socket (QMP) of the origin's guest; `None`: as recorded, or none; empty:
     /// none from now on.
     pub qmp: Option<PathBuf>,

@@ -69,6 +69,8 @@ fn options() -> ServeOptions {
         merge_writes: None,
         control: None,
         control_fd: None,
+        control_permission: Default::default(),
+        on_event: None,
         qmp: None,
         state: None,
         incoming: None,

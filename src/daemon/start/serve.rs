@@ -10,6 +10,7 @@ use super::preflight::check;
 use super::sockets::{GIVEN, Sockets, announce, place};
 use crate::control::ControlServer;
 use crate::daemon::DaemonError;
+use crate::daemon::running::event_command::EventRunner;
 use crate::daemon::running::notices::Notices;
 use crate::daemon::running::run::run;
 use crate::daemon::running::signals::Signals;
@@ -28,21 +29,35 @@ use crate::virtio_blk::MAX_DISCARD_SECTORS;
 /// written → 2 stores are made and completed → 3 the state file says that the volume is
 /// served → 4 the engine gets the snapshots, then the merge → 5 guests and control clients
 /// can connect → 6 at the end everything is drained and durable → 7 the state file says
-/// that the volume is not served.
+/// that the volume is not served → 8 everything is unlocked → 9 the last events are handed on.
 ///
 /// # Errors
 /// The start was refused, in which case nothing was changed and the message says what to
 /// do; or a system call failed.
 pub fn serve(options: ServeOptions) -> Result<(), DaemonError> {
+    let mut on_event = None;
+    let ended = serve_volume(&options, &mut on_event);
+    if matches!(ended, Err(DaemonError::Killed)) {
+        // Nothing is waited for.
+        std::mem::forget(on_event);
+    }
+    ended
+}
+
+/// `on_event`: what hands events on, once the volume is there.
+fn serve_volume(
+    options: &ServeOptions,
+    on_event: &mut Option<EventRunner>,
+) -> Result<(), DaemonError> {
     let signals = Signals::hold().map_err(|e| DaemonError::system("take over signals", e))?;
     if let Err(e) = raise_limit() {
         tracing::warn!("the limit of open descriptors cannot be raised: {e}");
     }
     let (mut checked, early) = match &options.incoming {
-        None => (check(&options, &[])?, Vec::new()),
+        None => (check(options, &[])?, Vec::new()),
         Some(from) => {
-            let incoming = Incoming::open(&options)?;
-            match incoming.take_over(&options, from, &signals)? {
+            let incoming = Incoming::open(options)?;
+            match incoming.take_over(options, from, &signals)? {
                 None => return Ok(()),
                 Some((checked, incoming)) => (checked, incoming.into_views()),
             }
@@ -53,7 +68,11 @@ pub fn serve(options: ServeOptions) -> Result<(), DaemonError> {
         tracing::warn!("{remark}");
     }
     let sockets = std::mem::take(&mut checked.sockets);
-    let (volume, mut notices, prepared) = build_volume(&options, checked, Service::Daemon)?;
+    let (volume, mut notices, prepared) = build_volume(options, checked, Service::Daemon)?;
+    if let Some(command) = options.on_event.clone() {
+        let runner = EventRunner::start(volume.events.clone(), command);
+        *on_event = Some(runner.map_err(|e| DaemonError::system("run a command on events", e))?);
+    }
     let control = start_serving(&volume, prepared, sockets, &mut notices);
     let ended = match control {
         Ok(control) => match signals.release() {
@@ -111,6 +130,7 @@ pub fn start_serving(
         followed,
         snapshots,
         control,
+        permission,
     } = sockets;
     start_origin_views(volume, &state, origin, followed)?;
     for (name, socket) in snapshots {
@@ -128,7 +148,7 @@ pub fn start_serving(
     let Some(socket) = control else {
         return Ok(None);
     };
-    let server = ControlServer::start_on(socket, volume.clone())
+    let server = ControlServer::start_on(socket, volume.clone(), permission)
         .map_err(|e| DaemonError::Refused(format!("control {e}")))?;
     let place = state.control.as_deref().unwrap_or(GIVEN);
     announce("control", &format!("at {place}"));

@@ -9,6 +9,7 @@ use super::inherited;
 use super::options::{Endpoint, ServeOptions};
 use super::plan::Plan;
 use crate::control::ControlSocket;
+use crate::control::access::Access as Permission;
 use crate::daemon::DaemonError;
 use crate::daemon::volume::early::EarlyView;
 use crate::daemon::volume::views::{self, Entrance};
@@ -23,6 +24,8 @@ pub struct Sockets {
     /// By snapshot name.
     pub snapshots: Vec<(String, Entrance)>,
     pub control: Option<ControlSocket>,
+    /// Who may change something there.
+    pub permission: Permission,
 }
 
 impl Sockets {
@@ -63,7 +66,10 @@ pub fn bind_sockets(
     early: &[EarlyView],
     access: &Access,
 ) -> Result<Sockets, DaemonError> {
-    let mut sockets = Sockets::default();
+    let mut sockets = Sockets {
+        permission: options.control_permission.clone(),
+        ..Sockets::default()
+    };
     let views = access.views;
     let is_early = |name: Option<&str>| early.iter().any(|view| view.snapshot.as_deref() == name);
     if !is_early(None) {

@@ -88,8 +88,8 @@ pub struct LiveVolume {
     /// Threads that record the ends of merges.
     pub merge_ends: Mutex<Vec<JoinHandle<()>>>,
     /// Its own lock is held for the log's bookkeeping only, so that it may be used under
-    /// any other lock.
-    pub events: EventLog,
+    /// any other lock. It outlives the volume in the thread that runs a command on events.
+    pub events: Arc<EventLog>,
     pub notice_barrier: NoticeBarrier,
     /// QEMU's monitor, while a rollback waits for the reset that it reports. No other
     /// lock is taken while this one is held.
