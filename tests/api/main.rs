@@ -16,4 +16,5 @@ mod description;
 #[path = "../common/guest.rs"]
 mod guest;
 mod on_event;
+mod random;
 mod world;
