@@ -268,6 +268,43 @@ fn a_renamed_disk_keeps_its_snapshots() {
     renamed.stop();
 }
 
+/// To another file system, where it is another file with the same content.
+#[test]
+fn a_disk_that_was_moved_without_its_state_file_is_refused() {
+    for take_along in [true, false] {
+        let field = Field::new();
+        let mut vm = field.vm("vm");
+        let shown = vm.with_two_snapshots();
+        fs::create_dir(field.path("other")).unwrap();
+        let mut other = field.brought("other");
+        let bring = |name: &str| {
+            let (from, to) = (vm.path(name), other.path(name));
+            run("cp", &["-a", text(&from), text(&to)]);
+            fs::remove_file(from).unwrap();
+        };
+        bring("disk.img");
+        let said = other.refused(&[]);
+        let state = vm.path("disk.img.snapback");
+        for words in ["was moved here", "s1, s2", "together", text(&state)] {
+            assert!(said.contains(words), "{said}");
+        }
+        // Each advice.
+        if take_along {
+            for name in ["disk.img.snapback", "s1.cow", "s2.cow"] {
+                bring(name);
+            }
+            other.start_plain(&["--control", "c.sock"]);
+            other.write("a.sock", 0..100, 0x44);
+            assert_eq!(other.shows("s1.sock"), shown[0]);
+            assert_eq!(other.shows("s2.sock"), shown[1]);
+        } else {
+            fs::remove_file(state).unwrap();
+            other.start(&[]);
+        }
+        other.stop();
+    }
+}
+
 /// What is outside the copied folder is the original's, and stays so.
 #[test]
 fn a_copy_leaves_what_is_outside_its_folder_alone() {

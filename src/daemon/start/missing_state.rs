@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::options::ServeOptions;
 use crate::control::api::{SnapshotSpec, StoreType};
 use crate::daemon::DaemonError;
-use crate::daemon::identity::{StorageIdentity, StorageKind};
+use crate::daemon::identity::{Relation, StorageIdentity, StorageKind};
 use crate::daemon::provenance::marks::{self, Mark};
 use crate::daemon::provenance::placement::{Placement, mark_speaks_against};
 use crate::daemon::state::place::{nameless_like, state_files_near};
@@ -158,6 +158,15 @@ fn refuse_if_remembered(
                 place.display()
             )))
         }
+        Some(state) if was_moved(&state, now, elsewhere) => Err(DaemonError::Refused(format!(
+            "origin {} was moved here without its state file {}, which lists its snapshots {}: move the two together, and the \
+             COWs with them (the file to {}). If the disk were served without them, they would be wrong for good; if nobody \
+             needs them any more, remove that file",
+            origin.display(),
+            elsewhere.display(),
+            at_stake(&state).join(", "),
+            place.display()
+        ))),
         Some(_) => {
             found.remarks.push(format!(
                 "the origin was copied from one whose state file is {}; the copy is a volume of its own, without \
@@ -174,6 +183,14 @@ fn refuse_if_remembered(
             Ok(())
         }
     }
+}
+
+/// The disk has the content that `state` (in the file `place`) describes, as another file, and
+/// where it was there is none any more: it was moved to another file system.
+fn was_moved(state: &VolumeState, now: &StorageIdentity, place: &Path) -> bool {
+    let relation = state.origin.storage().relation(now, !state.running);
+    let former = place.with_file_name("").join(&state.origin.path);
+    relation == Relation::Copied && !former.exists() && !at_stake(state).is_empty()
 }
 
 fn at_stake(state: &VolumeState) -> Vec<&str> {
