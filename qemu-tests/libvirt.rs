@@ -24,6 +24,7 @@ const GUIDE: &str = include_str!("../docs/libvirt.md");
 /// Ends with all that it started when its first process is killed. `sh` takes care of the
 /// processes that lose their parents.
 const INSTANCE: &str = r#"set -e
+PATH=/usr/sbin:/usr/bin:/sbin:/bin
 for folder in /etc/libvirt /var/lib/libvirt /var/log/libvirt /var/cache/libvirt /run; do
     mkdir -p $folder
     mount -t tmpfs -o mode=755 private $folder

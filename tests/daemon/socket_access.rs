@@ -79,6 +79,25 @@ fn all_views_have_the_group_and_mode_that_were_given_and_the_control_socket_its_
     world.client().remove_snapshot("later").unwrap();
 }
 
+#[test]
+fn a_daemon_that_waits_for_a_migrated_guest_knows_the_recorded_access() {
+    let group = other_group();
+    let mut world = World::new();
+    let number = group.to_string();
+    world.start(&["--socket-path", "a.sock", "--socket-group", &number]);
+    world.client().add_snapshot(&world.snapshot("s")).unwrap();
+    let there = ["--socket-path", "there.sock", "--control", "there-c.sock"];
+    let mut next = world.command(&[&there[..], &["--incoming", "c.sock"]].concat());
+    let mut next = next.stdout(Stdio::null()).spawn().unwrap();
+    world.until("the next daemon listens", |w| {
+        UnixStream::connect(w.path("there.sock")).is_ok()
+    });
+    assert_eq!(access(&world, "there.sock"), (group, 0o660));
+    next.kill().unwrap();
+    next.wait().unwrap();
+    world.terminate();
+}
+
 /// A start with access that cannot be leaves a socket of the last daemon as it is.
 fn refused_untouched(world: &World, command: &mut Command, words: &[&str]) {
     let before = fs::symlink_metadata(world.path("a.sock")).unwrap();

@@ -34,6 +34,8 @@ fn full() -> VolumeState {
     let mut state = blank();
     state.running = true;
     state.socket = Some("/a.sock".into());
+    state.socket_access.group = Some("kvm".into());
+    state.control_access.mode = Some(0o660);
     let mut second = record("s2");
     second.spec.discard_zeroes_cow = Some(true);
     second.spec.discard_passdown_origin = Some(false);
