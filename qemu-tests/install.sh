@@ -18,6 +18,7 @@ needed=(
     strace:strace
     cc:gcc
     curl:curl
+    script:bsdutils
     rsync:rsync
     losetup:mount
     groff:groff
