@@ -9,6 +9,7 @@ needed=(
     qemu-system-x86_64:qemu-system-x86
     cpio:cpio
     mke2fs:e2fsprogs
+    debugfs:e2fsprogs
     blkid:util-linux
     strip:binutils
     dmsetup:dmsetup

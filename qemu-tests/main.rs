@@ -43,5 +43,6 @@ mod resets;
 mod resize;
 mod restarts;
 mod rollback;
+mod run;
 mod short_snapshots;
 mod snapshots;
