@@ -12,11 +12,11 @@ use crate::virtio_blk::{Action, BlkRequest, BlkStatus};
 /// What is counted of a request once it ends.
 #[derive(Clone, Copy, Debug)]
 pub struct Begun {
-    operation: Operation,
-    /// What it transfers if it succeeds.
-    bytes: u64,
     /// When it was taken, in nanoseconds of the worker's life.
     taken: u64,
+    /// What it transfers if it succeeds.
+    sectors: u32,
+    operation: Operation,
 }
 
 /// How a request is answered.
@@ -77,33 +77,33 @@ impl Tally {
     /// One of the requests that were taken last.
     pub fn begun(&self, request: &BlkRequest) -> Begun {
         let (operation, first) = sectors(request.action);
-        let later = request.later.iter().map(|action| sectors_of(*action));
+        let later = request.later.iter().map(|action| sectors(*action).1);
+        let all = later.fold(first, u64::saturating_add);
         Begun {
-            operation,
-            bytes: (first + later.sum::<u64>()).saturating_mul(SECTOR_SIZE),
             taken: self.taken,
+            // What a request may have is far less.
+            sectors: u32::try_from(all).unwrap_or(u32::MAX),
+            operation,
         }
     }
 
     /// One of them that is refused.
     pub const fn refused(&self) -> Begun {
         Begun {
-            operation: Operation::Other,
-            bytes: 0,
             taken: self.taken,
+            sectors: 0,
+            operation: Operation::Other,
         }
     }
 
     /// A request is answered.
     pub fn answered(&mut self, begun: Begun, outcome: Outcome) {
-        let bytes = match outcome {
-            Outcome::Done => begun.bytes,
-            Outcome::Failed(cause) => {
-                self.counters.failed(begun.operation, cause);
-                0
-            }
-        };
-        self.ended.push(Begun { bytes, ..begun });
+        let mut begun = begun;
+        if let Outcome::Failed(cause) = outcome {
+            self.counters.failed(begun.operation, cause);
+            begun.sectors = 0;
+        }
+        self.ended.push(begun);
     }
 
     /// Counts what was answered. `published`: the answers are published next; otherwise nobody
@@ -118,8 +118,8 @@ impl Tally {
         for ended in self.ended.drain(..) {
             if published {
                 let nanoseconds = now.saturating_sub(ended.taken);
-                self.counters
-                    .ended(ended.operation, ended.bytes, nanoseconds);
+                let bytes = u64::from(ended.sectors) * SECTOR_SIZE;
+                self.counters.ended(ended.operation, bytes, nanoseconds);
             }
         }
         self.set_in_flight(under_way);
@@ -152,8 +152,4 @@ const fn sectors(action: Action) -> (Operation, u64) {
         Action::Flush => (Operation::Flush, 0),
         Action::GetId => (Operation::GetId, 0),
     }
-}
-
-const fn sectors_of(action: Action) -> u64 {
-    sectors(action).1
 }
