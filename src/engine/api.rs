@@ -1,6 +1,7 @@
 //! The types of the engine's interface: requests and control requests in, commands and
 //! notices out.
 
+use super::counts::{EngineCounts, SnapshotCounts};
 use super::failure::Failure;
 use crate::event_flag::EventFlag;
 use crate::io::{Buffer, DeviceId, Tag, Zeroing};
@@ -359,6 +360,7 @@ pub struct SnapshotStatus {
     pub usage: Usage,
     pub transient: bool,
     pub exceptions: u64,
+    pub counts: SnapshotCounts,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -374,6 +376,7 @@ pub struct MergeStatus {
 pub struct EngineStatus {
     pub snapshots: Vec<SnapshotStatus>,
     pub merge: Option<MergeStatus>,
+    pub counts: EngineCounts,
 }
 
 /// The origin when the engine starts.

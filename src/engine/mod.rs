@@ -6,6 +6,7 @@
 
 mod api;
 mod core;
+mod counts;
 mod discard;
 mod execution;
 mod failure;
@@ -24,6 +25,7 @@ mod loom_tests;
 pub(crate) mod tests;
 
 pub use api::*;
+pub use counts::{EngineCounts, FailureCounts, MergeCounts, SnapshotCounts};
 pub use execution::{Execution, NoSlots, SlotData, SlotRange};
 pub use failure::{FailedDevice, Failure, Operation};
 pub use port::Port;

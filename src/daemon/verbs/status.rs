@@ -218,6 +218,7 @@ fn ended_merge(snapshot: &Snapshot) -> EngineSnapshot {
         },
         transient: false,
         exceptions: 0,
+        counts: Default::default(),
     }
 }
 

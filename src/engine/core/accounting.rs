@@ -229,8 +229,29 @@ impl Core {
         let (purpose, attempt) = self.accounts.open.try_remove(number)?;
         let origin = self.origin_device();
         let result = result.map_err(|errno| attempt.failed(origin, &purpose, errno));
+        match result {
+            Ok(()) if matches!(attempt.operation, Operation::Flush) => self.count_flush(&purpose),
+            Ok(()) => {}
+            Err(failure) => self.count_failure(failure),
+        }
         let snapshot = purpose.snapshot();
         Some((purpose, result, snapshot))
+    }
+
+    fn count_flush(&mut self, purpose: &IoPurpose) {
+        let store = match purpose {
+            IoPurpose::RequestFlush { store, .. } => *store,
+            IoPurpose::Commit { snapshot } => Some(*snapshot),
+            IoPurpose::SyncFlush { snapshot } => *snapshot,
+            _ => None,
+        };
+        if let Some(snap) = store.and_then(|id| self.snaps.get_mut(&id)) {
+            snap.counts.flushes += 1;
+        }
+    }
+
+    pub(super) fn count_failure(&mut self, failure: Failure) {
+        self.counts.failures.add(failure.device, failure.operation);
     }
 
     /// What an operation under way is for, for the seeded bugs in the tests' executor.

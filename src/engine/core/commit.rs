@@ -212,6 +212,7 @@ impl Core {
         let Some(commit) = snap.commit.take() else {
             return;
         };
+        snap.counts.commits += u64::from(commit.plan.write.is_some());
         snap.metadata.apply_append(&commit.entries);
         snap.unsettled.committed(&commit.entries);
         for entry in &commit.entries {

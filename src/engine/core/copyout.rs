@@ -465,8 +465,9 @@ impl Core {
         self.copy_outs.bytes = self.copy_outs.bytes.saturating_sub(job.bytes);
         for run in &job.runs {
             // A snapshot that became invalid meanwhile has nothing pending.
-            let snap = self.snaps.get(&run.snapshot);
-            if snap.is_some_and(|s| s.state() != StoreState::Invalid) {
+            let snap = self.snaps.get_mut(&run.snapshot);
+            if let Some(snap) = snap.filter(|s| s.state() != StoreState::Invalid) {
+                snap.counts.copied_chunks += run.count;
                 for chunk in run.old..run.old + run.count {
                     self.mark_ready(run.snapshot, chunk);
                 }

@@ -26,6 +26,7 @@ impl Core {
                 usage: s.metadata.usage(),
                 transient: s.metadata.is_transient(),
                 exceptions: s.metadata.entries().len() as u64,
+                counts: s.counts,
             })
             .collect();
         let merge = self.merge.as_ref().map(|m| MergeStatus {
@@ -37,7 +38,11 @@ impl Core {
                 .map_or(0, |s| s.metadata.entries().len() as u64),
             stopped: self.merge_stopped(),
         });
-        EngineStatus { snapshots, merge }
+        EngineStatus {
+            snapshots,
+            merge,
+            counts: self.counts,
+        }
     }
 
     /// Walks the invariants that hold between events.

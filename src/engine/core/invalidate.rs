@@ -34,6 +34,11 @@ impl Core {
             return;
         }
         snap.start_invalidating(reason);
+        match reason {
+            InvalidReason::Full => self.counts.invalid_full += 1,
+            InvalidReason::Io(_) => self.counts.invalid_io += 1,
+            InvalidReason::Loaded | InvalidReason::Removed => {}
+        }
         snap.shared.flush_failed.store(true, Ordering::Release);
         let mut failed = Vec::new();
         for (when, waiter) in snap.unsettled.give_up() {

@@ -56,6 +56,7 @@ use self::request::SlowRequest;
 use self::snap::Snap;
 use self::waiting::Task;
 use super::api::*;
+use super::counts::EngineCounts;
 use super::failure::Failure;
 use super::shared::Shared;
 use super::views::Config;
@@ -82,6 +83,7 @@ pub(super) struct Core {
     accounts: Accounts,
     copy_outs: CopyOuts,
     buffers: BufferPool,
+    counts: EngineCounts,
 }
 
 impl Core {
@@ -103,6 +105,7 @@ impl Core {
             accounts: Accounts::default(),
             copy_outs: CopyOuts::default(),
             buffers: BufferPool::default(),
+            counts: EngineCounts::default(),
         };
         core.publish_views();
         core
@@ -138,7 +141,10 @@ impl Core {
                 result,
                 buffer,
             } => self.io_done(number, result, buffer),
-            Event::FlushFailed { store, failure } => self.flush_failed(store, failure),
+            Event::FlushFailed { store, failure } => {
+                self.count_failure(failure);
+                self.flush_failed(store, failure);
+            }
             // A drain may have waited for it.
             Event::RegistrationEnded => {}
             Event::Control { id, request } => self.control(port, id, request),

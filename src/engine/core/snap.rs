@@ -9,6 +9,7 @@ use super::unsettled::Unsettled;
 use super::waiting::Waiter;
 use super::zero_ahead::ZeroAhead;
 use crate::engine::api::{InvalidReason, SnapshotId, SnapshotStore};
+use crate::engine::counts::SnapshotCounts;
 use crate::engine::failure::Failure;
 use crate::engine::table::ExceptionTable;
 use crate::engine::views::SharedSnapshot;
@@ -52,6 +53,7 @@ pub(super) struct Snap {
     on_invalid: Vec<Waiter>,
     /// I/O of the critical section that counts for this snapshot.
     ios: usize,
+    pub(super) counts: SnapshotCounts,
     /// The step of its use that was notified last, in percent; 0: none.
     usage_step: u64,
 }
@@ -94,6 +96,7 @@ impl Snap {
             marked: store.marked,
             on_invalid: Vec::new(),
             ios: 0,
+            counts: SnapshotCounts::default(),
             usage_step: 0,
         }
     }

@@ -45,6 +45,7 @@ impl Core {
             let (entries, newest_turn) = merge.take_urgent(snap, limit(snap, urgent));
             if !entries.is_empty() {
                 chunks += entries.len() as u64;
+                self.counts.merge.batches += 1;
                 let number = merge.start_batch(port, Kind::Waited, entries);
                 if let Some(batch) = merge.batches.get_mut(&number) {
                     batch.newest_turn = newest_turn;
@@ -55,6 +56,7 @@ impl Core {
                 let entries = merge.take_tail(snap, limit(snap, background));
                 if !entries.is_empty() {
                     chunks += entries.len() as u64;
+                    self.counts.merge.batches += 1;
                     started.push(merge.start_batch(port, Kind::Background, entries));
                 }
             }

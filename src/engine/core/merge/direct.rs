@@ -62,6 +62,7 @@ impl Core {
         let Some(merge) = &mut self.merge else {
             return false;
         };
+        self.counts.merge.batches += 1;
         let number = merge.start_batch(port, Kind::Direct(id), entries);
         if let Some(request) = self.requests.get_mut(id) {
             request.set_stage(Stage::Issued);

@@ -239,6 +239,7 @@ impl Core {
         let Some(merge) = &mut self.merge else { return };
         let first = merge.failed.is_none();
         if first {
+            self.counts.merge.failures += 1;
             merge.failed = Some(failure);
             let batches: Vec<u64> = merge.batches.keys().copied().collect();
             let (entries, writes) = merge.pipeline.give_up();

@@ -366,7 +366,10 @@ impl Core {
             return;
         };
         snap.metadata.apply_removal(&turn.plan);
-        merge.chunks_done += turn.entries.len() as u64;
+        let chunks = turn.entries.len() as u64;
+        merge.chunks_done += chunks;
+        self.counts.merge.chunks += chunks;
+        self.counts.merge.bytes += chunks * snap.shared.chunk_size.bytes();
         let mut waiting = Vec::new();
         for entry in &turn.entries {
             snap.shared.table.clear(entry.old);

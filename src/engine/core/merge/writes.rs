@@ -76,6 +76,7 @@ impl Core {
 
     /// Lets a write wait until these chunks are merged, or do it itself.
     fn wait_for_merge(&mut self, id: RequestId, shared: &SharedSnapshot, chunks: &[u64]) {
+        self.counts.merge.write_waits += 1;
         if !self.is_redirecting() && self.start_direct(id, shared, chunks) {
             return;
         }
