@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Installs the programs that the guests need, and the tests that count system calls or look
-# at a terminal, and that are missing (Debian, apt-get; as root or through sudo). Prints what
-# it does, and does nothing if nothing is missing.
+# Installs the programs that the guests need, and the tests that count system calls, look at a
+# terminal, or scrape metrics, and that are missing (Debian, apt-get; as root or through sudo).
+# Prints what it does, and does nothing if nothing is missing.
 set -euo pipefail
 
 # command:package pairs; the guest's recipe and the tests call the command.
@@ -26,6 +26,7 @@ needed=(
     tmux:tmux
     libvirtd:libvirt-daemon-system
     virsh:libvirt-clients
+    promtool:prometheus
 )
 
 PATH=$PATH:/usr/sbin:/sbin

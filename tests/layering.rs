@@ -131,6 +131,7 @@ const FOLDERS: &[(&str, &[&str])] = &[(
         "cow",
         "monitor",
         "volume",
+        "metrics",
         "verbs",
         "running",
         "start",

@@ -19,6 +19,7 @@ mod grow;
 mod interrupt;
 mod logging;
 mod merge;
+mod metrics;
 mod outcome;
 mod output;
 #[cfg(test)]

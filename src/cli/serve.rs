@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
+use super::metrics::Metrics;
 use super::serve_control::ControlOptions;
 use super::snapshot_list::{self, Asked};
 use super::socket_access::SocketAccessArgs;
@@ -103,6 +104,9 @@ pub struct Serve {
 
     #[command(flatten)]
     control_options: ControlOptions,
+
+    #[command(flatten)]
+    metrics: Metrics,
 
     /// Monitor socket (QMP) of the QEMU whose guest uses the disk: `snapback rollback` then stops
     /// and resets that guest itself. Recorded in the state file.
@@ -260,6 +264,7 @@ impl Serve {
                 .event_command(self.control.as_deref())?,
             control: self.control.map(PathBuf::from),
             control_fd: self.control_fd,
+            metrics: self.metrics.address()?,
             qmp: match self.no_qmp {
                 true => Some(PathBuf::new()),
                 false => self.qmp.map(PathBuf::from),

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::events::EventLog;
+use super::metrics::Family;
 use super::view_io::ViewIo;
 
 /// The COW store's kind, as in a device-mapper table.
@@ -579,6 +580,13 @@ pub trait Volume: Send + Sync {
     /// block.
     fn waits_for(&self) -> Vec<String> {
         Vec::new()
+    }
+    /// All metrics. Waits for no disk and no guest.
+    ///
+    /// # Errors
+    /// They cannot be had now.
+    fn metrics(&self) -> Result<Vec<Family>, ApiError> {
+        Ok(Vec::new())
     }
     /// The event log. Does not block.
     fn events(&self) -> &EventLog;

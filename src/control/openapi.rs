@@ -18,6 +18,7 @@ use super::api::{
     RollbackRequest, SnapshotSpec, StoreSize, VolumeStatus,
 };
 use super::events::{Event, EventPage};
+use super::metrics::Format;
 use super::operations::{Operation, OperationList};
 use super::problem::{self, Problem};
 use super::table::{Answer, Query, ROUTES, Route, Values};
@@ -134,7 +135,9 @@ fn operation(route: &Route) -> OperationBuilder {
     }
     let status = match route.answer {
         Answer::Nothing => "204",
-        Answer::Json(_) | Answer::Description | Answer::Text | Answer::Events => "200",
+        Answer::Json(_) | Answer::Description | Answer::Text | Answer::Metrics | Answer::Events => {
+            "200"
+        }
     };
     operation = operation.response(status, answer(route));
     for (status, meaning) in refusals(route) {
@@ -192,6 +195,11 @@ fn answer(route: &Route) -> Response {
         Answer::Text => answer
             .description(route.summary)
             .content("text/plain; charset=utf-8", Content::new(Some(text()))),
+        Answer::Metrics => [Format::OpenMetrics, Format::Prometheus]
+            .iter()
+            .fold(answer.description(route.summary), |answer, format| {
+                answer.content(format.content_type(), Content::new(Some(text())))
+            }),
         Answer::Events => answer
             .description("A page of events; with follow=true one event for each line, without end")
             .content("application/json", content("EventPage_Event"))

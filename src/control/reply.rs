@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::api::{ApiError, ErrorKind};
 use super::follow::Feed;
+use super::metrics::Format;
 use super::problem::{self, Problem};
 
 /// The body of a response: complete, or a feed of events.
@@ -19,6 +20,7 @@ const JSON: &str = "application/json";
 pub enum Reply {
     Json(String),
     Text(String),
+    Metrics(Format, String),
     Lines(Feed),
     Nothing,
 }
@@ -86,6 +88,7 @@ pub fn into_http(
             let kind = Some("text/plain; charset=utf-8");
             (200, kind, Either::Left(text))
         }
+        Ok(Reply::Metrics(format, text)) => (200, Some(format.content_type()), Either::Left(text)),
         Ok(Reply::Lines(feed)) => (200, Some("application/x-ndjson"), Either::Right(feed)),
         Ok(Reply::Nothing) => (204, None, Either::Left(String::new())),
         Err(refusal) => {

@@ -18,6 +18,7 @@ use super::peer::Peer;
 use super::query::{EventQuery, is_forced, named, patience, read_json};
 use super::render;
 use super::reply::{Answer, Refusal, Reply, into_http, json};
+use super::scrape::scrape;
 use super::table::{self, Call, Found, Route};
 use super::verbs::Verbs;
 
@@ -57,6 +58,7 @@ where
                 reply
             })
         }
+        Ok((route, _)) if route.call == Call::Metrics => scrape(&context.volume, &request).await,
         Ok((route, value)) => read(context, connection, (route, value, query)).await,
     };
     if let Err(refusal) = &result {

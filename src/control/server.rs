@@ -39,15 +39,15 @@ pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest life of a connection: head, body and reading the answer.
 pub const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pause after a failed accept, for instance if descriptors are exhausted.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a stop waits for the call that is being carried out.
 const CALL_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a stop waits until answers are written.
 const ANSWER_PATIENCE: Duration = Duration::from_millis(200);
 /// How long a thread for calls is kept without one.
-const IDLE_THREAD: Duration = Duration::from_millis(100);
+pub(super) const IDLE_THREAD: Duration = Duration::from_millis(100);
 /// Largest head of a request in bytes.
-const HEAD_MAX: usize = 16 << 10;
+pub(super) const HEAD_MAX: usize = 16 << 10;
 
 /// The running control interface; dropping it stops it.
 #[derive(Debug)]

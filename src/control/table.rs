@@ -12,6 +12,7 @@ pub enum Call {
     Status,
     Table,
     Events,
+    Metrics,
     Operations,
     Operation,
     AddSnapshot,
@@ -37,6 +38,8 @@ pub enum Answer {
     Description,
     /// 200 and text.
     Text,
+    /// 200 and text in the format that the client prefers.
+    Metrics,
     /// 200 and a page of events, or one event for each line.
     Events,
     /// 204
@@ -184,6 +187,8 @@ const WAIT: &[Query] = &[Query {
     meaning: "Answer when the operation has ended, or after this many seconds.",
 }];
 
+/// The only path without `/v1`: scrapers expect it there.
+pub const METRICS: &str = "/metrics";
 const SNAPSHOT: &str = "/v1/snapshots/{name}";
 
 /// Every path and method of the API.
@@ -211,6 +216,7 @@ pub static ROUTES: &[Route] = &[
     Route::get("/v1/events", Call::Events, "events", Answer::Events)
         .about("What happened")
         .query(EVENTS),
+    Route::get(METRICS, Call::Metrics, "metrics", Answer::Metrics).about("Metrics for Prometheus"),
     Route::get(
         "/v1/operations",
         Call::Operations,

@@ -9,6 +9,7 @@
 mod cow;
 mod error;
 mod identity;
+mod metrics;
 mod monitor;
 mod offline;
 mod plan_error;

@@ -35,6 +35,7 @@ pub fn serve(folder: &Path) -> (Arc<LiveVolume>, Notices) {
         control_fd: None,
         control_permission: Default::default(),
         on_event: None,
+        metrics: None,
         qmp: None,
         state: None,
         incoming: None,

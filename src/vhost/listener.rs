@@ -22,6 +22,7 @@ use super::counters::{ViewCounters, ViewTotals};
 use super::handler::{Handler, ViewContext};
 use super::lobby::Lobby;
 use super::requests::SlowRequests;
+use super::view_log::ViewLog;
 use super::watcher::WatchedView;
 use super::{Backend, ViewConfig, ViewHooks};
 use crate::event_flag::EventFlag;
@@ -259,6 +260,7 @@ pub struct ViewServer {
     ended: mpsc::Receiver<()>,
     watched: Arc<WatchedView>,
     counters: Arc<ViewCounters>,
+    log: Arc<ViewLog>,
 }
 
 struct Shared {
@@ -308,6 +310,7 @@ impl ViewServer {
         let space = Arc::new(space);
         let watched = Arc::new(WatchedView::new(Arc::clone(&hooks)));
         let counters = Arc::<ViewCounters>::default();
+        let log = Arc::<ViewLog>::default();
         let view = ViewContext {
             space: Arc::clone(&space),
             back_channel: Arc::clone(&back_channel),
@@ -315,7 +318,7 @@ impl ViewServer {
             backend,
             hooks,
             leave: Arc::clone(&shared.stop),
-            log: Arc::default(),
+            log: Arc::clone(&log),
             watched: Some(Arc::clone(&watched)),
             counters: Arc::clone(&counters),
             last_left: false,
@@ -336,6 +339,7 @@ impl ViewServer {
             ended,
             watched,
             counters,
+            log,
         })
     }
 
@@ -360,6 +364,11 @@ impl ViewServer {
     /// The requests that take long.
     pub fn slow(&self) -> Option<SlowRequests> {
         self.watched.slow()
+    }
+
+    /// Lines about this view that were not written to the log.
+    pub fn held_back_lines(&self) -> u64 {
+        self.log.held_back()
     }
 
     /// What the queues have counted, of all front ends.

@@ -23,6 +23,8 @@ struct Limit {
     /// When `left` last grew.
     grown: Option<Instant>,
     held_back: u64,
+    /// Lines that were held back since the view began.
+    total: u64,
 }
 
 impl Default for ViewLog {
@@ -31,6 +33,7 @@ impl Default for ViewLog {
             left: BURST,
             grown: None,
             held_back: 0,
+            total: 0,
         }))
     }
 }
@@ -53,6 +56,7 @@ impl Limit {
             }
             None => {
                 self.held_back += 1;
+                self.total += 1;
                 None
             }
         }
@@ -70,6 +74,12 @@ impl ViewLog {
 
     pub fn info(&self, line: fmt::Arguments<'_>) {
         self.write(Level::INFO, line);
+    }
+
+    /// Lines that were held back until now.
+    pub fn held_back(&self) -> u64 {
+        let limit = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        limit.total
     }
 
     fn write(&self, level: Level, line: fmt::Arguments<'_>) {
@@ -109,6 +119,7 @@ mod tests {
             left: BURST,
             grown: None,
             held_back: 0,
+            total: 0,
         };
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
@@ -117,6 +128,7 @@ mod tests {
         // The next one that is written says how many were not.
         assert_eq!(limit.admit(at(10)), Some(38_400 - 32));
         assert_eq!(limit.admit(at(10)), None);
+        assert_eq!(limit.total, 38_400 - 31);
         // A quiet view may write as many at once as at first, and no more.
         let admitted = (0..100).filter(|_| limit.admit(at(100_000)).is_some());
         assert_eq!(admitted.count(), 32);

@@ -131,6 +131,7 @@ impl RunDisk {
             control_fd: None,
             control_permission: Default::default(),
             on_event: None,
+            metrics: None,
             qmp: None,
             state: None,
             incoming: None,

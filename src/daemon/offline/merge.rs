@@ -139,6 +139,7 @@ fn options(
         control_fd: None,
         control_permission: Default::default(),
         on_event: None,
+        metrics: None,
         qmp: None,
         state,
         incoming: None,

@@ -2,7 +2,7 @@
 //! checked, stores are made, and the volume is served.
 //!
 //! ```text
-//!  serve ─► incoming
+//!  serve ─► incoming, metrics
 //!    └────► build ─► preflight ─► cow_check, sockets ─► plan ─► origin_check ─► options
 //!                        └─────► missing_state              sockets ─► inherited
 //!                        └─────► blocks, access
@@ -14,6 +14,7 @@ pub mod build;
 mod cow_check;
 mod incoming;
 pub mod inherited;
+mod metrics;
 mod missing_state;
 pub mod options;
 mod origin_check;

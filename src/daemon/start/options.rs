@@ -2,6 +2,7 @@
 //! only. [`serve`](super::serve) checks whether the paths exist, fit together and agree
 //! with the state file.
 
+use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -65,6 +66,8 @@ pub struct ServeOptions {
     pub control_permission: Access,
     /// What is run on events.
     pub on_event: Option<EventCommand>,
+    /// Where metrics are served over TCP, for this start only.
+    pub metrics: Option<SocketAddr>,
     /// Monitor socket (QMP) of the origin's guest; `None`: as recorded, or none; empty:
     /// none from now on.
     pub qmp: Option<PathBuf>,

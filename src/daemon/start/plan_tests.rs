@@ -71,6 +71,7 @@ fn options() -> ServeOptions {
         control_fd: None,
         control_permission: Default::default(),
         on_event: None,
+        metrics: None,
         qmp: None,
         state: None,
         incoming: None,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::build::{PreparedSnapshot, build_volume};
 use super::incoming::Incoming;
+use super::metrics;
 use super::options::ServeOptions;
 use super::preflight::check;
 use super::sockets::{GIVEN, Sockets, announce, place};
@@ -53,6 +54,7 @@ fn serve_volume(
     if let Err(e) = raise_limit() {
         tracing::warn!("the limit of open descriptors cannot be raised: {e}");
     }
+    let metrics = metrics::bind(options.metrics)?;
     let (mut checked, early) = match &options.incoming {
         None => (check(options, &[])?, Vec::new()),
         Some(from) => {
@@ -74,8 +76,9 @@ fn serve_volume(
         *on_event = Some(runner.map_err(|e| DaemonError::system("run a command on events", e))?);
     }
     let control = start_serving(&volume, prepared, sockets, &mut notices);
-    let ended = match control {
-        Ok(control) => match signals.release() {
+    let serving = control.and_then(|control| Ok((control, metrics::serve(metrics, &volume)?)));
+    let ended = match serving {
+        Ok((control, _metrics)) => match signals.release() {
             Ok(()) => run(&volume, control, &mut notices, &signals),
             Err(e) => Err(DaemonError::system("wait for signals", e)),
         },

@@ -6,6 +6,7 @@ use crate::control::api::{
     VolumeStatus,
 };
 use crate::control::events::EventLog;
+use crate::control::metrics::Family;
 use crate::daemon::volume::{LiveVolume, lock};
 
 /// A call that changes something waits until the main thread has processed all pending
@@ -57,6 +58,10 @@ impl Volume for LiveVolume {
 
     fn set_merge_rate(&self, bytes_per_second: u64) -> Result<(), ApiError> {
         self.set_rate(bytes_per_second)
+    }
+
+    fn metrics(&self) -> Result<Vec<Family>, ApiError> {
+        Self::metrics(self)
     }
 
     fn release(&self) -> Result<(), ApiError> {

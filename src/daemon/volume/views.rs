@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -80,6 +80,8 @@ pub struct ServedView {
     /// Where the front end listens, if the daemon connects to it.
     pub connects: Option<String>,
     pub read_only: bool,
+    /// In messages and metrics: `origin`, or the snapshot whose view it is or was.
+    pub name: String,
     presence: Arc<Presence>,
     server: ViewServer,
 }
@@ -88,6 +90,8 @@ pub struct ServedView {
 #[derive(Debug, Default)]
 struct Presence {
     attached: AtomicBool,
+    /// Front ends that have connected until now.
+    sessions: AtomicU64,
     /// Resets of this view's guest count for a pending rollback.
     is_origin: AtomicBool,
     /// The guest is in its firmware, or in a boot loader that uses the firmware's driver.
@@ -163,6 +167,7 @@ impl ServedView {
             socket: path,
             connects,
             read_only: description.read_only,
+            name: description.snapshot.unwrap_or("origin").to_owned(),
             presence,
             server,
         })
@@ -177,6 +182,16 @@ impl ServedView {
     /// A front end is connected.
     pub fn is_attached(&self) -> bool {
         self.presence.attached.load(Ordering::Acquire)
+    }
+
+    /// Front ends that have connected until now.
+    pub fn sessions(&self) -> u64 {
+        self.presence.sessions.load(Ordering::Relaxed)
+    }
+
+    /// Lines about its guest and front end that were not written to the log.
+    pub fn held_back_lines(&self) -> u64 {
+        self.server.held_back_lines()
     }
 
     /// Front ends that wait until the one that is connected leaves.
@@ -333,6 +348,7 @@ impl ViewHooks for Hooks {
         self.presence.in_firmware.store(false, Ordering::Release);
         self.presence.migrated.store(false, Ordering::Release);
         self.presence.attached.store(true, Ordering::Release);
+        self.presence.sessions.fetch_add(1, Ordering::Relaxed);
         self.publish(|socket| EventKind::FrontEndConnected { socket });
     }
 

@@ -1,0 +1,125 @@
+//! `GET /metrics` on a TCP port, and nothing else: no part of the API is reachable there.
+//!
+//! One thread with its own runtime, as for the control socket, and with the same bounds: a
+//! connection serves one request, and has [`CONNECTION_TIMEOUT`] for it.
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::timeout;
+
+use super::api::Volume;
+use super::scrape::answer_metrics_only;
+use super::server::{ACCEPT_PAUSE, CONNECTION_TIMEOUT, HEAD_MAX, HEAD_TIMEOUT, IDLE_THREAD};
+
+/// Most connections at a time; others wait to be accepted.
+const CONNECTIONS_MAX: usize = 8;
+/// How long a stop waits for a scrape.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The running server; dropping it stops it.
+#[derive(Debug)]
+pub struct MetricsServer {
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl MetricsServer {
+    /// Answers for `volume` on a new thread.
+    ///
+    /// # Errors
+    /// A system call failed.
+    pub fn start(listener: std::net::TcpListener, volume: Arc<dyn Volume>) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .thread_keep_alive(IDLE_THREAD)
+            .build()?;
+        let (stop, stopped) = oneshot::channel();
+        let thread = std::thread::Builder::new()
+            .name("metrics".to_owned())
+            .spawn(move || {
+                runtime.block_on(run(listener, volume, stopped));
+                runtime.shutdown_timeout(PATIENCE);
+            })?;
+        Ok(Self {
+            stop: Some(stop),
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for MetricsServer {
+    fn drop(&mut self) {
+        if let Some(stop) = self.stop.take() {
+            // An error means that the thread has ended already.
+            let _ = stop.send(());
+        }
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread for metrics panicked");
+        }
+    }
+}
+
+async fn run(
+    listener: std::net::TcpListener,
+    volume: Arc<dyn Volume>,
+    stopped: oneshot::Receiver<()>,
+) {
+    let listener = match TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(%error, "cannot poll the port for metrics"),
+    };
+    tokio::select! {
+        _ = stopped => {}
+        () = accept(&listener, &volume) => {}
+    }
+}
+
+async fn accept(listener: &TcpListener, volume: &Arc<dyn Volume>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    // This fails only if the semaphore is closed, which never happens.
+    while let Ok(place) = Arc::clone(&places).acquire_owned().await {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let volume = Arc::clone(volume);
+                tokio::spawn(async move {
+                    let _place = place;
+                    serve(stream, volume).await;
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection for metrics");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn serve(stream: TcpStream, volume: Arc<dyn Volume>) {
+    let service = service_fn(move |request| {
+        let volume = Arc::clone(&volume);
+        async move { Ok::<_, Infallible>(answer_metrics_only(&volume, &request).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(HEAD_MAX)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    match timeout(CONNECTION_TIMEOUT, connection).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "a connection for metrics was lost"),
+        Err(_) => tracing::debug!("a connection for metrics took too long"),
+    }
+}
