@@ -1,9 +1,11 @@
 //! `snapback detach`
 
 use clap::Args;
+use serde_json::json;
 
 use super::connect::Control;
-use super::{CliError, Outcome, output, values};
+use super::json::Json;
+use super::{CliError, Outcome, values};
 
 /// Close the socket of a fork that was merged, at which the disk is still served.
 ///
@@ -21,13 +23,18 @@ pub struct Detach {
     socket: String,
 
     #[command(flatten)]
+    json: Json,
+
+    #[command(flatten)]
     control: Control,
 }
 
 impl Detach {
     pub fn run(self) -> Result<Outcome, CliError> {
         self.control.client()?.detach(&self.socket)?;
-        output::line(&format!("{} is closed", self.socket))?;
+        let done = json!({"socket": self.socket});
+        self.json
+            .say(&format!("{} is closed", self.socket), &done)?;
         Ok(Outcome::Done)
     }
 }

@@ -1,9 +1,11 @@
 //! `snapback grow`
 
 use clap::Args;
+use serde_json::json;
 
 use super::connect::Control;
-use super::{CliError, Outcome, output, status, values};
+use super::json::Json;
+use super::{CliError, Outcome, status, values};
 use crate::size::{self, NewSize};
 use crate::units::SECTOR_SIZE;
 
@@ -28,6 +30,9 @@ pub struct Grow {
     size: NewSize,
 
     #[command(flatten)]
+    json: Json,
+
+    #[command(flatten)]
     control: Control,
 }
 
@@ -43,8 +48,10 @@ impl Grow {
         };
         let size = values::size_after(self.size, present)?;
         client.grow_snapshot(&self.name, size)?;
+        let done = json!({"snapshot": self.name, "size": size});
         let size = size::exact(size);
-        output::line(&format!("the COW of {} now has {size}", self.name))?;
+        let line = format!("the COW of {} now has {size}", self.name);
+        self.json.say(&line, &done)?;
         Ok(Outcome::Done)
     }
 }

@@ -3,10 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args};
+use serde_json::json;
 
 use super::connect::Control;
+use super::json::Json;
 use super::progress::Progress;
 use super::{CliError, Outcome, output, values, wait};
+use crate::control::Client;
 use crate::control::api::MergeRequest;
 use crate::daemon::merge_offline as merge_stores;
 use crate::size;
@@ -18,8 +21,8 @@ use crate::size;
 #[command(group = ArgGroup::new("what").required(true).multiple(true)
     .args(["name", "pause", "resume", "rate", "wait", "origin"]))]
 #[command(override_usage = "\
-snapback merge <NAME> [--follow] [--now] [--rate <SIZE>] [--wait] --control <SOCK>
-       snapback merge --pause | --resume | --rate <SIZE> | --wait --control <SOCK>
+snapback merge <NAME> [--follow] [--now] [--rate <SIZE>] [--wait] [--control <SOCK>]
+       snapback merge --pause | --resume | --rate <SIZE> | --wait [--control <SOCK>]
        snapback merge --origin <FILE> --cow <COW> [--state <FILE>]")]
 #[command(after_help = "\
 EXAMPLE
@@ -75,13 +78,16 @@ pub struct Merge {
     state: Option<PathBuf>,
 
     #[command(flatten)]
+    json: Json,
+
+    #[command(flatten)]
     control: Control,
 }
 
 impl Merge {
     pub fn run(self) -> Result<Outcome, CliError> {
         match (&self.origin, &self.cow) {
-            (Some(origin), Some(cow)) => merge_offline(origin, cow, self.state)?,
+            (Some(origin), Some(cow)) => merge_offline(origin, cow, self.state, self.json)?,
             _ => self.merge_online()?,
         }
         Ok(Outcome::Done)
@@ -89,8 +95,9 @@ impl Merge {
 
     fn merge_online(self) -> Result<(), CliError> {
         let client = self.control.client()?;
-        if let Some(name) = self.name {
-            let earlier = wait::Earlier::read(&client, self.wait)?;
+        if let Some(name) = self.name.clone() {
+            let mut earlier = wait::Earlier::read(&client, self.wait)?;
+            earlier.quiet = self.json.is_wanted();
             let request = MergeRequest {
                 snapshot: name.clone(),
                 follow: self.follow,
@@ -98,45 +105,80 @@ impl Merge {
                 rate: self.rate,
             };
             client.merge(&request)?;
-            output::line(&format!("merging {name}"))?;
-            return if self.wait {
-                wait::until_merged(&client, &name, &earlier)
-            } else {
-                Ok(())
+            if !self.json.is_wanted() {
+                output::line(&format!("merging {name}"))?;
+            }
+            if self.wait {
+                wait::until_merged(&client, &name, &earlier)?;
+            }
+            let done = json!({"snapshot": name, "merged": self.wait});
+            return match self.json.is_wanted() {
+                true => output::json(&done),
+                false => Ok(()),
             };
         }
         if self.pause {
             client.pause_merge()?;
-            return output::line("merge paused");
+            return self.json.say("merge paused", &json!({"paused": true}));
         }
+        self.control_running(&client)
+    }
+
+    /// The rate, the end of a pause and the wait, of a merge that runs.
+    fn control_running(self, client: &Client) -> Result<(), CliError> {
+        let quiet = self.json.is_wanted();
         if let Some(rate) = self.rate {
             client.set_merge_rate(rate)?;
+        }
+        if let Some(rate) = self.rate.filter(|_| !quiet) {
             output::line(&match rate {
                 0 => "merge no longer limited".to_owned(),
                 rate => format!("merge limited to {}/s", size::human(rate)),
             })?;
         }
-        let earlier = wait::Earlier::read(&client, self.wait)?;
+        let mut earlier = wait::Earlier::read(client, self.wait)?;
+        earlier.quiet = quiet;
         if self.resume {
             client.resume_merge()?;
-            output::line("merge resumed")?;
+            if !quiet {
+                output::line("merge resumed")?;
+            }
         }
         match (self.wait, earlier.merging()) {
-            (true, Some(name)) => wait::until_merged(&client, name, &earlier),
-            (true, None) => output::line(&earlier.ended()?),
-            _ => Ok(()),
+            (true, Some(name)) => wait::until_merged(client, name, &earlier)?,
+            (true, None) => {
+                let ended = earlier.ended()?;
+                if !quiet {
+                    output::line(&ended)?;
+                }
+            }
+            _ => {}
+        }
+        match quiet {
+            true => output::json(&json!({
+                "rate": self.rate, "resumed": self.resume, "snapshot": earlier.merging(),
+                "merged": self.wait,
+            })),
+            false => Ok(()),
         }
     }
 }
 
-fn merge_offline(origin: &Path, cow: &Path, state: Option<PathBuf>) -> Result<(), CliError> {
+fn merge_offline(
+    origin: &Path,
+    cow: &Path,
+    state: Option<PathBuf>,
+    json: Json,
+) -> Result<(), CliError> {
     let mut bar = Progress::new("merging");
     let report = merge_stores(origin, cow, state, |done, total| bar.show(done, total))?;
     bar.end();
-    output::line(&format!(
+    let done = json!({"origin": origin, "cow": cow, "chunks": report.chunks});
+    let line = format!(
         "merged {} into {}: {} chunks; the COW is empty and can be removed",
         cow.display(),
         origin.display(),
         report.chunks
-    ))
+    );
+    json.say(&line, &done)
 }

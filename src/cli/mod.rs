@@ -17,6 +17,7 @@ mod export;
 mod generate;
 mod grow;
 mod interrupt;
+mod json;
 mod logging;
 mod merge;
 mod metrics;
@@ -143,21 +144,17 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         return cannot_become(command);
     }
     let arguments = with_verb(arguments);
-    if arguments
-        .iter()
-        .skip(1)
-        .take_while(|a| *a != "--")
-        .any(|a| a == "--print-capabilities")
-    {
-        return finish(output::line(CAPABILITIES).map(|()| Outcome::Done), ERROR);
+    let ending = Ending::of(&arguments);
+    let mut options = arguments.iter().skip(1).take_while(|a| *a != "--");
+    if options.any(|a| a == "--print-capabilities") {
+        return finish(output::line(CAPABILITIES).map(|()| Outcome::Done), ending);
     }
-    let error_status = error_status(&arguments);
     let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
         Err(error) if error.kind() == ErrorKind::InvalidUtf8 => {
-            return finish(Err(CliError::Usage(not_text(&arguments))), error_status);
+            return finish(Err(CliError::Usage(not_text(&arguments))), ending);
         }
-        Err(error) => return refuse(&error, error_status),
+        Err(error) => return refuse(&error, ending),
     };
     let default_level = if matches!(cli.verb, Verb::Serve(_)) {
         "info"
@@ -193,22 +190,35 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             Verb::RunDisk(verb) => verb.run(),
             Verb::RunCommand(verb) => verb.run(),
         }),
-        error_status,
+        ending,
     )
 }
 
-/// The exit status for wrong usage and errors. A command's status may be 2, so `run` has the
-/// one of `timeout` and similar programs.
-fn error_status(arguments: &[OsString]) -> u8 {
-    let mut words = arguments.iter().skip(1);
-    while let Some(word) = words.next() {
-        if word == "--log-level" {
-            words.next();
-        } else if !word.to_string_lossy().starts_with('-') {
-            return if word == "run" { 125 } else { ERROR };
+/// How errors end the program.
+#[derive(Clone, Copy)]
+struct Ending {
+    /// The exit status.
+    status: u8,
+    /// They are printed as JSON.
+    json: bool,
+}
+
+impl Ending {
+    /// A command's status may be 2, so `run` has that of `timeout` and similar programs.
+    fn of(arguments: &[OsString]) -> Self {
+        let mut words = arguments.iter().skip(1).take_while(|a| *a != "--");
+        let json = words.clone().any(|option| option == "--json");
+        let mut status = ERROR;
+        while let Some(word) = words.next() {
+            if word == "--log-level" {
+                words.next();
+            } else if !word.to_string_lossy().starts_with('-') {
+                status = if word == "run" { 125 } else { ERROR };
+                break;
+            }
         }
+        Self { status, json }
     }
-    ERROR
 }
 
 /// The process that becomes the command of `serve --on-event`: here it has failed to.
@@ -216,7 +226,13 @@ fn cannot_become(command: &[OsString]) -> ExitCode {
     let error = daemon::become_command(command);
     let program = command.first().cloned().unwrap_or_default();
     let reason = format!("cannot run {}: {error}", program.display());
-    finish(Err(CliError::Failed(reason)), ERROR)
+    finish(
+        Err(CliError::Failed(reason)),
+        Ending {
+            status: ERROR,
+            json: false,
+        },
+    )
 }
 
 /// `snapback --fd=3 --blk-file=disk` means `snapback serve --fd=3 --blk-file=disk`.
@@ -243,11 +259,16 @@ fn not_text(arguments: &[OsString]) -> String {
 }
 
 /// Prints a usage error, or the help or version that was requested.
-fn refuse(error: &clap::Error, status: u8) -> ExitCode {
+fn refuse(error: &clap::Error, ending: Ending) -> ExitCode {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             let printed = output::text(&error.render().to_string());
-            finish(printed.map(|()| Outcome::Done), status)
+            finish(printed.map(|()| Outcome::Done), ending)
+        }
+        _ if ending.json => {
+            let text = error.render().to_string();
+            let text = text.strip_prefix("error: ").unwrap_or(&text).trim_end();
+            finish(Err(CliError::Usage(text.to_owned())), ending)
         }
         _ => {
             let text = error.render().to_string();
@@ -255,23 +276,26 @@ fn refuse(error: &clap::Error, status: u8) -> ExitCode {
                 "snapback: {}",
                 text.strip_prefix("error: ").unwrap_or(&text)
             );
-            ExitCode::from(status)
+            ExitCode::from(ending.status)
         }
     }
 }
 
-fn finish(result: Result<Outcome, CliError>, error_status: u8) -> ExitCode {
+fn finish(result: Result<Outcome, CliError>, ending: Ending) -> ExitCode {
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Faulty) => ExitCode::from(1),
         Ok(Outcome::Status(status)) => ExitCode::from(status),
         Err(error) => {
-            // Control characters in paths and names must not reach the terminal.
-            eprintln!("snapback: {}", printable(&error.to_string()));
+            match ending.json {
+                true => eprintln!("{}", json::error(&error)),
+                // Control characters in paths and names must not reach the terminal.
+                false => eprintln!("snapback: {}", printable(&error.to_string())),
+            }
             match error {
                 CliError::Interrupted(_) => ExitCode::from(130),
                 CliError::NotRun { status, .. } => ExitCode::from(status),
-                _ => ExitCode::from(error_status),
+                _ => ExitCode::from(ending.status),
             }
         }
     }

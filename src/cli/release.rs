@@ -1,9 +1,11 @@
 //! `snapback release`
 
 use clap::Args;
+use serde_json::json;
 
 use super::connect::Control;
-use super::{CliError, Outcome};
+use super::json::Json;
+use super::{CliError, Outcome, output};
 
 /// End a daemon after its guest was migrated, so that another daemon can take the disk over.
 ///
@@ -17,12 +19,18 @@ EXAMPLE
   snapback release --control c.sock")]
 pub struct Release {
     #[command(flatten)]
+    json: Json,
+
+    #[command(flatten)]
     control: Control,
 }
 
 impl Release {
     pub fn run(self) -> Result<Outcome, CliError> {
         self.control.client()?.release()?;
+        if self.json.is_wanted() {
+            output::json(&json!({"released": true}))?;
+        }
         Ok(Outcome::Done)
     }
 }

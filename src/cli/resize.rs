@@ -3,6 +3,7 @@
 use clap::Args;
 
 use super::connect::Control;
+use super::json::Json;
 use super::{CliError, Outcome, output, values};
 use crate::control::api::ResizeReply;
 use crate::size::{self, NewSize};
@@ -27,6 +28,9 @@ pub struct Resize {
     size: Option<NewSize>,
 
     #[command(flatten)]
+    json: Json,
+
+    #[command(flatten)]
     control: Control,
 }
 
@@ -42,7 +46,10 @@ impl Resize {
             None => None,
         };
         let reply = client.resize(size)?;
-        output::text(&summary(&reply))?;
+        match self.json.is_wanted() {
+            true => output::json(&reply)?,
+            false => output::text(&summary(&reply))?,
+        }
         Ok(Outcome::Done)
     }
 }

@@ -1,11 +1,14 @@
 //! `snapback rollback`
 
 use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
 
 use super::connect::Control;
+use super::json::Json;
 use super::{CliError, Outcome, output, values, wait};
 use crate::control::api::{
-    ResetKind, RollbackOutcome, RollbackRequest, RollbackWhen, SnapshotSpec, StoreType,
+    ResetKind, RollbackOutcome, RollbackReply, RollbackRequest, RollbackWhen, SnapshotSpec,
+    StoreType,
 };
 use crate::control::render;
 use crate::size;
@@ -80,6 +83,9 @@ pub struct Rollback {
     wait: bool,
 
     #[command(flatten)]
+    json: Json,
+
+    #[command(flatten)]
     control: Control,
 }
 
@@ -99,7 +105,8 @@ impl Rollback {
         let client = self.control.client()?;
         let Some(name) = self.name else {
             client.cancel_rollback()?;
-            output::line("the rollback is cancelled")?;
+            let done = json!({"cancelled": true});
+            self.json.say("the rollback is cancelled", &done)?;
             return Ok(Outcome::Done);
         };
         let keep = self.keep.zip(self.cow).map(|(name, cow)| SnapshotSpec {
@@ -120,7 +127,9 @@ impl Rollback {
             (.., Some(_)) => RollbackWhen::Vmm,
             _ => RollbackWhen::Auto,
         };
-        let earlier = wait::Earlier::read(&client, self.wait)?;
+        let kept = keep.as_ref().map(|keep| keep.name.clone());
+        let mut earlier = wait::Earlier::read(&client, self.wait)?;
+        earlier.quiet = self.json.is_wanted();
         let request = RollbackRequest {
             snapshot: name.clone(),
             when,
@@ -133,6 +142,13 @@ impl Rollback {
             rate: self.rate,
         };
         let reply = client.rollback(&request)?;
+        if self.json.is_wanted() {
+            if self.wait {
+                wait::until_merged(&client, &name, &earlier)?;
+            }
+            output::json(&as_json(&name, &reply, kept.as_deref(), self.wait))?;
+            return Ok(Outcome::Done);
+        }
         output::line(&match reply.outcome {
             RollbackOutcome::Started => format!("rolled back to {name}; the merge is running"),
             RollbackOutcome::AtNextReset => {
@@ -153,4 +169,11 @@ impl Rollback {
         }
         Ok(Outcome::Done)
     }
+}
+
+fn as_json(name: &str, reply: &RollbackReply, kept: Option<&str>, merged: bool) -> Value {
+    json!({
+        "snapshot": name, "outcome": reply.outcome, "notes": reply.notes, "kept": kept,
+        "merged": merged,
+    })
 }

@@ -1,8 +1,10 @@
 //! `snapback snapshot` and `snapback remove`
 
 use clap::Args;
+use serde_json::json;
 
 use super::connect::Control;
+use super::json::Json;
 use super::{CliError, Outcome, output, values};
 use crate::control::api::{SnapshotSpec, StoreType};
 use crate::size;
@@ -61,6 +63,9 @@ pub struct Snapshot {
     defer_entries: bool,
 
     #[command(flatten)]
+    json: Json,
+
+    #[command(flatten)]
     control: Control,
 }
 
@@ -85,6 +90,9 @@ pub struct Remove {
     force: bool,
 
     #[command(flatten)]
+    json: Json,
+
+    #[command(flatten)]
     control: Control,
 }
 
@@ -93,7 +101,7 @@ impl Snapshot {
         let client = self.control.client()?;
         client.add_snapshot(&SnapshotSpec {
             name: self.name.clone(),
-            cow: self.cow,
+            cow: self.cow.clone(),
             store_type: self.store_type,
             chunk_size: self.chunk_size,
             size: self.size,
@@ -103,7 +111,9 @@ impl Snapshot {
             defer_entries: self.defer_entries.then_some(true),
             discard_passdown_origin: self.discard_passdown_origin.then_some(true),
         })?;
-        output::line(&format!("snapshot {} taken", self.name))?;
+        let done = json!({"snapshot": self.name, "cow": self.cow});
+        self.json
+            .say(&format!("snapshot {} taken", self.name), &done)?;
         Ok(Outcome::Done)
     }
 }
@@ -111,14 +121,24 @@ impl Snapshot {
 impl Remove {
     pub fn run(self) -> Result<Outcome, CliError> {
         let client = self.control.client()?;
+        let remove = |name: &String| match self.force {
+            true => client.force_remove_snapshot(name),
+            false => client.remove_snapshot(name),
+        };
+        let (mut removed, mut result) = (Vec::new(), Ok(Outcome::Done));
         for name in &self.names {
-            if self.force {
-                client.force_remove_snapshot(name)?;
-            } else {
-                client.remove_snapshot(name)?;
+            if let Err(error) = remove(name) {
+                result = Err(error.into());
+                break;
             }
-            output::line(&format!("snapshot {name} removed"))?;
+            removed.push(name);
+            if !self.json.is_wanted() {
+                output::line(&format!("snapshot {name} removed"))?;
+            }
         }
-        Ok(Outcome::Done)
+        if self.json.is_wanted() && !removed.is_empty() {
+            output::json(&json!({"removed": removed}))?;
+        }
+        result
     }
 }

@@ -17,6 +17,8 @@ const INTERVAL: Duration = Duration::from_millis(200);
 pub struct Earlier {
     last: Option<MergeOutcome>,
     merging: Option<String>,
+    /// The end is not told in words.
+    pub quiet: bool,
 }
 
 impl Earlier {
@@ -31,6 +33,7 @@ impl Earlier {
         Ok(Self {
             last: status.last_merge,
             merging: status.merge.map(|merge| merge.snapshot),
+            quiet: false,
         })
     }
 
@@ -89,7 +92,10 @@ pub fn until_merged(client: &Client, name: &str, earlier: &Earlier) -> Result<()
             Step::Starting => {}
             Step::Done => {
                 bar.end();
-                return output::line(&is_merged(name));
+                return match earlier.quiet {
+                    true => Ok(()),
+                    false => output::line(&is_merged(name)),
+                };
             }
             Step::Failed(reason) => return Err(CliError::Failed(reason)),
         }
@@ -258,6 +264,7 @@ mod tests {
         let earlier = Earlier {
             last: outcome(None),
             merging: None,
+            quiet: false,
         };
         assert_eq!(judge(&now, "s", &earlier, false), Step::Starting);
         now.merge = Some(merge("s", None));

@@ -16,6 +16,7 @@ mod common;
 
 mod events;
 mod fake_volume;
+mod json;
 mod online;
 mod screen;
 mod tmux;
@@ -232,7 +233,6 @@ fn wrong_usage_is_exit_2_and_a_message() {
         (&["merge", "a", "--state", "s"], "--state"),
         (&["merge", "--rate", "1M", "--state", "s"], "--state"),
         (&["merge", "--rate", "fast"], "fast"),
-        (&["status", "--json", "--dm"], "--dm"),
         (&["status"], "SNAPBACK_CONTROL"),
         (&["events", "--since", "-1"], "-1"),
         (&["events", "--follow", "a"], "a"),

@@ -1,8 +1,9 @@
 //! `top` in a real terminal, beside a real daemon whose guest is busy.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use snapback::control::api::{RollbackRequest, RollbackWhen, SnapshotSpec};
 
 use super::common::load::{Load, Reins};
@@ -121,6 +122,18 @@ fn top_shows_what_happens_survives_the_daemon_and_gives_the_terminal_back() {
     let pid = terminal.child_of_the_shell();
     kill_process(Pid::from_raw(pid).unwrap(), Signal::TERM).unwrap();
     assert_given_back(&terminal, "SIGTERM");
+
+    // A terminal that goes away ends it, also where nobody is told by a signal: it read the end
+    // of the terminal again and again.
+    terminal.enter("trap '' HUP; snapback top");
+    terminal.until("a screen", |screen| screen.contains("MERGE of before "));
+    let pid = Pid::from_raw(terminal.child_of_the_shell()).unwrap();
+    drop(terminal);
+    let start = Instant::now();
+    while test_kill_process(pid).is_ok() {
+        assert!(start.elapsed() < Duration::from_secs(60), "it still runs");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 #[test]

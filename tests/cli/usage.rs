@@ -58,7 +58,7 @@ fn every_verb_refuses_what_it_does_not_know_by_name() {
 /// What a variable gives is not required.
 #[test]
 fn usage_lines_do_not_depend_on_variables() {
-    for verb in ["grow", "remove", "snapshot", "detach"] {
+    for verb in ["grow", "remove", "snapshot", "detach", "merge"] {
         let usage = |variables: &[(&str, &str)]| {
             let output = Command::cargo_bin("snapback")
                 .unwrap()
@@ -76,6 +76,7 @@ fn usage_lines_do_not_depend_on_variables() {
             plain.contains(&format!("Usage: snapback {verb} ")),
             "{plain}"
         );
+        assert!(!plain.contains(" --control"), "{plain}");
         let variables = [("SNAPBACK_CONTROL", "/c.sock"), ("SNAPBACK_LOG", "info")];
         assert_eq!(usage(&variables), plain);
     }

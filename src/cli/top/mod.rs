@@ -7,13 +7,15 @@ mod rates;
 mod screen_tests;
 mod values;
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant, SystemTime};
 
 use clap::Args;
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyModifiers};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
 
 use super::connect::Control;
 use super::poll::{self, Answer, Want};
@@ -110,7 +112,10 @@ impl Live {
         let mut drawn: Option<Instant> = None;
         while !interrupt::happened() {
             let mut is_new = self.take(answers);
-            if event::poll(TICK)? {
+            if is_hung_up(TICK)? {
+                return Ok(());
+            }
+            if event::poll(Duration::ZERO)? {
                 match event::read()? {
                     Event::Key(key) if quits(&key) => return Ok(()),
                     _ => is_new = true, // also a new size
@@ -149,6 +154,25 @@ impl Live {
         screen.0.draw(|frame| draw(frame, &self.model, &around))?;
         Ok(())
     }
+}
+
+/// Waits for input, at most for `time`, and tells whether the terminal is gone. The library
+/// would read its end for ever, also where SIGHUP is ignored.
+fn is_hung_up(time: Duration) -> io::Result<bool> {
+    let (stdin, stdout) = (io::stdin(), io::stdout());
+    // If stdin is something else, the library opens the terminal itself.
+    let mut watched = [match stdin.is_terminal() {
+        true => PollFd::new(&stdin, PollFlags::IN),
+        false => PollFd::new(&stdout, PollFlags::empty()),
+    }];
+    let time = Timespec::try_from(time).map_err(io::Error::other)?;
+    match rustix::event::poll(&mut watched, Some(&time)) {
+        Ok(_) => {}
+        Err(Errno::INTR) => return Ok(false),
+        Err(errno) => return Err(errno.into()),
+    }
+    let [seen] = watched.map(|fd| fd.revents());
+    Ok(seen.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL))
 }
 
 /// In raw mode Ctrl-C is a key, not a signal.
