@@ -167,6 +167,7 @@ fn samples() -> Vec<EventKind> {
             socket: socket.clone(),
             io,
         },
+        EventKind::SocketClosed { socket: text() },
         EventKind::IoSlowEnded { socket, seconds: 1 },
         EventKind::Stopping,
         EventKind::Lost { count: 1 },

@@ -159,7 +159,7 @@ mod tests {
         for sectors in [0, 3, (1 << 21) + 1, 1 << 22, u32::MAX] {
             assert!(refusal([MAGIC, 1, 1, sectors], 512).contains(&sectors.to_string()));
         }
-        assert!(refusal([MAGIC, 1, 1, 4], 4096).contains("2048"));
+        assert!(refusal([MAGIC, 1, 1, 4], 4096).contains("2 KiB"));
         assert!(refusal([MAGIC, 1, 2, 8], 512).contains("version 2"));
         // The chunk size is looked at before the version, both before `valid`.
         assert!(refusal([MAGIC, 0, 2, 3], 512).contains("chunk size"));

@@ -1,4 +1,4 @@
-//! What a guest does, for the scripts: `book guest write|see|file PATH OFFSET LENGTH LETTER`.
+//! What a guest does, for the scripts: `book guest write|see|stay|file PATH OFFSET LENGTH LETTER`.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -23,6 +23,12 @@ pub fn run(arguments: &[String]) {
             write(&mut guest, offset, length, byte);
             request(&mut guest, Kind::Flush, 0, 0);
         }
+        "stay" => {
+            let _guest = Guest::connect(path, 1, 1);
+            loop {
+                std::thread::park();
+            }
+        }
         "see" => {
             let mut guest = Guest::connect(path, 1, 1);
             each(offset, length, |sector, len| {
@@ -38,7 +44,7 @@ pub fn run(arguments: &[String]) {
                 compare(path, sector, &data, byte);
             });
         }
-        _ => panic!("{verb}: write, see or file"),
+        _ => panic!("{verb}: write, see, stay or file"),
     }
 }
 

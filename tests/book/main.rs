@@ -8,6 +8,7 @@
 //!   checks. Functions for it are in `prelude.sh`.
 //! - `<!-- test: FILE::NAME -->` before a block: this test runs the commands, because they need
 //!   more than a shell.
+//! - `<!-- all by: FILE::NAME -->` says this of all blocks of the document.
 //! - `<!-- not run: REASON -->` before a block: nobody runs it.
 //! - `<!-- shows -->` before a block of text: the commands before it print that. `…` stands for
 //!   anything within a line, and by itself for any lines.
@@ -62,7 +63,7 @@ fn documents() -> Vec<(String, String)> {
     let mut names = vec!["README.md".to_owned()];
     for entry in fs::read_dir(root.join("docs")).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
-        if name.ends_with(".md") && name != "api.md" {
+        if name.ends_with(".md") {
             names.push(format!("docs/{name}"));
         }
     }

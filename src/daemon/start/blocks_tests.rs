@@ -194,7 +194,7 @@ fn disk_and_snapshots_are_whole_blocks() {
         unflushed: None,
     });
     let error = topology(origin(512, FILE), &state).unwrap_err().to_string();
-    assert!(error.contains("snapshot s is 1048064 bytes"), "{error}");
+    assert!(error.contains("snapshot s has 1023.5 KiB"), "{error}");
 }
 
 #[test]

@@ -8,6 +8,7 @@
 mod abandoned_port;
 mod basics;
 mod costs;
+mod counts;
 mod discards;
 pub(crate) mod guest_disk;
 mod helpers;

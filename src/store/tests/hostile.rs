@@ -106,7 +106,7 @@ fn a_giant_chunk_size_on_a_small_file_allocates_nothing() {
         image[12..16].copy_from_slice(&sectors.to_le_bytes());
         let error = load_image(&image).unwrap_err().to_string();
         assert!(
-            error.contains("metadata area 0") && error.contains("has 120"),
+            error.contains("metadata area 0") && error.contains("has 60 KiB"),
             "{error}"
         );
     }
