@@ -82,6 +82,8 @@ fn seen(world: &World) -> Seen {
     let mut status = world.client().status().unwrap();
     for view in &mut status.views {
         view.attached = false;
+        // Counted by each daemon anew.
+        view.io = Default::default();
     }
     if let Some(merge) = &mut status.merge {
         // Counted and measured by each daemon anew.
