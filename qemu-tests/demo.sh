@@ -18,7 +18,7 @@ now_ms() { date +%s%3N; }
 seconds() { printf '%d.%03d s' $(($1 / 1000)) $(($1 % 1000)); }
 
 # --- preparation: programs, the guest, a disk
-qemu-tests/install.sh
+qemu-tests/install.sh --guests
 cargo build --release
 images/build-guest.sh
 target=${CARGO_TARGET_DIR:-target}

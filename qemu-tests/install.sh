@@ -1,33 +1,44 @@
 #!/usr/bin/env bash
-# Installs the programs that the guests need, and the tests that count system calls, look at a
-# terminal, or scrape metrics, and that are missing (Debian, apt-get; as root or through sudo).
-# Prints what it does, and does nothing if nothing is missing.
+# Installs the programs that are missing (Debian, apt-get; as root or through sudo): those that
+# guests need, and those that the tests need besides, unless the argument is --guests. Prints what
+# it does, and does nothing if nothing is missing.
 set -euo pipefail
 
 # command:package pairs; the guest's recipe and the tests call the command.
-needed=(
+guests=(
     qemu-system-x86_64:qemu-system-x86
     cpio:cpio
     mke2fs:e2fsprogs
-    debugfs:e2fsprogs
     blkid:util-linux
     strip:binutils
     dmsetup:dmsetup
     depmod:kmod
     xz:xz-utils
     zstd:zstd
-    strace:strace
     cc:gcc
+    losetup:mount
+)
+# They count system calls, look at terminals and man pages, scrape metrics, and start libvirt.
+tests=(
+    debugfs:e2fsprogs
+    strace:strace
     curl:curl
     script:bsdutils
     rsync:rsync
-    losetup:mount
     groff:groff
     tmux:tmux
     libvirtd:libvirt-daemon-system
     virsh:libvirt-clients
     promtool:prometheus
 )
+case "${1-}" in
+    --guests) needed=("${guests[@]}") ;;
+    '') needed=("${guests[@]}" "${tests[@]}") ;;
+    *)
+        echo "install.sh: unknown argument '$1'; it takes --guests or nothing" >&2
+        exit 2
+        ;;
+esac
 
 PATH=$PATH:/usr/sbin:/sbin
 packages=()
