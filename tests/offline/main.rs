@@ -102,8 +102,12 @@ impl World {
         let output = self.run(arguments);
         let error = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {error}");
+        let start = match arguments.contains(&"--json") {
+            true => "{\"kind\":",
+            false => "snapback: ",
+        };
         assert!(
-            error.starts_with("snapback: ") && error.contains(word),
+            error.starts_with(start) && error.contains(word),
             "{arguments:?}: {error}"
         );
         assert!(output.stdout.is_empty(), "{arguments:?}");
