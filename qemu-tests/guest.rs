@@ -196,6 +196,23 @@ impl Guest {
         }
     }
 
+    /// Whether QEMU could not start a disk, because its back end ended at that very moment. QEMU
+    /// does not try again until the guest does, which firmware never does: the machine waits for
+    /// its disk until it is reset.
+    pub fn lost_a_start(&self) -> bool {
+        let said = std::fs::read_to_string(&self.log).unwrap_or_default();
+        said.contains("vhost start failed")
+    }
+
+    /// Whether nothing comes from the guest for so long.
+    pub fn is_silent_for(&mut self, time: Duration) -> bool {
+        let begin = Instant::now();
+        while self.received.is_empty() && begin.elapsed() < time {
+            self.receive(begin + PATIENCE);
+        }
+        self.received.is_empty()
+    }
+
     /// Resets the machine and waits until the guest is up again.
     pub fn reset(&mut self) {
         self.qmp.command("system_reset");
