@@ -30,6 +30,8 @@ tests=(
     libvirtd:libvirt-daemon-system
     virsh:libvirt-clients
     promtool:prometheus
+    systemd-analyze:systemd
+    systemd-nspawn:systemd-container
 )
 case "${1-}" in
     --guests) needed=("${guests[@]}") ;;

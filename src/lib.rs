@@ -25,6 +25,7 @@ mod races;
 pub mod size;
 pub mod socket_access;
 pub mod store;
+pub mod supervisor;
 mod sync;
 pub mod units;
 pub mod vhost;

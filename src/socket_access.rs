@@ -81,6 +81,34 @@ impl SocketAccess {
         Ok(inode)
     }
 
+    /// Gives the socket `made` at `path`, which was bound for others, this access. Nobody can
+    /// connect while it changes; if it has this access already, nothing happens.
+    ///
+    /// # Errors
+    /// The path leads elsewhere, or a step failed.
+    pub fn change(self, path: &Path, made: SocketInode) -> Result<(), BindError> {
+        let failed = |step, is_access| {
+            move |source: rustix::io::Errno| BindError {
+                step,
+                source: source.into(),
+                is_access,
+            }
+        };
+        let look_up = failed("look it up", false);
+        let (file, inode) = open_socket(path).map_err(look_up)?;
+        if inode != made {
+            return Err(look_up(rustix::io::Errno::STALE));
+        }
+        let found = fstat(&file).map_err(look_up)?;
+        let has_group = self.group.is_none_or(|group| group == found.st_gid);
+        if has_group && Mode::from_raw_mode(found.st_mode).bits() == self.mode {
+            return Ok(());
+        }
+        set_mode(&file, OWNER_ONLY).map_err(failed("set its mode", true))?;
+        self.apply(&file)
+            .map_err(|(step, source)| failed(step, true)(source))
+    }
+
     fn apply(self, file: &OwnedFd) -> Result<(), (&'static str, rustix::io::Errno)> {
         if let Some(group) = self.group {
             let group = Some(Gid::from_raw(group));
@@ -88,14 +116,17 @@ impl SocketAccess {
                 .map_err(|e| ("set its group", e))?;
         }
         if self.mode != OWNER_ONLY {
-            use std::os::fd::AsRawFd;
-            // No system call changes the mode by such a descriptor on all supported kernels.
-            let by_descriptor = format!("/proc/self/fd/{}", file.as_raw_fd());
-            rustix::fs::chmod(by_descriptor, Mode::from_raw_mode(self.mode))
-                .map_err(|e| ("set its mode", e))?;
+            set_mode(file, self.mode).map_err(|e| ("set its mode", e))?;
         }
         Ok(())
     }
+}
+
+fn set_mode(file: &OwnedFd, mode: u32) -> rustix::io::Result<()> {
+    use std::os::fd::AsRawFd;
+    // No system call changes the mode by such a descriptor on all supported kernels.
+    let by_descriptor = format!("/proc/self/fd/{}", file.as_raw_fd());
+    rustix::fs::chmod(by_descriptor, Mode::from_raw_mode(mode))
 }
 
 /// A descriptor of the socket's file that gives no access to its content.
@@ -141,6 +172,26 @@ mod tests {
             // It does not listen yet.
             std::os::unix::net::UnixStream::connect(&path).unwrap_err();
         }
+    }
+
+    #[test]
+    fn the_access_of_a_socket_can_change_and_that_of_another_one_cannot() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.sock");
+        let _socket = bound(&path, SocketAccess::default()).unwrap();
+        let (_, made) = open_socket(&path).unwrap();
+        let group = Some(rustix::process::getegid().as_raw());
+        for mode in [0o660, 0o660, 0o666, 0o600] {
+            SocketAccess { group, mode }.change(&path, made).unwrap();
+            let there = std::fs::symlink_metadata(&path).unwrap();
+            assert_eq!(there.permissions().mode() & 0o7777, mode);
+        }
+        let other = folder.path().join("b.sock");
+        let _other = bound(&other, SocketAccess::default()).unwrap();
+        let open = SocketAccess { group, mode: 0o666 };
+        assert!(!open.change(&other, made).unwrap_err().is_access);
+        let there = std::fs::symlink_metadata(&other).unwrap();
+        assert_eq!(there.permissions().mode() & 0o7777, 0o600);
     }
 
     #[test]

@@ -23,6 +23,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("socket_access", &[]),
     ("event_flag", &["mutation", "sync"]),
     ("wait_set", &["sync"]),
+    ("supervisor", &["socket_access"]),
     ("io", &["units", "size", "mutation", "event_flag"]),
     ("store", &["units", "size", "mutation", "io"]),
     (
@@ -49,6 +50,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "engine",
             "socket_access",
             "virtio_blk",
+            "supervisor",
         ],
     ),
     (
@@ -80,7 +82,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "vhost",
         ],
     ),
-    ("control", &["units", "size", "own_socket", "socket_access"]),
+    (
+        "control",
+        &["units", "size", "own_socket", "socket_access", "supervisor"],
+    ),
     ("offline", &["units", "size", "io", "store"]),
     (
         "daemon",
@@ -99,6 +104,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "vhost",
             "control",
             "offline",
+            "supervisor",
         ],
     ),
     (
@@ -110,6 +116,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "control",
             "offline",
             "daemon",
+            "supervisor",
         ],
     ),
 ];

@@ -5,6 +5,9 @@
 //! prints the answer.
 
 mod check;
+mod command_line;
+mod config;
+mod configured;
 mod connect;
 mod detach;
 mod diff;
@@ -50,80 +53,14 @@ mod watch;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use clap::CommandFactory;
 use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::control::render::printable;
 use crate::daemon;
+use command_line::{Cli, Verb};
+use configured::{DAEMON_LEVEL, Parsed, Wrong};
 use outcome::{CliError, Outcome};
-
-/// Snapshots, merges and live rollback for the raw disks of running virtual machines.
-#[derive(Debug, Parser)]
-#[command(
-    name = "snapback",
-    version = env!("SNAPBACK_VERSION"),
-    max_term_width = 100,
-    arg_required_else_help = true
-)]
-#[command(after_help = "\
-EXAMPLE
-  snapback serve --origin disk.img --socket-path disk.sock --control c.sock &
-  export SNAPBACK_CONTROL=c.sock
-  snapback snapshot before --cow before.cow --size 2G
-  snapback rollback before
-
-EXIT STATUS
-  0  done
-  1  the store or snapshot in question is damaged or invalid
-  2  wrong usage, or an error
-  130  a wait was interrupted (Ctrl-C); what the daemon does goes on
-  snapback run exits as its command does, and with 125 for wrong usage or an error")]
-struct Cli {
-    /// What to log to stderr: error, warn, info, debug, trace, or filter directives [default: info
-    /// for serve, warn for all other verbs; env: SNAPBACK_LOG].
-    // As --control: not read by the parser.
-    #[arg(long, global = true, value_name = "LEVEL", display_order = 900)]
-    log_level: Option<String>,
-
-    /// Print the capabilities of this vhost-user back end as JSON; all other arguments are ignored.
-    #[arg(long)]
-    print_capabilities: bool,
-
-    #[command(subcommand)]
-    verb: Verb,
-}
-
-#[derive(Debug, Subcommand)]
-enum Verb {
-    Serve(Box<serve::Serve>),
-    Status(status::Status),
-    Table(status::Table),
-    Events(events::Events),
-    Top(top::Top),
-    Snapshot(snapshot::Snapshot),
-    Grow(grow::Grow),
-    #[command(visible_aliases = ["delete", "rm"])]
-    Remove(snapshot::Remove),
-    Detach(detach::Detach),
-    Resize(resize::Resize),
-    Release(release::Release),
-    #[command(visible_alias = "revert")]
-    Rollback(rollback::Rollback),
-    Merge(merge::Merge),
-    Create(store::Create),
-    Info(store::Info),
-    Check(check::Check),
-    Dump(dump::Dump),
-    Export(export::Export),
-    Diff(diff::Diff),
-    #[command(hide = true)]
-    Generate(generate::Generate),
-    Run(run::Run),
-    #[command(hide = true)]
-    RunDisk(run::RunDisk),
-    #[command(hide = true)]
-    RunCommand(run::RunCommand),
-}
 
 /// The answer that QEMU's and libvirt's back-end conventions expect.
 const CAPABILITIES: &str = r#"{"type":"block","features":["read-only","blk-file"]}"#;
@@ -149,24 +86,32 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     if options.any(|a| a == "--print-capabilities") {
         return finish(output::line(CAPABILITIES).map(|()| Outcome::Done), ending);
     }
-    let cli = match Cli::try_parse_from(&arguments) {
-        Ok(cli) => cli,
-        Err(error) if error.kind() == ErrorKind::InvalidUtf8 => {
+    let Parsed { cli, reload } = match configured::parse(&arguments) {
+        Ok(parsed) => parsed,
+        Err(Wrong::Usage(error)) if error.kind() == ErrorKind::InvalidUtf8 => {
             return finish(Err(CliError::Usage(not_text(&arguments))), ending);
         }
-        Err(error) => return refuse(&error, ending),
+        Err(Wrong::Usage(error)) => return refuse(&error, ending),
+        Err(Wrong::Config(error)) => return finish(Err(CliError::Usage(error)), ending),
     };
-    let default_level = if matches!(cli.verb, Verb::Serve(_)) {
-        "info"
-    } else {
-        "warn"
+    let default_level = match &cli.verb {
+        Verb::Serve(serve) if !serve.is_check() => DAEMON_LEVEL,
+        _ => "warn",
     };
-    let variable = std::env::var_os("SNAPBACK_LOG");
-    let variable = variable.map(|level| level.to_string_lossy().into_owned());
-    let level = cli.log_level.or(variable);
+    let volume = match &cli.verb {
+        Verb::Serve(serve) => serve.disk().map(str::to_owned),
+        _ => None,
+    };
+    let (level, log) = (cli.log_level(), cli.log_options());
     finish(
-        logging::start(level.as_deref(), default_level).and_then(|()| match cli.verb {
-            Verb::Serve(verb) => verb.run(),
+        logging::start(
+            level.as_deref(),
+            default_level,
+            cli.log_target,
+            volume.as_deref(),
+        )
+        .and_then(|()| match cli.verb {
+            Verb::Serve(verb) => verb.run(reload),
             Verb::Status(verb) => verb.run(),
             Verb::Table(verb) => verb.run(),
             Verb::Events(verb) => verb.run(),
@@ -186,7 +131,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             Verb::Export(verb) => verb.run(),
             Verb::Diff(verb) => verb.run(),
             Verb::Generate(verb) => verb.run(Cli::command()),
-            Verb::Run(verb) => verb.run(level.as_deref()).map(Outcome::Status),
+            Verb::Run(verb) => verb.run(&log).map(Outcome::Status),
             Verb::RunDisk(verb) => verb.run(),
             Verb::RunCommand(verb) => verb.run(),
         }),
@@ -210,7 +155,7 @@ impl Ending {
         let json = words.clone().any(|option| option == "--json");
         let mut status = ERROR;
         while let Some(word) = words.next() {
-            if word == "--log-level" {
+            if word == "--log-level" || word == "--log-target" {
                 words.next();
             } else if !word.to_string_lossy().starts_with('-') {
                 status = if word == "run" { 125 } else { ERROR };
@@ -289,8 +234,14 @@ fn finish(result: Result<Outcome, CliError>, ending: Ending) -> ExitCode {
         Err(error) => {
             match ending.json {
                 true => eprintln!("{}", json::error(&error)),
-                // Control characters in paths and names must not reach the terminal.
-                false => eprintln!("snapback: {}", printable(&error.to_string())),
+                false => {
+                    let priority = match logging::stderr_is_journal() {
+                        true => "<3>",
+                        false => "",
+                    };
+                    // Control characters in paths and names must not reach the terminal.
+                    eprintln!("{priority}snapback: {}", printable(&error.to_string()));
+                }
             }
             match error {
                 CliError::Interrupted(_) => ExitCode::from(130),

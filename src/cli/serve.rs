@@ -10,8 +10,11 @@ use super::metrics::Metrics;
 use super::serve_control::ControlOptions;
 use super::snapshot_list::{self, Asked};
 use super::socket_access::SocketAccessArgs;
-use super::{CliError, Outcome, logging, values};
-use crate::daemon::{self, BlockSizes, Endpoint, IoEngine, MergeWrites, ServeOptions};
+use super::{CliError, Outcome, logging, output, values};
+use crate::control::render::printable;
+use crate::daemon::{
+    self, BlockSizes, DaemonError, Endpoint, IoEngine, MergeWrites, Reload, ServeOptions,
+};
 
 /// Serve a disk and its snapshots to virtual machines, until SIGTERM or SIGINT.
 ///
@@ -37,8 +40,20 @@ EXAMPLE
       -device vhost-user-blk-pci,chardev=d ...")]
 pub struct Serve {
     /// The disk: a raw file or block device.
-    #[arg(long, visible_alias = "blk-file", value_name = "FILE", value_parser = values::path)]
-    origin: String,
+    #[arg(long, visible_alias = "blk-file", value_name = "FILE", value_parser = values::path,
+        required_unless_present = "config")]
+    origin: Option<String>,
+
+    /// Read these options from a TOML file, with a key for each option and a table [[snapshot]] for
+    /// each snapshot (docs/service.md). Options on the command line add to the file and cannot
+    /// repeat its keys; relative paths in it are relative to its folder. SIGHUP reads it again.
+    #[arg(long, value_name = "FILE", value_parser = values::path)]
+    config: Option<String>,
+
+    /// Say whether a start would succeed, as far as can be told without locking or changing
+    /// anything, and end: exit status 0 if it would, 1 if it would be refused, 2 for wrong usage.
+    #[arg(long, conflicts_with = "incoming")]
+    check: bool,
 
     /// Unix socket at which the disk is served.
     #[arg(long, value_name = "SOCK", value_parser = values::path, conflicts_with = "fd")]
@@ -224,15 +239,35 @@ enum IoEngineName {
 }
 
 impl Serve {
-    pub fn run(self) -> Result<Outcome, CliError> {
+    /// The disk, if it is named.
+    pub fn disk(&self) -> Option<&str> {
+        self.origin.as_deref()
+    }
+
+    /// Nothing is served.
+    pub const fn is_check(&self) -> bool {
+        self.check
+    }
+
+    /// `reload`: what SIGHUP does, if the options are those of a file.
+    pub fn run(self, reload: Option<Reload>) -> Result<Outcome, CliError> {
+        let is_check = self.check;
         let options = self.options().map_err(CliError::Usage)?;
+        if is_check {
+            return check(&options);
+        }
         logging::abort_on_panic();
-        daemon::serve(options)?;
+        daemon::serve(options, reload)?;
         Ok(Outcome::Done)
     }
 
-    fn options(self) -> Result<ServeOptions, String> {
-        self.check()?;
+    /// # Errors
+    /// Options contradict one another.
+    pub fn options(self) -> Result<ServeOptions, String> {
+        self.refuse_contradictions()?;
+        let origin = self.origin.ok_or(
+            "the configuration names no disk: give it the key `origin`, or give --origin FILE",
+        )?;
         let socket = self
             .socket_path
             .map(|path| Endpoint::Path(PathBuf::from(path)));
@@ -242,7 +277,7 @@ impl Serve {
             Some((asked.spec.name.clone(), endpoint))
         });
         Ok(ServeOptions {
-            origin: PathBuf::from(self.origin),
+            origin: PathBuf::from(origin),
             endpoint: socket.or(connect).or(self.fd.map(Endpoint::Fd)),
             snapshot_endpoints: endpoints.collect(),
             read_only: self.read_only,
@@ -281,11 +316,13 @@ impl Serve {
             accept_changes: self.accept_changes,
             forget: self.forget,
             force: self.force,
+            control_passed: false,
+            only_look: self.check,
         })
     }
 
     /// Refuses options that contradict one another.
-    fn check(&self) -> Result<(), String> {
+    fn refuse_contradictions(&self) -> Result<(), String> {
         self.check_descriptors()?;
         for (index, Asked { spec, .. }) in self.snapshots.iter().enumerate() {
             if self
@@ -346,133 +383,25 @@ impl Serve {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::Parser;
-
-    #[derive(Debug, Parser)]
-    struct Only {
-        #[command(flatten)]
-        serve: Serve,
-    }
-
-    fn options(arguments: &[&str]) -> Result<ServeOptions, String> {
-        let arguments = std::iter::once("serve").chain(arguments.iter().copied());
-        Only::try_parse_from(arguments)
-            .map_err(|e| e.to_string())?
-            .serve
-            .options()
-    }
-
-    #[test]
-    fn a_full_command_line_gives_these_options() {
-        let options = options(&[
-            "--origin",
-            "/d/disk.img",
-            "--socket-path",
-            "/d/a.sock",
-            "--control",
-            "/d/c.sock",
-            "--snapshot",
-            "name=s1,cow=/d/s1.cow,size=256M,chunk-size=4K,socket=/d/s1.sock",
-            "--merge",
-            "s1",
-            "--merge-writes",
-            "redirect",
-            "--io-engine",
-            "io_uring",
-            "--poll-us",
-            "0",
-            "--logical-block-size",
-            "4K",
-            "--opt-io",
-            "1M",
-            "--socket-group",
-            "kvm",
-            "--control-mode",
-            "666",
-        ])
-        .unwrap();
-        assert_eq!(options.origin, PathBuf::from("/d/disk.img"));
-        assert_eq!(
-            options.endpoint,
-            Some(Endpoint::Path(PathBuf::from("/d/a.sock")))
-        );
-        assert_eq!(options.control, Some(PathBuf::from("/d/c.sock")));
-        assert_eq!(options.merge.as_deref(), Some("s1"));
-        assert_eq!(options.merge_writes, Some(MergeWrites::Redirect));
-        assert_eq!(options.io_engine, IoEngine::IoUring);
-        assert_eq!(options.polling, Duration::ZERO);
-        assert_eq!(options.num_queues, 64);
-        let blocks = options.blocks;
-        assert_eq!((blocks.logical, blocks.opt_io), (Some(4096), Some(1 << 20)));
-        assert_eq!((blocks.physical, blocks.discard_granularity), (None, None));
-        let (views, control) = (&options.socket_access, &options.control_access);
-        assert_eq!((views.group.as_deref(), views.mode), (Some("kvm"), None));
-        assert_eq!((&control.group, control.mode), (&None, Some(0o666)));
-        let spec = options.snapshots.first().unwrap();
-        assert_eq!(
-            (spec.name.as_str(), spec.size, spec.chunk_size),
-            ("s1", Some(256 << 20), Some(4096))
-        );
-        assert_eq!(spec.socket.as_deref(), Some("/d/s1.sock"));
-    }
-
-    #[test]
-    fn defaults_ask_for_nothing_unusual() {
-        let options = options(&["--blk-file", "/d/disk.img", "--fd", "5"]).unwrap();
-        assert_eq!(options.endpoint, Some(Endpoint::Fd(5)));
-        assert_eq!(options.io_engine, IoEngine::Auto);
-        assert_eq!(options.merge_writes, None);
-        assert_eq!(options.polling, Duration::from_micros(32));
-        assert!(!options.read_only && !options.accept_changes);
-        assert!(options.forget.is_empty() && options.snapshots.is_empty());
-    }
-
-    #[test]
-    fn contradictions_are_refused_with_the_way_out() {
-        let base = ["--origin", "/d"];
-        for (more, word) in [
-            (
-                &["--fd", "5", "--socket-path", "/s"][..],
-                "cannot be used with",
-            ),
-            (&["--fd", "2"], "3.."),
-            (&["--fd", "5", "--connect", "/s"], "cannot be used with"),
-            (
-                &["--connect", "/a", "--socket-path", "/s"],
-                "cannot be used with",
-            ),
-            (
-                &["--control", "/c", "--control-fd", "5"],
-                "cannot be used with",
-            ),
-            (
-                &["--control-fd", "5", "--fd", "5"],
-                "descriptor 5 is given twice",
-            ),
-            (
-                &["--fd", "5", "--snapshot", "name=a,cow=/1,fd=5"],
-                "descriptor 5 is given twice",
-            ),
-            (
-                &["--snapshot", "name=a,cow=/1", "--snapshot", "name=a,cow=/2"],
-                "two snapshots are named `a`",
-            ),
-            (
-                &["--snapshot", "name=a,cow=/1", "--forget", "a"],
-                "--forget",
-            ),
-            (&["--merge", "a", "--forget", "a"], "--merge"),
-            (&["--merge", "a", "--read-only"], "--read-only"),
-            (&["--num-queues", "0"], "1..=256"),
-            (&["--num-queues", "257"], "1..=256"),
-            (&["--poll-us", "51"], "0..=50"),
-            (&["--logical-block-size", "1000"], "power of two"),
-        ] {
-            let error = options(&[&base, more].concat()).unwrap_err();
-            assert!(error.contains(word), "{more:?}: {error}");
+/// `serve --check`.
+fn check(options: &ServeOptions) -> Result<Outcome, CliError> {
+    match daemon::look(options) {
+        Ok(remarks) => {
+            for remark in remarks {
+                output::line(&format!("note: {remark}"))?;
+            }
+            output::line("a start would succeed, as far as can be told without one")?;
+            Ok(Outcome::Done)
+        }
+        Err(error @ DaemonError::System { .. }) => Err(error.into()),
+        Err(error) => {
+            let error = printable(&error.to_string());
+            output::line(&format!("a start would be refused: {error}"))?;
+            Ok(Outcome::Faulty)
         }
     }
 }
+
+#[cfg(test)]
+#[path = "serve_tests.rs"]
+mod tests;

@@ -7,7 +7,8 @@ use crate::control::api::{SnapshotSpec, StoreType};
 use crate::daemon::Endpoint;
 use crate::size;
 
-const KEYS: &str = "name, cow, type, chunk-size, size, socket, fd, connect, read-only, \
+/// The keys, as messages list them.
+pub const KEYS: &str = "name, cow, type, chunk-size, size, socket, fd, connect, read-only, \
                     discard-zeroes-cow, discard-passdown-origin, defer-entries";
 /// Keys that mean `yes` if they have no value.
 const FLAGS: [&str; 4] = [
@@ -16,6 +17,7 @@ const FLAGS: [&str; 4] = [
     "discard-passdown-origin",
     "defer-entries",
 ];
+const PATHS: [&str; 3] = ["cow", "socket", "connect"];
 
 /// A snapshot, and where its view is served if not at a path.
 #[derive(Clone, Debug)]
@@ -33,53 +35,27 @@ pub fn parse(text: &str) -> Result<Asked, String> {
     for item in split(text) {
         let (key, value) = match item.split_once('=') {
             Some(pair) => pair,
-            None if FLAGS.contains(&item.as_str()) => (item.as_str(), "yes"),
+            None if is_flag(&item) => (item.as_str(), "yes"),
             None => return Err(format!("`{item}` is not KEY=VALUE (keys: {KEYS})")),
         };
-        if value.is_empty() {
-            return Err(format!("`{key}=` has no value"));
-        }
-        match key {
-            "name" => put(&mut list.name, key, values::name(value)?)?,
-            "cow" => put(&mut list.cow, key, values::path(value)?)?,
-            "type" => put(&mut list.store_type, key, values::store_type(value)?)?,
-            "chunk-size" => put(&mut list.chunk_size, key, values::chunk_size(value)?)?,
-            "size" => put(&mut list.size, key, size::parse_device_size(value)?)?,
-            "socket" => put(&mut list.socket, key, values::path(value)?)?,
-            "fd" => put(&mut list.fd, key, values::descriptor(value)?)?,
-            "connect" => put(&mut list.connect, key, values::path(value)?)?,
-            "read-only" => put(&mut list.read_only, key, yes_or_no(key, value)?)?,
-            "discard-zeroes-cow" => put(&mut list.zeroes_cow, key, yes_or_no(key, value)?)?,
-            "discard-passdown-origin" => {
-                put(&mut list.passdown_origin, key, yes_or_no(key, value)?)?
-            }
-            "defer-entries" => put(&mut list.defer_entries, key, yes_or_no(key, value)?)?,
-            _ => return Err(format!("unknown key `{key}` (keys: {KEYS})")),
-        }
+        list.set(key, value)?;
     }
-    let endpoint = match (&list.socket, list.fd, list.connect) {
-        (_, None, None) => None,
-        (None, Some(fd), None) => Some(Endpoint::Fd(fd)),
-        (None, None, Some(path)) => Some(Endpoint::Connect(path.into())),
-        _ => return Err("give only one of `socket`, `fd` and `connect`".to_owned()),
-    };
-    let spec = SnapshotSpec {
-        name: list.name.ok_or("`name=NAME` is missing")?,
-        cow: list.cow.ok_or("`cow=FILE` is missing")?,
-        store_type: list.store_type.unwrap_or_default(),
-        chunk_size: list.chunk_size,
-        size: list.size,
-        socket: list.socket,
-        read_only: list.read_only,
-        discard_zeroes_cow: list.zeroes_cow,
-        defer_entries: list.defer_entries,
-        discard_passdown_origin: list.passdown_origin,
-    };
-    Ok(Asked { spec, endpoint })
+    list.finish()
 }
 
+/// A key that means `yes` if it has no value.
+pub fn is_flag(key: &str) -> bool {
+    FLAGS.contains(&key)
+}
+
+/// A key whose value is a path.
+pub fn is_path(key: &str) -> bool {
+    PATHS.contains(&key)
+}
+
+/// The keys that were given.
 #[derive(Default)]
-struct List {
+pub struct List {
     name: Option<String>,
     cow: Option<String>,
     store_type: Option<StoreType>,
@@ -92,6 +68,62 @@ struct List {
     passdown_origin: Option<bool>,
     defer_entries: Option<bool>,
     read_only: Option<bool>,
+}
+
+impl List {
+    /// Gives `key` its value.
+    ///
+    /// # Errors
+    /// The key does not exist or was given before, or the value is not valid.
+    pub fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
+        if value.is_empty() {
+            return Err(format!("`{key}=` has no value"));
+        }
+        match key {
+            "name" => put(&mut self.name, key, values::name(value)?),
+            "cow" => put(&mut self.cow, key, values::path(value)?),
+            "type" => put(&mut self.store_type, key, values::store_type(value)?),
+            "chunk-size" => put(&mut self.chunk_size, key, values::chunk_size(value)?),
+            "size" => put(&mut self.size, key, size::parse_device_size(value)?),
+            "socket" => put(&mut self.socket, key, values::path(value)?),
+            "fd" => put(&mut self.fd, key, values::descriptor(value)?),
+            "connect" => put(&mut self.connect, key, values::path(value)?),
+            "read-only" => put(&mut self.read_only, key, yes_or_no(key, value)?),
+            "discard-zeroes-cow" => put(&mut self.zeroes_cow, key, yes_or_no(key, value)?),
+            "discard-passdown-origin" => {
+                put(&mut self.passdown_origin, key, yes_or_no(key, value)?)
+            }
+            "defer-entries" => put(&mut self.defer_entries, key, yes_or_no(key, value)?),
+            _ => Err(format!("unknown key `{key}` (keys: {KEYS})")),
+        }
+    }
+
+    /// The snapshot.
+    ///
+    /// # Errors
+    /// A key is missing, or two contradict one another.
+    pub fn finish(self) -> Result<Asked, String> {
+        let list = self;
+        let endpoint = match (&list.socket, list.fd, list.connect) {
+            (_, None, None) => None,
+            (None, Some(fd), None) => Some(Endpoint::Fd(fd)),
+            (None, None, Some(path)) => Some(Endpoint::Connect(path.into())),
+            _ => return Err("give only one of `socket`, `fd` and `connect`".to_owned()),
+        };
+        let spec = SnapshotSpec {
+            name: list.name.ok_or("`name=NAME` is missing")?,
+            cow: list.cow.ok_or("`cow=FILE` is missing")?,
+            store_type: list.store_type.unwrap_or_default(),
+            chunk_size: list.chunk_size,
+            size: list.size,
+            socket: list.socket,
+            read_only: list.read_only,
+            discard_zeroes_cow: list.zeroes_cow,
+            defer_entries: list.defer_entries,
+            discard_passdown_origin: list.passdown_origin,
+        };
+        Ok(Asked { spec, endpoint })
+    }
 }
 
 fn yes_or_no(key: &str, value: &str) -> Result<bool, String> {

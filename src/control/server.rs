@@ -11,7 +11,7 @@
 
 use std::convert::Infallible;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -20,6 +20,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::timeout;
 
@@ -56,6 +57,7 @@ pub struct ControlServer {
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
     verbs: Verbs,
+    runtime: Handle,
 }
 
 /// What all connections use.
@@ -106,6 +108,7 @@ impl ControlServer {
             .thread_keep_alive(IDLE_THREAD)
             .build()
             .map_err(failed("start the control thread's runtime"))?;
+        let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel();
         let verbs = context.verbs.clone();
         let shared = Shared {
@@ -125,7 +128,21 @@ impl ControlServer {
             stop: Some(stop),
             thread: Some(thread),
             verbs,
+            runtime: handle,
         })
+    }
+
+    /// A number that the control thread raises every `interval` while it is able to answer.
+    pub fn pulse(&self, interval: Duration) -> Arc<AtomicU64> {
+        let pulse = Arc::<AtomicU64>::default();
+        let theirs = Arc::clone(&pulse);
+        self.runtime.spawn(async move {
+            loop {
+                tokio::time::sleep(interval).await;
+                theirs.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        pulse
     }
 
     /// Accepts no more requests, waits for the one that is being carried out (but for no

@@ -8,12 +8,13 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::{Access, AtFlags, CWD, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
 use crate::own_socket;
 use crate::socket_access::{SocketAccess, SocketInode};
+use crate::supervisor::{self, Kept, Passed};
 
 /// Why no socket could be created at a path.
 #[derive(Debug, thiserror::Error)]
@@ -44,8 +45,8 @@ pub enum SocketError {
 pub struct BoundSocket {
     listener: UnixListener,
     path: PathBuf,
-    /// `None`: the path is not ours.
-    inode: Option<SocketInode>,
+    /// `None`: the path is not ours. The next process may take the socket over.
+    file: Option<(SocketInode, Kept)>,
 }
 
 /// Length of the queue of connections that wait to be accepted.
@@ -69,9 +70,14 @@ impl BoundSocket {
     /// socket only one replaces it → 2 the socket is probed → 3 it is removed if it is stale →
     /// 4 the new one is bound, and gets its group and mode → 5 it listens.
     ///
+    /// A socket at this path that the service manager has passed is taken over.
+    ///
     /// # Errors
     /// The socket is in use, or cannot be made; nothing of another process is touched.
     pub fn bind_for(path: &Path, access: SocketAccess) -> Result<Self, SocketError> {
+        if let Some(passed) = supervisor::take_at(path) {
+            return Self::take_over(path, passed, access);
+        }
         let failed = |step| move |source: Errno| io_error(path, step, source.into());
         let address =
             SocketAddrUnix::new(path).map_err(|_| SocketError::TooLong(path.to_owned()))?;
@@ -82,13 +88,41 @@ impl BoundSocket {
         let socket = unix_socket(path)?;
         let made = access.bind(&socket, path, &address);
         let inode = made.map_err(|e| io_error(path, e.step, e.source))?;
-        let bound = Self {
+        let mut bound = Self {
             listener: UnixListener::from(socket),
             path: path.to_owned(),
-            inode: Some(inode),
+            file: Some((inode, Kept::default())),
         };
         rustix::net::listen(&bound.listener, BACKLOG).map_err(failed("listen"))?;
+        bound.file = Some((inode, supervisor::keep(&bound.listener, inode)));
         Ok(bound)
+    }
+
+    /// A socket at `path` that listens already. One that an earlier daemon made is for those whom
+    /// `access` lets in now.
+    fn take_over(path: &Path, passed: Passed, access: SocketAccess) -> Result<Self, SocketError> {
+        let Passed { listener, file } = passed;
+        if let Some((inode, _)) = &file {
+            let changed = access.change(path, *inode);
+            changed.map_err(|e| io_error(path, e.step, e.source))?;
+        }
+        let nonblocking = listener.set_nonblocking(true);
+        nonblocking.map_err(|e| io_error(path, "make it non-blocking", e))?;
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+            file,
+        })
+    }
+
+    /// Whether [`Self::bind`] would be refused, as far as can be told without it.
+    pub fn look(path: &Path) -> Result<(), SocketError> {
+        let address =
+            SocketAddrUnix::new(path).map_err(|_| SocketError::TooLong(path.to_owned()))?;
+        let may = Access::WRITE_OK | Access::EXEC_OK;
+        rustix::fs::accessat(CWD, folder_of(path), may, AtFlags::EACCESS)
+            .map_err(|e| io_error(path, "write to its directory", e.into()))?;
+        is_stale(path, &address).map(drop)
     }
 
     /// Takes a listening socket from the parent process. Its file, if it has one, stays.
@@ -108,7 +142,7 @@ impl BoundSocket {
         Ok(Self {
             listener,
             path,
-            inode: None,
+            file: None,
         })
     }
 
@@ -126,7 +160,10 @@ impl BoundSocket {
 
 impl Drop for BoundSocket {
     fn drop(&mut self) {
-        if inode_of(&self.path).is_ok_and(|inode| Some(inode) == self.inode) {
+        let Some((inode, _)) = self.file.as_ref().filter(|(_, kept)| !kept.stays()) else {
+            return;
+        };
+        if inode_of(&self.path).is_ok_and(|there| there == *inode) {
             // This fails if the directory has been removed or is read-only, which is harmless.
             let _ = std::fs::remove_file(&self.path);
         }
@@ -164,12 +201,8 @@ fn unix_socket(path: &Path) -> Result<OwnedFd, SocketError> {
 /// Locks the directory as long as the result exists. Another process that holds the lock for
 /// long only delays this, because the lock only makes a race less likely.
 fn lock_directory(path: &Path) -> Result<OwnedFd, SocketError> {
-    let parent = path
-        .parent()
-        .filter(|p| !p.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
     let directory = rustix::fs::open(
-        parent,
+        folder_of(path),
         OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC,
         Mode::empty(),
     )
@@ -181,6 +214,11 @@ fn lock_directory(path: &Path) -> Result<OwnedFd, SocketError> {
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(directory)
+}
+
+fn folder_of(path: &Path) -> &Path {
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
+    parent.unwrap_or(Path::new("."))
 }
 
 fn inode_of(path: &Path) -> io::Result<SocketInode> {

@@ -45,6 +45,8 @@ pub fn serve(folder: &Path) -> (Arc<LiveVolume>, Notices) {
         accept_changes: false,
         forget: Vec::new(),
         force: false,
+        control_passed: false,
+        only_look: false,
     };
     let mut checked = check(&options, &[]).unwrap();
     let sockets = std::mem::take(&mut checked.sockets);

@@ -167,10 +167,10 @@ impl BlockFile {
             .metadata()
             .map_err(|e| OpenError::io(path, "look at it", errno_of(&e)))?;
         check_type(path, metadata.file_type())?;
-        let lock = if options.read_only && options.lock == Lock::Exclusive {
-            Lock::Shared
-        } else {
-            options.lock
+        let lock = match (options.read_only, options.lock) {
+            (true, Lock::Exclusive) => Lock::Shared,
+            (true, Lock::Look) => Lock::LookShared,
+            (_, lock) => lock,
         };
         lock::take_or_find_user(file.as_fd(), lock)
             .map_err(|e| OpenError::io(path, "lock it", errno_of(&e)))?

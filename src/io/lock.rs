@@ -17,6 +17,11 @@ pub enum Lock {
     Shared,
     /// No lock: the caller accepts that the content changes while it reads.
     None,
+    /// No lock either, but it fails if another process has one that would conflict with an
+    /// exclusive one (with a shared one, if the file is opened read-only).
+    Look,
+    /// The latter.
+    LookShared,
 }
 
 /// QEMU takes a read lock on byte 100 (101, 103) while it reads (writes, resizes) an
@@ -50,9 +55,9 @@ fn set(fd: BorrowedFd<'_>, kind: i32, start: i64, len: i64) -> io::Result<()> {
     }
 }
 
-/// Fails with EAGAIN if another process has any lock on the byte.
-fn look(fd: BorrowedFd<'_>, byte: i64) -> io::Result<()> {
-    let mut lock = flock(libc::F_WRLCK, byte, 1);
+/// Fails with EAGAIN if another process has any lock on the bytes.
+fn look(fd: BorrowedFd<'_>, start: i64, len: i64) -> io::Result<()> {
+    let mut lock = flock(libc::F_WRLCK, start, len);
     // SAFETY: as in `set`; the kernel also writes `lock`, which nothing else uses.
     let result = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) };
     if result == -1 {
@@ -62,6 +67,12 @@ fn look(fd: BorrowedFd<'_>, byte: i64) -> io::Result<()> {
     } else {
         Err(io::Error::from_raw_os_error(libc::EAGAIN))
     }
+}
+
+fn refuse_writers(fd: BorrowedFd<'_>) -> io::Result<()> {
+    OTHERS_WRITING
+        .iter()
+        .try_for_each(|byte| look(fd, *byte, 1))
 }
 
 /// Tries to take the lock. `Ok(false)`: another process has one that conflicts.
@@ -75,8 +86,10 @@ fn take(fd: BorrowedFd<'_>, lock: Lock) -> io::Result<bool> {
             let taken = READER
                 .iter()
                 .try_for_each(|byte| set(fd, libc::F_RDLCK, *byte, 1));
-            taken.and_then(|()| OTHERS_WRITING.iter().try_for_each(|byte| look(fd, *byte)))
+            taken.and_then(|()| refuse_writers(fd))
         }
+        Lock::Look => look(fd, 0, 0),
+        Lock::LookShared => refuse_writers(fd),
     };
     match result {
         Ok(()) => Ok(true),

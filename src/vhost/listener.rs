@@ -1,252 +1,32 @@
-//! A view's socket and the thread that serves it.
+//! The thread that serves a view at its socket.
 
-use std::os::fd::OwnedFd;
+use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use std::{fs, io};
 
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-
-use rustix::fs::{FlockOperation, Mode, OFlags};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use tracing::warn;
 
 use super::back_channel::BackChannel;
-use super::client::{self, Caller};
+use super::client::Caller;
 use super::connection::{Ending, serve};
 use super::counters::{ViewCounters, ViewTotals};
 use super::handler::{Handler, ViewContext};
 use super::lobby::Lobby;
 use super::requests::SlowRequests;
 use super::view_log::ViewLog;
+use super::view_socket::{Socket, ViewSocket};
 use super::watcher::WatchedView;
 use super::{Backend, ViewConfig, ViewHooks};
 use crate::event_flag::EventFlag;
-use crate::own_socket;
-use crate::socket_access::{BindError, SocketAccess, SocketInode};
 use crate::virtio_blk::{Capacity, ConfigSpace};
 use crate::wait_set::{Interest, WaitSet};
 
-/// Front ends that may connect before the view's thread gets to it.
-const BACKLOG: i32 = 16;
 /// Pause after a failed accept (out of descriptors).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
-
-/// Why a view's socket cannot be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum SocketError {
-    #[error(
-        "{path} is in use: another process listens on it; stop that process or choose another path"
-    )]
-    InUse { path: PathBuf },
-    #[error("{path} is in use by this daemon itself; choose another path")]
-    Own { path: PathBuf },
-    #[error("{path} exists and is not a socket; it is left alone, choose another path")]
-    NotASocket { path: PathBuf },
-    #[error(
-        "{path}: cannot listen there: {source}; choose a path in a directory that exists and that you may write to"
-    )]
-    Listen { path: PathBuf, source: io::Error },
-    #[error(
-        "{path}: cannot {step}: {source}; its folder must be on a file system that keeps groups and modes: choose a path \
-         on another one"
-    )]
-    Access {
-        path: PathBuf,
-        step: &'static str,
-        source: io::Error,
-    },
-    #[error("{path}: cannot connect there: {source}")]
-    Connect { path: PathBuf, source: io::Error },
-    #[error("file descriptor {fd} is not a Unix stream socket: {reason}")]
-    Descriptor { fd: i32, reason: String },
-}
-
-/// A socket at which front ends connect to a view.
-#[derive(Debug)]
-pub struct ViewSocket(Socket);
-
-#[derive(Debug)]
-enum Socket {
-    Listening {
-        listener: UnixListener,
-        file: Option<SocketFile>,
-    },
-    Connected(UnixStream),
-    /// The front end listens at this path.
-    Connecting(PathBuf),
-}
-
-/// The file of a socket that this process has made. It is removed with the socket, unless
-/// another file has replaced it.
-#[derive(Debug)]
-struct SocketFile {
-    path: PathBuf,
-    made: SocketInode,
-}
-
-impl ViewSocket {
-    /// Listens at `path`, for this user only. A socket without a listener is replaced;
-    /// anything else that exists is not touched.
-    ///
-    /// The folder is locked meanwhile, so that one of two processes is refused.
-    pub fn bind(path: &Path) -> Result<Self, SocketError> {
-        Self::bind_for(path, SocketAccess::default())
-    }
-
-    /// [`Self::bind`] for those whom `access` lets in.
-    pub fn bind_for(path: &Path, access: SocketAccess) -> Result<Self, SocketError> {
-        let failed = |source: io::Error| SocketError::Listen {
-            path: path.to_owned(),
-            source,
-        };
-        let folder = match path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let folder =
-            rustix::fs::open(folder, flags, Mode::empty()).map_err(|e| failed(e.into()))?;
-        rustix::fs::flock(&folder, FlockOperation::LockExclusive).map_err(|e| failed(e.into()))?;
-        remove_stale(path)?;
-        let (listener, file) = listen(path, access)?;
-        Ok(Self(Socket::Listening {
-            listener,
-            file: Some(file),
-        }))
-    }
-
-    /// Connects to the front end, which listens at `path`, once the view is served.
-    ///
-    /// # Errors
-    /// No socket can have this path.
-    pub fn connecting(path: &Path) -> Result<Self, SocketError> {
-        let failed = |source| SocketError::Connect {
-            path: path.to_owned(),
-            source,
-        };
-        Ok(Self(Socket::Connecting(
-            client::check(path).map_err(failed)?,
-        )))
-    }
-
-    /// Where the front end listens, if the view connects to it.
-    pub fn connects_to(&self) -> Option<&Path> {
-        match &self.0 {
-            Socket::Connecting(path) => Some(path),
-            Socket::Listening { .. } | Socket::Connected(_) => None,
-        }
-    }
-
-    /// Takes a socket from the parent process, listening or connected.
-    pub fn from_fd(fd: OwnedFd) -> Result<Self, SocketError> {
-        use std::os::fd::AsRawFd;
-        let number = fd.as_raw_fd();
-        let refuse = |reason: String| SocketError::Descriptor { fd: number, reason };
-        let failed = |e: rustix::io::Errno| refuse(e.to_string());
-        if sockopt::socket_domain(&fd).map_err(failed)? != AddressFamily::UNIX {
-            return Err(refuse("it belongs to another address family".into()));
-        }
-        if sockopt::socket_type(&fd).map_err(failed)? != SocketType::STREAM {
-            return Err(refuse("it is not a stream".into()));
-        }
-        if sockopt::socket_acceptconn(&fd).map_err(failed)? {
-            Ok(Self(Socket::Listening {
-                listener: fd.into(),
-                file: None,
-            }))
-        } else {
-            Ok(Self(Socket::Connected(fd.into())))
-        }
-    }
-}
-
-/// Removes a socket without a listener, and nothing else.
-fn remove_stale(path: &Path) -> Result<(), SocketError> {
-    let failed = |source: io::Error| SocketError::Listen {
-        path: path.to_owned(),
-        source,
-    };
-    let there = match fs::symlink_metadata(path) {
-        Ok(there) => there,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(failed(e)),
-    };
-    if !there.file_type().is_socket() {
-        return Err(SocketError::NotASocket {
-            path: path.to_owned(),
-        });
-    }
-    // Not by connecting, which would be a front end to the own view.
-    if own_socket::is_own(path) {
-        return Err(SocketError::Own {
-            path: path.to_owned(),
-        });
-    }
-    match connect(path) {
-        Ok(()) | Err(rustix::io::Errno::AGAIN) => Err(SocketError::InUse {
-            path: path.to_owned(),
-        }),
-        Err(rustix::io::Errno::CONNREFUSED) => fs::remove_file(path).map_err(failed),
-        Err(e) => Err(failed(e.into())),
-    }
-}
-
-/// Tries to reach a listener; one with a full backlog answers EAGAIN.
-fn connect(path: &Path) -> rustix::io::Result<()> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let probe = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    rustix::net::connect(&probe, &SocketAddrUnix::new(path)?)
-}
-
-fn listen(path: &Path, access: SocketAccess) -> Result<(UnixListener, SocketFile), SocketError> {
-    let failed = |source: io::Error| SocketError::Listen {
-        path: path.to_owned(),
-        source,
-    };
-    let address = SocketAddrUnix::new(path).map_err(|_| {
-        failed(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "its name is too long, a socket's path has at most 107 bytes",
-        ))
-    })?;
-    let flags = SocketFlags::CLOEXEC;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
-        .map_err(|e| failed(e.into()))?;
-    let made = access.bind(&socket, path, &address);
-    let made = made.map_err(
-        |BindError {
-             step,
-             source,
-             is_access,
-         }| {
-            let path = path.to_owned();
-            match source.kind() {
-                _ if is_access => SocketError::Access { path, step, source },
-                io::ErrorKind::AddrInUse => SocketError::InUse { path },
-                _ => SocketError::Listen { path, source },
-            }
-        },
-    )?;
-    let path = path.to_owned();
-    let file = SocketFile { path, made };
-    rustix::net::listen(&socket, BACKLOG).map_err(|e| failed(e.into()))?;
-    Ok((socket.into(), file))
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        let ours = fs::symlink_metadata(&self.path)
-            .is_ok_and(|m| m.dev() == self.made.device && m.ino() == self.made.inode);
-        if ours {
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
 
 /// A view that is served. Dropping it stops it.
 pub struct ViewServer {
@@ -310,7 +90,7 @@ impl ViewServer {
         let space = Arc::new(space);
         let watched = Arc::new(WatchedView::new(Arc::clone(&hooks)));
         let counters = Arc::<ViewCounters>::default();
-        let log = Arc::<ViewLog>::default();
+        let log = Arc::new(ViewLog::of(&config.name));
         let view = ViewContext {
             space: Arc::clone(&space),
             back_channel: Arc::clone(&back_channel),
@@ -424,7 +204,7 @@ impl Drop for ViewServer {
 
 impl Shared {
     fn run(&self, socket: ViewSocket, mut view: ViewContext) {
-        match socket.0 {
+        match socket.into_inner() {
             Socket::Connected(stream) => {
                 self.serve(stream, &view, None);
             }

@@ -38,6 +38,7 @@ mod tally;
 mod unaligned;
 mod vanishing;
 mod view_log;
+mod view_socket;
 mod watcher;
 mod worker;
 
@@ -66,9 +67,10 @@ use std::time::Duration;
 
 pub use counters::{BUCKETS, ErrorCause, Operation, OperationTotals, ViewTotals, bucket_end};
 pub use descriptors::raise_limit;
-pub use listener::{SocketError, ViewServer, ViewSocket};
+pub use listener::ViewServer;
 pub use requests::{Requests, SlowRequests};
 pub use reset::Start;
+pub use view_socket::{SocketError, ViewSocket};
 
 use crate::engine::Wake;
 use crate::io::Disk;

@@ -14,7 +14,11 @@ const INTERVAL: Duration = Duration::from_secs(10);
 
 /// See the module documentation.
 #[derive(Debug)]
-pub struct ViewLog(Mutex<Limit>);
+pub struct ViewLog {
+    /// Of the view, as a field of each line.
+    view: String,
+    limit: Mutex<Limit>,
+}
 
 #[derive(Debug)]
 struct Limit {
@@ -29,12 +33,7 @@ struct Limit {
 
 impl Default for ViewLog {
     fn default() -> Self {
-        Self(Mutex::new(Limit {
-            left: BURST,
-            grown: None,
-            held_back: 0,
-            total: 0,
-        }))
+        Self::of("")
     }
 }
 
@@ -64,6 +63,19 @@ impl Limit {
 }
 
 impl ViewLog {
+    /// The log of the view with this name.
+    pub fn of(view: &str) -> Self {
+        Self {
+            view: view.to_owned(),
+            limit: Mutex::new(Limit {
+                left: BURST,
+                grown: None,
+                held_back: 0,
+                total: 0,
+            }),
+        }
+    }
+
     pub fn error(&self, line: fmt::Arguments<'_>) {
         self.write(Level::ERROR, line);
     }
@@ -78,23 +90,23 @@ impl ViewLog {
 
     /// Lines that were held back until now.
     pub fn held_back(&self) -> u64 {
-        let limit = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let limit = self.limit.lock().unwrap_or_else(PoisonError::into_inner);
         limit.total
     }
 
     fn write(&self, level: Level, line: fmt::Arguments<'_>) {
         let admitted = {
-            let mut limit = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut limit = self.limit.lock().unwrap_or_else(PoisonError::into_inner);
             limit.admit(Instant::now())
         };
         let Some(held_back) = admitted else { return };
         if held_back > 0 {
-            tracing::warn!("{held_back} lines about this view were held back before the next one");
+            tracing::warn!(view = %self.view, "{held_back} lines about this view were held back before the next one");
         }
         match level {
-            Level::ERROR => tracing::error!("{line}"),
-            Level::WARN => tracing::warn!("{line}"),
-            _ => tracing::info!("{line}"),
+            Level::ERROR => tracing::error!(view = %self.view, "{line}"),
+            Level::WARN => tracing::warn!(view = %self.view, "{line}"),
+            _ => tracing::info!(view = %self.view, "{line}"),
         }
     }
 }
@@ -102,7 +114,7 @@ impl ViewLog {
 impl Drop for ViewLog {
     /// The view has ended, so no line follows that could say it.
     fn drop(&mut self) {
-        let limit = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let limit = self.limit.get_mut().unwrap_or_else(PoisonError::into_inner);
         if limit.held_back > 0 {
             tracing::warn!("{} more lines about a view were held back", limit.held_back);
         }

@@ -15,6 +15,7 @@ use super::signals::Signals;
 use crate::cli::outcome::CliError;
 use crate::control::Client;
 use crate::control::api::State;
+use crate::supervisor;
 
 /// The program itself, under its name if it has not been replaced.
 pub fn program() -> PathBuf {
@@ -37,13 +38,9 @@ pub struct Disk {
 
 impl Disk {
     /// Returns when front ends can connect.
-    pub fn serve(
-        image: &Image,
-        log_level: Option<&str>,
-        signals: &Signals,
-    ) -> Result<Self, CliError> {
+    pub fn serve(image: &Image, log: &[String], signals: &Signals) -> Result<Self, CliError> {
         let failed = |e: io::Error| CliError::Failed(format!("cannot start snapback itself: {e}"));
-        let mut keeper = keeper(image, log_level).spawn().map_err(failed)?;
+        let mut keeper = keeper(image, log).spawn().map_err(failed)?;
         let orders = keeper.stdin.take();
         let Some(reports) = keeper.stdout.take() else {
             return Err(failed(io::ErrorKind::BrokenPipe.into()));
@@ -190,7 +187,7 @@ impl Drop for Disk {
 }
 
 /// In a process group of its own, which Ctrl-C does not reach.
-fn keeper(image: &Image, log_level: Option<&str>) -> Command {
+fn keeper(image: &Image, log: &[String]) -> Command {
     let mut command = Command::new(program());
     command
         .arg("run-disk")
@@ -215,8 +212,9 @@ fn keeper(image: &Image, log_level: Option<&str>) -> Command {
             command.arg(option);
         }
     }
-    if let Some(level) = log_level {
-        command.arg("--log-level").arg(level);
+    command.args(log);
+    for variable in supervisor::VARIABLES {
+        command.env_remove(variable);
     }
     command
 }

@@ -60,8 +60,8 @@ impl RunDisk {
                 cow: cow.clone(),
                 kept: AtomicBool::new(false),
             });
-            let served =
-                watch(files.clone()).and_then(|()| Ok(daemon::serve(self.options(&folder, &cow))?));
+            let served = watch(files.clone())
+                .and_then(|()| Ok(daemon::serve(self.options(&folder, &cow), None)?));
             if !files.kept.load(Ordering::Acquire) {
                 files.remove();
             }
@@ -141,6 +141,8 @@ impl RunDisk {
             accept_changes: false,
             forget: Vec::new(),
             force: false,
+            control_passed: false,
+            only_look: false,
         }
     }
 }

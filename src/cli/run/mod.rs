@@ -37,16 +37,18 @@ impl Run {
     /// ends with all of its processes → 4 each fork is stopped; its changes are durable, if
     /// they are kept → 5 they are merged into the image, if they are committed.
     ///
+    /// `log`: the options that say what is logged, and where.
+    ///
     /// # Errors
     /// What failed in snapback itself.
-    pub fn run(self, log_level: Option<&str>) -> Result<u8, CliError> {
+    pub fn run(self, log: &[String]) -> Result<u8, CliError> {
         let images = self.images().map_err(CliError::Usage)?;
         words::check(&self.command, images.len()).map_err(CliError::Usage)?;
         let signals = Signals::take()
             .map_err(|e| CliError::Failed(format!("cannot take over signals: {e}")))?;
         let mut disks = Vec::new();
         for image in &images {
-            let disk = Disk::serve(image, log_level, &signals)?;
+            let disk = Disk::serve(image, log, &signals)?;
             let socket = disk.socket().display().to_string();
             self.say(|| format!("a fork of {} is served at {socket}", image.path));
             disks.push(disk);

@@ -13,7 +13,7 @@ use super::size::{check_size, chunk_size, unit};
 use crate::control::api::{SnapshotSpec, StoreType};
 use crate::daemon::identity::{UnflushedRecord, storage_of};
 use crate::engine::Discards;
-use crate::io::{BlockFile, Devices, Disk, Identity, OpenError, OpenOptions};
+use crate::io::{BlockFile, Devices, Disk, Identity, Lock, OpenError, OpenOptions};
 use crate::store::{self, FoundRecord, Listed, LoadParams, Loaded, StoreError, ValidStore};
 use crate::units::{ChunkSize, SECTOR_SIZE};
 
@@ -128,11 +128,11 @@ fn discards(spec: &SnapshotSpec, origin: &OriginFacts) -> Result<Discards, CowEr
     Ok(discards)
 }
 
-/// Examines whether the COW of `spec` can be used for `purpose`. `used`: the storage of
-/// the volume's other snapshots, by name.
+/// Examines whether the COW of `spec` can be used for `purpose`, and takes the lock. `used`:
+/// the storage of the volume's other snapshots, by name.
 pub fn inspect(
     spec: &SnapshotSpec,
-    purpose: Purpose,
+    (purpose, lock): (Purpose, Lock),
     origin: &OriginFacts,
     used: &[(String, Identity)],
     devices: &Arc<Devices>,
@@ -153,6 +153,7 @@ pub fn inspect(
     let examination = Examination {
         spec,
         purpose,
+        lock,
         origin,
         path: &path,
         asked,
@@ -185,6 +186,7 @@ pub fn inspect(
 struct Examination<'a> {
     spec: &'a SnapshotSpec,
     purpose: Purpose,
+    lock: Lock,
     origin: &'a OriginFacts,
     path: &'a Path,
     /// The chunk size that was asked for.
@@ -214,7 +216,11 @@ impl Examination<'_> {
 
     /// The store of a snapshot that is recorded as invalid, whatever is in it.
     fn known_invalid(&self, devices: &Arc<Devices>) -> Result<Found, CowError> {
-        let file = BlockFile::open(self.path, cow_mark::TO_MARK).map_err(CowError::Open)?;
+        let options = OpenOptions {
+            lock: self.lock,
+            ..cow_mark::TO_MARK
+        };
+        let file = BlockFile::open(self.path, options).map_err(CowError::Open)?;
         let block = u64::from(file.block_size().max(self.origin.block_size));
         let header = cow_mark::read(&file).ok().map(|raw| raw.check(block));
         let chunk_size = match header {
@@ -274,7 +280,11 @@ impl Examination<'_> {
     }
 
     fn open(&self) -> Result<BlockFile, CowError> {
-        BlockFile::open(self.path, store_options()).map_err(|error| match error {
+        let options = OpenOptions {
+            lock: self.lock,
+            ..store_options()
+        };
+        BlockFile::open(self.path, options).map_err(|error| match error {
             // The advice to round the size up is for disks.
             OpenError::TooSmall { size: has, .. } | OpenError::OddSize { size: has, .. }
                 if self.purpose == Purpose::Known =>

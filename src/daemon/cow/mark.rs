@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use super::error::CowError;
 use super::origin::OriginFacts;
 use crate::daemon::identity::storage_of;
-use crate::io::{BlockFile, Direct, Errno, Identity, OpenOptions};
+use crate::io::{BlockFile, Direct, Errno, Identity, Lock, OpenOptions};
 use crate::store::{HEADER_BYTES, RawHeader, VALID_WORD};
 
 /// How a COW is opened that is only marked invalid.
 pub const TO_MARK: OpenOptions = OpenOptions {
     read_only: false,
     direct: Direct::Off,
-    lock: crate::io::Lock::Exclusive,
+    lock: Lock::Exclusive,
     create: None,
     sparse: false,
     keep_space: true,
@@ -38,6 +38,7 @@ pub fn open(
     path: &Path,
     origin: &OriginFacts,
     used: &[(String, Identity)],
+    lock: Lock,
 ) -> Result<ToMark, CowError> {
     let Some(identity) = storage_of(path) else {
         return Ok(ToMark::Absent("its COW does not exist".into()));
@@ -52,7 +53,8 @@ pub fn open(
             "its COW belongs to snapshot {by} now"
         )));
     }
-    BlockFile::open(path, TO_MARK)
+    let options = OpenOptions { lock, ..TO_MARK };
+    BlockFile::open(path, options)
         .map(ToMark::Open)
         .map_err(CowError::Open)
 }

@@ -48,7 +48,7 @@ pub fn merge_offline(
     state: Option<PathBuf>,
     progress: impl FnMut(u64, u64),
 ) -> Result<MergeReport, DaemonError> {
-    let signals = Signals::hold().map_err(|e| DaemonError::system("take over signals", e))?;
+    let signals = Signals::hold(false).map_err(|e| DaemonError::system("take over signals", e))?;
     let (options, has_state_file) = options(origin, cow, state)?;
     let mut checked = check_without_guests(&options)?;
     for remark in &checked.plan.remarks {
@@ -149,6 +149,8 @@ fn options(
         accept_changes: false,
         forget: Vec::new(),
         force: false,
+        control_passed: false,
+        only_look: false,
     };
     Ok((options, recorded.is_some()))
 }

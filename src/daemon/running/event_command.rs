@@ -30,6 +30,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::control::events::{Event, EventLog};
+use crate::supervisor;
 
 /// The first argument with which this program becomes a command.
 pub const BECOME: &str = "__become-event-command";
@@ -190,6 +191,9 @@ impl Running {
             .process_group(0);
         if let Some(control) = &command.control {
             process.env("SNAPBACK_CONTROL", control);
+        }
+        for variable in supervisor::VARIABLES {
+            process.env_remove(variable);
         }
         Ok(Self {
             child: process.spawn()?,

@@ -1,10 +1,11 @@
 //! The main thread of a daemon, from the end of the start to the stop.
 //!
 //! ```text
-//!  run ─► stop, signals, notices ─► merge_end
+//!  run ─► stop, signals, manager, notices ─► merge_end
 //! ```
 
 pub mod event_command;
+pub mod manager;
 mod merge_end;
 pub mod notices;
 pub mod run;

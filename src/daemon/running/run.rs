@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use super::manager::Manager;
 use super::notices::Notices;
 use super::signals::Signals;
 use super::stop::{Ended, stop};
@@ -15,6 +16,7 @@ use crate::daemon::DaemonError;
 use crate::daemon::volume::{LiveVolume, RETRY};
 use crate::engine::ControlError;
 use crate::event_flag::EventFlag;
+use crate::supervisor;
 
 /// How often to check whether the only front end, on a passed descriptor, has left.
 const PRESENCE: Duration = Duration::from_millis(250);
@@ -27,6 +29,7 @@ pub fn run(
     control: Option<ControlServer>,
     notices: &mut Notices,
     signals: &Signals,
+    manager: &mut Manager,
 ) -> Result<Ended, DaemonError> {
     let mut control = Some(control);
     let failed = |e| DaemonError::system("stop in order", e);
@@ -39,6 +42,9 @@ pub fn run(
             tracing::warn!("a second signal to stop: exiting without draining, as if killed");
             return Ok(Ended::AtOnce);
         }
+        if signals.take_reload() && stopper.is_none() {
+            manager.reload();
+        }
         if let Some(thread) = stopper.take_if(|t| t.is_finished()) {
             notices.process(volume);
             return join(thread, volume);
@@ -47,17 +53,22 @@ pub fn run(
             && let Some(control) = control.take()
         {
             tracing::info!("stopping");
+            manager.stopping();
+            if !volume.is_released() {
+                supervisor::stays_for_the_next();
+            }
             volume.stopping.store(true, Ordering::Release);
             volume.events.publish(None, EventKind::Stopping);
             stopper = Some(spawn_stop(volume, control, &drained).map_err(failed)?);
         }
-        let timeout = if notices.wants_retry() {
+        let own = if notices.wants_retry() {
             Some(RETRY)
         } else if stopper.is_some() || volume.facts.on_descriptor {
             Some(PRESENCE)
         } else {
             None
         };
+        let timeout = own.into_iter().chain(manager.tell(volume)).min();
         notices
             .executor()
             .wait_also(&[signals.as_fd(), drained.as_fd()], timeout);

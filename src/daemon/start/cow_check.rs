@@ -180,7 +180,7 @@ impl CowChecks<'_> {
         };
         cow::inspect(
             &planned.spec,
-            purpose,
+            (purpose, self.options.lock()),
             self.origin,
             &self.used,
             self.devices,

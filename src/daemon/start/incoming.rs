@@ -25,6 +25,7 @@ use crate::daemon::volume::views::{self, ViewDescription, ViewSettings};
 use crate::daemon::{DaemonError, waiting};
 use crate::engine::ViewId;
 use crate::io::{BlockFile, Lock, OpenOptions};
+use crate::supervisor;
 use crate::units::SECTOR_SIZE;
 use crate::vhost::ViewSocket;
 use crate::virtio_blk::MAX_DISCARD_SECTORS;
@@ -88,6 +89,7 @@ impl Incoming {
                     .to_owned(),
             ));
         }
+        supervisor::ready("waiting for a guest that is migrated here");
         Ok(Self { gate, views })
     }
 
@@ -203,7 +205,7 @@ impl Incoming {
 fn place_of(socket: &ViewSocket, endpoint: &Endpoint) -> String {
     let path = match endpoint {
         Endpoint::Path(path) => Some(path.to_string_lossy()),
-        Endpoint::Fd(_) | Endpoint::Connect(_) => None,
+        Endpoint::Fd(_) | Endpoint::Connect(_) | Endpoint::Passed(_) => None,
     };
     place(socket.connects_to(), path.as_deref())
 }

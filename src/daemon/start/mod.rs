@@ -6,6 +6,7 @@
 //!    └────► build ─► preflight ─► cow_check, sockets ─► plan ─► origin_check ─► options
 //!                        └─────► missing_state              sockets ─► inherited
 //!                        └─────► blocks, access
+//!  look ─► preflight, access, sockets
 //! ```
 
 mod access;
@@ -14,6 +15,7 @@ pub mod build;
 mod cow_check;
 mod incoming;
 pub mod inherited;
+pub mod look;
 mod metrics;
 mod missing_state;
 pub mod options;

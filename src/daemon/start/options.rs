@@ -12,7 +12,7 @@ use crate::control::api::SnapshotSpec;
 use crate::daemon::running::event_command::EventCommand;
 use crate::daemon::state::{AccessRecord, BlockSizes};
 use crate::engine::MergeWrites;
-use crate::io::IoEngine;
+use crate::io::{IoEngine, Lock};
 
 /// Where the front end of the origin (or merge) view connects.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub enum Endpoint {
     Fd(RawFd),
     /// A Unix socket at which the front end listens; the daemon connects to it.
     Connect(PathBuf),
+    /// The listening socket that the service manager passes under this name.
+    Passed(String),
 }
 
 /// Options of `serve`. Paths are absolute except where the user gave none.
@@ -61,6 +63,8 @@ pub struct ServeOptions {
     /// An inherited listening descriptor for the control interface instead. Nothing else
     /// in the process uses it.
     pub control_fd: Option<RawFd>,
+    /// The service manager passes the control socket.
+    pub control_passed: bool,
     /// Who may change something through the control interface, besides root and the daemon's
     /// user.
     pub control_permission: Access,
@@ -87,4 +91,16 @@ pub struct ServeOptions {
     pub forget: Vec<String>,
     /// Drop them even if their stores cannot be marked invalid.
     pub force: bool,
+    /// Nothing is locked or bound, for [`look`](super::look::look).
+    pub only_look: bool,
+}
+
+impl ServeOptions {
+    /// The lock that a start takes on what it writes.
+    pub const fn lock(&self) -> Lock {
+        match self.only_look {
+            true => Lock::Look,
+            false => Lock::Exclusive,
+        }
+    }
 }

@@ -363,7 +363,7 @@ fn sockets(options: &ServeOptions, state: &mut VolumeState) -> Result<(), PlanEr
     match &options.endpoint {
         Some(Endpoint::Path(path)) => state.socket = Some(absolute(path)?),
         // A later start cannot find a descriptor again, so nothing is recorded.
-        Some(Endpoint::Fd(_) | Endpoint::Connect(_)) => state.socket = None,
+        Some(Endpoint::Fd(_) | Endpoint::Connect(_) | Endpoint::Passed(_)) => state.socket = None,
         None => {}
     }
     for (name, _) in &options.snapshot_endpoints {
@@ -371,7 +371,7 @@ fn sockets(options: &ServeOptions, state: &mut VolumeState) -> Result<(), PlanEr
             record.spec.socket = None;
         }
     }
-    if options.control_fd.is_some() {
+    if options.control_fd.is_some() || options.control_passed {
         state.control = None;
     }
     if let Some(control) = &options.control {
@@ -427,6 +427,7 @@ pub fn check_served(options: &ServeOptions, plan: &Plan) -> Result<(), PlanError
     let state = &plan.state;
     let served = options.endpoint.is_some()
         || options.control_fd.is_some()
+        || options.control_passed
         || !options.snapshot_endpoints.is_empty()
         || state.socket.is_some()
         || state.control.is_some()

@@ -81,6 +81,8 @@ fn options() -> ServeOptions {
         accept_changes: false,
         forget: Vec::new(),
         force: false,
+        control_passed: false,
+        only_look: false,
     }
 }
 

@@ -17,10 +17,12 @@ use crate::daemon::cow::{InspectedCow, OriginFacts};
 use crate::daemon::identity::OriginIdentity;
 use crate::daemon::provenance::placement::Placement;
 use crate::daemon::state::place::default_state_path;
-use crate::daemon::state::{OpenedState, SnapshotRecord};
+use crate::daemon::state::{OpenedState, SnapshotRecord, VolumeState};
 use crate::daemon::volume::early::EarlyView;
 use crate::daemon::waiting;
-use crate::io::{BlockFile, DeviceId, Devices, Disk, IoEngine, OpenError, OpenOptions, open_disk};
+use crate::io::{
+    BlockFile, DeviceId, Devices, Disk, IoEngine, Lock, OpenError, OpenOptions, open_disk,
+};
 use crate::socket_access::SocketAccess;
 use crate::units::SECTOR_SIZE;
 use crate::virtio_blk::Topology;
@@ -145,10 +147,13 @@ pub fn check_without_guests(options: &ServeOptions) -> Result<Checked, DaemonErr
 /// Opens the origin and the state file, and makes the plan.
 fn open(options: &ServeOptions) -> Result<Opened, DaemonError> {
     let path = &options.origin;
-    let open = if options.read_only && !options.exclusive {
-        OpenOptions::read_only()
-    } else {
-        OpenOptions::default()
+    let open = match (options.read_only && !options.exclusive, options.lock()) {
+        (true, Lock::Exclusive) => OpenOptions::read_only(),
+        (read_only, lock) => OpenOptions {
+            read_only,
+            lock,
+            ..OpenOptions::default()
+        },
     };
     let file = BlockFile::open(path, open).map_err(|e| match &e {
         OpenError::InUse { .. } => DaemonError::InUse(format!("origin {e}")),
@@ -227,7 +232,7 @@ fn check_forgotten(
             Some(why) => ToMark::Absent(format!("its COW {why}")),
             None => {
                 let cow = Path::new(&record.spec.cow);
-                match cow_mark::open(cow, checks.origin, &checks.used) {
+                match cow_mark::open(cow, checks.origin, &checks.used, checks.options.lock()) {
                     Err(error) if checks.options.force => ToMark::Absent(error.to_string()),
                     left => left.map_err(|error| cannot_forget(name, &error))?,
                 }
@@ -256,16 +261,17 @@ fn open_state(options: &ServeOptions) -> Result<OpenedState, DaemonError> {
         let found = |e| DaemonError::system("find the place of the state file", e);
         refuse_half_merged(&default_state_path(&options.origin).map_err(found)?)?;
     }
-    Ok(OpenedState::open(path.as_deref())?)
+    match options.only_look {
+        true => Ok(OpenedState::look(path.as_deref())?),
+        false => Ok(OpenedState::open(path.as_deref())?),
+    }
 }
 
 /// Refuses a read-only origin in the middle of a merge, which is not an image of any
 /// moment. `path`: its default state file.
 fn refuse_half_merged(path: &Path) -> Result<(), DaemonError> {
-    // If another daemon has the file, its lock on the origin decides. A file that cannot
-    // be read concerns only those who write the origin.
-    let opened = OpenedState::open(Some(path)).ok();
-    match opened.and_then(|opened| opened.recorded?.merge) {
+    // A file that cannot be read concerns only those who write the origin.
+    match VolumeState::peek(path).and_then(|recorded| recorded.merge) {
         Some(merge) => Err(DaemonError::Refused(format!(
             "a merge of {} into this origin is not finished ({}): serve it without --read-only until it is",
             merge.snapshot,

@@ -8,10 +8,11 @@ use super::incoming::Incoming;
 use super::metrics;
 use super::options::ServeOptions;
 use super::preflight::check;
-use super::sockets::{GIVEN, Sockets, announce, place};
+use super::sockets::{GIVEN, Sockets, announce, place, with_passed};
 use crate::control::ControlServer;
 use crate::daemon::DaemonError;
 use crate::daemon::running::event_command::EventRunner;
+use crate::daemon::running::manager::{Manager, Reload};
 use crate::daemon::running::notices::Notices;
 use crate::daemon::running::run::run;
 use crate::daemon::running::signals::Signals;
@@ -21,10 +22,11 @@ use crate::daemon::volume::views::{Entrance, ServedView, ViewDescription};
 use crate::daemon::volume::{LiveVolume, Service, Snapshot, lock};
 use crate::engine::{ControlError, ControlRequest, ViewId};
 use crate::executor::Executor;
+use crate::supervisor;
 use crate::vhost::raise_limit;
 use crate::virtio_blk::MAX_DISCARD_SECTORS;
 
-/// Serves the volume until SIGTERM or SIGINT.
+/// Serves the volume until SIGTERM or SIGINT. SIGHUP calls `reload`, if there is one.
 ///
 /// Order: 1 everything is opened, locked and checked, sockets are bound, and nothing is
 /// written → 2 stores are made and completed → 3 the state file says that the volume is
@@ -35,9 +37,11 @@ use crate::virtio_blk::MAX_DISCARD_SECTORS;
 /// # Errors
 /// The start was refused, in which case nothing was changed and the message says what to
 /// do; or a system call failed.
-pub fn serve(options: ServeOptions) -> Result<(), DaemonError> {
+pub fn serve(options: ServeOptions, reload: Option<Reload>) -> Result<(), DaemonError> {
+    supervisor::take_over();
+    let options = with_passed(options);
     let mut on_event = None;
-    let ended = serve_volume(&options, &mut on_event);
+    let ended = serve_volume(&options, reload, &mut on_event);
     if matches!(ended, Err(DaemonError::Killed)) {
         // Nothing is waited for.
         std::mem::forget(on_event);
@@ -48,9 +52,11 @@ pub fn serve(options: ServeOptions) -> Result<(), DaemonError> {
 /// `on_event`: what hands events on, once the volume is there.
 fn serve_volume(
     options: &ServeOptions,
+    reload: Option<Reload>,
     on_event: &mut Option<EventRunner>,
 ) -> Result<(), DaemonError> {
-    let signals = Signals::hold().map_err(|e| DaemonError::system("take over signals", e))?;
+    let signals =
+        Signals::hold(reload.is_some()).map_err(|e| DaemonError::system("take over signals", e))?;
     if let Err(e) = raise_limit() {
         tracing::warn!("the limit of open descriptors cannot be raised: {e}");
     }
@@ -79,7 +85,11 @@ fn serve_volume(
     let serving = control.and_then(|control| Ok((control, metrics::serve(metrics, &volume)?)));
     let ended = match serving {
         Ok((control, _metrics)) => match signals.release() {
-            Ok(()) => run(&volume, control, &mut notices, &signals),
+            Ok(()) => {
+                let mut manager = Manager::new(reload);
+                manager.ready(&volume, control.as_ref());
+                run(&volume, control, &mut notices, &signals, &mut manager)
+            }
             Err(e) => Err(DaemonError::system("wait for signals", e)),
         },
         Err(error) => Err(error),

@@ -1,5 +1,6 @@
 //! The sockets of a volume, bound before it is served.
 
+use std::fmt::Display;
 use std::io::{self, Write};
 use std::os::fd::RawFd;
 use std::path::Path;
@@ -10,10 +11,12 @@ use super::options::{Endpoint, ServeOptions};
 use super::plan::Plan;
 use crate::control::ControlSocket;
 use crate::control::access::Access as Permission;
+use crate::control::api::SnapshotSpec;
 use crate::daemon::DaemonError;
 use crate::daemon::volume::early::EarlyView;
 use crate::daemon::volume::views::{self, Entrance};
 use crate::socket_access::SocketAccess;
+use crate::supervisor;
 use crate::vhost::ViewSocket;
 
 /// Sockets of a volume that is not served yet; their files are removed if this is dropped.
@@ -51,6 +54,13 @@ pub fn open_endpoint(
         Endpoint::Fd(fd) => from_fd(*fd, &format!("{what}fd")),
         Endpoint::Connect(path) => connecting(path, &format!("{what}connect")),
         Endpoint::Path(path) => bind(&path.to_string_lossy(), access),
+        Endpoint::Passed(name) => {
+            let refused = |e: &dyn Display| {
+                DaemonError::Refused(format!("the socket `{name}` of the service manager: {e}"))
+            };
+            let passed = supervisor::take(name).ok_or_else(|| refused(&"it was not passed"))?;
+            ViewSocket::from_fd(passed.into()).map_err(|e| refused(&e))
+        }
     }
 }
 
@@ -74,7 +84,7 @@ pub fn bind_sockets(
     let is_early = |name: Option<&str>| early.iter().any(|view| view.snapshot.as_deref() == name);
     if !is_early(None) {
         sockets.origin = match (&options.endpoint, &plan.state.socket) {
-            (Some(own @ (Endpoint::Fd(_) | Endpoint::Connect(_))), _) => {
+            (Some(own @ (Endpoint::Fd(_) | Endpoint::Connect(_) | Endpoint::Passed(_))), _) => {
                 Some(Entrance::Bound(open_endpoint(own, "--", views)?))
             }
             (Some(Endpoint::Path(_)) | None, Some(path)) => {
@@ -98,7 +108,7 @@ pub fn bind_sockets(
         let mut endpoints = options.snapshot_endpoints.iter();
         let endpoint = endpoints.find(|(of, _)| of == name).map(|(_, e)| e);
         let socket = match (endpoint, &planned.spec.socket) {
-            (Some(own @ (Endpoint::Fd(_) | Endpoint::Connect(_))), _) => {
+            (Some(own @ (Endpoint::Fd(_) | Endpoint::Connect(_) | Endpoint::Passed(_))), _) => {
                 open_endpoint(own, &format!("snapshot {name}: "), views)?
             }
             (Some(Endpoint::Path(_)) | None, Some(path)) => bind(path, views)?,
@@ -118,7 +128,58 @@ pub fn bind_sockets(
         let bound = ControlSocket::from_fd(open).map_err(|e| refused(e.to_string()))?;
         sockets.control = Some(bound);
     }
+    if options.control_passed
+        && let Some(passed) = supervisor::take(CONTROL)
+    {
+        let refused = |e| DaemonError::Refused(format!("socket `{CONTROL}`: {e}"));
+        sockets.control = Some(ControlSocket::from_fd(passed.into()).map_err(refused)?);
+    }
+    refuse_left_over()?;
     Ok(sockets)
+}
+
+/// Names by which the service manager passes the sockets of the origin and of the control
+/// interface; those of snapshots have the names of the snapshots.
+const ORIGIN: &str = "origin";
+const CONTROL: &str = "control";
+
+/// The options, with the sockets that the service manager passes and that they do not name.
+pub fn with_passed(mut options: ServeOptions) -> ServeOptions {
+    if options.endpoint.is_none() && supervisor::is_passed(ORIGIN) {
+        options.endpoint = Some(Endpoint::Passed(ORIGIN.to_owned()));
+    }
+    let has_control = options.control.is_some() || options.control_fd.is_some();
+    options.control_passed = !has_control && supervisor::is_passed(CONTROL);
+    for name in supervisor::names() {
+        let has_path = |spec: &SnapshotSpec| spec.name == name && spec.socket.is_some();
+        let is_given = options.snapshot_endpoints.iter().any(|(of, _)| *of == name);
+        let is_other = [ORIGIN, CONTROL].contains(&name.as_str());
+        if !is_other && !is_given && !options.snapshots.iter().any(has_path) {
+            let endpoint = Endpoint::Passed(name.clone());
+            options.snapshot_endpoints.push((name, endpoint));
+        }
+    }
+    options
+}
+
+/// A front end that connects to a socket that nobody serves waits for ever.
+fn refuse_left_over() -> Result<(), DaemonError> {
+    supervisor::drop_kept();
+    for (name, path) in supervisor::left_over() {
+        let path = path.unwrap_or_default();
+        let (name, path) = (name.escape_debug(), path.display());
+        if [ORIGIN, CONTROL].contains(&name.to_string().as_str()) {
+            return Err(DaemonError::Refused(format!(
+                "the service manager passes the socket `{name}` at {path}, and the options name another one: give the \
+                 same path, or leave one of the two out"
+            )));
+        }
+        tracing::warn!(
+            "nothing is served at the socket `{name}` at {path}, which the service manager passes: there is no \
+             snapshot of this name without a socket of its own"
+        );
+    }
+    Ok(())
 }
 
 /// Reports on standard output that front ends can connect. It is no error if nobody

@@ -164,7 +164,15 @@ pub struct OpenedState {
 impl OpenedState {
     /// Opens the file at `path`; with `None` nothing will be recorded.
     pub fn open(path: Option<&Path>) -> Result<Self, StateError> {
-        let file = path.map(LockedFile::open).transpose()?;
+        Self::read(path.map(LockedFile::open).transpose()?)
+    }
+
+    /// The same without a lock, for callers that record nothing.
+    pub fn look(path: Option<&Path>) -> Result<Self, StateError> {
+        Self::read(path.map(LockedFile::look).transpose()?)
+    }
+
+    fn read(file: Option<LockedFile>) -> Result<Self, StateError> {
         let recorded = match file.as_ref().and_then(|f| Some((f.path(), f.content()?))) {
             Some((path, content)) => Some(VolumeState::decode(path, content)?),
             None => None,

@@ -97,8 +97,20 @@ fn lock(file: &File, path: &Path) -> Result<(), FileError> {
 }
 
 impl LockedFile {
+    /// As [`Self::open`], but does not lock the file.
+    pub fn look(path: &Path) -> Result<Self, FileError> {
+        Self::open_with(path, |_, _| Ok(()))
+    }
+
     /// Opens and locks the file if it exists. Creates nothing.
     pub fn open(path: &Path) -> Result<Self, FileError> {
+        Self::open_with(path, lock)
+    }
+
+    fn open_with(
+        path: &Path,
+        lock: impl Fn(&File, &Path) -> Result<(), FileError>,
+    ) -> Result<Self, FileError> {
         loop {
             let mut file = match File::open(path) {
                 Ok(file) => file,

@@ -15,7 +15,7 @@ use crate::daemon::volume::views::{self, Entrance, ServedView, ViewDescription};
 use crate::daemon::volume::{LiveVolume, Snapshot, conflict, lock, not_recorded};
 use crate::engine::{ControlError, ControlRequest, SnapshotStore, ViewId};
 use crate::executor::Executor;
-use crate::io::{DeviceId, Disk, Identity};
+use crate::io::{DeviceId, Disk, Identity, Lock};
 use crate::units::{ChunkSize, SECTOR_SIZE};
 use crate::vhost::ViewSocket;
 
@@ -232,7 +232,7 @@ impl LiveVolume {
         let used = lock(&self.tables).storage();
         let inspected = cow::inspect(
             spec,
-            Purpose::New,
+            (Purpose::New, Lock::Exclusive),
             &self.origin(),
             &used,
             &self.devices,

@@ -73,6 +73,17 @@ impl LiveVolume {
         (file, shown.clone())
     }
 
+    /// The merge, if one runs. Waits for no disk.
+    pub fn merge_progress(&self) -> Option<MergeStatus> {
+        let record = match lock_within(&self.state, Duration::ZERO) {
+            Some(file) => file.state().merge.clone(),
+            None => lock(&self.shown).merge.clone(),
+        };
+        let tables = lock(&self.tables);
+        tables.merging.as_ref()?;
+        self.merge_status(&tables, &self.engine.status(), record.as_ref(), 0)
+    }
+
     /// A merge is shown until its end is recorded, so that a client that waits for it to
     /// disappear can rely on the end.
     fn merge_status(
