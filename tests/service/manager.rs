@@ -115,7 +115,7 @@ pub fn passing<T: AsFd>(command: &Command, sockets: &[(&str, T)]) -> Command {
         let fd = socket.as_fd();
         // Inherited; the program gets it under another number only.
         fcntl_setfd(fd, FdFlags::empty()).unwrap();
-        program += &format!(" {}<&{}", 200 + at, fd.as_raw_fd());
+        program += &format!(" {}<&{1} {1}<&-", 200 + at, fd.as_raw_fd());
     }
     for at in 0..sockets.len() {
         program += &format!(" {}<&{} {}<&-", 3 + at, 200 + at, 200 + at);

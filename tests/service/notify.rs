@@ -160,7 +160,6 @@ fn front_ends_that_connect_during_a_restart_wait_for_the_next_daemon() {
     for socket in sockets {
         answered(ask(&world, socket));
     }
-    assert_eq!(manager.kept.len(), 3, "{:?}", manager.heard);
     world.stop();
 }
 
