@@ -94,7 +94,7 @@ impl BoundSocket {
             file: Some((inode, Kept::default())),
         };
         rustix::net::listen(&bound.listener, BACKLOG).map_err(failed("listen"))?;
-        bound.file = Some((inode, supervisor::keep(&bound.listener, inode)));
+        bound.file = Some((inode, supervisor::keep(&bound.listener, path, inode)));
         Ok(bound)
     }
 

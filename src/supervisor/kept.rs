@@ -2,6 +2,7 @@
 //! A front end that connects between the two waits in the queue of the socket instead of failing.
 
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,7 +12,7 @@ use crate::socket_access::SocketInode;
 /// The process ends, and its sockets are for the next one.
 static ENDING: AtomicBool = AtomicBool::new(false);
 
-/// Before the device and the inode of the socket's file, in the name by which the manager passes
+/// Before what identifies the socket's file, in the name by which the manager passes
 /// the socket back. They show whether the path still leads to it. A `/` is not in the name of
 /// any snapshot.
 const PREFIX: &str = "kept/";
@@ -39,16 +40,28 @@ impl Drop for Kept {
     }
 }
 
-fn name_of(file: SocketInode) -> String {
-    format!("{PREFIX}{}-{}", file.device, file.inode)
+/// The name for a socket that has the file at `path`, and that file. A file system may use the number
+/// of a file again, so the time at which it was made is in the name as well.
+fn name_of(path: &Path) -> Option<(String, SocketInode)> {
+    let there = std::fs::symlink_metadata(path).ok()?;
+    let file = SocketInode {
+        device: there.dev(),
+        inode: there.ino(),
+    };
+    let (seconds, nanoseconds) = (there.mtime(), there.mtime_nsec());
+    let SocketInode { device, inode } = file;
+    let name = format!("{PREFIX}{device}-{inode}-{seconds}.{nanoseconds:09}");
+    Some((name, file))
 }
 
-/// Asks the manager to keep `socket`, which has this file.
-pub fn keep(socket: &impl AsFd, file: SocketInode) -> Kept {
+/// Asks the manager to keep `socket`, which has the file `made` at `path`.
+pub fn keep(socket: &impl AsFd, path: &Path, made: SocketInode) -> Kept {
     if !is_notified() {
         return Kept { name: None };
     }
-    let name = name_of(file);
+    let Some((name, _)) = name_of(path).filter(|(_, file)| *file == made) else {
+        return Kept { name: None };
+    };
     match send_with(&format!("FDSTORE=1\nFDNAME={name}\n"), socket.as_fd()) {
         Ok(()) => Kept { name: Some(name) },
         Err(error) => {
@@ -76,17 +89,12 @@ pub fn is_kept(name: &str) -> bool {
     name.starts_with(PREFIX)
 }
 
-/// Whether `name` is that of the socket to which `file` leads.
-pub fn is_of(name: &str, file: SocketInode) -> bool {
-    name == name_of(file)
+/// Whether `name` is that of the socket to which the file at `path` leads.
+pub fn is_of(name: &str, path: &Path) -> bool {
+    name_of(path).is_some_and(|(its, _)| its == name)
 }
 
 /// The file at `path`.
 pub fn file_of(path: &Path) -> Option<SocketInode> {
-    use std::os::unix::fs::MetadataExt;
-    let there = std::fs::symlink_metadata(path).ok()?;
-    Some(SocketInode {
-        device: there.dev(),
-        inode: there.ino(),
-    })
+    name_of(path).map(|(_, file)| file)
 }

@@ -70,7 +70,7 @@ pub fn take_at(path: &Path) -> Option<Passed> {
     let mut passed = passed();
     passed.retain(|(name, listener)| {
         let is_replaced = kept::is_kept(name)
-            && !kept::is_of(name, file)
+            && !kept::is_of(name, path)
             && path_of(listener).as_deref() == Some(path);
         if is_replaced {
             kept::forget(name);
@@ -78,13 +78,13 @@ pub fn take_at(path: &Path) -> Option<Passed> {
         !is_replaced
     });
     let is_it = |(name, listener): &(String, UnixListener)| match kept::is_kept(name) {
-        true => kept::is_of(name, file),
+        true => kept::is_of(name, path),
         false => path_of(listener).is_some_and(|at| kept::file_of(&at) == Some(file)),
     };
     let at = passed.iter().position(is_it)?;
     let (name, listener) = passed.remove(at);
     drop(passed);
-    let file = kept::is_kept(&name).then(|| (file, keep(&listener, file)));
+    let file = kept::is_kept(&name).then(|| (file, keep(&listener, path, file)));
     Some(Passed { listener, file })
 }
 

@@ -272,7 +272,7 @@ fn listen(path: &Path, access: SocketAccess) -> Result<(UnixListener, SocketFile
     };
     rustix::net::listen(&socket, BACKLOG).map_err(|e| failed(e.into()))?;
     let listener = UnixListener::from(socket);
-    file.kept = supervisor::keep(&listener, made);
+    file.kept = supervisor::keep(&listener, path, made);
     Ok((listener, file))
 }
 

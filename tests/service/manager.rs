@@ -56,8 +56,13 @@ impl Manager {
             for part in control.drain() {
                 if let RecvAncillaryMessage::ScmRights(descriptors) = part {
                     assert_eq!(value("FDSTORE=").as_deref(), Some("1"), "{text}");
+                    // As systemd, which has each socket once.
+                    let has = self
+                        .kept
+                        .iter()
+                        .any(|(kept, _)| Some(kept) == name.as_ref());
                     let named = descriptors.map(|fd| (name.clone().unwrap(), fd));
-                    self.kept.extend(named);
+                    self.kept.extend(named.filter(|_| !has));
                 }
             }
             if text.contains("FDSTOREREMOVE=1") {

@@ -1,5 +1,6 @@
 //! Notification, kept sockets and passed sockets, with a stand-in for systemd.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -160,6 +161,9 @@ fn front_ends_that_connect_during_a_restart_wait_for_the_next_daemon() {
     for socket in sockets {
         answered(ask(&world, socket));
     }
+    // Each of the three, also where the file system gave a new file the number of an old one.
+    let names: BTreeSet<&String> = manager.kept.iter().map(|(name, _)| name).collect();
+    assert_eq!(names.len(), 3, "{:?}", manager.heard);
     world.stop();
 }
 
