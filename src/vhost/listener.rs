@@ -14,6 +14,7 @@ use super::back_channel::BackChannel;
 use super::client::Caller;
 use super::connection::{Ending, serve};
 use super::counters::{ViewCounters, ViewTotals};
+use super::front_end_link::FrontEndLink;
 use super::handler::{Handler, ViewContext};
 use super::lobby::Lobby;
 use super::requests::SlowRequests;
@@ -47,6 +48,7 @@ struct Shared {
     stop: Arc<EventFlag>,
     /// Front ends that wait until the one that is served leaves.
     waiting: Arc<AtomicUsize>,
+    link: FrontEndLink,
 }
 
 /// What the thread waits for between two front ends.
@@ -80,6 +82,7 @@ impl ViewServer {
         let shared = Arc::new(Shared {
             stop: Arc::new(EventFlag::new()?),
             waiting: Arc::default(),
+            link: FrontEndLink::default(),
         });
         let theirs = Arc::clone(&shared);
         let (alive, ended) = mpsc::channel();
@@ -159,6 +162,11 @@ impl ViewServer {
     /// Front ends that wait until the one that is served leaves.
     pub fn waiting(&self) -> usize {
         self.shared.waiting.load(Ordering::Acquire)
+    }
+
+    /// The front end that was served has hung up, or none is served.
+    pub fn has_hung_up(&self) -> bool {
+        self.shared.link.has_hung_up()
     }
 
     /// Whether the thread has ended by itself.
@@ -287,10 +295,13 @@ impl Shared {
         let name = &view.config.name;
         view.log
             .info(format_args!("view {name}: front end connected"));
+        let stream = Arc::new(stream);
+        self.link.set(Some(Arc::clone(&stream)));
         view.hooks.attached();
         let handler = match Handler::new(view.clone()) {
             Ok(handler) => Arc::new(Mutex::new(handler)),
             Err(e) => {
+                self.link.set(None);
                 drop(stream);
                 view.hooks.detached();
                 let ending = Ending::Protocol(e.to_string());
@@ -309,6 +320,7 @@ impl Shared {
         }
         drop(rings);
         drop(handler);
+        self.link.set(None);
         drop(stream);
         match &ending {
             Ending::Left | Ending::Stopped => {

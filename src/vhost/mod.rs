@@ -21,6 +21,7 @@ mod counters;
 mod descriptors;
 mod dirty_log;
 mod feature_names;
+mod front_end_link;
 mod guest;
 mod handler;
 mod inflight;

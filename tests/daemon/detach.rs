@@ -1,5 +1,7 @@
 //! The socket that a live commit leaves is closed for good.
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use super::*;
 
 /// A served disk with two sockets: the second is left of a fork that was merged.
@@ -65,4 +67,53 @@ fn the_socket_of_a_merged_fork_is_closed_for_good_once_its_guest_is_gone() {
     world.start(&[]);
     assert_eq!(views(&world), [disk, other]);
     assert!(!world.path("work.sock").exists());
+}
+
+fn signal(world: &World, signal: Signal) {
+    let daemon = world.daemon.as_ref().unwrap();
+    kill_process(Pid::from_child(daemon), signal).unwrap();
+}
+
+/// A verb that came right after the hang-up was refused, because the thread that serves the
+/// view had not yet run.
+#[test]
+fn a_guest_that_has_just_left_is_in_nobodys_way() {
+    let mut world = World::new();
+    world.start(&["--socket-path", "a.sock"]);
+    for round in 0..15 {
+        let name = format!("s{round}");
+        world.client().add_snapshot(&world.snapshot(&name)).unwrap();
+        let socket = if round % 3 == 0 { &name } else { "a" };
+        let guest = Guest::connect(&world.path(&format!("{socket}.sock")));
+        // Both wait for the daemon's threads, in whatever order these run.
+        signal(&world, Signal::STOP);
+        drop(guest);
+        let client = world.client();
+        let asked = std::thread::spawn(move || match round % 3 {
+            0 => client.remove_snapshot(&name).map(|_| ()),
+            1 => {
+                let snapshot = name;
+                let request = MergeRequest {
+                    snapshot,
+                    ..Default::default()
+                };
+                client.merge(&request).map(|_| ())
+            }
+            _ => {
+                let snapshot = name;
+                let request = RollbackRequest {
+                    snapshot,
+                    ..Default::default()
+                };
+                let reply = client.rollback(&request)?;
+                assert_eq!(reply.outcome, RollbackOutcome::Started);
+                Ok(())
+            }
+        });
+        std::thread::sleep(Duration::from_millis(20));
+        signal(&world, Signal::CONT);
+        asked.join().unwrap().unwrap();
+        world.merged();
+    }
+    world.terminate();
 }

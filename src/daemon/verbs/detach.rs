@@ -12,6 +12,7 @@ impl LiveVolume {
     /// no later start opens it again → 3 the view is closed.
     pub fn detach_socket(&self, socket: &str) -> Result<(), ApiError> {
         let _turn = lock(&self.ops);
+        self.await_leaving_guests();
         self.check_detachable(socket)?;
         lock(&self.state)
             .update(|s| {

@@ -10,6 +10,7 @@ impl LiveVolume {
         let mut ops = lock(&self.ops);
         self.check_mergeable(&request.snapshot)?;
         if !request.now {
+            self.await_leaving_guests();
             self.check_unused(request)?;
         }
         let handover = Handover {

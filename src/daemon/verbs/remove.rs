@@ -26,6 +26,7 @@ impl LiveVolume {
     /// the store would pass for a valid snapshot.
     pub fn delete_snapshot(&self, name: &str, force: bool) -> Result<(), ApiError> {
         let mut ops = lock(&self.ops);
+        self.await_leaving_guest_of(name);
         let Removable {
             id,
             device,

@@ -36,6 +36,7 @@ impl LiveVolume {
                 ),
             ));
         }
+        self.await_leaving_guests();
         let away = self.may_come_back.load(Ordering::Acquire);
         let attached = lock(&self.tables).origin_attached();
         match (request.when, qmp) {

@@ -2,11 +2,12 @@
 //! rollback.
 //!
 //! ```text
-//!  events, pending ─► live ─► views, undo, left_over, notice_barrier ─► early, reset_rule, serials
+//!  events, pending ─► live ─► views, undo, left_over, notice_barrier, farewell ─► early, reset_rule, serials
 //! ```
 
 pub mod early;
 pub mod events;
+mod farewell;
 pub mod left_over;
 mod live;
 pub mod notice_barrier;

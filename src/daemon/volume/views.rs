@@ -184,6 +184,11 @@ impl ServedView {
         self.presence.attached.load(Ordering::Acquire)
     }
 
+    /// Its front end has hung up, and its session is about to end.
+    pub fn is_leaving(&self) -> bool {
+        self.is_attached() && self.server.has_hung_up()
+    }
+
     /// Front ends that have connected until now.
     pub fn sessions(&self) -> u64 {
         self.presence.sessions.load(Ordering::Relaxed)
