@@ -152,6 +152,14 @@ struct History {
     writes: Vec<Vec<u64>>,
 }
 
+/// Gives a file this number as its content in one step, so that a reader never sees a
+/// part of two numbers.
+fn replace(path: &str, number: u64) -> std::io::Result<()> {
+    let new = format!("{path}.new");
+    std::fs::write(&new, format!("{number}\n"))?;
+    std::fs::rename(new, path)
+}
+
 fn hammer(device: &str, seed: u64, first: u64, count: u64) -> Result<()> {
     let disk = open(device)?;
     let mut buffer = Buffer::new(BATCH);
@@ -180,8 +188,7 @@ fn hammer(device: &str, seed: u64, first: u64, count: u64) -> Result<()> {
                 .map_err(|e| format!("flush after write {write}: {e}"))?;
         }
         if write % 32 == 0 {
-            std::fs::write("/tmp/hammer.writes", format!("{write}\n"))
-                .map_err(|e| e.to_string())?;
+            replace("/tmp/hammer.writes", write).map_err(|e| e.to_string())?;
         }
     }
     disk.sync_data().map_err(|e| format!("last flush: {e}"))?;

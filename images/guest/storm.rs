@@ -52,7 +52,7 @@ pub fn storm(
         while !over.load(Ordering::Relaxed) {
             let writes = counts.writes.load(Ordering::Relaxed);
             // Whoever waits for the progress notices if it cannot be written.
-            let _ = std::fs::write(progress, format!("{writes}\n"));
+            let _ = crate::replace(progress, writes);
             if Path::new("/tmp/stop").exists() {
                 over.store(true, Ordering::Relaxed);
             }
