@@ -13,10 +13,9 @@ failure does not stop the run; the exit status is 1 if any check failed.
 
   --quick      for daily work: formatting, lints, unit, integration and
                documentation tests. Only compiles the race models (loom, shuttle), and
-               leaves out the guests. Runs unit and integration tests at the same time, and
-               repeats random runs less often, unless SNAPBACK_RESTARTS,
-               SNAPBACK_REQUESTS, SNAPBACK_DAMAGE_COUNT or SNAPBACK_SOAK_SECONDS say
-               how often.
+               leaves out the guests. Repeats random runs less often, unless
+               SNAPBACK_RESTARTS, SNAPBACK_REQUESTS, SNAPBACK_DAMAGE_COUNT or
+               SNAPBACK_SOAK_SECONDS say how often.
   -h, --help   print this text
 
 Without --quick, missing Debian packages are installed (apt-get, as root or
@@ -78,7 +77,7 @@ together() {
     local status=0 unit
     # A process group of its own, so that all of it can be ended.
     set -m
-    cargo test --locked --lib --bins >"$apart" 2>&1 &
+    cargo test --locked --no-fail-fast --lib --bins >"$apart" 2>&1 &
     unit=$!
     set +m
     trap 'kill -- -"$unit"' INT TERM
@@ -113,11 +112,8 @@ if $quick; then
     run "compilation of the race models" check_models
     export SNAPBACK_RESTARTS=${SNAPBACK_RESTARTS:-15} SNAPBACK_REQUESTS=${SNAPBACK_REQUESTS:-30000}
     export SNAPBACK_DAMAGE_COUNT=${SNAPBACK_DAMAGE_COUNT:-1000} SNAPBACK_SOAK_SECONDS=${SNAPBACK_SOAK_SECONDS:-5}
-    run "unit and integration tests, together" together
-else
-    run "unit and integration tests" \
-        cargo test --locked --no-fail-fast --lib --bins "${integration[@]}"
 fi
+run "unit and integration tests" together
 run "documentation tests" cargo test --locked --doc
 if ! $quick; then
     run "race models (loom)" models loom
