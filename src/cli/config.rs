@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -22,7 +23,7 @@ const SNAPSHOT: &str = "snapshot";
 /// Options of all verbs that a file may set.
 const OF_ALL_VERBS: [&str; 2] = ["log-level", "log-target"];
 /// Larger than any configuration; limits how much of a wrong file is read.
-const SIZE_MAX: u64 = 1 << 20;
+const SIZE_MAX: usize = 1 << 20;
 
 /// A configuration file that was read.
 #[derive(Debug)]
@@ -73,13 +74,23 @@ impl Config {
     pub fn read(path: &str, command: &Command) -> Result<Self, String> {
         let cannot = |e: std::io::Error| format!("config {path}: cannot read it: {e}");
         let path = std::path::absolute(path).map_err(cannot)?;
-        if fs::metadata(&path).map_err(cannot)?.len() > SIZE_MAX {
-            return Err(format!(
-                "config {}: it is larger than 1 MiB: give the path of a configuration",
-                path.display()
-            ));
+        let refused = |what: &str| {
+            let path = path.display();
+            Err(format!(
+                "config {path}: {what}: give the path of a configuration"
+            ))
+        };
+        // Opening a pipe that nobody writes to would block.
+        if !fs::metadata(&path).map_err(cannot)?.is_file() {
+            return refused("it is no regular file");
         }
-        let text = fs::read_to_string(&path).map_err(cannot)?;
+        let file = fs::File::open(&path).map_err(cannot)?;
+        let mut text = String::new();
+        let longest = file.take(SIZE_MAX as u64 + 1).read_to_string(&mut text);
+        longest.map_err(cannot)?;
+        if text.len() > SIZE_MAX {
+            return refused("it is larger than 1 MiB");
+        }
         let mut config = Self {
             path,
             text,

@@ -127,6 +127,17 @@ fn what_is_wrong_is_named_with_its_place() {
 }
 
 #[test]
+fn a_file_that_cannot_be_a_configuration_is_not_read_to_its_end() {
+    let read = |path: &str| Config::read(path, &Cli::command()).unwrap_err();
+    assert!(read("/dev/zero").contains("it is no regular file"));
+    let folder = tempfile::tempdir().unwrap();
+    assert!(read(folder.path().to_str().unwrap()).contains("it is no regular file"));
+    let large = folder.path().join("large");
+    fs::File::create(&large).unwrap().set_len(1 << 40).unwrap();
+    assert!(read(large.to_str().unwrap()).contains("it is larger than 1 MiB"));
+}
+
+#[test]
 fn what_decides_about_one_start_is_not_taken_from_a_file() {
     for key in ONE_START {
         let error = read(&format!("{key} = true")).unwrap_err();
