@@ -281,7 +281,6 @@ impl Serve {
             endpoint: socket.or(connect).or(self.fd.map(Endpoint::Fd)),
             snapshot_endpoints: endpoints.collect(),
             read_only: self.read_only,
-            exclusive: false,
             serial: self.serial,
             blocks: self.blocks.sizes(),
             socket_access: self.access.of_views(),
@@ -316,8 +315,8 @@ impl Serve {
             accept_changes: self.accept_changes,
             forget: self.forget,
             force: self.force,
-            control_passed: false,
             only_look: self.check,
+            ..ServeOptions::default()
         })
     }
 

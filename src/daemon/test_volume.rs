@@ -19,34 +19,11 @@ pub fn serve(folder: &Path) -> (Arc<LiveVolume>, Notices) {
     std::fs::write(path("disk.img"), vec![7; 1 << 20]).unwrap();
     let options = ServeOptions {
         origin: path("disk.img"),
-        endpoint: None,
-        read_only: false,
-        exclusive: false,
-        serial: None,
-        blocks: Default::default(),
-        socket_access: Default::default(),
-        control_access: Default::default(),
         num_queues: 1,
-        snapshots: Vec::new(),
-        snapshot_endpoints: Vec::new(),
-        merge: None,
-        merge_writes: None,
         control: Some(path("c.sock")),
-        control_fd: None,
-        control_permission: Default::default(),
-        on_event: None,
-        metrics: None,
-        qmp: None,
-        state: None,
-        incoming: None,
         io_engine: IoEngine::Threads,
         polling: Duration::ZERO,
-        any_memory: false,
-        accept_changes: false,
-        forget: Vec::new(),
-        force: false,
-        control_passed: false,
-        only_look: false,
+        ..ServeOptions::default()
     };
     let mut checked = check(&options, &[]).unwrap();
     let sockets = std::mem::take(&mut checked.sockets);

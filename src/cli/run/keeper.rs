@@ -7,7 +7,6 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use clap::Args;
 use rustix::process::{Pid, Signal, getpid, kill_process, kill_process_group};
@@ -16,7 +15,7 @@ use super::message::{Message, Target};
 use crate::cli::outcome::{CliError, Outcome};
 use crate::cli::{logging, output};
 use crate::control::api::{SnapshotSpec, StoreType};
-use crate::daemon::{self, IoEngine, ServeOptions};
+use crate::daemon::{self, ServeOptions};
 
 /// The name of the snapshot.
 const NAME: &str = "fork";
@@ -100,14 +99,8 @@ impl RunDisk {
         let text = |path: &Path| path.to_string_lossy().into_owned();
         ServeOptions {
             origin: self.image.clone(),
-            endpoint: None,
             read_only: true,
             exclusive: self.exclusive,
-            serial: None,
-            blocks: Default::default(),
-            socket_access: Default::default(),
-            control_access: Default::default(),
-            num_queues: 64,
             snapshots: vec![SnapshotSpec {
                 name: NAME.to_owned(),
                 cow: text(cow),
@@ -124,25 +117,8 @@ impl RunDisk {
                 discard_passdown_origin: None,
                 read_only: None,
             }],
-            snapshot_endpoints: Vec::new(),
-            merge: None,
-            merge_writes: None,
             control: Some(folder.join("control.sock")),
-            control_fd: None,
-            control_permission: Default::default(),
-            on_event: None,
-            metrics: None,
-            qmp: None,
-            state: None,
-            incoming: None,
-            io_engine: IoEngine::Auto,
-            polling: Duration::from_micros(32),
-            any_memory: false,
-            accept_changes: false,
-            forget: Vec::new(),
-            force: false,
-            control_passed: false,
-            only_look: false,
+            ..ServeOptions::default()
         }
     }
 }

@@ -23,7 +23,7 @@ use crate::daemon::state::place::default_state_path;
 use crate::daemon::state::{OpenedState, SnapshotRecord, VolumeState};
 use crate::daemon::volume::{LiveVolume, Service, lock};
 use crate::engine::ControlError;
-use crate::io::{BlockFile, IoEngine, Lock, OpenOptions};
+use crate::io::{BlockFile, Lock, OpenOptions};
 use crate::offline::{self, StoreState};
 
 /// The result of a finished merge.
@@ -123,34 +123,12 @@ fn options(
         .is_some_and(|m| m.snapshot == name);
     let options = ServeOptions {
         origin: origin.to_owned(),
-        endpoint: None,
-        read_only: false,
-        exclusive: false,
-        serial: None,
-        blocks: Default::default(),
-        socket_access: Default::default(),
-        control_access: Default::default(),
         num_queues: 1,
         snapshots,
-        snapshot_endpoints: Vec::new(),
         merge: (!is_recorded).then_some(name),
-        merge_writes: None,
-        control: None,
-        control_fd: None,
-        control_permission: Default::default(),
-        on_event: None,
-        metrics: None,
-        qmp: None,
         state,
-        incoming: None,
-        io_engine: IoEngine::Auto,
         polling: Duration::ZERO,
-        any_memory: false,
-        accept_changes: false,
-        forget: Vec::new(),
-        force: false,
-        control_passed: false,
-        only_look: false,
+        ..ServeOptions::default()
     };
     Ok((options, recorded.is_some()))
 }

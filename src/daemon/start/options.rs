@@ -95,6 +95,43 @@ pub struct ServeOptions {
     pub only_look: bool,
 }
 
+impl Default for ServeOptions {
+    /// What `serve` does without options, but for the origin, which has to be named.
+    fn default() -> Self {
+        Self {
+            origin: PathBuf::new(),
+            endpoint: None,
+            read_only: false,
+            exclusive: false,
+            serial: None,
+            blocks: BlockSizes::default(),
+            socket_access: AccessRecord::default(),
+            control_access: AccessRecord::default(),
+            num_queues: 64,
+            snapshots: Vec::new(),
+            snapshot_endpoints: Vec::new(),
+            merge: None,
+            merge_writes: None,
+            control: None,
+            control_fd: None,
+            control_passed: false,
+            control_permission: Access::default(),
+            on_event: None,
+            metrics: None,
+            qmp: None,
+            state: None,
+            incoming: None,
+            io_engine: IoEngine::Auto,
+            polling: Duration::from_micros(32),
+            any_memory: false,
+            accept_changes: false,
+            forget: Vec::new(),
+            force: false,
+            only_look: false,
+        }
+    }
+}
+
 impl ServeOptions {
     /// The lock that a start takes on what it writes.
     pub const fn lock(&self) -> Lock {

@@ -8,7 +8,6 @@ use crate::control::api::ResetKind;
 use crate::daemon::identity::storage::FileFacts;
 use crate::daemon::identity::{StorageKind, Timestamp};
 use crate::daemon::state::{RollbackRecord, WritePolicy};
-use crate::io::IoEngine;
 
 fn origin(written_at: i64) -> OriginIdentity {
     let time = Timestamp {
@@ -56,33 +55,9 @@ fn options() -> ServeOptions {
     ServeOptions {
         origin: PathBuf::from("/disk.img"),
         endpoint: Some(Endpoint::Path(PathBuf::from("/a.sock"))),
-        read_only: false,
-        exclusive: false,
-        serial: None,
-        blocks: Default::default(),
-        socket_access: Default::default(),
-        control_access: Default::default(),
         num_queues: 1,
-        snapshots: Vec::new(),
-        snapshot_endpoints: Vec::new(),
-        merge: None,
-        merge_writes: None,
-        control: None,
-        control_fd: None,
-        control_permission: Default::default(),
-        on_event: None,
-        metrics: None,
-        qmp: None,
-        state: None,
-        incoming: None,
-        io_engine: IoEngine::Auto,
         polling: Duration::ZERO,
-        any_memory: false,
-        accept_changes: false,
-        forget: Vec::new(),
-        force: false,
-        control_passed: false,
-        only_look: false,
+        ..ServeOptions::default()
     }
 }
 
