@@ -52,6 +52,7 @@ impl Daemon {
     fn serve(folder: &Path, control: &str, more: &[&str]) -> Self {
         let child = Command::new(env!("CARGO_BIN_EXE_snapback"))
             .current_dir(folder)
+            .env("XDG_RUNTIME_DIR", folder)
             .args([
                 "serve",
                 "--origin",

@@ -126,6 +126,7 @@ impl Daemon {
         let start = Instant::now();
         let child = Command::new(env!("CARGO_BIN_EXE_snapback"))
             .current_dir(folder)
+            .env("XDG_RUNTIME_DIR", folder)
             .args(["serve", "--log-level", "error", "--origin", "disk.img"])
             .args(["--socket-path", "o.sock", "--control", "c.sock"])
             .args(["--snapshot", "name=s,cow=s.cow,socket=s.sock"])

@@ -78,6 +78,7 @@ impl Volume {
         let program = std::env::var("SNAPBACK_PROGRAM");
         let daemon = Command::new(program.as_deref().unwrap_or(env!("CARGO_BIN_EXE_snapback")))
             .current_dir(folder.path())
+            .env("XDG_RUNTIME_DIR", folder.path())
             .args(["serve", "--origin", "disk.img", "--control", "c.sock"])
             .args(["--socket-path", "a.sock", "--merge-writes", policy])
             .stdout(Stdio::null())
@@ -104,6 +105,7 @@ impl Volume {
     fn verb(&self, args: &[&str]) {
         let status = Command::new(env!("CARGO_BIN_EXE_snapback"))
             .current_dir(self.folder.path())
+            .env("XDG_RUNTIME_DIR", self.folder.path())
             .args(args)
             .args(["--control", "c.sock"])
             .stdout(Stdio::null())

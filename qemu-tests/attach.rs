@@ -205,11 +205,13 @@ fn a_connection_to_qemu_is_served_that_was_made_before() {
     bench.blank_disk("origin.img", 128 * MIB);
     let origin = bench.text("origin.img");
     let listener = UnixListener::bind(bench.path("origin.sock")).unwrap();
+    let runtime = bench.path("");
     let daemon = std::thread::spawn(move || {
         let (connection, _) = listener.accept().unwrap();
         Command::new("sh")
             .args(["-c", "exec \"$0\" \"$@\" 3<&0 </dev/null", PROGRAM])
             .args(["--blk-file", &origin, "--fd", "3"])
+            .env("XDG_RUNTIME_DIR", &runtime)
             .stdin(OwnedFd::from(connection))
             .spawn()
             .unwrap()

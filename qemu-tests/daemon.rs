@@ -51,6 +51,7 @@ impl Daemon {
             .args(args)
             .arg("--control")
             .arg(&control)
+            .env("XDG_RUNTIME_DIR", dir)
             .stdin(Stdio::null())
             .stdout(output.try_clone().unwrap())
             .stderr(output)

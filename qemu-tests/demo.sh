@@ -26,7 +26,7 @@ images=$target/guest
 program=$(realpath "$target/release/snapback")
 work=$(mktemp -d "$(realpath "$target")/demo.XXXXXX")
 disk=$work/disk.img
-export SNAPBACK_CONTROL=$work/control.sock
+export SNAPBACK_CONTROL=$work/control.sock XDG_RUNTIME_DIR=$work
 # shellcheck source=qemu-tests/guest.sh
 . qemu-tests/guest.sh
 

@@ -14,6 +14,25 @@ const FUNCTION_LINES: usize = 70;
 /// Lines of a file, with its tests.
 const FILE_LINES: usize = 600;
 
+/// Files that start the program without XDG_RUNTIME_DIR, because they start no daemon that
+/// users could find, and name the socket of the one that they ask.
+const SEES_NO_DAEMON: &[&str] = &[
+    "benches/merge.rs",
+    "qemu-tests/kernel_merge.rs",
+    "qemu-tests/restarts.rs",
+    "qemu-tests/run.rs",
+    "tests/cli/events.rs",
+    "tests/cli/screen.rs",
+    "tests/costs/instructions.rs",
+    "tests/daemon/detach.rs",
+    "tests/hostile/world.rs",
+    "tests/run/changes.rs",
+    "tests/service/generate.rs",
+    "tests/service/packaging.rs",
+    "tests/service/systemd.rs",
+    "tests/service/version.rs",
+];
+
 /// Above a longer function, with its attributes and its documentation.
 const REASON: &str = "// Long: ";
 
@@ -260,6 +279,29 @@ async fn last() {
             ("last", 3, None),
         ]
     );
+}
+
+/// Daemons of tests that run side by side must not see one another, nor those of the system.
+#[test]
+fn tests_give_the_program_a_runtime_directory_of_their_own() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    for folder in ["tests", "qemu-tests", "benches"] {
+        rust_files(&root.join(folder), &mut files);
+    }
+    let starts = ["cargo_bin", "CARGO_BIN_EXE", "Command::new(PROGRAM)"];
+    let mut wrong = Vec::new();
+    for file in files {
+        let text = fs::read_to_string(&file).unwrap();
+        let name = file.strip_prefix(root).unwrap().to_str().unwrap();
+        let careless = starts.iter().any(|start| text.contains(start))
+            && !text.contains("\"XDG_RUNTIME_DIR\"");
+        let listed = SEES_NO_DAEMON.contains(&name);
+        if name != "tests/source_rules.rs" && careless != listed {
+            wrong.push(name.to_owned());
+        }
+    }
+    assert_eq!(wrong, [""; 0], "set XDG_RUNTIME_DIR, or see SEES_NO_DAEMON");
 }
 
 #[test]

@@ -37,9 +37,13 @@ const VERBS: [&str; 20] = [
     "release", "rollback", "merge", "create", "info", "check", "dump", "export", "diff", "run",
 ];
 
+/// No daemon can be there.
+const NO_DAEMONS: &str = "/nonexistent";
+
 fn snapback(arguments: &[&str]) -> Output {
     Command::cargo_bin("snapback")
         .unwrap()
+        .env("XDG_RUNTIME_DIR", NO_DAEMONS)
         .env_remove("SNAPBACK_CONTROL")
         .env_remove("SNAPBACK_LOG")
         .args(arguments)

@@ -78,6 +78,7 @@ fn an_empty_variable_is_as_good_as_none() {
     let run = |arguments: &[&str]| {
         let mut command = Command::cargo_bin("snapback").unwrap();
         command
+            .env("XDG_RUNTIME_DIR", crate::NO_DAEMONS)
             .env("SNAPBACK_CONTROL", "")
             .env("SNAPBACK_LOG", "")
             .args(arguments);
@@ -164,14 +165,10 @@ fn verbs_reach_the_volume_with_absolute_paths() {
         ]
     );
     let mut relative = Command::cargo_bin("snapback").unwrap();
-    relative.current_dir(daemon.dir.path()).args([
-        "snapshot",
-        "b",
-        "--cow",
-        "b.cow",
-        "--control",
-        "c.sock",
-    ]);
+    relative
+        .current_dir(daemon.dir.path())
+        .env("XDG_RUNTIME_DIR", daemon.dir.path())
+        .args(["snapshot", "b", "--cow", "b.cow", "--control", "c.sock"]);
     relative.assert().success();
     let wanted = std::fs::canonicalize(daemon.dir.path())
         .unwrap()

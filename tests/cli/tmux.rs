@@ -24,7 +24,12 @@ impl Terminal {
         );
         let (width, height) = (width.to_string(), height.to_string());
         let mut command = vec!["env", "-u", "NO_COLOR", "-u", "SNAPBACK_CONTROL"];
-        let set = [("LC_ALL", "C.UTF-8"), ("PS1", "$ "), ("PATH", &path)];
+        let set = [
+            ("LC_ALL", "C.UTF-8"),
+            ("PS1", "$ "),
+            ("PATH", &path),
+            ("XDG_RUNTIME_DIR", crate::NO_DAEMONS),
+        ];
         let set = set.iter().chain(variables);
         let set: Vec<String> = set.map(|(name, value)| format!("{name}={value}")).collect();
         command.extend(set.iter().map(String::as_str));

@@ -62,6 +62,7 @@ fn usage_lines_do_not_depend_on_variables() {
         let usage = |variables: &[(&str, &str)]| {
             let output = Command::cargo_bin("snapback")
                 .unwrap()
+                .env("XDG_RUNTIME_DIR", crate::NO_DAEMONS)
                 .env_remove("SNAPBACK_CONTROL")
                 .env_remove("SNAPBACK_LOG")
                 .envs(variables.iter().copied())

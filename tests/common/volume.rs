@@ -122,6 +122,7 @@ impl Volume {
     pub fn verb(&self, arguments: &[&str]) {
         let output = Command::new(assert_cmd::cargo::cargo_bin!("snapback"))
             .current_dir(self.folder.path())
+            .env("XDG_RUNTIME_DIR", self.runtime.path())
             .args(arguments)
             .args(["--control", "c.sock"])
             .output()

@@ -28,6 +28,7 @@ fn calls(store_type: StoreType, size: Option<u64>) -> Option<Calls> {
         .unwrap();
     let mut daemon = Command::new(assert_cmd::cargo::cargo_bin!("snapback"))
         .current_dir(folder.path())
+        .env("XDG_RUNTIME_DIR", folder.path())
         .args(["--log-level", "warn", "serve", "--origin", "golden.img"])
         .args(["--read-only", "--control", "c.sock"])
         .stdout(Stdio::null())

@@ -109,6 +109,7 @@ fn bad_input_is_refused_by_name_and_nothing_is_touched() {
         let output = output(
             Command::new(assert_cmd::cargo::cargo_bin!("snapback"))
                 .current_dir(world.folder.path())
+                .env("XDG_RUNTIME_DIR", world.folder.path())
                 .args(["serve", "--origin", "other.img"])
                 .args(arguments),
         );

@@ -26,6 +26,7 @@ impl Failing {
     pub fn verb(&self, arguments: &[&str]) -> Output {
         Command::new(assert_cmd::cargo::cargo_bin!("snapback"))
             .current_dir(self.world.folder.path())
+            .env("XDG_RUNTIME_DIR", self.world.folder.path())
             .args(arguments)
             .args(["--control", "c.sock"])
             .output()

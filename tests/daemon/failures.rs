@@ -247,6 +247,7 @@ fn a_merge_without_a_daemon_that_failed_goes_on_with_the_same_command() {
             let mut command = Command::new(assert_cmd::cargo::cargo_bin!("snapback"));
             command
                 .current_dir(world.folder.path())
+                .env("XDG_RUNTIME_DIR", world.folder.path())
                 .args(["merge", "--origin", "disk.img", "--cow", "s.cow"])
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped());

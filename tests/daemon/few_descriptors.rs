@@ -37,6 +37,7 @@ fn front_ends_that_take_all_descriptors_leave_those_that_the_daemon_needs() {
         .arg("ulimit -Sn 100 && ulimit -Hn 400 && exec \"$0\" \"$@\"")
         .arg(program)
         .current_dir(world.folder.path())
+        .env("XDG_RUNTIME_DIR", world.folder.path())
         .args(["serve", "--origin", "disk.img", "--control", "c.sock"])
         .args(["--socket-path", "a.sock"])
         .stdout(Stdio::null())

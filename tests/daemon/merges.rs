@@ -161,6 +161,7 @@ fn a_merge_that_was_paused_goes_on_offline() {
     assert_eq!(world.state()["merge"]["paused"], true);
     let mut child = Command::new(assert_cmd::cargo::cargo_bin!("snapback"))
         .current_dir(world.folder.path())
+        .env("XDG_RUNTIME_DIR", world.folder.path())
         .args(["merge", "--origin", "disk.img", "--cow", "s.cow"])
         .stdout(Stdio::null())
         .spawn()

@@ -147,6 +147,7 @@ fn what_followed_its_merge_shows_the_snapshots_part_and_later_all() {
 fn offline(world: &World, arguments: &[&str]) -> Output {
     Command::new(assert_cmd::cargo::cargo_bin!("snapback"))
         .current_dir(world.folder.path())
+        .env("XDG_RUNTIME_DIR", world.folder.path())
         .args(arguments)
         .args(["--origin", "disk.img", "--cow", "s1.cow"])
         .output()

@@ -140,6 +140,7 @@ fn a_group_that_cannot_be_is_refused_before_anything_is_touched() {
     let mut start = Command::new(&program);
     start
         .current_dir(world.folder.path())
+        .env("XDG_RUNTIME_DIR", world.folder.path())
         .args(["serve", "--origin", "disk.img", "--socket-path", "a.sock"])
         .args(["--snapshot", snapshot, "--socket-group", "0"]);
     if is_root() {

@@ -198,6 +198,7 @@ fn growth(queues: usize, chunk: &str, load: Load) -> u64 {
     let mut command = Command::new(assert_cmd::cargo::cargo_bin!("snapback"));
     command
         .current_dir(folder.path())
+        .env("XDG_RUNTIME_DIR", folder.path())
         .args(["serve", "--origin", "disk.img", "--control", "c.sock"])
         .args(["--snapshot", &snapshot])
         .stdout(Stdio::null());

@@ -24,6 +24,7 @@ fn image(folder: &Path) {
 fn serve(image: &Path, folder: &Path, more: &[&str]) -> Daemon {
     let child = Command::new(assert_cmd::cargo::cargo_bin!("snapback"))
         .current_dir(folder)
+        .env("XDG_RUNTIME_DIR", folder)
         .args(["--log-level", "warn", "serve", "--read-only"])
         .args(["--control", "c.sock", "--origin"])
         .arg(image)

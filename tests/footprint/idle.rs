@@ -63,6 +63,7 @@ fn serve(folder: &Path) -> Daemon {
     let mut command = Command::new(assert_cmd::cargo::cargo_bin!("snapback"));
     command
         .current_dir(folder)
+        .env("XDG_RUNTIME_DIR", folder)
         .args(["serve", "--origin", "disk.img", "--control", "c.sock"])
         .args(["--socket-path", "disk.sock"])
         .stdout(Stdio::null());

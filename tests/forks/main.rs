@@ -117,6 +117,7 @@ exit $status
         .current_dir(folder.path())
         .env("PATH", search)
         .env("TMPDIR", path("tmp"))
+        .env("XDG_RUNTIME_DIR", folder.path())
         .env_remove("SNAPBACK_CONTROL")
         .output()
         .unwrap();

@@ -42,6 +42,7 @@ fn visit(stream: UnixStream, round: u64) -> Frontend {
 fn with_descriptors(daemon: &Daemon, given: [Option<OwnedFd>; 3], arguments: &[&str]) -> Command {
     let mut command = Command::new("sh");
     command.current_dir(daemon.path(""));
+    command.env("XDG_RUNTIME_DIR", daemon.path(""));
     let script = "exec \"$0\" \"$@\" 3<&0 4<&1 5<&2 </dev/null >/dev/null 2>log";
     command.args(["-c", script]);
     command.arg(assert_cmd::cargo::cargo_bin!("snapback"));
@@ -245,6 +246,7 @@ fn standard_descriptors_exist_even_if_they_were_closed() {
     let mut daemon = Daemon::with_disk();
     let mut command = Command::new("sh");
     command.current_dir(daemon.path(""));
+    command.env("XDG_RUNTIME_DIR", daemon.path(""));
     command.args(["-c", "exec \"$0\" \"$@\" <&- >&- 2>&-"]);
     command.arg(assert_cmd::cargo::cargo_bin!("snapback"));
     command.args(["serve", "--origin", "disk.img", "--socket-path", "a.sock"]);

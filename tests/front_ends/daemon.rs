@@ -44,7 +44,9 @@ impl Daemon {
 
     pub fn command(&self) -> Command {
         let mut command = Command::new(assert_cmd::cargo::cargo_bin!("snapback"));
-        command.current_dir(self.folder.path());
+        command
+            .current_dir(self.folder.path())
+            .env("XDG_RUNTIME_DIR", self.folder.path());
         command.args(["serve", "--origin", "disk.img"]);
         command
     }

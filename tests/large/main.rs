@@ -51,7 +51,10 @@ impl World {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(assert_cmd::cargo::cargo_bin!("snapback"));
-        command.current_dir(self.folder.path()).args(arguments);
+        command
+            .current_dir(self.folder.path())
+            .env("XDG_RUNTIME_DIR", self.folder.path())
+            .args(arguments);
         command
     }
 

@@ -56,6 +56,7 @@ fn a_pipe_gets_every_byte_and_a_terminal_none() {
     // A reader that leaves early has not got the disk.
     let mut early = std::process::Command::new(assert_cmd::cargo::cargo_bin!("snapback"))
         .current_dir(world.path("."))
+        .env("XDG_RUNTIME_DIR", world.path("."))
         .args(both(&["export", "-"]))
         .stdout(std::process::Stdio::piped())
         .stderr(std::process::Stdio::piped())
@@ -71,6 +72,7 @@ fn a_pipe_gets_every_byte_and_a_terminal_none() {
     let terminal = terminal.read(true).write(true).open("/dev/ptmx").unwrap();
     let output = std::process::Command::new(assert_cmd::cargo::cargo_bin!("snapback"))
         .current_dir(world.path("."))
+        .env("XDG_RUNTIME_DIR", world.path("."))
         .args(both(&["export", "-"]))
         .stdout(terminal)
         .output()

@@ -72,6 +72,7 @@ impl World {
         assert_cmd::Command::cargo_bin("snapback")
             .unwrap()
             .current_dir(self.folder.path())
+            .env("XDG_RUNTIME_DIR", self.folder.path())
             .env_remove("SNAPBACK_LOG")
             .args(arguments)
             .timeout(std::time::Duration::from_secs(60))
@@ -326,6 +327,7 @@ fn a_reader_that_has_seen_enough_is_no_error() {
         );
         let status = std::process::Command::new("bash")
             .current_dir(world.folder.path())
+            .env("XDG_RUNTIME_DIR", world.folder.path())
             .args(["-c", &command])
             .status()
             .unwrap();

@@ -105,6 +105,7 @@ impl World {
     fn spawn(&self, arguments: &[&str], error: Stdio) -> Child {
         Command::new(env!("CARGO_BIN_EXE_snapback"))
             .current_dir(self.server.volume.path(""))
+            .env("XDG_RUNTIME_DIR", self.server.volume.path(""))
             .args(arguments)
             .args(["--control", "c.sock"])
             .stdin(Stdio::null())

@@ -121,6 +121,7 @@ fn a_command_at_a_terminal_can_read_from_it() {
     command
         .args(["-qec", &line, "/dev/null"])
         .current_dir(world.path(""))
+        .env("XDG_RUNTIME_DIR", world.path(""))
         .env("TMPDIR", world.path("tmp"))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped());

@@ -43,6 +43,7 @@ impl World {
         let mut command = Command::new(assert_cmd::cargo::cargo_bin!("snapback"));
         command
             .current_dir(self.folder.path())
+            .env("XDG_RUNTIME_DIR", self.folder.path())
             .env("TMPDIR", self.path("tmp"))
             .env_remove("SNAPBACK_LOG")
             .env_remove("SNAPBACK_CONTROL")

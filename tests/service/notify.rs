@@ -52,6 +52,7 @@ fn verb(world: &World, arguments: &[&str]) {
     let mut command = Command::new(assert_cmd::cargo::cargo_bin!("snapback"));
     command
         .current_dir(world.folder.path())
+        .env("XDG_RUNTIME_DIR", world.folder.path())
         .args(arguments)
         .args(["--control", "c.sock"]);
     let (code, _, error) = run(&mut command);

@@ -33,6 +33,7 @@ impl Verbs {
         let mut command = Command::new(assert_cmd::cargo::cargo_bin!("snapback"));
         command
             .current_dir(volume.path(""))
+            .env("XDG_RUNTIME_DIR", volume.path(""))
             .args(arguments)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
