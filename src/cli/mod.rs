@@ -76,9 +76,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     if let Some((_, command)) = arguments.split_first()
         && let Some((first, command)) = command.split_first()
-        && first == daemon::BECOME
+        && first == daemon::LAUNCH
     {
-        return cannot_become(command);
+        return launch(command);
     }
     let arguments = with_verb(arguments);
     let ending = Ending::of(&arguments);
@@ -166,18 +166,15 @@ impl Ending {
     }
 }
 
-/// The process that becomes the command of `serve --on-event`: here it has failed to.
-fn cannot_become(command: &[OsString]) -> ExitCode {
-    let error = daemon::become_command(command);
-    let program = command.first().cloned().unwrap_or_default();
-    let reason = format!("cannot run {}: {error}", program.display());
-    finish(
-        Err(CliError::Failed(reason)),
-        Ending {
-            status: ERROR,
-            json: false,
-        },
-    )
+/// The process that runs the commands of `serve --on-event`.
+fn launch(arguments: &[OsString]) -> ExitCode {
+    let ended = daemon::close_others().and_then(|()| daemon::launch(arguments));
+    let failed = |e| CliError::Failed(format!("cannot run commands on events: {e}"));
+    let ending = Ending {
+        status: ERROR,
+        json: false,
+    };
+    finish(ended.map(|()| Outcome::Done).map_err(failed), ending)
 }
 
 /// `snapback --fd=3 --blk-file=disk` means `snapback serve --fd=3 --blk-file=disk`.

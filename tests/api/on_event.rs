@@ -77,13 +77,23 @@ fn each_event_runs_the_program_which_gets_the_event_and_nothing_else() {
     assert!(log.lines().any(|line| line == "to stdout"), "{log}");
 }
 
-/// Processes that the daemon has not reaped, or that still run.
-fn children(world: &World) -> String {
-    let pid = world.daemon.as_ref().unwrap().id();
+/// Processes that `pid` has not reaped, or that still run.
+fn children(pid: u32) -> String {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
     tasks
         .map(|task| fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default())
         .collect()
+}
+
+/// The process that runs the commands of the daemon, its only child.
+fn launcher(world: &World) -> u32 {
+    let found = children(world.daemon.as_ref().unwrap().id());
+    found.trim().parse().unwrap_or_else(|_| panic!("{found}"))
+}
+
+fn is_alive(pid: &str) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    !stat.is_empty() && !stat.contains(") Z ")
 }
 
 #[test]
@@ -109,12 +119,8 @@ fn a_program_that_does_not_end_is_killed_and_delays_nothing() {
         "{log}"
     );
     let sleeper = lines(&world, "sleeper")[0].clone();
-    let is_alive = |pid: &str| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        !stat.is_empty() && !stat.contains(") Z ")
-    };
     world.until("its children are killed, too", |_| !is_alive(&sleeper));
-    world.until("all are reaped", |w| children(w).is_empty());
+    world.until("all are reaped", |w| children(launcher(w)).is_empty());
 }
 
 #[test]
@@ -124,13 +130,39 @@ fn a_stop_of_the_daemon_does_not_wait_for_a_program() {
         &["--on-event-timeout", "900"],
     );
     world.until("the program runs", |w| !lines(w, "began").is_empty());
+    let launcher = launcher(&world).to_string();
     let took = world.terminate();
     assert!(took < Duration::from_secs(30), "{took:?}");
     let pid = lines(&world, "began")[0].clone();
-    world.until("it is killed", |_| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        stat.is_empty() || stat.contains(") Z ")
+    world.until("it is killed", |_| !is_alive(&pid));
+    world.until("nothing is left behind", |_| !is_alive(&launcher));
+}
+
+#[test]
+fn a_program_that_runs_when_the_daemon_is_killed_ends_by_itself() {
+    let script = "echo $$ > began; while ! test -e go; do sleep 0.05; done; echo done > ended";
+    let mut world = start(script, &["--on-event-timeout", "900"]);
+    world.until("the program runs", |w| !lines(w, "began").is_empty());
+    let launcher = launcher(&world).to_string();
+    let mut daemon = world.daemon.take().unwrap();
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    fs::write(world.path("go"), "").unwrap();
+    world.until("it has ended", |w| lines(w, "ended") == ["done"]);
+    world.until("nothing is left behind", |_| !is_alive(&launcher));
+}
+
+#[test]
+fn the_end_of_the_process_that_runs_the_programs_is_a_line_in_the_log() {
+    let mut world = start("exit 0", &[]);
+    let pid = i32::try_from(launcher(&world)).unwrap();
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    snapshot(&world, "s1");
+    world.until("it is reported", |w| {
+        w.log().contains("no more commands are run on events")
     });
+    world.ask("GET", "/v1/status", "").assert(200);
 }
 
 /// The log of events is the queue: what does not fit is counted.

@@ -1,43 +1,38 @@
-//! The command that is run on events (`serve --on-event`).
+//! The command that is run on events (`serve --on-event`): the daemon's side.
 //!
 //! ```text
-//!  event log ─► EventRunner (a thread) ─► this program again ─► the command
+//!  event log ─► EventRunner (a thread) ─► launcher (a process) ─► the command
 //! ```
 //!
 //! The log is the queue: it is bounded, a command that is too slow finds an event `lost` with
 //! the number of those that it missed, and nothing waits for it.
-//!
-//! This program stands in between because other threads receive descriptors at any time, and
-//! the libraries that receive them leave them open for programs that are executed: a fresh
-//! process closes what it inherited, and then becomes the command.
 
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{self, Seek, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rustix::fs::MemfdFlags;
-use rustix::io::retry_on_intr;
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use tokio::sync::watch;
-use tokio::task::spawn_blocking;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 
+use super::lines::Lines;
 use crate::control::events::{Event, EventLog};
 use crate::supervisor;
 
-/// The first argument with which this program becomes a command.
-pub const BECOME: &str = "__become-event-command";
+/// The first argument with which this program becomes the launcher.
+pub const LAUNCH: &str = "__launch-event-commands";
+/// What the launcher is told if the command that runs has to be killed.
+pub const STOP: &str = "stop";
+/// What the launcher answers if the command has ended well; otherwise the reason.
+pub const OK: &str = "ok";
 /// How long the end of the daemon, which has let go of everything then, waits for commands.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// How long to wait for the end of a command that was killed.
-const KILLED: Duration = Duration::from_secs(1);
 /// The shortest time between two commands for events that guests cause without limit.
 const GUEST_PAUSE: Duration = Duration::from_millis(100);
 /// Events that are read from the log at a time.
@@ -55,6 +50,39 @@ pub struct EventCommand {
     pub control: Option<PathBuf>,
 }
 
+/// The process that runs the commands, with the rights that this process has when it is started.
+/// It ends when this is dropped.
+#[derive(Debug)]
+pub struct Launcher(UnixStream);
+
+impl Launcher {
+    /// # Errors
+    /// This program cannot be started again.
+    pub fn start(command: &EventCommand) -> io::Result<Self> {
+        let (ours, theirs) = UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        let mut process = Command::new("/proc/self/exe");
+        process
+            .arg(LAUNCH)
+            .arg(command.limit.as_secs().to_string())
+            .arg(&command.program)
+            .args(&command.arguments)
+            .stdin(std::os::fd::OwnedFd::from(theirs))
+            .stdout(io::stderr().as_fd().try_clone_to_owned()?)
+            .stderr(Stdio::inherit())
+            // A key that ends the daemon must leave it to hand the last events on.
+            .process_group(0);
+        if let Some(control) = &command.control {
+            process.env("SNAPBACK_CONTROL", control);
+        }
+        for variable in supervisor::VARIABLES {
+            process.env_remove(variable);
+        }
+        process.spawn()?;
+        Ok(Self(ours))
+    }
+}
+
 /// Runs the command for one event after the other.
 #[derive(Debug)]
 pub struct EventRunner {
@@ -67,22 +95,26 @@ impl EventRunner {
     ///
     /// # Errors
     /// The system has no resources for a thread.
-    pub fn start(events: Arc<EventLog>, command: EventCommand) -> io::Result<Self> {
+    pub fn start(events: Arc<EventLog>, launcher: Launcher) -> io::Result<Self> {
         let (stop, stopped) = watch::channel(false);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
+        let mut last_word = launcher.0.try_clone()?;
         let thread = std::thread::Builder::new()
             .name("on-event".to_owned())
             .spawn(move || {
-                runtime.block_on(async {
+                let served = runtime.block_on(async {
                     tokio::select! {
-                        () = command.serve(&events, stopped.clone()) => {}
-                        () = patience(stopped) => {}
+                        served = serve(launcher, &events, stopped.clone()) => served,
+                        () = patience(stopped) => Ok(()),
                     }
                 });
-                // A program that cannot be killed is left behind.
-                runtime.shutdown_background();
+                if let Err(error) = served {
+                    tracing::error!(%error, "no more commands are run on events");
+                }
+                // It may have ended.
+                let _ = writeln!(last_word, "{STOP}");
             })?;
         Ok(Self {
             stop,
@@ -110,132 +142,51 @@ async fn patience(mut stopped: watch::Receiver<bool>) {
     tokio::time::sleep(FAREWELL).await;
 }
 
-impl EventCommand {
-    /// Runs the command for all events, until there are no more.
-    async fn serve(&self, events: &EventLog, mut stopped: watch::Receiver<bool>) {
-        let mut newest = events.watch();
-        let mut seen = 0;
-        let mut guests_next = Instant::now();
-        loop {
-            // Both before the log is read, so that no event is missed.
-            newest.mark_unchanged();
-            let stop = *stopped.borrow_and_update();
-            let page = events.after(seen, BATCH);
-            for event in &page.events {
-                if event.kind.is_caused_by_guest() {
-                    sleep_until(guests_next).await;
-                    guests_next = Instant::now() + GUEST_PAUSE;
-                }
-                if let Err(reason) = self.run(event).await {
-                    let (seq, program) = (event.seq, self.program.display());
-                    tracing::warn!(seq, %program, "the command on events failed: {reason}");
-                }
-                seen = event.seq;
+/// Has the command run for all events, until there are no more.
+async fn serve(
+    launcher: Launcher,
+    events: &EventLog,
+    mut stopped: watch::Receiver<bool>,
+) -> io::Result<()> {
+    let mut lines = Lines::new(launcher.0)?;
+    let mut newest = events.watch();
+    let mut seen = 0;
+    let mut guests_next = Instant::now();
+    loop {
+        // Both before the log is read, so that no event is missed.
+        newest.mark_unchanged();
+        let stop = *stopped.borrow_and_update();
+        let page = events.after(seen, BATCH);
+        for event in &page.events {
+            if event.kind.is_caused_by_guest() {
+                sleep_until(guests_next).await;
+                guests_next = Instant::now() + GUEST_PAUSE;
             }
-            if page.events.is_empty() {
-                if stop {
-                    return;
-                }
-                tokio::select! {
-                    _ = newest.changed() => {}
-                    _ = stopped.changed() => {}
-                }
+            let answer = ask(&mut lines, event).await?;
+            if answer != OK {
+                tracing::warn!(
+                    seq = event.seq,
+                    "the command on events failed: {}",
+                    answer.escape_debug()
+                );
             }
+            seen = event.seq;
         }
-    }
-
-    /// Runs the command for one event.
-    async fn run(&self, event: &Event) -> Result<(), String> {
-        let mut running = Running::start(self, event).map_err(|e| e.to_string())?;
-        match timeout(self.limit, running.end()).await {
-            Ok(Ok(status)) if status.success() => Ok(()),
-            Ok(Ok(status)) => Err(format!("it ended with {status}")),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => {
-                running.kill();
-                // One that does not end even now is left behind.
-                let _ = timeout(KILLED, running.end()).await;
-                let seconds = self.limit.as_secs();
-                Err(format!("it did not end within {seconds} s and was killed"))
+        if page.events.is_empty() {
+            if stop {
+                return Ok(());
+            }
+            tokio::select! {
+                _ = newest.changed() => {}
+                _ = stopped.changed() => {}
             }
         }
     }
 }
 
-/// A command that runs; dropping it ends it.
-struct Running {
-    child: Child,
-    is_reaped: bool,
-}
-
-impl Running {
-    fn start(command: &EventCommand, event: &Event) -> io::Result<Self> {
-        let json = serde_json::to_value(event)?;
-        let text = |name: &str| json.get(name).and_then(|value| value.as_str());
-        let mut process = Command::new("/proc/self/exe");
-        process
-            .arg(BECOME)
-            .arg(&command.program)
-            .args(&command.arguments)
-            .stdin(File::from(in_memory(&format!("{json}\n"))?))
-            .stdout(io::stderr().as_fd().try_clone_to_owned()?)
-            .stderr(Stdio::inherit())
-            .env("SNAPBACK_EVENT", text("kind").unwrap_or_default())
-            .env("SNAPBACK_EVENT_SEQ", event.seq.to_string())
-            .env("SNAPBACK_EVENT_INSTANCE", &event.instance)
-            .env("SNAPBACK_EVENT_TIME", &event.time)
-            .env(
-                "SNAPBACK_EVENT_SNAPSHOT",
-                event.snapshot.as_deref().unwrap_or_default(),
-            )
-            .process_group(0);
-        if let Some(control) = &command.control {
-            process.env("SNAPBACK_CONTROL", control);
-        }
-        for variable in supervisor::VARIABLES {
-            process.env_remove(variable);
-        }
-        Ok(Self {
-            child: process.spawn()?,
-            is_reaped: false,
-        })
-    }
-
-    /// Waits for its end.
-    async fn end(&mut self) -> io::Result<ExitStatus> {
-        let pid = Pid::from_child(&self.child);
-        // Its number stays taken until it is reaped below, so that nothing else can be killed.
-        let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
-        spawn_blocking(move || retry_on_intr(|| waitid(WaitId::Pid(pid), options)))
-            .await
-            .map_err(io::Error::other)??;
-        let status = self.child.wait()?;
-        self.is_reaped = true;
-        Ok(status)
-    }
-
-    /// Kills it, with all processes of its group.
-    fn kill(&mut self) {
-        if !self.is_reaped {
-            // An error means that it has ended.
-            let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
-        }
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.kill();
-        // It may take its time to end; this must not.
-        let _ = self.child.try_wait();
-    }
-}
-
-/// A file in memory that holds `text`: a command that does not read it delays nothing.
-fn in_memory(text: &str) -> io::Result<OwnedFd> {
-    let fd = rustix::fs::memfd_create("event", MemfdFlags::CLOEXEC)?;
-    let mut file = File::from(fd);
-    file.write_all(text.as_bytes())?;
-    file.rewind()?;
-    Ok(file.into())
+/// Has the command run for one event.
+async fn ask(lines: &mut Lines, event: &Event) -> io::Result<String> {
+    lines.send(&serde_json::to_string(event)?).await?;
+    let answer = lines.next().await?;
+    answer.ok_or_else(|| io::Error::other("the process that runs them has ended"))
 }

@@ -2,9 +2,12 @@
 //!
 //! ```text
 //!  run ─► stop, signals, manager, notices ─► merge_end
+//!  event_launcher ─► event_command ─► lines
 //! ```
 
 pub mod event_command;
+pub mod event_launcher;
+mod lines;
 pub mod manager;
 mod merge_end;
 pub mod notices;

@@ -1,11 +1,8 @@
 //! A descriptor that the parent process left open for the daemon (`--fd N`).
 #![allow(unsafe_code)] // Named file: a number becomes an owned descriptor.
 
-use std::ffi::OsString;
 use std::io;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::process::CommandExt;
-use std::process::Command;
 
 /// Takes over descriptor `fd`. Nothing else in this process may use the number,
 /// which only the command line may have given.
@@ -32,20 +29,12 @@ pub fn take(fd: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Replaces this process, which has opened nothing, by the command in `arguments`, which gets
-/// standard input, output and error and no other descriptor. Returns only if that fails.
-pub fn become_command(arguments: &[OsString]) -> io::Error {
-    let Some((program, arguments)) = arguments.split_first() else {
-        return io::Error::new(io::ErrorKind::InvalidInput, "there is no command");
-    };
-    match close_others() {
-        Ok(()) => Command::new(program).args(arguments).exec(),
-        Err(error) => error,
-    }
-}
-
-/// Closes everything but standard input, output and error.
-fn close_others() -> io::Result<()> {
+/// Closes everything but standard input, output and error, in a process that has opened nothing
+/// itself: what it has inherited is not meant for it.
+///
+/// # Errors
+/// The kernel does not say what is open.
+pub fn close_others() -> io::Result<()> {
     let mut open: Vec<RawFd> = Vec::new();
     for entry in std::fs::read_dir("/proc/self/fd")? {
         open.extend(

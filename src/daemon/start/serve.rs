@@ -11,7 +11,7 @@ use super::preflight::check;
 use super::sockets::{GIVEN, Sockets, announce, place, with_passed};
 use crate::control::ControlServer;
 use crate::daemon::DaemonError;
-use crate::daemon::running::event_command::EventRunner;
+use crate::daemon::running::event_command::{EventRunner, Launcher};
 use crate::daemon::running::manager::{Manager, Reload};
 use crate::daemon::running::notices::Notices;
 use crate::daemon::running::run::run;
@@ -40,8 +40,10 @@ use crate::virtio_blk::MAX_DISCARD_SECTORS;
 pub fn serve(options: ServeOptions, reload: Option<Reload>) -> Result<(), DaemonError> {
     supervisor::take_over();
     let options = with_passed(options);
+    let launcher = options.on_event.as_ref().map(Launcher::start).transpose();
+    let launcher = launcher.map_err(|e| DaemonError::system("run a command on events", e))?;
     let mut on_event = None;
-    let ended = serve_volume(&options, reload, &mut on_event);
+    let ended = serve_volume(&options, reload, launcher, &mut on_event);
     if matches!(ended, Err(DaemonError::Killed)) {
         // Nothing is waited for.
         std::mem::forget(on_event);
@@ -49,10 +51,11 @@ pub fn serve(options: ServeOptions, reload: Option<Reload>) -> Result<(), Daemon
     ended
 }
 
-/// `on_event`: what hands events on, once the volume is there.
+/// `on_event`: what hands events on to the `launcher`, once the volume is there.
 fn serve_volume(
     options: &ServeOptions,
     reload: Option<Reload>,
+    launcher: Option<Launcher>,
     on_event: &mut Option<EventRunner>,
 ) -> Result<(), DaemonError> {
     let signals =
@@ -77,8 +80,8 @@ fn serve_volume(
     }
     let sockets = std::mem::take(&mut checked.sockets);
     let (volume, mut notices, prepared) = build_volume(options, checked, Service::Daemon)?;
-    if let Some(command) = options.on_event.clone() {
-        let runner = EventRunner::start(volume.events.clone(), command);
+    if let Some(launcher) = launcher {
+        let runner = EventRunner::start(volume.events.clone(), launcher);
         *on_event = Some(runner.map_err(|e| DaemonError::system("run a command on events", e))?);
     }
     let control = start_serving(&volume, prepared, sockets, &mut notices);
