@@ -230,7 +230,10 @@ fn a_wait_for_a_merge_that_has_ended_tells_how() {
 #[test]
 fn an_interrupted_wait_says_that_the_merge_goes_on() {
     let daemon = Daemon::start(vec![idle(), merging(None)]);
-    let mut waiting = std::process::Command::new(assert_cmd::cargo::cargo_bin!("snapback"))
+    let mut waiting = std::process::Command::new("env")
+        // It may be ignored by whoever started the tests.
+        .arg("--default-signal=INT")
+        .arg(assert_cmd::cargo::cargo_bin!("snapback"))
         .args(["merge", "good", "--wait", "--control", &daemon.socket])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -62,7 +62,10 @@ fn watch_in_a_pipe_appends_and_with_json_prints_an_object_per_line() {
     let mut daemon = Daemon::start(vec![idle(), merging(None)]);
     let socket = daemon.socket.clone();
     let start = |arguments: &[&str]| {
-        std::process::Command::new(assert_cmd::cargo::cargo_bin!("snapback"))
+        std::process::Command::new("env")
+            // It may be ignored by whoever started the tests.
+            .arg("--default-signal=INT")
+            .arg(assert_cmd::cargo::cargo_bin!("snapback"))
             .args(["status", "--watch", "0.1", "--control", &socket])
             .args(arguments)
             .stdout(Stdio::piped())

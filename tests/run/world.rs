@@ -40,8 +40,12 @@ impl World {
 
     /// `snapback ARGUMENTS`.
     pub fn snapback(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(assert_cmd::cargo::cargo_bin!("snapback"));
+        // Whoever started the tests may have these signals ignored, as a shell does for what
+        // runs in the background; what is ignored stays so in every child.
+        let mut command = Command::new("env");
         command
+            .arg("--default-signal=INT,QUIT")
+            .arg(assert_cmd::cargo::cargo_bin!("snapback"))
             .current_dir(self.folder.path())
             .env("XDG_RUNTIME_DIR", self.folder.path())
             .env("TMPDIR", self.path("tmp"))
