@@ -22,6 +22,7 @@ pub mod offline;
 mod own_socket;
 #[cfg(all(test, feature = "shuttle", not(feature = "loom")))]
 mod races;
+pub mod sandbox;
 pub mod size;
 pub mod socket_access;
 pub mod store;

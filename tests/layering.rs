@@ -24,6 +24,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("event_flag", &["mutation", "sync"]),
     ("wait_set", &["sync"]),
     ("supervisor", &["socket_access"]),
+    ("sandbox", &[]),
     ("io", &["units", "size", "mutation", "event_flag"]),
     ("store", &["units", "size", "mutation", "io"]),
     (
@@ -105,6 +106,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "control",
             "offline",
             "supervisor",
+            "sandbox",
         ],
     ),
     (
@@ -117,6 +119,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "offline",
             "daemon",
             "supervisor",
+            "sandbox",
         ],
     ),
 ];

@@ -34,6 +34,7 @@ mod release;
 mod resize;
 mod rollback;
 mod run;
+mod sandbox;
 mod serve;
 mod serve_control;
 mod snapshot;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use super::metrics::Metrics;
+use super::sandbox::SandboxArgs;
 use super::serve_control::ControlOptions;
 use super::snapshot_list::{self, Asked};
 use super::socket_access::SocketAccessArgs;
@@ -122,6 +123,9 @@ pub struct Serve {
 
     #[command(flatten)]
     metrics: Metrics,
+
+    #[command(flatten)]
+    sandbox: SandboxArgs,
 
     /// Monitor socket (QMP) of the QEMU whose guest uses the disk: `snapback rollback` then stops
     /// and resets that guest itself. Recorded in the state file.
@@ -315,6 +319,7 @@ impl Serve {
             accept_changes: self.accept_changes,
             forget: self.forget,
             force: self.force,
+            sandbox: self.sandbox.options(),
             only_look: self.check,
             ..ServeOptions::default()
         })

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::running::notices::Notices;
 use super::start::build::build_volume;
+use super::start::confine::check;
 use super::start::options::ServeOptions;
-use super::start::preflight::check;
 use super::start::serve::start_serving;
 use super::volume::{LiveVolume, Service};
 use crate::control::api::{SnapshotSpec, StoreType};
@@ -25,7 +25,7 @@ pub fn serve(folder: &Path) -> (Arc<LiveVolume>, Notices) {
         polling: Duration::ZERO,
         ..ServeOptions::default()
     };
-    let mut checked = check(&options, &[]).unwrap();
+    let mut checked = check(&options, &[], None).unwrap();
     let sockets = std::mem::take(&mut checked.sockets);
     let (volume, mut notices, prepared) = build_volume(&options, checked, Service::Daemon).unwrap();
     let control = start_serving(&volume, prepared, sockets, &mut notices).unwrap();

@@ -1,7 +1,7 @@
 //! An origin or COW on the host: a regular file or a block device.
 
 use std::fs::{self, File};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -127,8 +127,13 @@ impl BlockFile {
 
     fn open_existing(path: &Path, options: OpenOptions) -> Result<Self, OpenError> {
         // The type is checked first, because opening can have side effects (a tape, a
-        // terminal).
-        let metadata = fs::metadata(path).map_err(|e| open_failed(path, &options, errno_of(&e)))?;
+        // terminal). The path is looked up once, so that what was checked is what is opened;
+        // symbolic links are followed, because names of devices are links.
+        let found = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|e| open_failed(path, &options, e))?;
+        let found = File::from(found);
+        let metadata = found.metadata();
+        let metadata = metadata.map_err(|e| open_failed(path, &options, errno_of(&e)))?;
         check_type(path, metadata.file_type())?;
         let mut flags = OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
         flags |= if options.read_only {
@@ -139,7 +144,8 @@ impl BlockFile {
         if metadata.file_type().is_block_device() && options.lock == Lock::Exclusive {
             flags |= OFlags::EXCL;
         }
-        let fd = rustix::fs::open(path, flags, Mode::empty())
+        let by_descriptor = format!("/proc/self/fd/{}", found.as_raw_fd());
+        let fd = rustix::fs::open(by_descriptor, flags, Mode::empty())
             .map_err(|e| open_failed(path, &options, e))?;
         let opened = Self::check(File::from(fd), path, options)?;
         let size = opened.size();

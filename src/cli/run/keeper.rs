@@ -15,7 +15,8 @@ use super::message::{Message, Target};
 use crate::cli::outcome::{CliError, Outcome};
 use crate::cli::{logging, output};
 use crate::control::api::{SnapshotSpec, StoreType};
-use crate::daemon::{self, ServeOptions};
+use crate::daemon::{self, DaemonError, ServeOptions};
+use crate::sandbox::{self, SandboxOptions};
 
 /// The name of the snapshot.
 const NAME: &str = "fork";
@@ -50,6 +51,8 @@ impl RunDisk {
     /// a COW that is kept.
     pub fn run(self) -> Result<Outcome, CliError> {
         logging::abort_on_panic();
+        // Before the thread that watches is started.
+        sandbox::begin(&SandboxOptions::default()).map_err(DaemonError::from)?;
         let folder = make_folder()?;
         output::line(&format!("folder {}", folder.display()))?;
         let cow = self.cow.clone().unwrap_or_else(|| folder.join("cow"));

@@ -3,9 +3,11 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use rustix::fs::OFlags;
 
 use super::error::CowError;
 use crate::daemon::identity::{StorageIdentity, StorageKind, UnflushedRecord};
@@ -102,7 +104,7 @@ impl RecordPlace {
     /// What the last daemon left there.
     pub fn read(&self) -> Result<FoundRecord, CowError> {
         let mut bytes = Vec::new();
-        match File::open(&self.path) {
+        match self.options().read(true).open(&self.path) {
             Ok(file) => {
                 let most = RECORD_BYTES as u64 + 1;
                 file.take(most)
@@ -142,7 +144,7 @@ impl RecordPlace {
     /// In place, so that it works where no space is left. The header is written last: until
     /// then, what is left of the list is the last owner's.
     fn overwrite(&self) -> io::Result<()> {
-        let file = File::options().write(true).open(&self.path)?;
+        let file = self.options().write(true).open(&self.path)?;
         let record = self.owner.empty_record();
         let (head, ring) = record.split_at(RECORD_BLOCK.min(record.len()));
         file.write_all_at(ring, head.len() as u64)?;
@@ -153,7 +155,13 @@ impl RecordPlace {
     /// All its memory is allocated here, so that no later write of it can find none.
     fn create(&self) -> io::Result<()> {
         let new = self.path.with_extension("new");
-        let made = File::create(&new)
+        let made = self
+            .options()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&new)
             .and_then(|mut file| file.write_all(&self.owner.empty_record()))
             .and_then(|()| fs::rename(&new, &self.path));
         made.inspect_err(|_| {
@@ -170,6 +178,13 @@ impl RecordPlace {
             boot: boot_text(&self.owner.boot),
             in_use,
         })
+    }
+
+    /// The record is the file itself, in a folder of this user.
+    fn options(&self) -> fs::OpenOptions {
+        let mut options = File::options();
+        options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
+        options
     }
 
     fn failed(&self, source: io::Error) -> CowError {

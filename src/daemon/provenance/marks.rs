@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use rustix::fs::{XattrFlags, getxattr, removexattr, setxattr};
+use rustix::fs::{Mode, OFlags, XattrFlags, fsetxattr, getxattr, removexattr};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -48,12 +48,15 @@ pub fn read(path: &Path) -> Option<Mark> {
 /// allow it, which is harmless.
 pub fn write(path: &Path, mark: &Mark) -> bool {
     let written = || -> io::Result<()> {
-        if !std::fs::metadata(path)?.is_file() {
+        // Opened once: what is checked is what is marked. Nothing else is done to what is no file.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+        if !file.metadata()?.is_file() {
             return Err(Errno::NOTSUP.into());
         }
         let text = serde_json::to_vec(mark)?;
-        setxattr(path, ATTRIBUTE, &text, XattrFlags::empty())?;
-        File::open(path)?.sync_all()
+        fsetxattr(&file, ATTRIBUTE, &text, XattrFlags::empty())?;
+        file.sync_all()
     };
     match written() {
         Ok(()) => true,
@@ -99,7 +102,7 @@ mod tests {
             return;
         }
         assert_eq!(read(&path), Some(mark));
-        setxattr(&path, ATTRIBUTE, b"{", XattrFlags::empty()).unwrap();
+        rustix::fs::setxattr(&path, ATTRIBUTE, b"{", XattrFlags::empty()).unwrap();
         assert_eq!(read(&path), None);
         clear(&path);
         assert_eq!(read(&path), None);

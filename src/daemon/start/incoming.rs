@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use super::access::Access;
 use super::blocks;
+use super::confine::{check, needs};
 use super::options::{Endpoint, ServeOptions};
-use super::preflight::{Checked, check, state_path};
+use super::preflight::{Checked, state_path};
 use super::sockets::{announce, open_endpoint, place};
 use crate::control::api::SnapshotSpec;
 use crate::control::{Client, ClientError};
@@ -25,6 +26,7 @@ use crate::daemon::volume::views::{self, ViewDescription, ViewSettings};
 use crate::daemon::{DaemonError, waiting};
 use crate::engine::ViewId;
 use crate::io::{BlockFile, Lock, OpenOptions};
+use crate::sandbox::Sandbox;
 use crate::supervisor;
 use crate::units::SECTOR_SIZE;
 use crate::vhost::ViewSocket;
@@ -53,11 +55,17 @@ enum Refusal {
 impl Incoming {
     /// Serves the views for which the options name sockets. Nothing is locked or written,
     /// and only what front ends ask for is read.
-    pub fn open(options: &ServeOptions) -> Result<Self, DaemonError> {
+    ///
+    /// The `sandbox` is entered before there are threads, so that everything that is opened later
+    /// takes the rights that are left.
+    pub fn open(options: &ServeOptions, sandbox: Option<&Sandbox>) -> Result<Self, DaemonError> {
         let failed = |e| DaemonError::system("serve a view before its volume is there", e);
         let gate = Gate::new().map_err(failed)?;
         let mut views = Vec::new();
         let seen = Seen::look(options)?;
+        if let Some(sandbox) = sandbox {
+            sandbox.enter(&needs(&seen.access))?;
+        }
         if let Some(endpoint) = &options.endpoint {
             let socket = open_endpoint(endpoint, "--", seen.access.views)?;
             let place = place_of(&socket, endpoint);
@@ -175,7 +183,7 @@ impl Incoming {
         let _waiting = waiting::on(format!("the daemon at {place} to end"));
         let deadline = Instant::now() + PATIENCE;
         loop {
-            match check(options, &self.views) {
+            match check(options, &self.views, None) {
                 Ok(checked) => {
                     tracing::info!("the disk is taken over");
                     return Ok(Some(checked));

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //!  serve ─► incoming, metrics
+//!    └────► confine ─► access, sockets
 //!    └────► build ─► preflight ─► cow_check, sockets ─► plan ─► origin_check ─► options
 //!                        └─────► missing_state              sockets ─► inherited
 //!                        └─────► blocks, access
@@ -12,6 +13,7 @@
 mod access;
 pub mod blocks;
 pub mod build;
+pub mod confine;
 mod cow_check;
 mod incoming;
 pub mod inherited;

@@ -13,6 +13,7 @@ use crate::daemon::running::event_command::EventCommand;
 use crate::daemon::state::{AccessRecord, BlockSizes};
 use crate::engine::MergeWrites;
 use crate::io::{IoEngine, Lock};
+use crate::sandbox::SandboxOptions;
 
 /// Where the front end of the origin (or merge) view connects.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,6 +92,8 @@ pub struct ServeOptions {
     pub forget: Vec<String>,
     /// Drop them even if their stores cannot be marked invalid.
     pub force: bool,
+    /// The rights that the daemon gives up.
+    pub sandbox: SandboxOptions,
     /// Nothing is locked or bound, for [`look`](super::look::look).
     pub only_look: bool,
 }
@@ -124,6 +127,7 @@ impl Default for ServeOptions {
             io_engine: IoEngine::Auto,
             polling: Duration::from_micros(32),
             any_memory: false,
+            sandbox: SandboxOptions::default(),
             accept_changes: false,
             forget: Vec::new(),
             force: false,

@@ -4,13 +4,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::access::{Access, AccessError};
 use super::blocks;
 use super::cow_check::{CowChecks, cannot_forget, check_absent_twice};
 use super::missing_state;
 use super::options::ServeOptions;
-use super::plan::{Plan, PlannedSnapshot, check_served, plan};
-use super::sockets::{Sockets, bind_sockets};
+use super::plan::{Plan, PlannedSnapshot, plan};
+use super::sockets::Sockets;
 use crate::daemon::DaemonError;
 use crate::daemon::cow::mark::{self as cow_mark, ToMark};
 use crate::daemon::cow::{InspectedCow, OriginFacts};
@@ -18,7 +17,6 @@ use crate::daemon::identity::OriginIdentity;
 use crate::daemon::provenance::placement::Placement;
 use crate::daemon::state::place::default_state_path;
 use crate::daemon::state::{OpenedState, SnapshotRecord, VolumeState};
-use crate::daemon::volume::early::EarlyView;
 use crate::daemon::waiting;
 use crate::io::{
     BlockFile, DeviceId, Devices, Disk, IoEngine, Lock, OpenError, OpenOptions, open_disk,
@@ -28,7 +26,7 @@ use crate::units::SECTOR_SIZE;
 use crate::virtio_blk::Topology;
 
 /// Reads under way at once while stores are loaded.
-const LOAD_READS: u32 = 4;
+pub const LOAD_READS: u32 = 4;
 
 /// Everything that was checked, and locked, but not written.
 pub struct Checked {
@@ -60,21 +58,8 @@ struct Opened {
     plan: Plan,
 }
 
-/// Checks everything that `options` and the state file name. The sockets of `early` exist.
-pub fn check(options: &ServeOptions, early: &[EarlyView]) -> Result<Checked, DaemonError> {
-    let mut checked = check_without_guests(options)?;
-    check_served(options, &checked.plan)?;
-    let access = Access::resolve(&checked.plan.state).map_err(refused)?;
-    checked.sockets = bind_sockets(options, &checked.plan, early, &access)?;
-    checked.socket_access = access.views;
-    Ok(checked)
-}
-
-fn refused(error: AccessError) -> DaemonError {
-    DaemonError::Refused(error.to_string())
-}
-
-/// As [`check`], but binds no socket: for work on a volume that nobody attaches to.
+/// Checks everything that `options` and the state file name, but binds no socket, and gives up no
+/// rights.
 pub fn check_without_guests(options: &ServeOptions) -> Result<Checked, DaemonError> {
     let Opened {
         file,

@@ -4,10 +4,10 @@ use std::io;
 use std::sync::Arc;
 
 use super::build::{PreparedSnapshot, build_volume};
+use super::confine::check;
 use super::incoming::Incoming;
 use super::metrics;
 use super::options::ServeOptions;
-use super::preflight::check;
 use super::sockets::{GIVEN, Sockets, announce, place, with_passed};
 use crate::control::ControlServer;
 use crate::daemon::DaemonError;
@@ -22,6 +22,7 @@ use crate::daemon::volume::views::{Entrance, ServedView, ViewDescription};
 use crate::daemon::volume::{LiveVolume, Service, Snapshot, lock};
 use crate::engine::{ControlError, ControlRequest, ViewId};
 use crate::executor::Executor;
+use crate::sandbox::{self, Sandbox};
 use crate::supervisor;
 use crate::vhost::raise_limit;
 use crate::virtio_blk::MAX_DISCARD_SECTORS;
@@ -43,7 +44,8 @@ pub fn serve(options: ServeOptions, reload: Option<Reload>) -> Result<(), Daemon
     let launcher = options.on_event.as_ref().map(Launcher::start).transpose();
     let launcher = launcher.map_err(|e| DaemonError::system("run a command on events", e))?;
     let mut on_event = None;
-    let ended = serve_volume(&options, reload, launcher, &mut on_event);
+    let sandbox = sandbox::begin(&options.sandbox)?;
+    let ended = serve_volume(&options, reload, sandbox.as_ref(), launcher, &mut on_event);
     if matches!(ended, Err(DaemonError::Killed)) {
         // Nothing is waited for.
         std::mem::forget(on_event);
@@ -55,6 +57,7 @@ pub fn serve(options: ServeOptions, reload: Option<Reload>) -> Result<(), Daemon
 fn serve_volume(
     options: &ServeOptions,
     reload: Option<Reload>,
+    sandbox: Option<&Sandbox>,
     launcher: Option<Launcher>,
     on_event: &mut Option<EventRunner>,
 ) -> Result<(), DaemonError> {
@@ -65,9 +68,9 @@ fn serve_volume(
     }
     let metrics = metrics::bind(options.metrics)?;
     let (mut checked, early) = match &options.incoming {
-        None => (check(options, &[])?, Vec::new()),
+        None => (check(options, &[], sandbox)?, Vec::new()),
         Some(from) => {
-            let incoming = Incoming::open(options)?;
+            let incoming = Incoming::open(options, sandbox)?;
             match incoming.take_over(options, from, &signals)? {
                 None => return Ok(()),
                 Some((checked, incoming)) => (checked, incoming.into_views()),

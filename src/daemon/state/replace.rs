@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::size::in_words;
-use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
+use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
 
 /// Larger than any state file; limits how much of a wrong file is read.
@@ -288,7 +288,11 @@ fn create_beside(path: &Path) -> Result<File, FileError> {
     };
     match open() {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            let left = File::open(path).map_err(io_error("open", path))?;
+            let left = OpenOptions::new()
+                .read(true)
+                .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+                .open(path)
+                .map_err(io_error("open", path))?;
             lock(&left, path)?;
             fs::remove_file(path).map_err(io_error("remove", path))?;
             open().map_err(io_error("create", path))

@@ -1,0 +1,15 @@
+//! What a daemon gives up before it serves anybody, looked at from outside and tried from inside.
+#![allow(
+    unsafe_code,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap
+)]
+
+// Other tests use the rest of it.
+#[allow(dead_code)]
+#[path = "../common/guest.rs"]
+mod guest;
+mod rights;
+mod world;
