@@ -26,7 +26,8 @@ images=$target/guest
 program=$(realpath "$target/release/snapback")
 work=$(mktemp -d "$(realpath "$target")/demo.XXXXXX")
 disk=$work/disk.img
-export SNAPBACK_CONTROL=$work/control.sock XDG_RUNTIME_DIR=$work
+export XDG_RUNTIME_DIR=$work
+unset SNAPBACK_CONTROL
 # shellcheck source=qemu-tests/guest.sh
 . qemu-tests/guest.sh
 
@@ -71,12 +72,12 @@ rm -r "$work/files"
 echo "disk.img: $(stat -c %s "$disk") bytes, $(du -m "$disk" | cut -f 1) MiB of them in use, $files files"
 
 say "2. snapback serves it, and a guest boots on it"
-echo "\$ snapback serve --origin disk.img --socket-path disk.sock --control control.sock &"
-"$program" serve --origin "$disk" --socket-path "$work/disk.sock" --control "$SNAPBACK_CONTROL" \
+echo "\$ snapback serve --origin disk.img --socket-path disk.sock &"
+"$program" serve --origin "$disk" --socket-path "$work/disk.sock" \
     >"$work/snapback.log" 2>&1 &
 daemon=$!
 for _ in $(seq 100); do
-    [ -S "$SNAPBACK_CONTROL" ] && [ -S "$work/disk.sock" ] && break
+    [ -S "$work/snapback/disk.control.sock" ] && [ -S "$work/disk.sock" ] && break
     kill -0 "$daemon" 2>/dev/null || fail "snapback serve ended at once"
     sleep 0.05
 done

@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand, ValueEnum};
 
 use super::{
-    check, detach, diff, dump, events, export, generate, grow, logging, merge, release, resize,
-    rollback, run, serve, snapshot, status, store, top,
+    check, detach, diff, dump, events, export, generate, grow, list, logging, merge, release,
+    resize, rollback, run, serve, snapshot, status, store, top,
 };
 
 /// Snapshots, merges and live rollback for the raw disks of running virtual machines.
@@ -17,8 +17,7 @@ use super::{
 )]
 #[command(after_help = "\
 EXAMPLE
-  snapback serve --origin disk.img --socket-path disk.sock --control c.sock &
-  export SNAPBACK_CONTROL=c.sock
+  snapback serve --origin disk.img --socket-path disk.sock &
   snapback snapshot before --cow before.cow --size 2G
   snapback rollback before
 
@@ -57,6 +56,8 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     Serve(Box<serve::Serve>),
+    #[command(visible_alias = "ls")]
+    List(list::List),
     Status(status::Status),
     Table(status::Table),
     Events(events::Events),

@@ -21,8 +21,8 @@ use crate::size;
 #[command(group = ArgGroup::new("what").required(true).multiple(true)
     .args(["name", "pause", "resume", "rate", "wait", "origin"]))]
 #[command(override_usage = "\
-snapback merge <NAME> [--follow] [--now] [--rate <SIZE>] [--wait] [--control <SOCK>]
-       snapback merge --pause | --resume | --rate <SIZE> | --wait [--control <SOCK>]
+snapback merge <NAME> [--follow] [--now] [--rate <SIZE>] [--wait] [--control <NAME|SOCK>]
+       snapback merge --pause | --resume | --rate <SIZE> | --wait [--control <NAME|SOCK>]
        snapback merge --origin <FILE> --cow <COW> [--state <FILE>]")]
 #[command(after_help = "\
 EXAMPLE

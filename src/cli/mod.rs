@@ -21,6 +21,7 @@ mod generate;
 mod grow;
 mod interrupt;
 mod json;
+mod list;
 mod logging;
 mod merge;
 mod metrics;
@@ -113,6 +114,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         )
         .and_then(|()| match cli.verb {
             Verb::Serve(verb) => verb.run(reload),
+            Verb::List(verb) => verb.run(),
             Verb::Status(verb) => verb.run(),
             Verb::Table(verb) => verb.run(),
             Verb::Events(verb) => verb.run(),

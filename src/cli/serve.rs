@@ -25,7 +25,7 @@ use crate::daemon::{
 #[command(after_help = "\
 EXAMPLE
   Serve disk.img, and a snapshot of it at its own socket:
-    snapback serve --origin disk.img --socket-path disk.sock --control c.sock \\
+    snapback serve --origin disk.img --socket-path disk.sock \\
       --snapshot name=before,cow=before.cow,size=2G,socket=before.sock
 
   Guests on a golden image that nothing writes to: one daemon and one fork for each guest:
@@ -110,7 +110,8 @@ pub struct Serve {
     #[arg(long, value_name = "HOW", value_enum)]
     merge_writes: Option<MergeWritesName>,
 
-    /// Unix socket for `snapback status`, `rollback` and the other verbs.
+    /// Unix socket for `snapback status`, `rollback` and the other verbs [default: NAME.control.sock in
+    /// /run/snapback for root, in $XDG_RUNTIME_DIR/snapback for others].
     #[arg(long, value_name = "SOCK", value_parser = values::path)]
     control: Option<String>,
 
@@ -281,7 +282,6 @@ impl Serve {
             Some((asked.spec.name.clone(), endpoint))
         });
         Ok(ServeOptions {
-            origin: PathBuf::from(origin),
             endpoint: socket.or(connect).or(self.fd.map(Endpoint::Fd)),
             snapshot_endpoints: endpoints.collect(),
             read_only: self.read_only,
@@ -296,10 +296,11 @@ impl Serve {
                 MergeWritesName::Wait => MergeWrites::Wait,
                 MergeWritesName::Redirect => MergeWrites::Redirect,
             }),
+            no_control: self.control_options.is_off(),
+            listed_as: self.control_options.name(&origin),
+            origin: PathBuf::from(origin),
             control_permission: self.control_options.access(),
-            on_event: self
-                .control_options
-                .event_command(self.control.as_deref())?,
+            on_event: self.control_options.event_command()?,
             control: self.control.map(PathBuf::from),
             control_fd: self.control_fd,
             metrics: self.metrics.address()?,

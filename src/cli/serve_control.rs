@@ -8,11 +8,23 @@ use clap::Args;
 
 use super::values;
 use crate::control::access::{Access, Allowed};
+use crate::control::registry::{self, Wish};
 use crate::daemon::EventCommand;
 
 /// Who may change something through the control socket, and what is run on events.
 #[derive(Args, Debug)]
 pub struct ControlOptions {
+    /// Call this daemon NAME: `snapback list` shows it, and verbs take it in --control NAME
+    /// [default: the disk's file name, with a number if another daemon has it].
+    #[arg(long, value_name = "NAME", value_parser = daemon_name)]
+    control_name: Option<String>,
+
+    /// No control socket: `snapback status` and the other verbs cannot be used. Without this and
+    /// --control there is one in the user's runtime directory (docs/operations.md). One that the state
+    /// file has is removed from it.
+    #[arg(long, conflicts_with_all = ["control", "control_fd", "control_name", "control_allow"])]
+    no_control: bool,
+
     /// Let this user change things through the control socket: a name, a number, or `all` for
     /// everybody who can connect. Otherwise only root and the daemon's user may, and others who
     /// can connect may read. The mode of the socket decides who can connect. Repeatable.
@@ -42,15 +54,26 @@ pub struct ControlOptions {
 }
 
 impl ControlOptions {
+    pub const fn is_off(&self) -> bool {
+        self.no_control
+    }
+
+    /// What the daemon that serves `origin` is called; `None`: nobody can ask it anything.
+    pub fn name(&self, origin: &str) -> Option<Wish> {
+        match &self.control_name {
+            _ if self.no_control => None,
+            Some(name) => Some(Wish::Exactly(name.clone())),
+            None => Some(Wish::Like(registry::name_of(Path::new(origin)))),
+        }
+    }
+
     pub fn access(&self) -> Access {
         Access(self.control_allow.clone())
     }
 
-    /// `control`: the control socket.
-    ///
     /// # Errors
     /// There is no such program.
-    pub fn event_command(&self, control: Option<&str>) -> Result<Option<EventCommand>, String> {
+    pub fn event_command(&self) -> Result<Option<EventCommand>, String> {
         let Some(program) = &self.on_event else {
             return Ok(None);
         };
@@ -60,7 +83,6 @@ impl ControlOptions {
             program: executable(absolute(program)?)?,
             arguments: self.on_event_arg.iter().map(Into::into).collect(),
             limit: Duration::from_secs(self.on_event_timeout.into()),
-            control: control.map(absolute).transpose()?,
         }))
     }
 }
@@ -78,6 +100,10 @@ fn executable(program: PathBuf) -> Result<PathBuf, String> {
         Ok(_) => Ok(program),
         Err(e) => refused(&e.to_string()),
     }
+}
+
+fn daemon_name(text: &str) -> Result<String, String> {
+    registry::check_name(text).map(|()| text.to_owned())
 }
 
 /// A user's number, or name in `/etc/passwd`.

@@ -15,7 +15,8 @@ const BAR: usize = 10;
 
 /// All of the status.
 pub fn text(status: &VolumeStatus, terminal: &Terminal) -> String {
-    let mut blocks = vec![lines([render::origin_line(status)], terminal)];
+    let head = std::iter::once(render::origin_line(status)).chain(render::access_lines(status));
+    let mut blocks = vec![lines(head, terminal)];
     if !status.views.is_empty() {
         let rows = status.views.iter().map(|view| {
             let mut cells = render::view_row(view);

@@ -224,6 +224,8 @@ mod tests {
             rollback_at_reset: None,
             rollback: None,
             last_merge: None,
+            pid: None,
+            access: Default::default(),
         }
     }
 

@@ -6,6 +6,7 @@ use utoipa::ToSchema;
 
 use super::events::EventLog;
 use super::metrics::Family;
+use super::socket_status::SocketAccess;
 use super::view_io::ViewIo;
 
 /// The COW store's kind, as in a device-mapper table.
@@ -272,6 +273,12 @@ pub struct VolumeStatus {
     /// distinguish a merge that it missed from one that never ran.
     #[serde(default)]
     pub last_merge: Option<MergeOutcome>,
+    /// The daemon's process. Not given by older daemons.
+    #[serde(default)]
+    pub pid: Option<u32>,
+    /// Who may connect to the sockets, as far as it was set.
+    #[serde(default)]
+    pub access: SocketAccess,
 }
 
 /// A pending rollback.

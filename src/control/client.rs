@@ -34,7 +34,7 @@ const BUSY_PAUSE: Duration = Duration::from_millis(20);
 pub enum ClientError {
     #[error(
         "no daemon at {}: {source}; start one with `snapback serve --control {} ...`, \
-         or name its socket with --control or SNAPBACK_CONTROL",
+         or name one that is running (`snapback list`) with --control or SNAPBACK_CONTROL",
         socket.display(), socket.display()
     )]
     NoDaemon { socket: PathBuf, source: io::Error },

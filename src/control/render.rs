@@ -6,6 +6,7 @@ use std::path::Path;
 use super::api::{
     MergeOutcome, MergeStatus, SnapshotStatus, State, ViewKind, ViewStatus, VolumeStatus,
 };
+use super::socket_status::GroupAndMode;
 use crate::size;
 use crate::units::SECTOR_SIZE;
 
@@ -45,9 +46,31 @@ pub fn origin_line(status: &VolumeStatus) -> String {
     )
 }
 
+/// Who may connect to the sockets, as far as it was set.
+pub fn access_lines(status: &VolumeStatus) -> Vec<String> {
+    let line = |what: &str, access: &GroupAndMode| {
+        let group = access.group.as_deref().map(printable);
+        let group = group.map(|group| format!("group {group}, "));
+        format!(
+            "{what}: {}mode {}",
+            group.unwrap_or_default(),
+            printable(&access.mode)
+        )
+    };
+    let sockets = status.access.sockets.as_ref();
+    let control = status.access.control.as_ref();
+    let sockets = sockets.map(|access| line("sockets", access));
+    let control = control.map(|access| line("control socket", access));
+    sockets.into_iter().chain(control).collect()
+}
+
 /// For people: the origin, its views, its snapshots, and the operations in progress.
 pub fn human(status: &VolumeStatus) -> String {
     let mut text = origin_line(status) + "\n";
+    for line in access_lines(status) {
+        text.push_str(&line);
+        text.push('\n');
+    }
     if !status.views.is_empty() {
         text.push('\n');
         text.push_str(&columns(
@@ -326,7 +349,7 @@ pub fn type_word(s: &SnapshotStatus) -> String {
 }
 
 /// Left-aligned columns with two spaces between them, without trailing spaces.
-fn columns(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+pub fn columns(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let head = head.iter().map(|title| (*title).to_owned()).collect();
     let rows: Vec<Vec<String>> = std::iter::once(head).chain(rows).collect();
     let count = rows.iter().map(Vec::len).max().unwrap_or(0);

@@ -50,6 +50,8 @@ fn volume(snapshots: Vec<SnapshotStatus>) -> VolumeStatus {
         rollback_at_reset: None,
         rollback: None,
         last_merge: None,
+        pid: None,
+        access: Default::default(),
     }
 }
 

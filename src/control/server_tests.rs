@@ -58,6 +58,8 @@ impl Volume for FakeVolume {
             rollback_at_reset: None,
             rollback: None,
             last_merge: None,
+            pid: None,
+            access: Default::default(),
         }
     }
     fn add_snapshot(&self, spec: SnapshotSpec) -> Result<(), ApiError> {

@@ -75,13 +75,25 @@ impl BoundSocket {
     /// # Errors
     /// The socket is in use, or cannot be made; nothing of another process is touched.
     pub fn bind_for(path: &Path, access: SocketAccess) -> Result<Self, SocketError> {
+        // Where the manager passes a socket, its directory may be one that cannot be opened.
+        match supervisor::take_at(path) {
+            Some(passed) => Self::take_over(path, passed, access),
+            None => Self::bind_locked(path, access, &lock_directory(path)?),
+        }
+    }
+
+    /// As [`Self::bind_for`]; the caller has locked the directory.
+    pub(super) fn bind_locked(
+        path: &Path,
+        access: SocketAccess,
+        _lock: &OwnedFd,
+    ) -> Result<Self, SocketError> {
         if let Some(passed) = supervisor::take_at(path) {
             return Self::take_over(path, passed, access);
         }
         let failed = |step| move |source: Errno| io_error(path, step, source.into());
         let address =
             SocketAddrUnix::new(path).map_err(|_| SocketError::TooLong(path.to_owned()))?;
-        let _directory = lock_directory(path)?;
         if is_stale(path, &address)? {
             std::fs::remove_file(path).map_err(|e| io_error(path, "remove the stale socket", e))?;
         }
@@ -150,6 +162,16 @@ impl BoundSocket {
         &self.path
     }
 
+    /// Where it is, also if it was passed to this process; `None` if it has no file.
+    pub fn place(&self) -> Option<PathBuf> {
+        if self.path.is_absolute() {
+            return Some(self.path.clone());
+        }
+        let address = self.listener.local_addr().ok()?;
+        let path = address.as_pathname().filter(|path| path.is_absolute());
+        path.map(Path::to_owned)
+    }
+
     /// A second, non-blocking handle to accept from.
     pub fn listener(&self) -> Result<UnixListener, SocketError> {
         self.listener
@@ -192,6 +214,13 @@ fn is_stale(path: &Path, address: &SocketAddrUnix) -> Result<bool, SocketError> 
     }
 }
 
+/// Connects to the socket at `path` for a moment, without blocking. `None`: it has no address, or
+/// the system has no descriptors.
+pub(super) fn connect(path: &Path) -> Option<Result<(), Errno>> {
+    let address = SocketAddrUnix::new(path).ok()?;
+    Some(rustix::net::connect(&unix_socket(path).ok()?, &address))
+}
+
 fn unix_socket(path: &Path) -> Result<OwnedFd, SocketError> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
@@ -200,7 +229,7 @@ fn unix_socket(path: &Path) -> Result<OwnedFd, SocketError> {
 
 /// Locks the directory as long as the result exists. Another process that holds the lock for
 /// long only delays this, because the lock only makes a race less likely.
-fn lock_directory(path: &Path) -> Result<OwnedFd, SocketError> {
+pub(super) fn lock_directory(path: &Path) -> Result<OwnedFd, SocketError> {
     let directory = rustix::fs::open(
         folder_of(path),
         OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC,

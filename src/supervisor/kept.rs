@@ -76,6 +76,11 @@ pub fn stays_for_the_next() {
     ENDING.store(true, Ordering::Release);
 }
 
+/// The process ends, and sockets that the manager keeps, or has passed, are for the next one.
+pub fn sockets_stay() -> bool {
+    ENDING.load(Ordering::Acquire) && is_notified()
+}
+
 /// Asks the manager to close a socket that it keeps.
 pub fn forget(name: &str) {
     let message = format!("FDSTOREREMOVE=1\nFDNAME={name}");

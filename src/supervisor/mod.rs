@@ -12,7 +12,7 @@ mod kept;
 mod notify;
 mod passed;
 
-pub use kept::{Kept, keep, stays_for_the_next};
+pub use kept::{Kept, keep, sockets_stay, stays_for_the_next};
 pub use notify::{is_notified, ready, reloading, status, stopping, watchdog, watchdog_interval};
 pub use passed::{Passed, drop_kept, is_passed, left_over, names, take, take_at, take_over};
 

@@ -53,6 +53,8 @@ pub fn idle() -> VolumeStatus {
         rollback_at_reset: None,
         rollback: None,
         last_merge: None,
+        pid: None,
+        access: Default::default(),
     }
 }
 

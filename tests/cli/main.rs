@@ -32,9 +32,10 @@ use fake_volume::{Notes, idle, merged, merging, snapshot};
 use snapback::control::ControlServer;
 use snapback::control::api::{SnapshotStatus, State, Volume, VolumeStatus};
 
-const VERBS: [&str; 20] = [
-    "serve", "status", "table", "events", "top", "snapshot", "grow", "remove", "detach", "resize",
-    "release", "rollback", "merge", "create", "info", "check", "dump", "export", "diff", "run",
+const VERBS: [&str; 21] = [
+    "serve", "list", "status", "table", "events", "top", "snapshot", "grow", "remove", "detach",
+    "resize", "release", "rollback", "merge", "create", "info", "check", "dump", "export", "diff",
+    "run",
 ];
 
 /// No daemon can be there.

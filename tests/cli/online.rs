@@ -89,7 +89,7 @@ fn an_empty_variable_is_as_good_as_none() {
     let status = run(&["status"]);
     assert_eq!(status.status.code(), Some(2));
     assert!(
-        stderr(&status).contains("no control socket is given"),
+        stderr(&status).contains("no daemon of this user is running"),
         "{}",
         stderr(&status)
     );

@@ -24,6 +24,7 @@ mod incoming;
 mod inject;
 #[path = "../common/limited.rs"]
 mod limited;
+mod listing;
 mod machine;
 mod merges;
 mod monitor;

@@ -166,6 +166,7 @@ fn a_socket_listens_only_once_it_has_its_group_and_mode() {
     // -D: this child is the daemon, so that the signal that ends it reaches it.
     strace
         .current_dir(world.folder.path())
+        .env("XDG_RUNTIME_DIR", world.folder.path())
         .args([
             "-D",
             "-f",

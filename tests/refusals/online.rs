@@ -31,7 +31,7 @@ fn verbs_without_a_daemon() {
             // A killed daemon's, and something that never was one.
             ("c.sock", ["no daemon at c.sock", "snapback serve"]),
             ("file.sock", ["no daemon at file.sock", "snapback serve"]),
-            ("", ["no control socket is given", "--control SOCK"]),
+            ("", ["no daemon of this user is running", "--control SOCK"]),
         ] {
             let words = [&words[..], &["SNAPBACK_CONTROL"]].concat();
             world.refused(&[verb, &["--control", socket]].concat(), &words);

@@ -122,6 +122,8 @@ fn front_ends_that_connect_during_a_restart_wait_for_the_next_daemon() {
     manager.listen();
     assert!(manager.has("STOPPING=1"), "{:?}", manager.heard);
     assert_eq!(manager.kept.len(), 3, "{:?}", manager.heard);
+    // So does the link by which verbs find the control socket.
+    assert!(world.path("snapback/disk.control.sock").is_symlink());
     let sockets = ["d.sock", "c.sock", "s.sock"];
     let inodes = |world: &World| {
         use std::os::unix::fs::MetadataExt;
@@ -165,6 +167,36 @@ fn front_ends_that_connect_during_a_restart_wait_for_the_next_daemon() {
     // Each of the three, also where the file system gave a new file the number of an old one.
     let names: BTreeSet<&String> = manager.kept.iter().map(|(name, _)| name).collect();
     assert_eq!(names.len(), 3, "{:?}", manager.heard);
+    world.stop();
+}
+
+#[test]
+fn a_client_of_the_control_socket_that_is_there_by_itself_waits_for_the_next_daemon() {
+    let mut world = World::new();
+    let mut manager = Manager::new(world.folder.path());
+    let served = |world: &World| {
+        let mut command = world.serve();
+        let disk = world.path("disk.img");
+        command.args(["--origin", text(&disk), "--control-name", "vm1"]);
+        command
+    };
+    let mut command = served(&world);
+    manager.notify(&mut command);
+    world.daemon = Some(command.spawn().unwrap());
+    manager.until("READY=1", |m| m.has("READY=1"));
+    assert_eq!(manager.kept.len(), 1, "{:?}", manager.heard);
+    world.stop();
+    manager.listen();
+    let mut waiting = UnixStream::connect(world.path("snapback/vm1.control.sock")).unwrap();
+    let request = b"GET /v1/status HTTP/1.1\r\nHost: d\r\n\r\n";
+    waiting.write_all(request).unwrap();
+    manager.clear();
+    let mut restart = manager.with_kept(&served(&world));
+    world.daemon = Some(restart.spawn().unwrap());
+    answered(waiting);
+    manager.until("READY=1", |m| m.has("READY=1"));
+    let entries = fs::read_dir(world.path("snapback")).unwrap();
+    assert_eq!(entries.count(), 1);
     world.stop();
 }
 

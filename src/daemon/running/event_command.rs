@@ -12,7 +12,7 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -46,8 +46,6 @@ pub struct EventCommand {
     pub arguments: Vec<OsString>,
     /// How long it may run for one event.
     pub limit: Duration,
-    /// The control socket, for the command's environment.
-    pub control: Option<PathBuf>,
 }
 
 /// The process that runs the commands, with the rights that this process has when it is started.
@@ -72,9 +70,6 @@ impl Launcher {
             .stderr(Stdio::inherit())
             // A key that ends the daemon must leave it to hand the last events on.
             .process_group(0);
-        if let Some(control) = &command.control {
-            process.env("SNAPBACK_CONTROL", control);
-        }
         for variable in supervisor::VARIABLES {
             process.env_remove(variable);
         }
@@ -91,11 +86,17 @@ pub struct EventRunner {
 }
 
 impl EventRunner {
-    /// Begins with the first event of the log.
+    /// Begins with the first event of the log. `control`: the socket of the daemon, for the
+    /// environment of the command; it is known only after the launcher was started.
     ///
     /// # Errors
     /// The system has no resources for a thread.
-    pub fn start(events: Arc<EventLog>, launcher: Launcher) -> io::Result<Self> {
+    pub fn start(
+        events: Arc<EventLog>,
+        launcher: Launcher,
+        control: Option<&Path>,
+    ) -> io::Result<Self> {
+        let control = serde_json::to_string(&control)?;
         let (stop, stopped) = watch::channel(false);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -106,7 +107,7 @@ impl EventRunner {
             .spawn(move || {
                 let served = runtime.block_on(async {
                     tokio::select! {
-                        served = serve(launcher, &events, stopped.clone()) => served,
+                        served = serve(launcher, &control, &events, stopped.clone()) => served,
                         () = patience(stopped) => Ok(()),
                     }
                 });
@@ -145,10 +146,12 @@ async fn patience(mut stopped: watch::Receiver<bool>) {
 /// Has the command run for all events, until there are no more.
 async fn serve(
     launcher: Launcher,
+    control: &str,
     events: &EventLog,
     mut stopped: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let mut lines = Lines::new(launcher.0)?;
+    lines.send(control).await?;
     let mut newest = events.watch();
     let mut seen = 0;
     let mut guests_next = Instant::now();

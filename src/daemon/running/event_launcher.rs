@@ -61,11 +61,15 @@ struct Launch<'a> {
 impl Launch<'_> {
     /// Until the daemon says so, or has ended.
     async fn serve(&self, mut daemon: Lines) -> io::Result<()> {
+        let Some(control) = daemon.next().await? else {
+            return Ok(());
+        };
+        let control: Option<String> = serde_json::from_str(&control)?;
         while let Some(event) = daemon.next().await? {
             if event == STOP {
                 return Ok(());
             }
-            let mut ended = pin!(self.run(&event));
+            let mut ended = pin!(self.run(&event, control.as_deref()));
             let result = tokio::select! {
                 result = &mut ended => result,
                 word = daemon.next() => match word? {
@@ -88,9 +92,9 @@ impl Launch<'_> {
     }
 
     /// Runs the command for one event.
-    async fn run(&self, event: &str) -> Result<(), String> {
+    async fn run(&self, event: &str, control: Option<&str>) -> Result<(), String> {
         let cannot = |e: io::Error| format!("cannot run {}: {e}", self.program.display());
-        let mut running = self.start(event).map_err(cannot)?;
+        let mut running = self.start(event, control).map_err(cannot)?;
         match timeout(self.limit, running.end()).await {
             Ok(Ok(status)) if status.success() => Ok(()),
             Ok(Ok(status)) => Err(format!("it ended with {status}")),
@@ -105,7 +109,7 @@ impl Launch<'_> {
         }
     }
 
-    fn start(&self, event: &str) -> io::Result<Running> {
+    fn start(&self, event: &str, control: Option<&str>) -> io::Result<Running> {
         let json: serde_json::Value = serde_json::from_str(event)?;
         let text = |name: &str| match json.get(name) {
             Some(serde_json::Value::String(text)) => text.clone(),
@@ -119,6 +123,9 @@ impl Launch<'_> {
             .stdout(Stdio::inherit())
             .stderr(Stdio::inherit())
             .process_group(0);
+        if let Some(control) = control {
+            process.env("SNAPBACK_CONTROL", control);
+        }
         for (variable, field) in [
             ("SNAPBACK_EVENT", "kind"),
             ("SNAPBACK_EVENT_SEQ", "seq"),

@@ -13,8 +13,6 @@ use crate::socket_access::SocketAccess;
 /// connects to a socket that it finds, to learn whether somebody listens there.
 const BITS: u32 = 0o777;
 const OWNER: u32 = 0o600;
-/// Unless another mode was given, of a socket for a group.
-const OF_A_GROUP: u32 = 0o660;
 
 /// The messages explain the variants. `option`: what names the value on the command line.
 #[derive(Debug, thiserror::Error)]
@@ -73,11 +71,7 @@ fn resolve(
         Some(name) => Some(permitted_group(name, of_group)?),
         None => default.group,
     };
-    let usual = match group {
-        Some(_) => OF_A_GROUP,
-        None => default.mode,
-    };
-    let mode = record.mode.unwrap_or(usual);
+    let mode = record.effective_mode();
     if mode & !BITS != 0 || mode & OWNER != OWNER {
         return Err(AccessError::Mode {
             option: of_mode,

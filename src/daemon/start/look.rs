@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, CWD};
 
-use super::access;
 use super::options::{Endpoint, ServeOptions};
 use super::plan::{Plan, check_served};
 use super::preflight::check_without_guests;
 use super::sockets::open_endpoint;
+use super::{access, listing};
 use crate::control::ControlSocket;
 use crate::daemon::DaemonError;
 use crate::vhost::ViewSocket;
@@ -80,6 +80,7 @@ fn look_at_sockets(options: &ServeOptions, plan: &Plan) -> Result<(), DaemonErro
             look(path)?;
         }
     }
+    listing::look(options)?;
     match plan.state.control.as_ref().map(PathBuf::from) {
         Some(path) => {
             ControlSocket::look(&path).map_err(|e| DaemonError::Refused(format!("control {e}")))

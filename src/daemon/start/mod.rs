@@ -5,9 +5,9 @@
 //!  serve ─► incoming, metrics
 //!    └────► confine ─► access, sockets
 //!    └────► build ─► preflight ─► cow_check, sockets ─► plan ─► origin_check ─► options
-//!                        └─────► missing_state              sockets ─► inherited
+//!                        └─────► missing_state              sockets ─► inherited, listing
 //!                        └─────► blocks, access
-//!  look ─► preflight, access, sockets
+//!  look ─► preflight, access, sockets, listing
 //! ```
 
 mod access;
@@ -17,6 +17,7 @@ pub mod confine;
 mod cow_check;
 mod incoming;
 pub mod inherited;
+mod listing;
 pub mod look;
 mod metrics;
 mod missing_state;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::control::access::Access;
 use crate::control::api::SnapshotSpec;
+use crate::control::registry::Wish;
 use crate::daemon::running::event_command::EventCommand;
 use crate::daemon::state::{AccessRecord, BlockSizes};
 use crate::engine::MergeWrites;
@@ -66,6 +67,11 @@ pub struct ServeOptions {
     pub control_fd: Option<RawFd>,
     /// The service manager passes the control socket.
     pub control_passed: bool,
+    /// There is no control interface, whatever the state file says.
+    pub no_control: bool,
+    /// Under this name the daemon is listed for its user, and has a control socket if none is
+    /// given; `None`: it is not listed.
+    pub listed_as: Option<Wish>,
     /// Who may change something through the control interface, besides root and the daemon's
     /// user.
     pub control_permission: Access,
@@ -118,6 +124,8 @@ impl Default for ServeOptions {
             control: None,
             control_fd: None,
             control_passed: false,
+            no_control: false,
+            listed_as: None,
             control_permission: Access::default(),
             on_event: None,
             metrics: None,

@@ -6,6 +6,7 @@ use std::path::Path;
 use super::options::{Endpoint, ServeOptions};
 use super::origin_check::{check_lengths, check_origin};
 use crate::control::api::{SnapshotSpec, StoreType, check_name};
+use crate::control::registry::Wish;
 use crate::daemon::identity::{OriginIdentity, same_path};
 pub use crate::daemon::plan_error::PlanError;
 use crate::daemon::provenance::placement::{Location, Placement};
@@ -371,7 +372,7 @@ fn sockets(options: &ServeOptions, state: &mut VolumeState) -> Result<(), PlanEr
             record.spec.socket = None;
         }
     }
-    if options.control_fd.is_some() || options.control_passed {
+    if options.control_fd.is_some() || options.control_passed || options.no_control {
         state.control = None;
     }
     if let Some(control) = &options.control {
@@ -425,7 +426,9 @@ fn sockets(options: &ServeOptions, state: &mut VolumeState) -> Result<(), PlanEr
 /// Refuses a plan that serves no socket at all.
 pub fn check_served(options: &ServeOptions, plan: &Plan) -> Result<(), PlanError> {
     let state = &plan.state;
+    let is_named = matches!(options.listed_as, Some(Wish::Exactly(_)));
     let served = options.endpoint.is_some()
+        || is_named
         || options.control_fd.is_some()
         || options.control_passed
         || !options.snapshot_endpoints.is_empty()

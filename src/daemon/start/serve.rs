@@ -1,6 +1,7 @@
 //! The start of a daemon as a whole.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::build::{PreparedSnapshot, build_volume};
@@ -9,7 +10,8 @@ use super::incoming::Incoming;
 use super::metrics;
 use super::options::ServeOptions;
 use super::sockets::{GIVEN, Sockets, announce, place, with_passed};
-use crate::control::ControlServer;
+use crate::control::registry::Noted;
+use crate::control::{ControlServer, ControlSocket};
 use crate::daemon::DaemonError;
 use crate::daemon::running::event_command::{EventRunner, Launcher};
 use crate::daemon::running::manager::{Manager, Reload};
@@ -81,10 +83,12 @@ fn serve_volume(
     for remark in &checked.plan.remarks {
         tracing::warn!("{remark}");
     }
-    let sockets = std::mem::take(&mut checked.sockets);
+    let mut sockets = std::mem::take(&mut checked.sockets);
+    let listed = Listed::of(&mut sockets);
     let (volume, mut notices, prepared) = build_volume(options, checked, Service::Daemon)?;
     if let Some(launcher) = launcher {
-        let runner = EventRunner::start(volume.events.clone(), launcher);
+        let control = listed.control.as_deref();
+        let runner = EventRunner::start(volume.events.clone(), launcher, control);
         *on_event = Some(runner.map_err(|e| DaemonError::system("run a command on events", e))?);
     }
     let control = start_serving(&volume, prepared, sockets, &mut notices);
@@ -100,6 +104,7 @@ fn serve_volume(
         },
         Err(error) => Err(error),
     };
+    drop(listed);
     match ended {
         Ok(Ended::AtOnce) => Err(DaemonError::Killed),
         Ok(Ended::Drained) => finish(&volume),
@@ -150,6 +155,7 @@ pub fn start_serving(
         snapshots,
         control,
         permission,
+        noted: _,
     } = sockets;
     start_origin_views(volume, &state, origin, followed)?;
     for (name, socket) in snapshots {
@@ -167,11 +173,28 @@ pub fn start_serving(
     let Some(socket) = control else {
         return Ok(None);
     };
+    let place = socket.place().map(|place| place.display().to_string());
+    let at = place.as_deref().unwrap_or(GIVEN);
     let server = ControlServer::start_on(socket, volume.clone(), permission)
         .map_err(|e| DaemonError::Refused(format!("control {e}")))?;
-    let place = state.control.as_deref().unwrap_or(GIVEN);
-    announce("control", &format!("at {place}"));
+    announce("control", &format!("at {at}"));
     Ok(Some(server))
+}
+
+/// How clients find this daemon, until it does not answer any longer.
+struct Listed {
+    _noted: Option<Noted>,
+    /// The control socket.
+    control: Option<PathBuf>,
+}
+
+impl Listed {
+    fn of(sockets: &mut Sockets) -> Self {
+        Self {
+            _noted: sockets.noted.take(),
+            control: sockets.control.as_ref().and_then(ControlSocket::place),
+        }
+    }
 }
 
 fn start_origin_views(

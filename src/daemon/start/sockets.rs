@@ -6,12 +6,13 @@ use std::os::fd::RawFd;
 use std::path::Path;
 
 use super::access::Access;
-use super::inherited;
 use super::options::{Endpoint, ServeOptions};
 use super::plan::Plan;
+use super::{inherited, listing};
 use crate::control::ControlSocket;
 use crate::control::access::Access as Permission;
 use crate::control::api::SnapshotSpec;
+use crate::control::registry::Noted;
 use crate::daemon::DaemonError;
 use crate::daemon::volume::early::EarlyView;
 use crate::daemon::volume::views::{self, Entrance};
@@ -27,6 +28,8 @@ pub struct Sockets {
     /// By snapshot name.
     pub snapshots: Vec<(String, Entrance)>,
     pub control: Option<ControlSocket>,
+    /// The entry by which clients find a control socket that is at a place of its own.
+    pub noted: Option<Noted>,
     /// Who may change something there.
     pub permission: Permission,
 }
@@ -134,6 +137,7 @@ pub fn bind_sockets(
         let refused = |e| DaemonError::Refused(format!("socket `{CONTROL}`: {e}"));
         sockets.control = Some(ControlSocket::from_fd(passed.into()).map_err(refused)?);
     }
+    sockets.noted = listing::list(options, access.control, &mut sockets.control)?;
     refuse_left_over()?;
     Ok(sockets)
 }
@@ -149,7 +153,7 @@ pub fn with_passed(mut options: ServeOptions) -> ServeOptions {
         options.endpoint = Some(Endpoint::Passed(ORIGIN.to_owned()));
     }
     let has_control = options.control.is_some() || options.control_fd.is_some();
-    options.control_passed = !has_control && supervisor::is_passed(CONTROL);
+    options.control_passed = !has_control && !options.no_control && supervisor::is_passed(CONTROL);
     for name in supervisor::names() {
         let has_path = |spec: &SnapshotSpec| spec.name == name && spec.socket.is_some();
         let is_given = options.snapshot_endpoints.iter().any(|(of, _)| *of == name);

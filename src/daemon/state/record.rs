@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::control::api::{ResetKind, SnapshotSpec};
 use crate::daemon::identity::{OriginIdentity, StorageIdentity, UnflushedRecord};
 use crate::engine::MergeWrites;
+use crate::socket_access::SocketAccess;
 
 /// The version that this program writes. It reads all versions from [`OLDEST`] on.
 pub(super) const VERSION: u32 = 2;
@@ -102,6 +103,9 @@ impl BlockSizes {
     }
 }
 
+/// The mode of a socket for a group, unless another was given.
+const OF_A_GROUP: u32 = 0o660;
+
 /// Group and mode of sockets, as far as they were given.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -117,6 +121,15 @@ pub struct AccessRecord {
 impl AccessRecord {
     fn is_default(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// The permission bits that sockets have: a group can connect unless the mode forbids it.
+    pub fn effective_mode(&self) -> u32 {
+        let usual = match self.group {
+            Some(_) => OF_A_GROUP,
+            None => SocketAccess::default().mode,
+        };
+        self.mode.unwrap_or(usual)
     }
 
     /// Takes over what `newer` has.

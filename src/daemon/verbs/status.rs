@@ -6,8 +6,9 @@ use std::time::Duration;
 use crate::control::api::{
     MergeStatus, OriginStatus, SnapshotStatus, State, ViewKind, ViewStatus, VolumeStatus,
 };
+use crate::control::socket_status::{GroupAndMode, SocketAccess};
 use crate::control::view_io::ViewIo;
-use crate::daemon::state::{MergeRecord, StateFile, VolumeState};
+use crate::daemon::state::{AccessRecord, MergeRecord, StateFile, VolumeState};
 use crate::daemon::volume::events::retry;
 use crate::daemon::volume::left_over::LeftOver;
 use crate::daemon::volume::views::ServedView;
@@ -51,6 +52,11 @@ impl LiveVolume {
             rollback_at_reset: rollback_at_reset.map(|r| r.snapshot.clone()),
             rollback: Self::pending_rollback(&state, &tables),
             last_merge: tables.last_merge.clone(),
+            pid: Some(std::process::id()),
+            access: SocketAccess {
+                sockets: group_and_mode(&state.socket_access),
+                control: group_and_mode(&state.control_access),
+            },
         };
         // The file system may take long to answer.
         drop((tables, recorded));
@@ -124,6 +130,14 @@ impl LiveVolume {
             error,
         })
     }
+}
+
+fn group_and_mode(record: &AccessRecord) -> Option<GroupAndMode> {
+    let is_set = record.group.is_some() || record.mode.is_some();
+    is_set.then(|| GroupAndMode {
+        group: record.group.clone(),
+        mode: format!("{:o}", record.effective_mode()),
+    })
 }
 
 /// All views, as the status shows them.
