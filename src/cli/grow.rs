@@ -49,7 +49,7 @@ impl Grow {
         let size = values::size_after(self.size, present)?;
         client.grow_snapshot(&self.name, size)?;
         let done = json!({"snapshot": self.name, "size": size});
-        let size = size::exact(size);
+        let size = size::in_words(size);
         let line = format!("the COW of {} now has {size}", self.name);
         self.json.say(&line, &done)?;
         Ok(Outcome::Done)

@@ -55,11 +55,11 @@ impl Resize {
 }
 
 fn summary(reply: &ResizeReply) -> String {
-    let size = size::exact(reply.size);
+    let size = size::in_words(reply.size);
     let mut text = if reply.before == reply.size {
         format!("the disk has {size}, as before\n")
     } else {
-        let before = size::exact(reply.before);
+        let before = size::in_words(reply.before);
         format!("the disk now has {size}, before it had {before}\n")
     };
     for socket in &reply.untold {

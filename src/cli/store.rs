@@ -84,7 +84,7 @@ impl Create {
             self.cow.display(),
             size::human(made.size),
             made.capacity,
-            size::exact(made.chunk_size.bytes())
+            size::in_words(made.chunk_size.bytes())
         ))?;
         if let Some(free) = made.free {
             output::line(&format!(

@@ -107,7 +107,7 @@ fn block(text: &str, most: u32) -> Result<u32, String> {
             format!(
                 "{}: must be a power of two from 512 bytes to {}",
                 size::in_words(bytes),
-                size::exact(most.into())
+                size::in_words(most)
             )
         })
 }

@@ -45,12 +45,12 @@ fn describe(event: &EventKind) -> String {
         EventKind::SnapshotOverflow => {
             "the COW is full: reads succeed, writes fail; enlarge it with snapback grow".to_owned()
         }
-        EventKind::SnapshotGrown { size } => format!("the COW has {} now", size::exact(*size)),
+        EventKind::SnapshotGrown { size } => format!("the COW has {} now", size::in_words(*size)),
         EventKind::OriginLarger { size } => format!(
             "the disk's file has {}, more than the disk; snapback resize shows all of it to guests",
-            size::exact(*size)
+            size::in_words(*size)
         ),
-        EventKind::OriginResized { size } => format!("the disk has {} now", size::exact(*size)),
+        EventKind::OriginResized { size } => format!("the disk has {} now", size::in_words(*size)),
         EventKind::UsageThreshold { percent } => format!("{percent} % of the COW is used"),
         EventKind::RollbackPending => "rollback at the guest's next reset".to_owned(),
         EventKind::RollbackCancelled { reason } => cancelled(*reason),

@@ -284,7 +284,7 @@ fn create_and_info_tell_the_truth_with_their_exit_status() {
     let made = assert_done(&["create", &cow, "--size", "1M"]);
     assert_eq!(
         made,
-        format!("created {cow}: 1 MiB, room for 254 chunks of 4K\n")
+        format!("created {cow}: 1 MiB, room for 254 chunks of 4 KiB\n")
     );
     assert!(assert_done(&["info", &cow]).contains("state       valid\n"));
     let json: serde_json::Value =

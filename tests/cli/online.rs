@@ -122,7 +122,8 @@ fn verbs_reach_the_volume_with_absolute_paths() {
     daemon.done(&["grow", "a", "1G"]);
     let told = daemon.done(&["resize", "2M"]);
     assert!(
-        told.contains("now has 2M, before it had 1M") && told.contains("disk.sock cannot be told")
+        told.contains("now has 2 MiB, before it had 1 MiB")
+            && told.contains("disk.sock cannot be told")
     );
     assert!(daemon.done(&["resize"]).contains("as before"));
     daemon.done(&["remove", "a"]);
