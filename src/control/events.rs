@@ -14,7 +14,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 use utoipa::ToSchema;
 
-use super::api::{Retry, Seen, SlowIo};
+use super::api::{FailedRequests, Retry, Seen, SlowIo};
 use super::operations::Operations;
 use super::utc;
 
@@ -215,6 +215,12 @@ pub enum EventKind {
         socket: Option<String>,
         seconds: u64,
     },
+    /// Requests of a guest were answered with an I/O error.
+    IoFailed {
+        socket: Option<String>,
+        #[serde(flatten)]
+        io: FailedRequests,
+    },
     /// A socket that a merged snapshot had left to the origin is closed.
     SocketClosed {
         socket: String,
@@ -241,6 +247,7 @@ impl EventKind {
                 | Self::RollbackWaits { .. }
                 | Self::IoSlow { .. }
                 | Self::IoSlowEnded { .. }
+                | Self::IoFailed { .. }
         )
     }
 }

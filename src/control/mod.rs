@@ -9,6 +9,7 @@ pub mod bar;
 pub mod client;
 pub mod events;
 mod follow;
+mod guest_requests;
 mod malformed;
 pub mod metrics;
 mod metrics_server;

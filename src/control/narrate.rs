@@ -90,6 +90,7 @@ fn describe(event: &EventKind) -> String {
             &format!("no request takes long any more; the oldest took {seconds} s"),
             socket,
         ),
+        EventKind::IoFailed { socket, io } => at(&io.to_string(), socket),
         EventKind::Stopping => "the daemon stops".to_owned(),
         EventKind::Lost { count } => {
             format!("{count} events are missing: only the newest are kept")

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use super::*;
-use crate::control::api::{Retry, Seen, SlowIo, SlowOperation};
+use crate::control::api::{FailedRequests, GuestOperation, Retry, Seen, SlowIo};
 use crate::control::events::{
     CancelCause, EventKind, EventLog, FailedDevice, FailedIo, FailedOperation, InvalidCause,
 };
@@ -99,7 +99,7 @@ fn samples() -> Vec<EventKind> {
     let io = SlowIo {
         requests: 1,
         seconds: 3,
-        operation: SlowOperation::Flush,
+        operation: GuestOperation::Flush,
         sector: 0,
     };
     let invalid = |reason, failed| EventKind::SnapshotInvalid {
@@ -166,6 +166,15 @@ fn samples() -> Vec<EventKind> {
         EventKind::IoSlow {
             socket: socket.clone(),
             io,
+        },
+        EventKind::IoFailed {
+            socket: socket.clone(),
+            io: FailedRequests {
+                requests: 1,
+                operation: GuestOperation::Write,
+                sector: 8,
+                error: Some(text()),
+            },
         },
         EventKind::SocketClosed { socket: text() },
         EventKind::IoSlowEnded { socket, seconds: 1 },

@@ -20,6 +20,7 @@ mod connection;
 mod counters;
 mod descriptors;
 mod dirty_log;
+mod failures;
 mod feature_names;
 mod front_end_link;
 mod guest;
@@ -68,6 +69,7 @@ use std::time::Duration;
 
 pub use counters::{BUCKETS, ErrorCause, Operation, OperationTotals, ViewTotals, bucket_end};
 pub use descriptors::raise_limit;
+pub use failures::FailedRequests;
 pub use listener::ViewServer;
 pub use requests::{Requests, SlowRequests};
 pub use reset::Start;
@@ -151,6 +153,11 @@ pub trait ViewHooks: Send + Sync {
     /// Some requests take long.
     fn slow(&self, slow: SlowRequests) {
         let _ = slow;
+    }
+
+    /// Requests failed since the last such report.
+    fn failed(&self, failed: FailedRequests) {
+        let _ = failed;
     }
 
     /// None takes long any more; `lasted`: how long the oldest was under way.

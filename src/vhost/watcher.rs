@@ -4,7 +4,7 @@
 //! A worker marks the slots of its requests, which is two stores for each. A thread looks
 //! at all slots once a second while requests are under way: a slot whose mark has not
 //! changed for [`SLOW`] holds a request that takes long. The thread sleeps while nothing is
-//! under way.
+//! under way. It also reports the requests that failed, so that no worker waits for a report.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -13,9 +13,11 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::ViewHooks;
+use super::failures::Failures;
 use super::requests::SlowRequests;
 use crate::engine::{Request, RequestKind, Slot};
 use crate::event_flag::EventFlag;
+use crate::io::Errno;
 
 /// From when on a request takes long.
 pub const SLOW: Duration = Duration::from_secs(3);
@@ -28,6 +30,7 @@ const IDLE_LOOKS: u32 = 3;
 pub struct WatchedView {
     hooks: Arc<dyn ViewHooks>,
     slow: Mutex<Option<SlowRequests>>,
+    failures: Mutex<Failures>,
 }
 
 impl WatchedView {
@@ -35,12 +38,25 @@ impl WatchedView {
         Self {
             hooks,
             slow: Mutex::new(None),
+            failures: Mutex::default(),
         }
     }
 
     /// The requests that take long, as of the last look.
     pub fn slow(&self) -> Option<SlowRequests> {
         *lock(&self.slow)
+    }
+
+    /// Reports the requests that failed, if it is time; returns whether some are left.
+    fn report_failures(&self, now: Instant) -> bool {
+        let (due, waits) = {
+            let mut failures = lock(&self.failures);
+            (failures.due(now), failures.is_waiting())
+        };
+        if let Some(failed) = due {
+            self.hooks.failed(failed);
+        }
+        waits
     }
 
     /// Notes what the last look has found, and reports the begin and the end.
@@ -85,6 +101,11 @@ impl Marks {
         }
     }
 
+    /// A request of the view fails, as `failures.rs` describes it.
+    pub fn failed(&self, kind: RequestKind, sector: u64, error: Option<Errno>) {
+        lock(&self.view.failures).note(kind, sector, error);
+    }
+
     pub fn end(&self, slot: Slot) {
         if let Some(mark) = self.slots.get(usize::from(slot)) {
             let turn = mark.turn.load(Ordering::Relaxed);
@@ -96,6 +117,7 @@ impl Marks {
 /// The marks of a queue, with what the thread saw there.
 struct Watched {
     marks: Weak<Marks>,
+    view: Arc<WatchedView>,
     seen: Vec<(u64, Instant)>,
 }
 
@@ -191,6 +213,7 @@ impl Watcher {
         });
         lock(&self.watched).push(Watched {
             marks: Arc::downgrade(&marks),
+            view: Arc::clone(&marks.view),
             seen: vec![(0, Instant::now()); usize::from(slots)],
         });
         marks
@@ -241,8 +264,10 @@ impl Watcher {
         let mut busy = false;
         let mut found: Vec<(Arc<WatchedView>, SlowRequests)> = Vec::new();
         lock(&self.watched).retain_mut(|watched| {
+            let failed = watched.view.report_failures(now);
+            busy |= failed;
             let Some((marks, is_busy, requests)) = watched.look(now) else {
-                return false;
+                return failed;
             };
             busy |= is_busy;
             if let Some(requests) = requests {
@@ -315,6 +340,7 @@ mod tests {
         let start = Instant::now();
         let mut watched = Watched {
             marks: Arc::downgrade(&marks),
+            view: Arc::clone(&view),
             seen: vec![(0, start); 4],
         };
         let mut at = |seconds| {

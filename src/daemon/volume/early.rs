@@ -17,7 +17,8 @@ use crate::io::{Buffer, Disk, Errno, Tag};
 use crate::size::in_words;
 use crate::units::SECTOR_SIZE;
 use crate::vhost::{
-    Backend, Requests, SlowRequests, Start, ViewConfig, ViewHooks, ViewServer, ViewSocket,
+    Backend, FailedRequests, Requests, SlowRequests, Start, ViewConfig, ViewHooks, ViewServer,
+    ViewSocket,
 };
 use crate::virtio_blk::BlkDevice;
 
@@ -251,6 +252,12 @@ impl ViewHooks for Awaited {
     fn slow(&self, slow: SlowRequests) {
         if let Some(volume) = self.volume.get() {
             volume.hooks.slow(slow);
+        }
+    }
+
+    fn failed(&self, failed: FailedRequests) {
+        if let Some(volume) = self.volume.get() {
+            volume.hooks.failed(failed);
         }
     }
 

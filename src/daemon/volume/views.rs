@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 use super::early::EarlyView;
 use super::reset_rule::seen;
 use super::serials;
-use crate::control::api::{Seen, SlowIo, SlowOperation, SnapshotSpec};
+use crate::control::api::{FailedRequests as Failed, GuestOperation, Seen, SlowIo, SnapshotSpec};
 use crate::control::events::EventKind;
 use crate::engine::{Engine, PortRole, RequestKind, ViewId, Wake};
 use crate::io::{Devices, Disk, IoEngine, open_disk};
 use crate::socket_access::SocketAccess;
 use crate::vhost::{
-    Backend, Requests, SlowRequests, SocketError, Start, ViewConfig, ViewHooks, ViewServer,
-    ViewSocket, ViewTotals,
+    Backend, FailedRequests, Requests, SlowRequests, SocketError, Start, ViewConfig, ViewHooks,
+    ViewServer, ViewSocket, ViewTotals,
 };
 use crate::virtio_blk::{BlkDevice, Capacity, MAX_WRITE_ZEROES_SECTORS, Topology};
 
@@ -413,6 +413,18 @@ impl ViewHooks for Hooks {
         self.publish(|socket| EventKind::IoSlow { socket, io });
     }
 
+    fn failed(&self, failed: FailedRequests) {
+        let io = Failed {
+            requests: failed.count,
+            operation: operation(failed.kind),
+            sector: failed.sector,
+            error: failed.error.map(|errno| errno.to_string()),
+        };
+        let view = self.snapshot.as_deref().unwrap_or("origin");
+        tracing::error!("view {view}: {io}");
+        self.publish(|socket| EventKind::IoFailed { socket, io });
+    }
+
     fn slow_ended(&self, lasted: Duration) {
         let seconds = lasted.as_secs();
         let view = self.snapshot.as_deref().unwrap_or("origin");
@@ -421,17 +433,21 @@ impl ViewHooks for Hooks {
     }
 }
 
+fn operation(kind: RequestKind) -> GuestOperation {
+    match kind {
+        RequestKind::Read => GuestOperation::Read,
+        RequestKind::Write { .. } => GuestOperation::Write,
+        RequestKind::Flush => GuestOperation::Flush,
+        RequestKind::Discard => GuestOperation::Discard,
+    }
+}
+
 /// As the status and the events show it.
 fn slow_io(slow: SlowRequests) -> SlowIo {
     SlowIo {
         requests: slow.count,
         seconds: slow.oldest.as_secs(),
-        operation: match slow.kind {
-            RequestKind::Read => SlowOperation::Read,
-            RequestKind::Write { .. } => SlowOperation::Write,
-            RequestKind::Flush => SlowOperation::Flush,
-            RequestKind::Discard => SlowOperation::Discard,
-        },
+        operation: operation(slow.kind),
         sector: slow.sector,
     }
 }

@@ -96,7 +96,13 @@ impl Worker {
                 self.undone = true;
                 return;
             }
-            Status::IoError => (Outcome::Failed(ErrorCause::Io), 1),
+            Status::IoError => {
+                if let Some(marks) = &self.marks {
+                    let asked = &request.progress.request;
+                    marks.failed(asked.kind, asked.sector, self.last_error);
+                }
+                (Outcome::Failed(ErrorCause::Io), 1)
+            }
         };
         self.answer(
             request.head,

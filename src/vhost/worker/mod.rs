@@ -33,7 +33,7 @@ use super::watcher::Marks;
 use super::{Backend, Requests};
 use crate::engine::{Command, Weight};
 use crate::event_flag::EventFlag;
-use crate::io::{Disk, Done};
+use crate::io::{Disk, Done, Errno};
 use crate::sync::mpsc;
 use crate::sync::thread::{self, JoinHandle};
 use crate::virtio_blk::{BlkRequest, ConfigSpace, Refused};
@@ -237,6 +237,8 @@ struct Worker {
     faults: usize,
     /// Operations were submitted since the last reap, or there are completions to reap.
     submitted: bool,
+    /// Of the operations since none was under way, for the report of a request that fails.
+    last_error: Option<Errno>,
     // Kept between rounds for their allocation only.
     commands: Vec<Command>,
     done: Vec<Done>,

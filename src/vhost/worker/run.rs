@@ -74,6 +74,7 @@ impl Worker {
             // So that the first look is a real one: the ring was read already.
             faults: 0,
             submitted: false,
+            last_error: None,
             commands: Vec::with_capacity(count),
             done: Vec::with_capacity(count),
             taken: Vec::with_capacity(count),
@@ -165,6 +166,9 @@ impl Worker {
             }
             progress = true;
             for done in self.done.drain(..) {
+                if let Err(errno) = done.result {
+                    self.last_error = Some(errno);
+                }
                 self.port
                     .io_done(done.tag, done.result, done.buffer, &mut self.commands);
             }
@@ -172,6 +176,9 @@ impl Worker {
             if !self.submitted {
                 break;
             }
+        }
+        if self.disk.in_flight() == 0 {
+            self.last_error = None;
         }
         self.look_for_memory();
         self.tally.count_answered(!self.silent, self.slots.taken());
