@@ -101,6 +101,8 @@ pub struct BlockFile {
     /// guarded.
     held: Option<AtomicU64>,
     abilities: Abilities,
+    /// See `known_zeroing.rs`.
+    zeroing_known: bool,
 }
 
 impl BlockFile {
@@ -198,6 +200,7 @@ impl BlockFile {
                 inode: metadata.ino(),
             }
         };
+        let zeroing_known = Self::zeroing_is_known(identity, &file);
         // O_NONBLOCK was for opening only; with it io_uring could return EAGAIN.
         set_direct(&file, false).map_err(|e| OpenError::io(path, "set its flags", e))?;
         let mut this = Self {
@@ -215,6 +218,7 @@ impl BlockFile {
             // A device cannot be shortened like a file.
             held: (options.guard_size && !is_device).then(AtomicU64::default),
             abilities: Abilities::default(),
+            zeroing_known,
         };
         this.refresh_size()?;
         if is_device {
@@ -366,6 +370,12 @@ impl BlockFile {
     /// The forms of zeroing that are known to fail on this file.
     pub(super) const fn abilities(&self) -> &Abilities {
         &self.abilities
+    }
+
+    /// Whether a range that it was told to zero, or that it reports as a hole, is known to read as
+    /// zeroes.
+    pub const fn zeroes_reliably(&self) -> bool {
+        self.zeroing_known
     }
 
     /// Whether it is a block device.

@@ -20,6 +20,7 @@ mod cut;
 mod devices;
 mod file;
 mod head;
+mod known_zeroing;
 mod limits;
 mod lock;
 mod open_disk;

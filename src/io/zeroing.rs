@@ -1,7 +1,8 @@
 //! One zeroing operation: which system call comes next, and how a result is handled.
 //!
 //! The cheapest call is tried first. A call that the file or device does not support is
-//! not tried on it again; the last resort is to write zeroes.
+//! not tried on it again; the last resort is to write zeroes. Where a call that succeeds is not
+//! known to zero (`known_zeroing.rs`), zeroes are written at once, and only hints use the call.
 
 use super::allocate::Allocate;
 use super::transfer::{Direction, Iovecs, Next, Transfer};
@@ -70,15 +71,17 @@ impl ZeroWork {
 
     /// The best way that the file is not known to be without.
     fn choose(&self, file: &BlockFile) -> Result<Step, Errno> {
+        let reliable = file.zeroes_reliably();
         let punch = match self.how {
             Zeroing::Keep => false,
-            Zeroing::Unmap | Zeroing::Discard => !file.keeps_space(),
+            Zeroing::Unmap => reliable && !file.keeps_space(),
+            Zeroing::Discard => !file.keeps_space(),
         };
         Ok(if punch && file.abilities().can(Allocate::Punch) {
             Step::Allocate(Allocate::Punch)
         } else if self.how == Zeroing::Discard {
             Step::Nothing
-        } else if file.abilities().can(Allocate::ZeroRange) {
+        } else if reliable && file.abilities().can(Allocate::ZeroRange) {
             Step::Allocate(Allocate::ZeroRange)
         } else {
             Step::Write(write(file, self.offset, self.len)?)

@@ -114,9 +114,13 @@ impl SnapshotView {
         self.map.extents(range)
     }
 
-    /// See [`BlockFile::next_data`].
+    /// See [`BlockFile::next_data`]. A hole is believed only where it is known to read as zeroes.
     pub fn next_data(&self, device: DeviceId, from: u64) -> Option<Range<u64>> {
-        self.devices.get(device)?.next_data(from)
+        let file = self.devices.get(device)?;
+        if file.zeroes_reliably() {
+            return file.next_data(from);
+        }
+        (from < file.size()).then(|| from..file.size())
     }
 
     pub fn path(&self, device: DeviceId) -> &Path {
