@@ -252,3 +252,39 @@ fn what_is_wrong_with_a_table_is_found() {
         assert!(found.iter().any(|f| f == fault), "{to:?}: {found:?}");
     }
 }
+
+/// Every row about failing storage names tests that exist, and each test that makes storage fail
+/// is named.
+#[test]
+fn every_fault_has_tests_that_exist_and_every_test_of_faults_is_named() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = fs::read_to_string(root.join("docs/reliability.md")).unwrap();
+    let read = |path: &str| fs::read_to_string(root.join(path)).unwrap_or_default();
+    let lines = text.lines().filter_map(|line| line.strip_prefix("| "));
+    let rows: Vec<&str> = lines.filter(|line| !line.starts_with("fault |")).collect();
+    assert!(rows.len() > 25, "{}", rows.len());
+    for row in rows {
+        let cells: Vec<&str> = row.trim_end_matches(" |").split(" | ").collect();
+        assert_eq!(cells.len(), 5, "{row}");
+        for test in cells[4].split("<br>") {
+            let named = test.trim_matches('`').split_once("::");
+            let (path, name) = named.unwrap_or_else(|| panic!("{row}"));
+            assert!(has_test(&read(path), name), "{path} has no test {name}");
+        }
+    }
+    for entry in fs::read_dir(root.join("tests/faults")).unwrap() {
+        let file = entry.unwrap().file_name().into_string().unwrap();
+        let path = format!("tests/faults/{file}");
+        let source = read(&path);
+        let names = source.lines().filter_map(|line| {
+            let name = line.strip_prefix("fn ")?.strip_suffix("() {")?;
+            has_test(&source, name).then_some(name)
+        });
+        for name in names {
+            assert!(
+                text.contains(&format!("`{path}::{name}`")),
+                "{name} has no row"
+            );
+        }
+    }
+}

@@ -323,3 +323,40 @@ fn long_functions_stale_entries_and_stale_reasons_are_found() {
     let without_words = format!("{REASON}\n{long}");
     assert_eq!(faults("a.rs", &without_words, &mut none()).len(), 2);
 }
+
+/// Files below `src` that may read the clock of the day, which an operator or NTP may set at any
+/// time: they only print it. What waits or measures uses the monotonic clock.
+const PRINTS_THE_TIME: &[&str] = &[
+    "cli/top/mod.rs",
+    "cli/watch.rs",
+    "control/events.rs",
+    "control/operations.rs",
+    "control/verbs.rs",
+];
+
+#[test]
+fn nothing_waits_or_measures_by_a_clock_that_can_be_set() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut paths = Vec::new();
+    rust_files(&src, &mut paths);
+    let mut found = BTreeSet::new();
+    for path in &paths {
+        let text = fs::read_to_string(path).unwrap();
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+        let reads = [
+            "SystemTime::now",
+            "ClockId::Realtime",
+            "CLOCK_REALTIME",
+            "Utc::now",
+        ];
+        if reads.iter().any(|name| code.contains(name)) {
+            let name = path.strip_prefix(&src).unwrap().to_str().unwrap();
+            found.insert(name.to_owned());
+        }
+    }
+    let expected: BTreeSet<String> = PRINTS_THE_TIME.iter().map(|s| (*s).to_owned()).collect();
+    assert_eq!(
+        found, expected,
+        "use Instant, or show that the time is only printed"
+    );
+}

@@ -1,4 +1,5 @@
-//! Ctrl-C while a verb waits for what a daemon does.
+//! Signals that do not end the process: Ctrl-C while a verb waits for what a daemon does, and the
+//! one for files that are too large.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -24,6 +25,15 @@ pub fn watch_all() {
     for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
         let _ = register_signal_handler(signal.as_raw(), handle);
     }
+}
+
+extern "C" fn ignore<T>(_: i32, _: *mut T, _: *mut std::ffi::c_void) {}
+
+/// From now on a write beyond the limit for the size of files (`ulimit -f`) is an error of that
+/// write. Its signal would end the process, and a guest chooses where it writes. A handler does not
+/// outlive an exec, so programs that are run have their own way.
+pub fn survive_size_limit() {
+    let _ = register_signal_handler(Signal::XFSZ.as_raw(), ignore);
 }
 
 /// There was an interruption.

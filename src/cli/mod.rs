@@ -82,6 +82,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     {
         return launch(command);
     }
+    interrupt::survive_size_limit();
     let arguments = with_verb(arguments);
     let ending = Ending::of(&arguments);
     let mut options = arguments.iter().skip(1).take_while(|a| *a != "--");
