@@ -71,19 +71,6 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "fuzzing",
-        &[
-            "units",
-            "event_flag",
-            "io",
-            "store",
-            "engine",
-            "executor",
-            "virtio_blk",
-            "vhost",
-        ],
-    ),
-    (
         "control",
         &["units", "size", "own_socket", "socket_access", "supervisor"],
     ),
@@ -120,6 +107,23 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "daemon",
             "supervisor",
             "sandbox",
+        ],
+    ),
+    (
+        "fuzzing",
+        &[
+            "units",
+            "event_flag",
+            "io",
+            "store",
+            "engine",
+            "executor",
+            "virtio_blk",
+            "vhost",
+            "control",
+            "offline",
+            "daemon",
+            "cli",
         ],
     ),
 ];

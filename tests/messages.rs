@@ -11,11 +11,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Files and folders without messages to users: tests, and code that only tests use.
-const FOR_TESTS: [&str; 8] = [
+const FOR_TESTS: [&str; 10] = [
     "/tests/",
     "_tests.rs",
     "/races/",
     "/fuzzing/",
+    "/fuzzing.rs",
+    "_fuzzing.rs",
     "/sim/",
     "/conformance/",
     "/mutation.rs",

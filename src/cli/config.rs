@@ -140,7 +140,7 @@ impl Config {
         let setting = keys.find_map(|key| self.settings.iter().find(|s| s.key == key));
         match setting {
             Some(setting) => self.at(&setting.place, &text),
-            None => format!("config {}: {text}", self.path.display()),
+            None => format!("config {}: {}", self.path.display(), printable(&text)),
         }
     }
 
@@ -164,8 +164,9 @@ impl Config {
         changed.cloned().collect()
     }
 
-    /// A message with the place that it is about.
+    /// A message with the place that it is about. What the file says may be a part of it.
     fn at(&self, place: &Range<usize>, message: &str) -> String {
+        let message = printable(message);
         let before = self.text.get(..place.start).unwrap_or(&self.text);
         let line = before.matches('\n').count() + 1;
         let column = before.rsplit('\n').next().unwrap_or_default();
@@ -319,6 +320,15 @@ impl Config {
     }
 }
 
+/// `text` in one line, without characters that command a terminal.
+fn printable(text: &str) -> String {
+    let shown = text.chars().map(|c| match c.is_control() {
+        true => c.escape_debug().to_string(),
+        false => c.to_string(),
+    });
+    shown.collect()
+}
+
 /// The options that have a key of the same name, but for `snapshot`.
 fn keys(command: &Command) -> Vec<&Arg> {
     let serve = command.find_subcommand("serve");
@@ -357,6 +367,10 @@ impl Kind {
         }
     }
 }
+
+#[cfg(any(test, feature = "fuzzing"))]
+#[path = "config_fuzzing.rs"]
+pub mod fuzzing;
 
 #[cfg(test)]
 #[path = "config_tests.rs"]

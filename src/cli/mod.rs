@@ -52,6 +52,9 @@ mod values;
 mod wait;
 mod watch;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub use config::fuzzing::read as read_config;
+
 use std::ffi::OsString;
 use std::process::ExitCode;
 

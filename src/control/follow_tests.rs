@@ -193,6 +193,31 @@ fn who_does_not_read_at_all_is_cut_off() {
     assert!(all.len() < 4 << 20, "{} bytes were kept for it", all.len());
 }
 
+/// As clients do that say at once that they send no more: the end of their stay is then no end of
+/// their data.
+#[test]
+fn a_follower_that_stopped_sending_and_then_leaves_frees_its_place() {
+    let served = serve_fake();
+    let half_closed = || {
+        let mut stream = UnixStream::connect(&served.socket).unwrap();
+        // A body that never comes keeps the server from looking for more.
+        let head = "GET /v1/events?follow=true HTTP/1.1\r\nhost: d\r\ncontent-length: 1\r\n\r\n";
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        BufReader::new(&stream).read_line(&mut answer).unwrap();
+        assert!(answer.contains(" 200 "), "{answer}");
+        stream
+    };
+    let all: Vec<_> = (0..FOLLOWERS_MAX).map(|_| half_closed()).collect();
+    let (head, refused) = idle_follower(&served.socket);
+    assert!(head.contains(" 409 "), "{head}");
+    drop((all, refused));
+    until("a place is free again", || {
+        idle_follower(&served.socket).0.contains(" 200 ")
+    });
+}
+
 #[test]
 fn followers_leave_places_for_others_and_free_their_own_when_they_go() {
     let served = serve_fake();

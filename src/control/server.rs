@@ -10,6 +10,7 @@
 //! that follow events and read them.
 
 use std::convert::Infallible;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,6 +20,7 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -47,6 +49,8 @@ const CALL_PATIENCE: Duration = Duration::from_secs(5);
 const ANSWER_PATIENCE: Duration = Duration::from_millis(200);
 /// How long a thread for calls is kept without one.
 pub(super) const IDLE_THREAD: Duration = Duration::from_millis(100);
+/// How often it is looked whether a client has left.
+const HANG_UP_INTERVAL: Duration = Duration::from_secs(1);
 /// Largest head of a request in bytes.
 pub(super) const HEAD_MAX: usize = 16 << 10;
 
@@ -215,6 +219,7 @@ async fn serve(stream: UnixStream, shared: Shared) {
         Ok(peer) => peer,
         Err(error) => return tracing::warn!(%error, "a control connection has no user"),
     };
+    let watched = stream.as_fd().try_clone_to_owned();
     let patience = Arc::new(Connection::new(CONNECTION_TIMEOUT));
     let ours = Arc::clone(&patience);
     // Held until the answer is written. A connection has one request.
@@ -243,8 +248,30 @@ async fn serve(stream: UnixStream, shared: Shared) {
     tokio::select! {
         () = refused => {}
         () = patience.expired() => tracing::debug!("control connection took too long"),
+        () = hung_up(watched) => tracing::debug!("control client has left"),
     }
 }
+
+/// Returns when the client has closed both directions. A client that closed the first one before,
+/// and then leaves while nothing is sent to it, is noticed by nothing else.
+async fn hung_up(watched: std::io::Result<OwnedFd>) {
+    let Ok(socket) = watched else {
+        return std::future::pending().await;
+    };
+    loop {
+        tokio::time::sleep(HANG_UP_INTERVAL).await;
+        let mut state = [PollFd::new(&socket, PollFlags::empty())];
+        let looked = poll(&mut state, Some(&Timespec::default()));
+        let [state] = state;
+        if looked.is_ok() && state.revents().contains(PollFlags::HUP) {
+            return;
+        }
+    }
+}
+
+#[cfg(any(test, feature = "fuzzing"))]
+#[path = "server_fuzzing.rs"]
+pub mod fuzzing;
 
 #[cfg(test)]
 #[path = "server_tests.rs"]

@@ -36,6 +36,8 @@ pub use start::inherited::close_others;
 pub use start::look::look;
 pub use start::options::{Endpoint, ServeOptions};
 pub use start::serve::serve;
+#[cfg(any(test, feature = "fuzzing"))]
+pub use state::fuzzing::reread;
 pub use state::place::default_state_path;
 pub use state::{AccessRecord, BlockSizes, FileError};
 

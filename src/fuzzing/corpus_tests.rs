@@ -8,6 +8,7 @@ use std::process::Command;
 
 use super::socket::Served;
 use crate::mutation::{self, Mutation};
+use crate::offline::Verdict;
 use crate::vhost::parts::Ending;
 
 type Seeds = Vec<(String, Vec<u8>)>;
@@ -63,16 +64,13 @@ fn front_ends_are_served_to_their_end() {
     }
 }
 
-/// In a process of its own, because it counts the descriptors of the process.
-#[test]
-fn stored_messages_are_handled_and_leave_no_descriptor_and_no_mapping() {
+/// Runs the test of this name again, in a process of its own; in that one, returns true.
+fn is_alone(name: &str) -> bool {
     const ALONE: &str = "SNAPBACK_TEST_ALONE";
-    const NAME: &str = "stored_messages_are_handled_and_leave_no_descriptor_and_no_mapping";
     if std::env::var(ALONE).is_ok() {
-        replay("socket", super::seeds::socket(), super::socket);
-        return front_ends_are_served_to_their_end();
+        return true;
     }
-    let name = format!("fuzzing::corpus_tests::{NAME}");
+    let name = format!("fuzzing::corpus_tests::{name}");
     let mut child = Command::new(std::env::current_exe().unwrap());
     child
         .args(["--exact", &name, "--nocapture"])
@@ -82,6 +80,70 @@ fn stored_messages_are_handled_and_leave_no_descriptor_and_no_mapping() {
     let cried = String::from_utf8_lossy(&output.stderr);
     let passed = output.status.success() && said.contains("1 passed");
     assert!(passed, "{said}\n{cried}");
+    false
+}
+
+/// Alone, because it counts the descriptors of the process.
+#[test]
+fn stored_messages_are_handled_and_leave_no_descriptor_and_no_mapping() {
+    if is_alone("stored_messages_are_handled_and_leave_no_descriptor_and_no_mapping") {
+        replay("socket", super::seeds::socket(), super::socket);
+        front_ends_are_served_to_their_end();
+    }
+}
+
+/// Alone, because a merge takes over the signals of the process.
+#[test]
+fn stored_cow_files_are_judged_alike_by_all_verbs_and_show_what_they_hold() {
+    if is_alone("stored_cow_files_are_judged_alike_by_all_verbs_and_show_what_they_hold") {
+        let seeds = super::file_seeds::store();
+        let outcomes = seeds.iter().map(|(_, bytes)| super::store::judge(bytes));
+        let outcomes: Vec<_> = outcomes.collect();
+        for verdict in [
+            Verdict::Good,
+            Verdict::New,
+            Verdict::Stale,
+            Verdict::Invalid,
+            Verdict::Damaged,
+        ] {
+            assert!(outcomes.iter().any(|o| o.verdict == verdict), "{verdict:?}");
+        }
+        assert!(outcomes.iter().filter(|o| o.merged).count() > 12);
+        replay("store", seeds, super::store);
+    }
+}
+
+#[test]
+fn stored_state_files_are_refused_or_read_the_same_again() {
+    let seeds = super::file_seeds::state();
+    for (name, bytes) in &seeds {
+        let folder = super::folder::Folder::new();
+        let is_one = ["blank", "oldest", "full", "odd-paths"].contains(&name.as_str());
+        assert_eq!(
+            crate::daemon::reread(folder.path(), bytes),
+            is_one,
+            "{name}"
+        );
+    }
+    replay("state", seeds, super::state);
+}
+
+#[test]
+fn stored_requests_change_something_once_or_are_refused_in_words() {
+    replay("request", super::file_seeds::request(), super::request);
+}
+
+#[test]
+fn stored_configurations_are_refused_with_their_place_or_mean_the_same_in_other_words() {
+    let seeds = super::file_seeds::config();
+    for (name, bytes) in &seeds {
+        let folder = super::folder::Folder::new();
+        let text = std::str::from_utf8(bytes).unwrap();
+        let is_one = ["example", "empty", "kinds", "snapshots", "value"].contains(&name.as_str());
+        let read = crate::cli::read_config(folder.path(), text);
+        assert!(read == is_one || name == "example-all", "{name}");
+    }
+    replay("config", seeds, super::config);
 }
 
 /// Whether the seeds find this bug.
@@ -107,6 +169,14 @@ fn seeded_bugs_are_found() {
     let bug = Mutation::TakenNotRecorded;
     if !is_found(bug, super::seeds::inflight(), super::inflight) {
         missed.push(bug);
+    }
+    for bug in [Mutation::JunkKept, Mutation::RepetitionsKept] {
+        let mut seeds = super::file_seeds::store();
+        // Nothing is merged: that takes over the signals of the process.
+        seeds.iter_mut().for_each(|(_, bytes)| bytes[4] &= !1);
+        if !is_found(bug, seeds, super::store) {
+            missed.push(bug);
+        }
     }
     assert!(missed.is_empty(), "{missed:?}");
 }

@@ -6,6 +6,8 @@
 //! ```
 
 mod file;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod home;
 pub mod place;
 mod record;
