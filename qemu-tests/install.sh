@@ -24,6 +24,7 @@ tests=(
     strace:strace
     curl:curl
     script:bsdutils
+    readelf:binutils
     rsync:rsync
     groff:groff
     tmux:tmux

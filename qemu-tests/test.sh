@@ -101,11 +101,27 @@ check_models() {
     done
 }
 
+# check_libraries: what deny.toml says, as far as this machine can know it.
+check_libraries() {
+    if ! cargo deny --version >/dev/null 2>&1; then
+        echo "left out: cargo-deny is not installed (cargo install --locked cargo-deny);" \
+            "tests/supply_chain/ checks licences and sources"
+        return 0
+    fi
+    cargo deny --offline check licenses bans sources || return 1
+    if compgen -G "${CARGO_HOME:-$HOME/.cargo}/advisory-dbs/*/crates" >/dev/null; then
+        cargo deny --offline check advisories
+    else
+        echo "left out: no list of known faults is here (cargo deny fetch db)"
+    fi
+}
+
 $quick || qemu-tests/install.sh
 run "formatting" cargo fmt --check
 run "formatting of the guest's program" \
     rustfmt --check --edition 2024 images/guest/disktool.rs
 run "formatting of the fuzz targets" cargo fmt --check --manifest-path fuzz/Cargo.toml
+run "libraries" check_libraries
 run "lints" cargo clippy --all-targets --locked -- -D warnings
 run "build of the tests" cargo test --locked --no-run --lib --bins "${integration[@]}"
 if $quick; then
