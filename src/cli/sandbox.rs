@@ -1,7 +1,10 @@
 //! The options of `serve` that say which rights the daemon gives up.
 
+use std::path::PathBuf;
+
 use clap::{Args, ValueEnum};
 
+use super::values;
 use crate::sandbox::{Mode, SandboxOptions, User};
 
 /// Which rights the daemon gives up.
@@ -17,25 +20,39 @@ pub struct SandboxArgs {
     /// the folders of the state file and of the sockets.
     #[arg(long, value_name = "USER[:GROUP]", value_parser = User::parse)]
     user: Option<User>,
+
+    /// Limit the files that the daemon can open to those of its volume, and to this folder, in which
+    /// snapshots that are taken later can have their COWs and sockets, or this device, which can become
+    /// a COW. The volume's files are those in the folders of the disk, of its state file, and of the COWs
+    /// and sockets at the start. Repeatable.
+    #[arg(long, value_name = "PATH", value_parser = values::path)]
+    allow_path: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 enum ModeName {
-    /// As far as the kernel can.
+    /// User and capabilities; files if there is an --allow-path.
     #[default]
     On,
     /// It keeps all rights, for debuggers and core dumps.
     Off,
+    /// Files are limited as well, as with --allow-path, and the daemon does not start if the kernel
+    /// cannot do a part of it.
+    Require,
 }
 
 impl SandboxArgs {
-    pub fn options(self) -> SandboxOptions {
+    /// `configuration`: the file of --config.
+    pub fn options(self, configuration: Option<&str>) -> SandboxOptions {
         SandboxOptions {
             mode: match self.sandbox {
                 ModeName::On => Mode::On,
                 ModeName::Off => Mode::Off,
+                ModeName::Require => Mode::Require,
             },
             user: self.user,
+            allowed: self.allow_path.into_iter().map(PathBuf::from).collect(),
+            configuration: configuration.map(PathBuf::from),
         }
     }
 }

@@ -320,7 +320,7 @@ impl Serve {
             accept_changes: self.accept_changes,
             forget: self.forget,
             force: self.force,
-            sandbox: self.sandbox.options(),
+            sandbox: self.sandbox.options(self.config.as_deref()),
             only_look: self.check,
             ..ServeOptions::default()
         })

@@ -223,6 +223,7 @@ mod tests {
             merge: None,
             rollback_at_reset: None,
             rollback: None,
+            sandbox: None,
             last_merge: None,
             pid: None,
             access: Default::default(),

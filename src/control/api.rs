@@ -280,6 +280,9 @@ pub struct VolumeStatus {
     /// Who may connect to the sockets, as far as it was set.
     #[serde(default)]
     pub access: SocketAccess,
+    /// The rights that the daemon is left with, in words for people; `null` without a sandbox.
+    #[serde(default)]
+    pub sandbox: Option<String>,
 }
 
 /// A pending rollback.

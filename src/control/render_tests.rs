@@ -49,6 +49,7 @@ fn volume(snapshots: Vec<SnapshotStatus>) -> VolumeStatus {
         merge: None,
         rollback_at_reset: None,
         rollback: None,
+        sandbox: None,
         last_merge: None,
         pid: None,
         access: Default::default(),

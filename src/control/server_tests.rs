@@ -57,6 +57,7 @@ impl Volume for FakeVolume {
             merge: None,
             rollback_at_reset: None,
             rollback: None,
+            sandbox: None,
             last_merge: None,
             pid: None,
             access: Default::default(),

@@ -2,7 +2,7 @@
 //! bug in it gains little. `docs/sandbox.md` says what and why.
 //!
 //! ```text
-//!  mod ─► user, rights, basics
+//!  mod ─► user, rights, files, basics
 //! ```
 //!
 //! Order: 1 [`begin`], before anything is opened and before there is another thread → 2 what
@@ -13,21 +13,28 @@
 //! process.
 
 mod basics;
+mod files;
 mod rights;
 mod user;
 
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use rustix::thread::CapabilitySet;
 
+pub use files::{Files, catch_up};
 pub use user::User;
+
+use files::Enforced;
 
 /// Whether rights are given up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
     #[default]
     On,
+    /// It fails if a part of it is missing on this system.
+    Require,
     /// For those who look for a fault with tools that need the rights.
     Off,
 }
@@ -38,6 +45,24 @@ pub struct SandboxOptions {
     pub mode: Mode,
     /// The user that the process becomes.
     pub user: Option<User>,
+    /// Folders and devices that may be used for COWs that are named later.
+    pub allowed: Vec<PathBuf>,
+    /// Files that may be read later, and the files beside them.
+    pub configuration: Option<PathBuf>,
+}
+
+impl SandboxOptions {
+    /// Whether [`begin`] would take them, as far as can be told without it.
+    ///
+    /// # Errors
+    /// They contradict one another, or the process cannot become the user.
+    pub fn check(&self) -> Result<(), SandboxError> {
+        match &self.user {
+            Some(_) if self.mode == Mode::Off => Err(SandboxError::UserWithoutSandbox),
+            Some(user) => user.check(),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Why the process does not have the sandbox that was asked for. The messages explain the
@@ -50,6 +75,11 @@ pub enum SandboxError {
     NotRoot { user: String },
     #[error("--user needs the sandbox: leave --sandbox off out")]
     UserWithoutSandbox,
+    #[error(
+        "--sandbox require: this kernel limits files {how} (landlock): Linux 6.12 or later with landlock among its \
+         security modules can; --sandbox on does with less"
+    )]
+    Files { how: &'static str },
     #[error(
         "cannot {step}: {source}; --sandbox off starts without the sandbox, to look for the reason"
     )]
@@ -71,6 +101,25 @@ impl SandboxError {
 /// The capabilities that are left; empty until [`Sandbox::enter`].
 static LEFT: OnceLock<CapabilitySet> = OnceLock::new();
 
+/// What is enforced, in words.
+static ENFORCED: OnceLock<String> = OnceLock::new();
+
+/// What is enforced, in words for people; `None`: nothing.
+pub fn enforced() -> Option<&'static str> {
+    ENFORCED.get().map(String::as_str)
+}
+
+/// What to do if a file at `path` cannot be made or opened because of the sandbox.
+pub fn advice(path: &Path) -> Option<String> {
+    let folders = files::outside(path)?;
+    let folders: Vec<String> = folders.iter().map(|f| f.display().to_string()).collect();
+    Some(format!(
+        "the sandbox lets this daemon use files only below {}: choose a place there, or start the daemon with --allow-path, \
+         which names a further folder or device",
+        folders.join(", ")
+    ))
+}
+
 /// A process that has begun to give up rights.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sandbox {
@@ -90,14 +139,9 @@ pub struct Needs {
 /// # Errors
 /// The user cannot be taken, or the kernel refuses.
 pub fn begin(options: &SandboxOptions) -> Result<Option<Sandbox>, SandboxError> {
+    options.check()?;
     if options.mode == Mode::Off {
-        return match options.user {
-            Some(_) => Err(SandboxError::UserWithoutSandbox),
-            None => Ok(None),
-        };
-    }
-    if let Some(user) = &options.user {
-        user.check()?;
+        return Ok(None);
     }
     basics::apply()?;
     Ok(Some(Sandbox {
@@ -119,12 +163,43 @@ impl Sandbox {
         // A change of the user allows dumps again.
         basics::forbid_dumps()?;
         let _ = LEFT.set(left);
-        tracing::info!(
-            "sandbox: user {}, {}",
-            rights::user(),
-            rights::in_words(left)
-        );
         Ok(())
+    }
+
+    /// Can open only `files` from now on, if that was asked for. To be called once, after
+    /// [`Self::enter`].
+    ///
+    /// # Errors
+    /// The files cannot be found out, or the kernel refuses, or cannot limit them, and must.
+    pub fn limit(&self, files: impl FnOnce() -> io::Result<Files>) -> Result<(), SandboxError> {
+        let left = LEFT.get().copied().unwrap_or(CapabilitySet::empty());
+        // Looked up before, while the files with the names can be read.
+        let words = format!("user {}, {}", rights::user(), rights::in_words(left));
+        if self.options.mode != Mode::Require && self.options.allowed.is_empty() {
+            let _ = ENFORCED.set(format!("{words}, files not limited"));
+            return Ok(());
+        }
+        let files = files().map_err(SandboxError::system("find the files to allow"))?;
+        let how = match files::restrict(&files)? {
+            Enforced::Fully => "limited",
+            Enforced::Partly if self.options.mode == Mode::Require => {
+                return Err(SandboxError::Files {
+                    how: "only in part",
+                });
+            }
+            Enforced::Partly => "limited as far as this kernel can",
+            Enforced::No if self.options.mode == Mode::Require => {
+                return Err(SandboxError::Files { how: "not at all" });
+            }
+            Enforced::No => "not limited, because this kernel cannot",
+        };
+        let _ = ENFORCED.set(format!("{words}, files {how}"));
+        Ok(())
+    }
+
+    /// What the options name besides the volume's own files.
+    pub const fn options(&self) -> &SandboxOptions {
+        &self.options
     }
 
     /// The process will be another user.

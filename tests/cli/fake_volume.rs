@@ -52,6 +52,7 @@ pub fn idle() -> VolumeStatus {
         merge: None,
         rollback_at_reset: None,
         rollback: None,
+        sandbox: None,
         last_merge: None,
         pid: None,
         access: Default::default(),

@@ -8,6 +8,7 @@
 )]
 
 // Other tests use the rest of it.
+mod files;
 #[allow(dead_code)]
 #[path = "../common/guest.rs"]
 mod guest;

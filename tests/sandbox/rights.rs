@@ -168,6 +168,8 @@ fn users_that_cannot_be_are_refused_before_anything_is_changed() {
     assert!(told.contains("useradd --system no-such-user"), "{told}");
     let told = world.refuse(&mut world.command(&["--user", &user, "--sandbox", "off"]));
     assert!(told.contains("leave --sandbox off out"), "{told}");
+    let mut check = world.command(&["--user", &user, "--sandbox", "off", "--check"]);
+    assert_eq!(check.status().unwrap().code(), Some(1));
     // Its folder belongs to root.
     let told = world.refuse(&mut world.command(&["--user", &user]));
     assert!(told.contains("the user cannot write in"), "{told}");

@@ -18,4 +18,4 @@ pub use inspect::{InspectedCow, Purpose, inspect};
 pub use open::{OpenCow, clear_head};
 pub use origin::OriginFacts;
 pub use prepare::PreparedCow;
-pub use record::{Fate, OpenRecord, RecordPlace};
+pub use record::{Fate, OpenRecord, RecordPlace, record_folders};

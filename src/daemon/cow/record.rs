@@ -286,15 +286,23 @@ fn sequence_of(boot: &str) -> Option<u64> {
     boot.split_whitespace().nth(1)?.parse().ok()
 }
 
+/// The folders in which records are looked for and made. The one that would be made is made.
+pub fn record_folders() -> Vec<PathBuf> {
+    let _ = directory(Folder::Make);
+    candidates().collect()
+}
+
+fn candidates() -> impl Iterator<Item = PathBuf> {
+    let of_user = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    let parents = std::iter::once(PathBuf::from("/run")).chain(of_user);
+    let in_memory = parents.filter(|parent| is_in_memory(parent));
+    in_memory.map(|parent| parent.join("snapback"))
+}
+
 /// A directory in memory in which nobody else can write. A service manager must keep it
 /// when it starts the daemon again (`RuntimeDirectoryPreserve=yes`).
 fn directory(folder: Folder) -> Option<PathBuf> {
-    let of_user = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-    let parents = std::iter::once(PathBuf::from("/run")).chain(of_user);
-    let mut directories = parents
-        .filter(|parent| is_in_memory(parent))
-        .map(|parent| parent.join("snapback"));
-    directories.find(|directory| {
+    candidates().find(|directory| {
         if folder == Folder::Make {
             let _ = DirBuilder::new().mode(0o700).create(directory);
         }

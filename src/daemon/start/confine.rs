@@ -1,7 +1,9 @@
 //! The step of a start at which it gives up rights: everything that takes them is open, and
 //! nothing is bound or written yet.
 
-use std::path::Path;
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access as May, AtFlags, CWD, accessat};
 
@@ -11,9 +13,11 @@ use super::plan::check_served;
 use super::preflight::{Checked, LOAD_READS, check_without_guests};
 use super::sockets::bind_sockets;
 use crate::daemon::DaemonError;
+use crate::daemon::cow;
+use crate::daemon::state::VolumeState;
 use crate::daemon::volume::early::EarlyView;
 use crate::io::{IoEngine, open_disk};
-use crate::sandbox::{Needs, Sandbox, SandboxError};
+use crate::sandbox::{Files, Needs, Sandbox, SandboxError, SandboxOptions};
 
 impl From<SandboxError> for DaemonError {
     fn from(error: SandboxError) -> Self {
@@ -29,44 +33,43 @@ impl From<AccessError> for DaemonError {
 
 /// Checks everything that `options` and the state file name, and enters the `sandbox` before the
 /// sockets are bound: they belong to the user that the process is then. Those of `early` exist.
+///
+/// # Errors
+/// The start is refused, or the user of the sandbox cannot serve this volume; nothing was changed but
+/// the process.
 pub fn check(
     options: &ServeOptions,
     early: &[EarlyView],
     sandbox: Option<&Sandbox>,
 ) -> Result<Checked, DaemonError> {
-    let checked = check_without_guests(options)?;
+    let mut checked = check_without_guests(options)?;
     check_served(options, &checked.plan)?;
     let access = Access::resolve(&checked.plan.state)?;
-    let mut checked = confine(checked, sandbox, &access)?;
-    checked.sockets = bind_sockets(options, &checked.plan, early, &access)?;
-    checked.socket_access = access.views;
-    Ok(checked)
-}
-
-/// Enters the sandbox.
-///
-/// # Errors
-/// The kernel refuses, or the user cannot serve this volume; nothing was changed but the process.
-fn confine(
-    mut checked: Checked,
-    sandbox: Option<&Sandbox>,
-    access: &Access,
-) -> Result<Checked, DaemonError> {
-    let Some(sandbox) = sandbox else {
-        return Ok(checked);
-    };
-    let changes_user = sandbox.changes_user();
+    let changes_user = sandbox.is_some_and(Sandbox::changes_user);
     if changes_user {
         refuse_records(&checked)?;
     }
+    if let Some(sandbox) = sandbox {
+        refuse_missing(&sandbox.options().allowed)?;
+    }
     // Its thread would keep the rights.
     drop(checked.disk);
-    sandbox.enter(&needs(access))?;
+    if let Some(sandbox) = sandbox {
+        sandbox.enter(&needs(&access))?;
+    }
+    let state_file = checked.state.path();
+    if changes_user && let Some(state_file) = state_file {
+        check_folder(state_file)?;
+    }
+    checked.sockets = bind_sockets(options, &checked.plan, early, &access)?;
+    checked.socket_access = access.views;
+    // Nothing is refused any more, so that the folders that this takes can be made.
+    if let Some(sandbox) = sandbox {
+        let files = || files(state_file, &checked.plan.state, options, sandbox);
+        sandbox.limit(files)?;
+    }
     checked.disk = open_disk(IoEngine::Threads, checked.devices.clone(), LOAD_READS)
         .map_err(|e| DaemonError::system("start an I/O thread", e))?;
-    if changes_user && let Some(state) = checked.state.path() {
-        check_folder(state)?;
-    }
     Ok(checked)
 }
 
@@ -75,6 +78,77 @@ pub const fn needs(access: &Access) -> Needs {
     Needs {
         groups: [access.views.group, access.control.group],
     }
+}
+
+/// What the daemon opens by a path while it serves, and at its end.
+fn files(
+    state_file: Option<&Path>,
+    state: &VolumeState,
+    options: &ServeOptions,
+    sandbox: &Sandbox,
+) -> io::Result<Files> {
+    let mut files = Files {
+        folders: cow::record_folders(),
+        // For its mark.
+        read: vec![options.origin.clone()],
+        ..Files::default()
+    };
+    if let Some(path) = state_file {
+        let folder = folder_of(path);
+        // Rights are for what there is.
+        std::fs::create_dir_all(&folder)?;
+        files.folders.push(folder);
+    }
+    if !options.read_only && !is_device(&options.origin) {
+        files.folders.push(folder_of(&options.origin));
+    }
+    for record in &state.snapshots {
+        let cow = Path::new(&record.spec.cow);
+        match is_device(cow) {
+            true => files.written.push(cow.to_owned()),
+            false => files.folders.push(folder_of(cow)),
+        }
+    }
+    let sockets = state.snapshots.iter().map(|record| &record.spec.socket);
+    let sockets = sockets.chain([&state.socket, &state.control]).flatten();
+    let sockets = sockets.chain(&state.followed_sockets);
+    files
+        .sockets
+        .extend(sockets.map(|path| folder_of(Path::new(path))));
+    let SandboxOptions {
+        allowed,
+        configuration,
+        ..
+    } = sandbox.options();
+    let (folders, others): (Vec<_>, Vec<_>) = allowed.iter().cloned().partition(|p| p.is_dir());
+    files.folders.extend(folders);
+    files.written.extend(others);
+    // Editors replace it.
+    files.read.extend(configuration.as_deref().map(folder_of));
+    Ok(files)
+}
+
+fn refuse_missing(allowed: &[PathBuf]) -> Result<(), DaemonError> {
+    match allowed.iter().find(|path| !path.exists()) {
+        None => Ok(()),
+        Some(missing) => Err(DaemonError::Refused(format!(
+            "--allow-path {}: there is no such folder or device: make it first, or leave the option out",
+            missing.display()
+        ))),
+    }
+}
+
+fn is_device(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device())
+}
+
+/// The folder that has the file at `path`, or the one that a link there leads to.
+fn folder_of(path: &Path) -> PathBuf {
+    let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let parent = real
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    parent.map_or_else(|| PathBuf::from("."), Path::to_owned)
 }
 
 /// The places of the records were looked for as another user, who alone may write there.
@@ -93,12 +167,9 @@ fn refuse_records(checked: &Checked) -> Result<(), DaemonError> {
 
 /// The state file is replaced as a whole.
 fn check_folder(state: &Path) -> Result<(), DaemonError> {
-    let folder = state
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty());
-    let folder = folder.unwrap_or(Path::new("."));
+    let folder = folder_of(state);
     let may = May::WRITE_OK | May::EXEC_OK;
-    accessat(CWD, folder, may, AtFlags::EACCESS).map_err(|e| {
+    accessat(CWD, &folder, may, AtFlags::EACCESS).map_err(|e| {
         DaemonError::Refused(format!(
             "--user: the user cannot write in {}, where the state file {} is made: {e}; give the folder to the user, or \
              give --state a path in one of its folders",

@@ -108,12 +108,13 @@ impl Incoming {
         options: &ServeOptions,
         from: &Path,
         signals: &Signals,
+        sandbox: Option<&Sandbox>,
     ) -> Result<Option<(Checked, Self)>, DaemonError> {
         tracing::info!(
             "waiting for a guest that is migrated from the daemon at {}",
             from.display()
         );
-        let checked = self.wait_for_volume(options, from, signals)?;
+        let checked = self.wait_for_volume(options, from, signals, sandbox)?;
         Ok(checked.map(|checked| (checked, self)))
     }
 
@@ -122,6 +123,7 @@ impl Incoming {
         options: &ServeOptions,
         from: &Path,
         signals: &Signals,
+        sandbox: Option<&Sandbox>,
     ) -> Result<Option<Checked>, DaemonError> {
         let waits = self.waits(signals);
         let waits = waits.map_err(|e| DaemonError::system("wait for a guest", e))?;
@@ -138,7 +140,7 @@ impl Incoming {
                     .ok();
                 continue;
             }
-            match self.attempt(options, from, signals) {
+            match self.attempt(options, from, signals, sandbox) {
                 Ok(checked) => return Ok(checked),
                 Err(Refusal::ForNow(reason)) => {
                     tracing::warn!("a guest cannot start: {reason}");
@@ -163,6 +165,7 @@ impl Incoming {
         options: &ServeOptions,
         from: &Path,
         signals: &Signals,
+        sandbox: Option<&Sandbox>,
     ) -> Result<Option<Checked>, Refusal> {
         let place = from.display();
         match Client::new(from).and_then(|client| client.release()) {
@@ -183,7 +186,7 @@ impl Incoming {
         let _waiting = waiting::on(format!("the daemon at {place} to end"));
         let deadline = Instant::now() + PATIENCE;
         loop {
-            match check(options, &self.views, None) {
+            match check(options, &self.views, sandbox) {
                 Ok(checked) => {
                     tracing::info!("the disk is taken over");
                     return Ok(Some(checked));

@@ -23,6 +23,7 @@ pub fn look(options: &ServeOptions) -> Result<Vec<String>, DaemonError> {
         only_look: true,
         ..options.clone()
     };
+    options.sandbox.check()?;
     let checked = check_without_guests(&options)?;
     let plan = &checked.plan;
     check_served(&options, plan)?;

@@ -73,7 +73,7 @@ fn serve_volume(
         None => (check(options, &[], sandbox)?, Vec::new()),
         Some(from) => {
             let incoming = Incoming::open(options, sandbox)?;
-            match incoming.take_over(options, from, &signals)? {
+            match incoming.take_over(options, from, &signals, sandbox)? {
                 None => return Ok(()),
                 Some((checked, incoming)) => (checked, incoming.into_views()),
             }
@@ -86,6 +86,9 @@ fn serve_volume(
     let mut sockets = std::mem::take(&mut checked.sockets);
     let listed = Listed::of(&mut sockets);
     let (volume, mut notices, prepared) = build_volume(options, checked, Service::Daemon)?;
+    if let Some(enforced) = sandbox::enforced() {
+        tracing::info!("sandbox: {enforced}");
+    }
     if let Some(launcher) = launcher {
         let control = listed.control.as_deref();
         let runner = EventRunner::start(volume.events.clone(), launcher, control);

@@ -15,7 +15,8 @@ use crate::daemon::volume::views::{self, Entrance, ServedView, ViewDescription};
 use crate::daemon::volume::{LiveVolume, Snapshot, conflict, lock, not_recorded};
 use crate::engine::{ControlError, ControlRequest, SnapshotStore, ViewId};
 use crate::executor::Executor;
-use crate::io::{DeviceId, Disk, Identity, Lock};
+use crate::io::{DeviceId, Disk, Identity, Lock, OpenError};
+use crate::sandbox;
 use crate::units::{ChunkSize, SECTOR_SIZE};
 use crate::vhost::ViewSocket;
 
@@ -79,7 +80,7 @@ impl LiveVolume {
             .as_deref()
             .map(|path| views::bind(path, self.facts.socket_access))
             .transpose()
-            .map_err(|e| conflict(e.to_string()))?;
+            .map_err(|e| conflict(with_advice(e.to_string(), spec.socket.as_deref())))?;
         let sectors = self.origin().sectors;
         let prepared = inspected
             .prepare(sectors, sectors, &self.devices, &mut *disk)
@@ -361,6 +362,14 @@ impl LiveVolume {
     }
 }
 
+/// The `error` of a file at `path`, with what to do if the sandbox is the reason.
+fn with_advice(error: String, path: Option<&str>) -> String {
+    match path.and_then(|path| sandbox::advice(Path::new(path))) {
+        Some(advice) => format!("{error} ({advice})"),
+        None => error,
+    }
+}
+
 fn refused(name: &str, error: &CowError) -> ApiError {
     let kind = if error.is_io() {
         ErrorKind::Io
@@ -369,5 +378,9 @@ fn refused(name: &str, error: &CowError) -> ApiError {
     } else {
         ErrorKind::Conflict
     };
-    ApiError::new(kind, format!("snapshot {name}: {error}"))
+    let cow = match error {
+        CowError::Open(OpenError::Denied { path, .. }) => path.to_str(),
+        _ => None,
+    };
+    ApiError::new(kind, with_advice(format!("snapshot {name}: {error}"), cow))
 }

@@ -15,6 +15,7 @@ use crate::daemon::volume::views::ServedView;
 use crate::daemon::volume::{LiveVolume, Snapshot, Tables, lock, lock_within};
 use crate::engine::{EngineStatus, SnapshotState, SnapshotStatus as EngineSnapshot};
 use crate::merger::Merger;
+use crate::sandbox;
 use crate::store::Usage;
 use crate::units::SECTOR_SIZE;
 use crate::vhost::{Operation, OperationTotals, ViewTotals};
@@ -51,6 +52,7 @@ impl LiveVolume {
             merge,
             rollback_at_reset: rollback_at_reset.map(|r| r.snapshot.clone()),
             rollback: Self::pending_rollback(&state, &tables),
+            sandbox: sandbox::enforced().map(str::to_owned),
             last_merge: tables.last_merge.clone(),
             pid: Some(std::process::id()),
             access: SocketAccess {

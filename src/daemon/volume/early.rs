@@ -8,12 +8,13 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, OnceLock, PoisonError};
 use std::time::Duration;
 
 use crate::engine::{Command, Request, Status, Wake};
 use crate::event_flag::EventFlag;
 use crate::io::{Buffer, Disk, Errno, Tag};
+use crate::sandbox;
 use crate::size::in_words;
 use crate::units::SECTOR_SIZE;
 use crate::vhost::{
@@ -130,6 +131,7 @@ impl EarlyView {
             attached: Mutex::new(false),
             volume: OnceLock::new(),
             is_given_up: AtomicBool::new(false),
+            limited: Once::new(),
         });
         let (backend, hooks) = (awaited.clone(), awaited.clone());
         let connects_to = socket.connects_to().map(Path::to_owned);
@@ -188,6 +190,7 @@ struct Awaited {
     volume: OnceLock<Volume>,
     /// There will be none.
     is_given_up: AtomicBool,
+    limited: Once,
 }
 
 struct Volume {
@@ -220,6 +223,12 @@ impl ViewHooks for Awaited {
             self.gate.wait(|| self.volume.get().is_some() || given_up());
         }
         if let Some(volume) = self.volume.get() {
+            // The thread is older than the limits that the process has by now.
+            self.limited.call_once(|| {
+                if let Err(error) = sandbox::catch_up() {
+                    tracing::error!("{error}");
+                }
+            });
             volume.hooks.rings_start(start);
         }
     }
