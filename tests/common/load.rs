@@ -13,6 +13,7 @@ use super::stamps::{self, Found, SECTOR};
 const GO: u8 = 0;
 const DRAIN: u8 = 1;
 const DEAD: u8 = 2;
+const GONE: u8 = 3;
 
 /// How the test and a load communicate.
 #[derive(Debug, Default)]
@@ -38,6 +39,12 @@ impl Reins {
     /// The daemon is dead: the load ends with what it has.
     pub fn dead(&self) {
         self.order.store(DEAD, Ordering::Release);
+    }
+
+    /// The front end goes away at once, with requests in flight.
+    #[allow(dead_code, reason = "not every test has such front ends")]
+    pub fn gone(&self) {
+        self.order.store(GONE, Ordering::Release);
     }
 
     pub fn limit_writes(&self, end: u64) {
@@ -175,6 +182,9 @@ impl Load {
         let mut last = Instant::now();
         loop {
             let order = reins.order.load(Ordering::Acquire);
+            if order == GONE {
+                return;
+            }
             if order == GO {
                 while submitted < count && self.submit_one(reins) {
                     submitted += 1;
@@ -243,7 +253,8 @@ impl Load {
             });
             self.writes.len() - 1
         });
-        if let (Kind::Discard, Some(discarded)) = (ask.kind, &mut self.zeroing) {
+        // Also a write of zeroes: it is still in flight if the daemon or the front end ends.
+        if let (Kind::Discard | Kind::Zero, Some(discarded)) = (ask.kind, &mut self.zeroing) {
             discarded.extend(range(&ask));
         }
         if ask.kind == Kind::Read {
@@ -406,8 +417,15 @@ impl Load {
         }
     }
 
-    /// Reads everything and compares. A write that was in flight when the daemon
-    /// died may be there or not, sector by sector; it is settled by this.
+    /// The disk is now as long as this; what was added holds zeroes.
+    #[allow(dead_code, reason = "not every test enlarges the disk")]
+    pub fn grown(&mut self, sectors: usize) {
+        assert!(sectors >= self.shadow.len(), "{}: it has shrunk", self.name);
+        self.shadow.resize(sectors, stamps::ZEROES);
+    }
+
+    /// Reads everything and compares. A write that was in flight when the daemon or the
+    /// front end died may be there or not, sector by sector; it is settled by this.
     /// Returns how many sectors were in doubt.
     pub fn settle(&mut self) -> usize {
         let mut doubts = std::collections::HashMap::new();

@@ -5,14 +5,20 @@ use std::time::{Duration, Instant};
 use snapback::control::api::State;
 
 use crate::common::cut;
+use crate::common::guest::Guest;
 use crate::common::load::Load;
-use crate::model::{End, Model, Small, Snap, check_lenient, socket_of, under_load};
+use crate::common::stamps;
+use crate::common::volume::Volume;
+use crate::faults::Fault;
+use crate::model::{End, HANG, Model, Small, Snap, check_lenient, socket_of, under_load};
 use crate::verbs::{Outcome, Verbs};
 
 /// Snapshots with guests at most.
 const SNAPS: usize = 3;
 /// Room for the whole disk.
 const ROOM: &str = "8M";
+/// Sectors that the disk grows to at most, so that all of it has room there.
+const LONGEST: usize = 13 << 10;
 
 /// A snapshot that was asked for under load.
 struct Taken {
@@ -28,6 +34,25 @@ struct Asked {
     arguments: Vec<String>,
     /// It takes this snapshot.
     takes: Option<(String, u8)>,
+}
+
+/// How the origin gets the content of a snapshot.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Now,
+    AtReset,
+    Follow,
+}
+
+/// Starts the origin's guest, for which a rollback waits, and waits for the rollback.
+fn reset(volume: &Volume, name: &str) {
+    drop(Guest::connect(&socket_of(volume, None), 1, 4));
+    let start = Instant::now();
+    let waits = |volume: &Volume| volume.status().rollback_at_reset.is_some();
+    while waits(volume) {
+        assert!(start.elapsed() < HANG, "{name}: no rollback at the reset");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 fn words(asked: &[String]) -> Vec<&str> {
@@ -66,14 +91,17 @@ impl Model {
             let merge = ["--pause", "--resume", "--rate 4M", "--rate 0"];
             return plain(format!("merge {}", merge[self.random.below(4) as usize]));
         }
-        match self.random.below(6) {
+        match self.random.below(7) {
+            5 if self.origin.shadow.len() < LONGEST => {
+                plain(format!("resize +{}K", self.random.between(1, 64)))
+            }
             0..2 if self.snaps.len() < SNAPS => {
                 let (name, writer) = self.next("b");
                 let chunk = ["4K", "16K", "64K"][self.random.below(3) as usize];
                 let socket = format!("{name}.sock");
                 Asked {
                     arguments: split(&format!(
-                        "snapshot {name} --cow {name}.cow --size {ROOM} --chunk-size {chunk} --socket-path {socket}"
+                        "snapshot {name} --cow {name}.cow --size {ROOM} --chunk-size {chunk} --socket-path {socket} --discard-zeroes-cow"
                     )),
                     takes: Some((name, writer)),
                 }
@@ -113,7 +141,8 @@ impl Model {
             .iter()
             .map(|_| (self.random.below(6), self.delay()))
             .collect();
-        let (last, last_delay) = (self.random.below(5), self.delay());
+        let (last, last_delay) = (self.random.below(7), self.delay());
+        let fault = Fault::draw(&mut self.random);
         let first = self.origin.shadow.clone();
         let mut taken = Vec::new();
         let last_of_all = asked.len() - 1;
@@ -132,6 +161,7 @@ impl Model {
         }
         let end = under_load(volume, loads, |volume, going| {
             going(20);
+            counts.faults += u64::from(fault.meet(volume));
             for (n, (asked, (fate, delay))) in asked.iter().zip(&fates).enumerate() {
                 let arguments = words(&asked.arguments);
                 let start = Instant::now();
@@ -171,6 +201,10 @@ impl Model {
                     volume.terminate();
                     counts.terms += 1;
                 }
+                3 | 4 => {
+                    counts.drops += 1;
+                    return End::Dropped;
+                }
                 _ => return End::Drained,
             }
             End::Stopped
@@ -181,6 +215,7 @@ impl Model {
         } else {
             self.wait_detached();
         }
+        self.notice_the_size();
         for taken in taken {
             self.take_note(taken, &first);
         }
@@ -197,15 +232,19 @@ impl Model {
             return;
         }
         let found = self.look(&taken.name);
+        let mut first = first.to_vec();
+        // The disk may have been enlarged before.
+        first.resize(found.len().max(first.len()), stamps::ZEROES);
         let writes = &self.origin.writes;
         match taken.outcome {
             Outcome::Done => {
-                cut::check(&found, first, writes, taken.asked, taken.answered);
+                cut::check(&found, &first, writes, taken.asked, taken.answered);
             }
-            _ => check_lenient(&found, first, writes, taken.asked),
+            _ => check_lenient(&found, &first, writes, taken.asked),
         }
         let shadow = found.into_iter().map(Option::unwrap).collect();
         let load = Load::new(&taken.name, taken.writer, self.random.next(), shadow);
+        let load = load.with_zeroing();
         self.snaps.push(Snap {
             name: taken.name,
             load,
@@ -222,22 +261,16 @@ impl Model {
     /// A rollback or a live commit. The origin's guest is away, the others run.
     fn hand_over(&mut self) {
         let at = self.random.below(self.snaps.len() as u64) as usize;
-        let follow = self.random.below(3) == 0;
-        let keep = (!follow && self.snaps.len() < SNAPS && self.random.below(2) == 0)
+        let way = [Way::Now, Way::AtReset, Way::Follow][self.random.below(3) as usize];
+        let keep = (way != Way::Follow && self.snaps.len() < SNAPS && self.random.below(2) == 0)
             .then(|| self.next("b"));
-        let (fate, delay) = (self.random.below(4), self.delay());
-        let name = self.snaps[at].name.clone();
-        let mut arguments = match follow {
-            true => split(&format!("merge {name} --follow")),
-            false => split(&format!("rollback {name} --now")),
+        let (fate, delay) = match way {
+            // It happens later than the verb.
+            Way::AtReset => (3, Duration::ZERO),
+            Way::Now | Way::Follow => (self.random.below(4), self.delay()),
         };
-        if let Some((keep, _)) = &keep {
-            arguments.extend(split(&format!(
-                "--keep {keep} --cow {keep}.cow --size {ROOM}"
-            )));
-        }
-        let rate = ["0", "8M", "64K"][self.random.below(3) as usize];
-        arguments.extend(split(&format!("--rate {rate}")));
+        let name = self.snaps[at].name.clone();
+        let arguments = self.arguments_of(way, &name, keep.as_ref().map(|(keep, _)| keep));
         let Self {
             volume,
             snaps,
@@ -246,7 +279,10 @@ impl Model {
             ..
         } = self;
         let mut loads = Vec::new();
-        for snap in snaps.iter_mut().filter(|s| s.name != name || follow) {
+        for snap in snaps
+            .iter_mut()
+            .filter(|s| s.name != name || way == Way::Follow)
+        {
             let socket = socket_of(volume, Some(&snap.name));
             loads.push((&mut snap.load, socket));
         }
@@ -267,24 +303,57 @@ impl Model {
                 1 => drop(verbs.kill(volume, &arguments, delay)),
                 _ => verbs.must(volume, &arguments),
             }
+            if way == Way::AtReset {
+                reset(volume, &name);
+                counts.resets += 1;
+            }
             going(20);
             End::Drained
         });
-        let before = self.origin.shadow.clone();
         // Offline the origin's own content is not known yet.
         if end == End::Stopped {
             self.start();
         } else {
             self.wait_detached();
         }
+        let must = fate > 1;
+        self.handed_over(at, way, must, keep);
+        self.verify(end);
+        self.notice_the_merge();
+    }
+
+    fn arguments_of(&mut self, way: Way, name: &str, keep: Option<&String>) -> Vec<String> {
+        let mut arguments = split(&match way {
+            Way::Follow => format!("merge {name} --follow"),
+            Way::Now => format!("rollback {name} --now"),
+            Way::AtReset => format!("rollback {name} --at-reset=any"),
+        });
+        if let Some(keep) = keep {
+            arguments.extend(split(&format!(
+                "--keep {keep} --cow {keep}.cow --size {ROOM}"
+            )));
+        }
+        let rate = ["0", "8M", "64K"][self.random.below(3) as usize];
+        arguments.extend(split(&format!("--rate {rate}")));
+        arguments
+    }
+
+    /// What the origin shows after a handover, or if there was none. `must`: the verb was
+    /// answered.
+    fn handed_over(&mut self, at: usize, way: Way, must: bool, keep: Option<(String, u8)>) {
+        let before = self.origin.shadow.clone();
+        let name = self.snaps[at].name.clone();
         let status = self.volume.status();
         let still = status.snapshots.iter().find(|s| s.name == name);
         let handed = still.is_none_or(|s| s.state != State::Active);
-        assert!(handed || fate < 2, "{name} was answered and is not merged");
+        assert!(handed || !must, "{name} was answered and is not merged");
         let mut merged = self.snaps.remove(at);
         if handed {
             self.counts.handovers += 1;
-            if follow {
+            // What lies behind the snapshot's end was never in it.
+            let tail = before.get(merged.load.shadow.len()..).unwrap_or_default();
+            merged.load.shadow.extend(tail);
+            if way == Way::Follow {
                 // It may have been written up to the end: settled where it is now.
                 merged.load.attach(&socket_of(&self.volume, None));
                 self.counts.doubts += merged.load.settle();
@@ -295,19 +364,18 @@ impl Model {
         } else {
             self.snaps.insert(at, merged);
         }
-        if let Some((keep, writer)) = keep {
-            // The origin's guest is away: it is exactly what was there.
-            if self.is_listed(&keep) {
-                self.serve_kept(&keep);
-                let load = Load::new(&keep, writer, self.random.next(), before);
-                self.snaps.push(Snap { name: keep, load });
-                self.counts.snapshots += 1;
-            } else {
-                assert!(!handed, "a rollback without its keep {keep}");
-            }
+        let Some((keep, writer)) = keep else {
+            return;
+        };
+        // The origin's guest is away: it is exactly what was there.
+        if self.is_listed(&keep) {
+            self.serve_kept(&keep);
+            let load = Load::new(&keep, writer, self.random.next(), before);
+            self.snaps.push(Snap { name: keep, load });
+            self.counts.snapshots += 1;
+        } else {
+            assert!(!handed, "a rollback without its keep {keep}");
         }
-        self.verify(end);
-        self.notice_the_merge();
     }
 
     /// A snapshot that a rollback took has no view until a start is given one.

@@ -1,6 +1,8 @@
 //! Everything at once, for as long as it is wanted: guests on all views, all verbs
-//! under their load, verbs and daemons that are killed, stores that run full, both
-//! I/O engines. A model knows what each view must show.
+//! under their load, verbs and daemons that are killed, front ends that leave in the
+//! middle, resizes, resets, faults, stores that run full, both I/O engines. A model knows
+//! what each view must show. At the end the same work again and again shows that the
+//! daemon does not grow.
 //!
 //! `SNAPBACK_SEED` chooses what happens, `SNAPBACK_SOAK_SECONDS` for how long.
 //! `docs/crash-model.md` says what it judges.
@@ -17,7 +19,9 @@
 mod common;
 
 mod episodes;
+mod faults;
 mod model;
+mod steady;
 mod verbs;
 
 use std::time::{Duration, Instant};
@@ -51,6 +55,7 @@ fn no_byte_is_wrong_and_nobody_waits_for_ever_whatever_is_asked_or_killed() {
     }
     model.wait_merged();
     model.verify(End::Drained);
+    model.work_steadily(seconds);
     model.volume.terminate();
     model.volume.check_origin(&model.origin.shadow);
     // A verb that has to wait for the main thread waits for what it does, and

@@ -14,7 +14,7 @@ use crate::verbs::Verbs;
 /// No load makes as many before it is stopped.
 const ENDLESS: u64 = 1 << 40;
 /// Nothing else may take as long.
-const HANG: Duration = Duration::from_secs(60);
+pub const HANG: Duration = Duration::from_secs(60);
 
 /// A snapshot with room for the whole disk, and its guest.
 pub struct Snap {
@@ -59,6 +59,14 @@ pub struct Counts {
     pub merges: u64,
     pub kills: u64,
     pub terms: u64,
+    /// Front ends that left with requests in flight.
+    pub drops: u64,
+    pub resizes: u64,
+    /// Rollbacks that were carried out by a reset.
+    pub resets: u64,
+    pub faults: u64,
+    /// Cycles of the steady work.
+    pub steady: u64,
     pub offline: u64,
     pub doubts: usize,
 }
@@ -69,6 +77,8 @@ pub enum End {
     Drained,
     /// The daemon is gone.
     Stopped,
+    /// The front ends have left, with requests in flight.
+    Dropped,
 }
 
 /// Lets all loads end, also when the script fails.
@@ -118,10 +128,13 @@ pub fn under_load(
             }
         };
         let end = script(volume, &going);
-        if end == End::Drained {
-            reins.iter().for_each(Reins::drain);
-            std::mem::forget(release);
-        }
+        let order = match end {
+            End::Drained => Reins::drain,
+            End::Dropped => Reins::gone,
+            End::Stopped => return end,
+        };
+        reins.iter().for_each(order);
+        std::mem::forget(release);
         end
     })
 }
@@ -177,18 +190,26 @@ impl Model {
         }
     }
 
-    /// Reads every view as a new guest and compares. `stopped`: writes may have
-    /// been under way at the end, and are settled by this.
+    /// Reads every view as a new guest and compares. Unless the guests ended in peace,
+    /// writes may have been under way at the end, and are settled by this.
     pub fn verify(&mut self, end: End) {
+        self.notice_the_size();
         let snaps = self.snaps.iter_mut().map(|s| (&mut s.load, Some(&s.name)));
         for (load, name) in std::iter::once((&mut self.origin, None)).chain(snaps) {
             load.attach(&socket_of(&self.volume, name.map(String::as_str)));
             let doubts = load.settle();
-            assert!(end == End::Stopped || doubts == 0, "{}", load.name);
+            assert!(end != End::Drained || doubts == 0, "{}", load.name);
             self.counts.doubts += doubts;
             load.detach();
         }
         self.wait_detached();
+    }
+
+    /// The disk may have been enlarged.
+    pub fn notice_the_size(&mut self) {
+        let sectors = self.volume.status().origin.sectors as usize;
+        self.counts.resizes += u64::from(sectors > self.origin.shadow.len());
+        self.origin.grown(sectors);
     }
 
     pub fn look(&self, snapshot: &str) -> Vec<Option<u64>> {

@@ -1,0 +1,60 @@
+//! What the system does to a daemon, and takes back.
+
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
+
+use crate::common::random::Random;
+use crate::common::volume::Volume;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    None,
+    /// The process gets no processor for this time.
+    Stopped(Duration),
+    /// It may open no further descriptor for this time.
+    NoDescriptors(Duration),
+}
+
+impl Fault {
+    /// Mostly none.
+    pub fn draw(random: &mut Random) -> Self {
+        let time = Duration::from_millis(random.between(1, 40));
+        match random.below(8) {
+            0 => Self::Stopped(time),
+            1 => Self::NoDescriptors(time),
+            _ => Self::None,
+        }
+    }
+
+    /// Lets the daemon meet it, and go on. Returns whether there was one.
+    pub fn meet(self, volume: &Volume) -> bool {
+        let pid = Pid::from_raw(volume.pid().try_into().unwrap()).unwrap();
+        match self {
+            Self::None => return false,
+            Self::Stopped(time) => {
+                kill_process(pid, Signal::STOP).unwrap();
+                std::thread::sleep(time);
+                kill_process(pid, Signal::CONT).unwrap();
+            }
+            Self::NoDescriptors(time) => {
+                // The limit that no one may raise is the daemon's from its parent.
+                let limit = |current| Rlimit {
+                    current: Some(current),
+                    ..getrlimit(Resource::Nofile)
+                };
+                let open = std::fs::read_dir(format!("/proc/{}/fd", volume.pid()));
+                let open = open.unwrap().count() as u64;
+                let before = prlimit(Some(pid), Resource::Nofile, limit(open)).unwrap();
+                // These clients wait to be accepted.
+                let clients =
+                    ["c.sock", "a.sock"].map(|name| UnixStream::connect(volume.path(name)));
+                std::thread::sleep(time);
+                prlimit(Some(pid), Resource::Nofile, before).unwrap();
+                assert!(clients.iter().all(Result::is_ok), "{clients:?}");
+            }
+        }
+        true
+    }
+}
