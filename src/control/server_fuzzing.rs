@@ -79,6 +79,9 @@ impl Volume for Noted {
             rollback_at_reset: None,
             rollback: None,
             last_merge: None,
+            pid: None,
+            access: Default::default(),
+            sandbox: None,
         }
     }
     fn add_snapshot(&self, spec: SnapshotSpec) -> Result<(), ApiError> {
