@@ -64,6 +64,14 @@ fn all_views_have_the_group_and_mode_that_were_given_and_the_control_socket_its_
     world.start(&["--socket-mode", "0666", "--control-group", &number]);
     views(&world, (group, 0o666));
     assert_eq!(access(&world, "c.sock"), (group, 0o660));
+    let status = world.client().status().unwrap();
+    let shown = [&status.access.sockets, &status.access.control].map(|shown| {
+        let shown = shown.as_ref().unwrap();
+        (shown.group.as_deref(), shown.mode.as_str())
+    });
+    assert_eq!(shown, [(Some(&*number), "666"), (Some(&*number), "660")]);
+    let text = snapback::control::render::human(&status);
+    assert!(text.contains(&format!("control socket: group {number}, mode 660\n")));
     world.terminate();
     let own_number = own.to_string();
     world.start(&[
