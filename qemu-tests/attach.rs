@@ -3,7 +3,8 @@
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
 
 use crate::bench::{Bench, guest_images};
 use crate::daemon::PROGRAM;
@@ -196,6 +197,57 @@ fn a_qemu_that_listens_is_served_and_so_is_the_next_one() {
     guest.quit();
     daemon.terminate();
     check_file_system(&bench.path("origin.img"));
+}
+
+/// The firmware waits for its first sector; with private memory, for ever.
+#[test]
+fn a_guest_whose_memory_is_private_to_qemu_is_noticed_and_no_other_is() {
+    let bench = Bench::new();
+    bench.blank_disk("origin.img", 16 * MIB);
+    let daemon = bench.serve(&[]);
+    let socket = bench.text("origin.sock");
+    let log = || std::fs::read_to_string(bench.path("snapback.log")).unwrap();
+    let mut asked = 0;
+    for (memory, is_shared) in [
+        ("memory-backend-memfd,share=on", true),
+        ("memory-backend-memfd,share=off", false),
+        ("memory-backend-ram", false),
+    ] {
+        let mut qemu = Command::new("qemu-system-x86_64")
+            .args(["-accel", "tcg", "-m", "128M", "-display", "none"])
+            .args(["-nodefaults", "-machine", "q35,memory-backend=m"])
+            .args(["-object", &format!("{memory},id=m,size=128M")])
+            .args(["-chardev", &format!("socket,id=d,path={socket}")])
+            .args(["-device", "vhost-user-blk-pci,chardev=d,bootindex=1"])
+            .spawn()
+            .unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let ended = |qemu: &mut Child| qemu.try_wait().unwrap();
+        loop {
+            let view = &daemon.status().views[0];
+            let is_hinted = view.hint.as_deref().is_some_and(|h| h.contains("share=on"));
+            let hinted = is_hinted || log().matches("share=on missing").count() > asked;
+            if hinted || (is_shared && view.io.reads > 0) {
+                assert_eq!(hinted, !is_shared, "{memory}: {}", log());
+                println!("{memory}: the daemon asks for share=on: {hinted}");
+                break;
+            }
+            assert_eq!(ended(&mut qemu), None, "{memory}");
+            assert!(Instant::now() < deadline, "{memory}: {}", log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let _ = qemu.kill();
+        qemu.wait().unwrap();
+        while daemon.status().views[0].attached {
+            assert!(Instant::now() < deadline, "{memory}: {}", log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(daemon.status().views[0].hint, None);
+        asked += usize::from(!is_shared);
+        // Said once for each.
+        assert_eq!(log().matches("share=on missing").count(), asked);
+    }
+    daemon.terminate();
 }
 
 /// `--fd` with a connection that somebody else has made to QEMU.

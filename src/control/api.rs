@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 use super::events::EventLog;
 pub use super::guest_requests::{FailedRequests, GuestOperation, SlowIo};
 use super::metrics::Family;
+pub use super::slow_io::{SlowIo, SlowOperation};
 use super::socket_status::SocketAccess;
 use super::view_io::ViewIo;
 
@@ -358,6 +359,9 @@ pub struct ViewStatus {
     /// Requests of its guest that have been under way for seconds.
     #[serde(default)]
     pub slow_io: Option<SlowIo>,
+    /// What keeps its guest from using it, as far as it can be told.
+    #[serde(default)]
+    pub hint: Option<String>,
     /// What its guests have done since the daemon started to serve it.
     #[serde(default)]
     pub io: ViewIo,

@@ -25,6 +25,7 @@ mod reply;
 mod routes;
 mod scrape;
 pub mod server;
+mod slow_io;
 mod socket;
 pub mod socket_status;
 pub mod table;

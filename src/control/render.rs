@@ -97,7 +97,10 @@ pub fn human(status: &VolumeStatus) -> String {
 /// What is out of the ordinary, besides a merge that runs: slow requests, a pending rollback, the
 /// end of the last merge.
 pub fn news(status: &VolumeStatus) -> Vec<String> {
-    let mut news: Vec<String> = status.views.iter().filter_map(slow_line).collect();
+    let views = status.views.iter();
+    let mut news: Vec<String> = views
+        .flat_map(|view| hint_line(view).into_iter().chain(slow_line(view)))
+        .collect();
     news.extend(rollback_lines(status));
     if status.merge.is_none()
         && let Some(outcome) = &status.last_merge
@@ -120,12 +123,20 @@ fn left_over_line(outcome: &MergeOutcome) -> Option<String> {
     ))
 }
 
+fn view_name(view: &ViewStatus) -> String {
+    let snapshot = view.snapshot.as_deref();
+    snapshot.map_or("origin".to_owned(), printable)
+}
+
+/// What keeps a view's guest from using it.
+fn hint_line(view: &ViewStatus) -> Option<String> {
+    let hint = view.hint.as_deref()?;
+    Some(format!("view {}: {}", view_name(view), printable(hint)))
+}
+
 /// Requests of a view's guest that take long.
 fn slow_line(view: &ViewStatus) -> Option<String> {
-    let name = view
-        .snapshot
-        .as_deref()
-        .map_or("origin".to_owned(), printable);
+    let name = view_name(view);
     view.slow_io.map(|slow| format!("view {name}: {slow}"))
 }
 

@@ -32,6 +32,7 @@ fn view(snapshot: Option<&str>, kind: ViewKind, socket: &str, attached: bool) ->
         waiting: 0,
         read_only: false,
         slow_io: None,
+        hint: None,
         io: ViewIo::default(),
     }
 }

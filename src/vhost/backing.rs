@@ -6,6 +6,10 @@ use std::io;
 use crate::size::in_words;
 use rustix::fs::{FileType, FsWord, fstatfs};
 
+/// What to look for when the guest's memory and the memory that is here are not the same.
+pub const UNSHARED: &str =
+    "is share=on missing for the guest's memory (cloud-hypervisor: shared=on)?";
+
 /// What a front end wants to be mapped, of a file that it passes.
 pub struct Backing<'a> {
     /// For messages.
@@ -23,7 +27,7 @@ impl Backing<'_> {
         let kind = FileType::from_raw_mode(stat.st_mode);
         if kind != FileType::RegularFile {
             return Err(invalid(format!(
-                "{what} is backed by {}, not by shared memory or a file; is share=on missing?",
+                "{what} is backed by {}, not by shared memory or a file; {UNSHARED}",
                 kind_of(kind)
             )));
         }

@@ -149,6 +149,11 @@ impl ViewServer {
         self.watched.slow()
     }
 
+    /// The front end's memory does not seem to be the guest's.
+    pub fn is_memory_doubted(&self) -> bool {
+        self.log.is_memory_doubted()
+    }
+
     /// Lines about this view that were not written to the log.
     pub fn held_back_lines(&self) -> u64 {
         self.log.held_back()
@@ -293,6 +298,7 @@ impl Shared {
     ///    which the front end reads the rings, 5. the hook, 6. the next front end.
     fn serve(&self, stream: UnixStream, view: &ViewContext, lobby: Option<&mut Lobby>) -> Ending {
         let name = &view.config.name;
+        view.log.begin_session();
         view.log
             .info(format_args!("view {name}: front end connected"));
         let stream = Arc::new(stream);

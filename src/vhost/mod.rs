@@ -67,6 +67,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use backing::UNSHARED;
 pub use counters::{BUCKETS, ErrorCause, Operation, OperationTotals, ViewTotals, bucket_end};
 pub use descriptors::raise_limit;
 pub use failures::FailedRequests;

@@ -2,10 +2,13 @@
 //! they have one limit together; what is held back is counted.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tracing::Level;
+
+use super::backing::UNSHARED;
 
 /// Lines that may follow one another at once.
 const BURST: u32 = 32;
@@ -18,7 +21,16 @@ pub struct ViewLog {
     /// Of the view, as a field of each line.
     view: String,
     limit: Mutex<Limit>,
+    /// What is known of the memory of the front end that is connected, or was last.
+    memory: AtomicU8,
 }
+
+/// Nothing.
+const UNKNOWN: u8 = 0;
+/// A request was found there, so it is the guest's.
+const SHARED: u8 = 1;
+/// It does not seem to be the guest's, which was said.
+const DOUBTED: u8 = 2;
 
 #[derive(Debug)]
 struct Limit {
@@ -73,7 +85,34 @@ impl ViewLog {
                 held_back: 0,
                 total: 0,
             }),
+            memory: AtomicU8::new(UNKNOWN),
         }
+    }
+
+    /// A front end connects, of whose memory nothing is known.
+    pub fn begin_session(&self) {
+        self.memory.store(UNKNOWN, Ordering::Release);
+    }
+
+    /// A request was found in the guest's memory.
+    pub fn memory_is_shared(&self) {
+        self.memory.store(SHARED, Ordering::Release);
+    }
+
+    /// The memory that is here does not seem to be the guest's, for the reason in `line`. This is
+    /// said once for each front end, and never after one of its requests was found.
+    pub fn doubt_memory(&self, line: fmt::Arguments<'_>) {
+        let doubted =
+            self.memory
+                .compare_exchange(UNKNOWN, DOUBTED, Ordering::AcqRel, Ordering::Acquire);
+        if doubted.is_ok() {
+            self.warn(format_args!("{line}: {UNSHARED}"));
+        }
+    }
+
+    /// What was said by [`Self::doubt_memory`] still looks true.
+    pub fn is_memory_doubted(&self) -> bool {
+        self.memory.load(Ordering::Acquire) == DOUBTED
     }
 
     pub fn error(&self, line: fmt::Arguments<'_>) {

@@ -58,6 +58,55 @@ fn what_was_negotiated_is_in_the_log_once_for_each_session() {
     assert_eq!(lines(&world, "share=on"), [""; 0]);
 }
 
+fn hint(world: &World) -> Option<String> {
+    let status = world.client().status().unwrap();
+    status.views.into_iter().find_map(|view| view.hint)
+}
+
+/// The front end's memory has content, as that of a file has; but the guest writes to a copy.
+#[test]
+fn kicks_without_requests_ask_for_shared_memory_and_idle_rings_do_not() {
+    let world = logging();
+    let features = VERSION_1 | FLUSH | PROTOCOL;
+    let mut raw = Raw::connect(&world.path("a.sock"), features);
+    raw.start(0);
+    // An idle ring, started again and again, as by a guest that is paused; each time with the one
+    // kick that front ends make then.
+    for _ in 0..5 {
+        let idle = raw.start(1);
+        idle.kick.write(1).unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+        raw.stop(1);
+    }
+    assert_eq!(hint(&world), None);
+    // Once there was a request, any kicks may follow.
+    let mut ring = raw.start(2);
+    raw.request(&ring, 0, 0, 0, 512);
+    raw.run(&mut ring, &[0]);
+    let idle = raw.start(3);
+    for _ in 0..5 {
+        idle.kick.write(1).unwrap();
+        ring.kick.write(1).unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(hint(&world), None);
+    assert_eq!(lines(&world, "share=on"), [""; 0]);
+    drop(raw);
+    world.until("it has left", |w| !w.attached());
+
+    // Of the next front end nothing is known.
+    let mut raw = Raw::connect(&world.path("a.sock"), features);
+    let ring = raw.start(0);
+    // Two kicks at once may be seen as one.
+    world.until("the status asks", |w| {
+        ring.kick.write(1).unwrap();
+        hint(w).is_some_and(|hint| hint.contains("share=on"))
+    });
+    let asked = lines(&world, "its ring is empty here");
+    assert_eq!(asked.len(), 1, "{asked:?}");
+    assert!(asked[0].contains("is share=on missing"), "{asked:?}");
+}
+
 /// A guest whose memory is private to QEMU writes its rings where the daemon does not see them.
 #[test]
 fn memory_that_is_not_shared_is_asked_for() {
@@ -78,9 +127,19 @@ fn memory_that_is_not_shared_is_asked_for() {
             .iter()
             .any(|l| l.contains("share=on"))
     });
-    raw.start(1);
+    let mut ring = raw.start(1);
+    assert!(hint(&world).is_some_and(|hint| hint.contains("share=on")));
+    for _ in 0..4 {
+        ring.kick.write(1).unwrap();
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert_eq!(lines(&world, "share=on").len(), 1);
+    // It was a mistake.
+    raw.set_memory();
+    raw.request(&ring, 0, 0, 0, 512);
+    raw.run(&mut ring, &[0]);
+    assert_eq!(hint(&world), None);
     drop(raw);
-    assert_eq!(lines(&world, "nobody has written").len(), 1);
 
     // Parts that are not shared are not passed, so that rings are nowhere.
     let raw = open();

@@ -154,6 +154,7 @@ pub fn views(tables: &Tables) -> Vec<ViewStatus> {
         waiting: view.waiting(),
         read_only: view.read_only,
         slow_io: view.slow_io(),
+        hint: view.hint(),
         io: io(&view.totals()),
     };
     let origin_kind = match merging {

@@ -15,8 +15,8 @@ use crate::engine::{Engine, PortRole, RequestKind, ViewId, Wake};
 use crate::io::{Devices, Disk, IoEngine, open_disk};
 use crate::socket_access::SocketAccess;
 use crate::vhost::{
-    Backend, FailedRequests, Requests, SlowRequests, SocketError, Start, ViewConfig, ViewHooks,
-    ViewServer, ViewSocket, ViewTotals,
+    Backend, FailedRequests, Requests, SlowRequests, SocketError, Start, UNSHARED, ViewConfig,
+    ViewHooks, ViewServer, ViewSocket, ViewTotals,
 };
 use crate::virtio_blk::{BlkDevice, Capacity, MAX_WRITE_ZEROES_SECTORS, Topology};
 
@@ -207,6 +207,12 @@ impl ServedView {
     /// The requests of its guest that take long.
     pub fn slow_io(&self) -> Option<SlowIo> {
         self.server.slow().map(slow_io)
+    }
+
+    /// What keeps its guest from using it: its memory is not here.
+    pub fn hint(&self) -> Option<String> {
+        let doubted = self.is_attached() && self.server.is_memory_doubted();
+        doubted.then(|| format!("no request of the guest arrives; {UNSHARED}"))
     }
 
     /// What its guests have done.

@@ -11,9 +11,9 @@ use vhost::vhost_user::message::{
 };
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 
-use super::session::UNSHARED;
 use super::{EVENT_IDX, Handler, PROTOCOL, refusal};
 use crate::vhost::MAX_QUEUE_SIZE;
+use crate::vhost::backing::UNSHARED;
 use crate::vhost::feature_names;
 use crate::vhost::inflight::InflightRegion;
 use crate::vhost::memory::MAX_REGIONS;

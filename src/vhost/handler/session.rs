@@ -9,10 +9,6 @@ use crate::size::in_words;
 use crate::vhost::feature_names;
 use crate::vhost::memory::{GuestMap, is_untouched};
 
-/// What to look for when the guest's memory and the memory that is here are not the same.
-pub const UNSHARED: &str =
-    "is share=on missing for the guest's memory (cloud-hypervisor: shared=on)?";
-
 impl Handler {
     /// Says once what was negotiated, and what looks wrong about the memory.
     pub(super) fn describe_session(&mut self) {
@@ -44,9 +40,8 @@ impl Handler {
         debug!("view {name}: rings so far: {}; {region}", rings.join(", "));
         // A guest's memory begins with its firmware and its rings; a program's may be new.
         if !self.memory.is_the_front_ends_own() && is_untouched(&map) {
-            self.warn(format_args!(
-                "a ring starts, but nobody has written to the guest's memory that this daemon was \
-                 given: {UNSHARED}"
+            self.view.log.doubt_memory(format_args!(
+                "view {name}: a ring starts, but nobody has written to the guest's memory that this daemon was given"
             ));
         }
     }

@@ -245,4 +245,8 @@ struct Worker {
     taken: Vec<Chain>,
     /// Bytes that the requests under way count for.
     held: u64,
+    /// Kicks without a request since the start.
+    empty_kicks: u8,
+    /// There was a request, so that the guest's memory is the one that is here.
+    memory_is_shared: bool,
 }

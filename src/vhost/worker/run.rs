@@ -79,6 +79,8 @@ impl Worker {
             done: Vec::with_capacity(count),
             taken: Vec::with_capacity(count),
             held: 0,
+            empty_kicks: 0,
+            memory_is_shared: false,
             ring,
         })
     }

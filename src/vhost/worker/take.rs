@@ -146,6 +146,7 @@ impl Worker {
         }
         self.taken = taken;
         if count > 0 {
+            self.found_requests();
             self.tally.set_in_flight(self.slots.taken());
             if self.marks.is_some() {
                 Watcher::get().wake();

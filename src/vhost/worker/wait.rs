@@ -14,6 +14,9 @@ const SLOW_DRAIN: Duration = Duration::from_secs(5);
 /// Looks at the ring between two looks at the clock.
 const LOOKS: u32 = 16;
 
+/// Kicks of a new ring that is empty until that is said. Front ends make one when a ring starts.
+const EMPTY_KICKS: u8 = 2;
+
 impl Worker {
     /// Whether to leave what was submitted to the call that sleeps.
     pub(super) fn combines(&self) -> bool {
@@ -118,6 +121,31 @@ impl Worker {
         if events & KICK != 0 && !self.broken {
             let disarmed = self.ring.disarm();
             self.check(disarmed);
+            self.look_for_empty_kicks();
+        }
+    }
+
+    /// Kicks of a ring that nothing was ever on. More than the front end's own mean that the guest
+    /// writes its ring to memory that is not the one here. A guest that is only slow, or was
+    /// paused, kicks after it has written.
+    fn look_for_empty_kicks(&mut self) {
+        if self.empty_kicks < EMPTY_KICKS && self.ring.next_avail() == 0 && !self.ring.has_more() {
+            self.empty_kicks += 1;
+            if self.empty_kicks == EMPTY_KICKS {
+                self.log.doubt_memory(format_args!(
+                    "{}: the guest says that there are requests, but its ring is empty here",
+                    self.name
+                ));
+            }
+        }
+    }
+
+    /// Requests were found on the ring, so that it is where the guest writes.
+    pub(super) fn found_requests(&mut self) {
+        if !self.memory_is_shared {
+            self.memory_is_shared = true;
+            self.empty_kicks = EMPTY_KICKS;
+            self.log.memory_is_shared();
         }
     }
 }
