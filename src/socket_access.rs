@@ -73,7 +73,13 @@ impl SocketAccess {
         fchmod(&socket, own).map_err(failed("set its mode", false))?;
         rustix::net::bind(&socket, address).map_err(failed("bind", false))?;
         // From here on by descriptor: in a folder of somebody else the name may lead elsewhere.
-        let (file, inode) = open_socket(path).map_err(failed("look it up", false))?;
+        let (file, inode) = open_socket(path).map_err(|source| {
+            if source != rustix::io::Errno::NOTSOCK {
+                // For instance no descriptor is left: nobody listens there.
+                let _ = std::fs::remove_file(path);
+            }
+            failed("look it up", false)(source)
+        })?;
         self.apply(&file).map_err(|(step, source)| {
             let _ = std::fs::remove_file(path);
             failed(step, true)(source)

@@ -5,6 +5,7 @@ use vhost::vhost_user::VhostUserFrontend;
 
 use super::raw::{PROTOCOL, Raw, VERSION_1};
 use super::*;
+use std::collections::BTreeSet;
 
 const QUEUES: usize = 64;
 
@@ -65,4 +66,100 @@ fn front_ends_that_take_all_descriptors_leave_those_that_the_daemon_needs() {
     }
     assert_eq!(world.client().status().unwrap().snapshots.len(), 9);
     world.client().remove_snapshot("more0").unwrap();
+}
+
+fn descriptors(world: &World) -> BTreeSet<usize> {
+    let folder = format!("/proc/{}/fd", world.daemon.as_ref().unwrap().id());
+    let all = fs::read_dir(folder).unwrap();
+    all.map(|fd| fd.unwrap().file_name().to_str().unwrap().parse().unwrap())
+        .collect()
+}
+
+/// Lets the daemon open so many more descriptors.
+fn allow(world: &World, more: usize) {
+    let taken = descriptors(world);
+    let first_refused = (0..).filter(|n| !taken.contains(n)).nth(more).unwrap();
+    let pid = rustix::process::Pid::from_child(world.daemon.as_ref().unwrap());
+    let limit = rustix::process::Rlimit {
+        current: Some(first_refused as u64),
+        maximum: Some(1024),
+    };
+    rustix::process::prlimit(Some(pid), rustix::process::Resource::Nofile, limit).unwrap();
+}
+
+/// Requests that need descriptors of their own, each with more of them than the last time, until
+/// all have what they need.
+#[test]
+fn at_the_edge_of_its_descriptors_every_request_is_refused_in_words_or_carried_out() {
+    let mut world = World::new();
+    world.start(&["--socket-path", "a.sock"]);
+    let client = world.client();
+    let guest = Guest::connect(&world.path("a.sock"));
+    client.add_snapshot(&world.snapshot("first")).unwrap();
+    client.remove_snapshot("first").unwrap();
+    fs::remove_file(world.path("first.cow")).unwrap();
+    allow(&world, 500);
+    let before = descriptors(&world).len();
+    let settled = |world: &World| {
+        world.until("all descriptors are closed", |w| {
+            descriptors(w).len() <= before
+        });
+    };
+    settled(&world);
+    let mut refused = 0;
+    let mut clean =
+        |world: &World, what: &str, result: Result<(), snapback::control::ClientError>| {
+            let failed = result.is_err();
+            if let Err(error) = result {
+                let text = error.to_string();
+                println!("{what}: {text}");
+                assert!(text.contains("Too many open files"), "{what}: {text}");
+                refused += 1;
+            }
+            allow(world, 500);
+            world.client().status().unwrap();
+            failed
+        };
+    for more in 1..=14 {
+        let spec = world.snapshot("s");
+        allow(&world, more);
+        let failed = clean(&world, "add", client.add_snapshot(&spec));
+        if failed {
+            assert!(!world.path("s.cow").exists() && !world.path("s.sock").exists());
+            settled(&world);
+            client.add_snapshot(&spec).unwrap();
+        }
+        allow(&world, more);
+        clean(&world, "grow", client.grow_snapshot("s", (32 << 20) + 4096));
+        allow(&world, more);
+        let merge = MergeRequest {
+            snapshot: "s".into(),
+            now: true,
+            ..Default::default()
+        };
+        if clean(&world, "merge", client.merge(&merge)) {
+            allow(&world, more);
+            if clean(&world, "remove", client.remove_snapshot("s")) {
+                client.remove_snapshot("s").unwrap();
+            }
+        }
+        world.merged();
+        world.until("the snapshot is gone", |w| {
+            w.client().status().unwrap().snapshots.is_empty()
+        });
+        let _ = fs::remove_file(world.path("s.cow"));
+        settled(&world);
+    }
+    assert!(refused > 0);
+
+    // Nobody is turned away who comes when there is none: he waits.
+    allow(&world, 0);
+    let waiting = std::thread::spawn(move || client.status().map(drop));
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(!waiting.is_finished());
+    allow(&world, 500);
+    waiting.join().unwrap().unwrap();
+    drop(guest);
+    world.until("the guest has left", |w| !w.attached());
+    world.terminate();
 }
