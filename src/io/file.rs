@@ -11,8 +11,12 @@ use rustix::io::Errno;
 
 use super::OwnedBuffer;
 use super::allocate::Abilities;
-use super::lock::{self, Lock, User};
-use super::open_error::OpenError;
+use super::identity::Identity;
+use super::kernel_use;
+use super::lock::Lock;
+use super::locking::{self, Outcome};
+use super::open_error::{OpenError, errno_of};
+use super::other_names;
 use crate::units::SECTOR_SIZE;
 
 /// Whether to bypass the page cache.
@@ -74,17 +78,13 @@ impl OpenOptions {
     }
 }
 
-/// Equal for two paths that lead to the same storage.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Identity {
-    File { device: u64, inode: u64 },
-    Device { number: u64 },
-}
-
 /// An open origin or COW. Its lock lasts until it is dropped.
 #[derive(Debug)]
 pub struct BlockFile {
     file: File,
+    /// What the device is made of, locked as well.
+    #[expect(dead_code, reason = "held for its locks")]
+    beneath: Vec<File>,
     path: PathBuf,
     identity: Identity,
     size: AtomicU64,
@@ -180,31 +180,16 @@ impl BlockFile {
             (true, Lock::Look) => Lock::LookShared,
             (_, lock) => lock,
         };
-        lock::take_or_find_user(file.as_fd(), lock)
-            .map_err(|e| OpenError::io(path, "lock it", errno_of(&e)))?
-            .map_err(|user| {
-                let path = path.to_owned();
-                match user {
-                    User::Own => OpenError::OwnUse { path },
-                    User::Other(user) => OpenError::InUse { path, user },
-                }
-            })?;
-        let is_device = metadata.file_type().is_block_device();
-        let identity = if is_device {
-            Identity::Device {
-                number: metadata.rdev(),
-            }
-        } else {
-            Identity::File {
-                device: metadata.dev(),
-                inode: metadata.ino(),
-            }
-        };
+        let identity = Identity::of(&metadata);
+        let is_device = matches!(identity, Identity::Device { .. });
+        take_lock(&file, path, lock)?;
+        let beneath = other_names::exclude(path, identity, lock)?;
         let zeroing_known = Self::zeroing_is_known(identity, &file);
         // O_NONBLOCK was for opening only; with it io_uring could return EAGAIN.
         set_direct(&file, false).map_err(|e| OpenError::io(path, "set its flags", e))?;
         let mut this = Self {
             file,
+            beneath,
             path: path.to_owned(),
             identity,
             size: AtomicU64::new(0),
@@ -413,10 +398,6 @@ impl AsFd for BlockFile {
     }
 }
 
-pub(super) fn errno_of(error: &std::io::Error) -> Errno {
-    Errno::from_io_error(error).unwrap_or(Errno::IO)
-}
-
 fn create(path: &Path, size: u64) -> Result<File, OpenError> {
     if size < SECTOR_SIZE {
         return Err(OpenError::TooSmall {
@@ -449,7 +430,11 @@ fn open_failed(path: &Path, options: &OpenOptions, errno: Errno) -> OpenError {
             write: !options.read_only,
         },
         Errno::ROFS | Errno::TXTBSY => OpenError::WriteProtected { path },
-        Errno::BUSY => OpenError::DeviceBusy { path },
+        Errno::BUSY => {
+            let number = fs::metadata(&path).map(|m| m.rdev()).ok();
+            let by = number.and_then(kernel_use::in_words);
+            OpenError::DeviceBusy { path, by }
+        }
         Errno::ISDIR => OpenError::WrongType {
             path,
             what: "directory",
@@ -474,6 +459,23 @@ fn check_type(path: &Path, kind: fs::FileType) -> Result<(), OpenError> {
         path: path.to_owned(),
         what,
     })
+}
+
+/// Takes the lock of a file that has just been opened.
+fn take_lock(file: &File, path: &Path, lock: Lock) -> Result<(), OpenError> {
+    let outcome = locking::take_or_find_user(file.as_fd(), lock)
+        .map_err(|e| OpenError::io(path, "lock it", errno_of(&e)))?;
+    let path = path.to_owned();
+    match outcome {
+        Outcome::Done => Ok(()),
+        Outcome::NoLocks => {
+            tracing::warn!(path = %path.display(), "its file system has no locks: nothing keeps other \
+                programs from writing it");
+            Ok(())
+        }
+        Outcome::Own => Err(OpenError::OwnUse { path }),
+        Outcome::Other(user, held) => Err(OpenError::InUse { path, user, held }),
+    }
 }
 
 /// Whether a file system on this device has to flush it after a write that must be durable:

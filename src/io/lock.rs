@@ -1,17 +1,20 @@
-//! Locks that keep two writers off one image: open-file-description locks, of
-//! the kind that QEMU and other users of images take and respect.
+//! Locks that keep two writers off one image, of the kind that QEMU and other users of
+//! images take and respect: open-file-description locks, which end with the last descriptor
+//! of the open file, however its process ends.
+//!
+//! QEMU says with each byte of a small range what it does with an image (from byte 100 on) and
+//! what nobody else may do meanwhile (from byte 200 on). It takes read locks on these bytes, which
+//! never conflict with one another, and then looks whether somebody's lock contradicts its own.
 #![allow(unsafe_code)] // Named file: F_OFD_SETLK has no safe wrapper.
 
-use std::fs;
+use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::os::unix::fs::MetadataExt;
-use std::time::{Duration, Instant};
 
 /// The use of the file that other processes may make meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lock {
-    /// None: neither readers nor writers.
+    /// None, except for readers that accept that the content changes while they read.
     Exclusive,
     /// Other readers.
     Shared,
@@ -24,15 +27,75 @@ pub enum Lock {
     LookShared,
 }
 
-/// QEMU takes a read lock on byte 100 (101, 103) while it reads (writes, resizes) an
-/// image, and one on byte 201 (203) if no other process may write (resize) it. It takes
-/// its own locks first and then looks for conflicting ones. These bytes are those of a
-/// reader that permits neither; QEMU's own readers do not conflict with it. The lock of
-/// a writer covers all bytes and therefore conflicts with each of these.
-const READER: [i64; 3] = [100, 201, 203];
-const OTHERS_WRITING: [i64; 2] = [101, 103];
+/// What somebody's lock says. In a sentence about who has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    Writing,
+    Resizing,
+    NoReaders,
+    NoWriters,
+    NoResizing,
+    /// A lock that does not say what it is for.
+    Unspecific,
+}
 
-fn flock(kind: i32, start: i64, len: i64) -> libc::flock {
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Writing => "has a lock for writing on it",
+            Self::Resizing => "has a lock for resizing on it",
+            Self::NoReaders => "has a lock against readers on it",
+            Self::NoWriters => "has a lock against writers on it",
+            Self::NoResizing => "has a lock against resizing on it",
+            Self::Unspecific => "has a lock on it",
+        })
+    }
+}
+
+/// Bytes of a file: the first one, and how many (0: to the end, however far the file grows).
+type Bytes = (i64, i64);
+
+const READS: Bytes = (100, 1);
+const WRITES: Bytes = (101, 1);
+const RESIZES: Bytes = (103, 1);
+const NO_READERS: Bytes = (200, 1);
+const NO_WRITERS: Bytes = (201, 1);
+const NO_RESIZING: Bytes = (203, 1);
+
+/// A reader shares the image with readers only.
+const READER: [Bytes; 3] = [READS, NO_WRITERS, NO_RESIZING];
+/// A writer reads, writes and resizes, and nobody else writes or resizes. Readers that accept
+/// changes (`qemu-img -U`) do not conflict with it.
+const WRITER: [Bytes; 5] = [READS, WRITES, RESIZES, NO_WRITERS, NO_RESIZING];
+/// What QEMU leaves alone. A writer has these bytes to itself: they decide between two daemons
+/// that start at once, and keep out programs that lock all of a file.
+const OUTSIDE: [Bytes; 3] = [(0, 100), (164, 36), (264, 0)];
+
+/// What conflicts with a reader, and what it means.
+const AGAINST_READER: [(Bytes, Held); 3] = [
+    (WRITES, Held::Writing),
+    (RESIZES, Held::Resizing),
+    (NO_READERS, Held::NoReaders),
+];
+/// What conflicts with a writer besides.
+const AGAINST_WRITER: [(Bytes, Held); 5] = [
+    (NO_WRITERS, Held::NoWriters),
+    (NO_RESIZING, Held::NoResizing),
+    (OUTSIDE[0], Held::Unspecific),
+    (OUTSIDE[1], Held::Unspecific),
+    (OUTSIDE[2], Held::Unspecific),
+];
+
+/// Somebody's lock that conflicts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Conflict {
+    pub(super) held: Held,
+    /// The process, where the kernel names it: for locks that belong to a process instead of
+    /// an open file.
+    pub(super) pid: Option<u32>,
+}
+
+fn flock(kind: i32, (start, len): Bytes) -> libc::flock {
     // SAFETY: `flock` is plain data for which all zeroes is a valid value.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
     lock.l_type = i16::try_from(kind).unwrap_or(i16::MAX);
@@ -42,145 +105,97 @@ fn flock(kind: i32, start: i64, len: i64) -> libc::flock {
     lock
 }
 
-/// Takes a lock, or fails with EAGAIN.
-fn set(fd: BorrowedFd<'_>, kind: i32, start: i64, len: i64) -> io::Result<()> {
-    let lock = flock(kind, start, len);
-    // SAFETY: the descriptor is open for the time of the call, and the kernel
-    // only reads `lock`, which lives through it.
-    let result = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
-    if result == -1 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
+/// Sets a lock on each of `all`, or gives it back. False: another one conflicts; then
+/// some may be set.
+fn set(fd: BorrowedFd<'_>, kind: i32, all: &[Bytes]) -> io::Result<bool> {
+    for bytes in all {
+        let lock = flock(kind, *bytes);
+        // SAFETY: the descriptor is open for the time of the call, and the kernel
+        // only reads `lock`, which lives through it.
+        let result = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
+        if result == -1 {
+            let error = io::Error::last_os_error();
+            return match error.raw_os_error() {
+                Some(libc::EAGAIN | libc::EACCES) => Ok(false),
+                _ => Err(error),
+            };
+        }
     }
+    Ok(true)
 }
 
-/// Fails with EAGAIN if another process has any lock on the bytes.
-fn look(fd: BorrowedFd<'_>, start: i64, len: i64) -> io::Result<()> {
-    let mut lock = flock(libc::F_WRLCK, start, len);
+/// The lock that another open file has on one of `bytes`.
+fn look(fd: BorrowedFd<'_>, bytes: Bytes, held: Held) -> io::Result<Option<Conflict>> {
+    let mut lock = flock(libc::F_WRLCK, bytes);
     // SAFETY: as in `set`; the kernel also writes `lock`, which nothing else uses.
     let result = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) };
     if result == -1 {
-        Err(io::Error::last_os_error())
-    } else if i32::from(lock.l_type) == libc::F_UNLCK {
-        Ok(())
-    } else {
-        Err(io::Error::from_raw_os_error(libc::EAGAIN))
+        return Err(io::Error::last_os_error());
     }
-}
-
-fn refuse_writers(fd: BorrowedFd<'_>) -> io::Result<()> {
-    OTHERS_WRITING
-        .iter()
-        .try_for_each(|byte| look(fd, *byte, 1))
-}
-
-/// Tries to take the lock. `Ok(false)`: another process has one that conflicts.
-/// A file system without locks counts as success, as it does for QEMU.
-fn take(fd: BorrowedFd<'_>, lock: Lock) -> io::Result<bool> {
-    let result = match lock {
-        Lock::None => Ok(()),
-        // Length 0: to the end, however far the file grows.
-        Lock::Exclusive => set(fd, libc::F_WRLCK, 0, 0),
-        Lock::Shared => {
-            let taken = READER
-                .iter()
-                .try_for_each(|byte| set(fd, libc::F_RDLCK, *byte, 1));
-            taken.and_then(|()| refuse_writers(fd))
-        }
-        Lock::Look => look(fd, 0, 0),
-        Lock::LookShared => refuse_writers(fd),
-    };
-    match result {
-        Ok(()) => Ok(true),
-        Err(e) => match e.raw_os_error() {
-            Some(libc::EAGAIN | libc::EACCES) => Ok(false),
-            Some(libc::ENOLCK | libc::ENOSYS | libc::EOPNOTSUPP) => Ok(true),
-            _ => Err(e),
+    if i32::from(lock.l_type) == libc::F_UNLCK {
+        return Ok(None);
+    }
+    Ok(Some(Conflict {
+        held: if has_meaning(&lock) {
+            held
+        } else {
+            Held::Unspecific
         },
-    }
+        pid: u32::try_from(lock.l_pid).ok().filter(|pid| *pid > 0),
+    }))
 }
 
-/// The longest wait for the I/O of a killed process. On a busy machine the kernel takes
-/// seconds to end it, and a daemon that is restarted after a kill must not fail then.
-const KILLED_IO_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Who has a lock.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum User {
-    /// This process, by another descriptor.
-    Own,
-    /// Another process, with its name if it can be found.
-    Other(Option<String>),
-}
-
-/// Takes a lock, or says who has a conflicting one.
-///
-/// The last io_uring requests of a killed process outlive it and keep its lock, as they
-/// must. Its successor waits until they have ended.
-pub(super) fn take_or_find_user(fd: BorrowedFd<'_>, lock: Lock) -> io::Result<Result<(), User>> {
-    let start = Instant::now();
-    while !take(fd, lock)? {
-        let metadata = rustix::fs::fstat(fd)?;
-        if is_locked_here(fd, metadata.st_dev, metadata.st_ino) {
-            return Ok(Err(User::Own));
-        }
-        let user = find_user(metadata.st_dev, metadata.st_ino);
-        if user.is_some() || start.elapsed() > KILLED_IO_TIMEOUT {
-            return Ok(Err(User::Other(user)));
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    Ok(Ok(()))
-}
-
-/// Whether another descriptor of this process has a lock on the file.
-fn is_locked_here(fd: BorrowedFd<'_>, device: u64, inode: u64) -> bool {
-    let Ok(fds) = fs::read_dir("/proc/self/fd") else {
+/// A lock that reaches beyond the bytes that have a meaning is that of a program which does not
+/// know them. The kernel makes one lock of neighbours.
+const fn has_meaning(lock: &libc::flock) -> bool {
+    let Some(end) = lock.l_start.checked_add(lock.l_len) else {
         return false;
     };
-    let failed = fd.as_raw_fd().to_string();
-    fds.flatten().any(|other| {
-        let name = other.file_name();
-        let name = name.to_string_lossy();
-        *name != *failed
-            && fs::metadata(other.path()).is_ok_and(|m| (m.dev(), m.ino()) == (device, inode))
-            && fs::read_to_string(format!("/proc/self/fdinfo/{name}"))
-                .is_ok_and(|info| info.lines().any(|line| line.starts_with("lock:")))
+    let of_one_kind = end <= 164 || lock.l_start >= 200;
+    lock.l_len > 0 && lock.l_start >= 100 && end <= 264 && of_one_kind
+}
+
+fn look_for(fd: BorrowedFd<'_>, all: &[(Bytes, Held)]) -> io::Result<Option<Conflict>> {
+    let mut looks = all.iter().map(|(bytes, held)| look(fd, *bytes, *held));
+    looks
+        .find(|found| !matches!(found, Ok(None)))
+        .unwrap_or(Ok(None))
+}
+
+/// Somebody's lock that conflicts with a shared one of this open file.
+pub(super) fn against_reader(fd: BorrowedFd<'_>) -> io::Result<Option<Conflict>> {
+    look_for(fd, &AGAINST_READER)
+}
+
+/// Somebody's lock that conflicts with an exclusive one of this open file.
+pub(super) fn against_writer(fd: BorrowedFd<'_>) -> io::Result<Option<Conflict>> {
+    Ok(match look_for(fd, &AGAINST_READER)? {
+        None => look_for(fd, &AGAINST_WRITER)?,
+        found => found,
     })
 }
 
-/// Names a process that has this file open, as "qemu-system-x86 (pid 17)".
-/// Best effort: the processes of other users may be unreadable. For an error message
-/// only, because it reads all of /proc.
-pub(super) fn find_user(device: u64, inode: u64) -> Option<String> {
-    let me = std::process::id();
-    for process in fs::read_dir("/proc").ok()?.flatten() {
-        let Some(pid) = process
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse::<u32>().ok())
-        else {
-            continue;
-        };
-        let Ok(fds) = fs::read_dir(process.path().join("fd")) else {
-            continue;
-        };
-        let is_it = |fd: fs::DirEntry| {
-            fs::metadata(fd.path()).is_ok_and(|m| (m.dev(), m.ino()) == (device, inode))
-        };
-        // This process itself holds the descriptor that has just failed to get the lock.
-        let holds = fds.flatten().filter(|_| pid != me).any(is_it);
-        if holds {
-            let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-            // A process chooses its name: control characters must not reach the terminal.
-            let name: String = name
-                .trim_end()
-                .chars()
-                .map(|c| if c.is_control() { '?' } else { c })
-                .collect();
-            return Some(format!("{name} (pid {pid})"));
-        }
-    }
-    None
+/// Says that this open file is read, and written by nobody; false: somebody has all of it.
+pub(super) fn say_reader(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    set(fd, libc::F_RDLCK, &READER)
+}
+
+/// Says that this open file is written, and by nobody else; false: somebody has all of it.
+pub(super) fn say_writer(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    set(fd, libc::F_RDLCK, &WRITER)
+}
+
+/// Says no longer what [`say_writer`] or [`say_reader`] says.
+pub(super) fn take_back(fd: BorrowedFd<'_>) -> io::Result<()> {
+    set(fd, libc::F_UNLCK, &WRITER).map(drop)
+}
+
+/// Takes what only one open file can have; false: another one has it.
+pub(super) fn take_outside(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    set(fd, libc::F_WRLCK, &OUTSIDE)
+}
+
+/// Ends all locks of this open file.
+pub(super) fn unlock(fd: BorrowedFd<'_>) -> io::Result<()> {
+    set(fd, libc::F_UNLCK, &[(0, 0)]).map(drop)
 }

@@ -14,17 +14,23 @@
 mod allocate;
 pub mod blocking;
 mod buffer;
+mod claim;
 #[cfg(test)]
 mod conformance;
 mod cut;
 mod devices;
 mod file;
 mod head;
+mod identity;
+mod kernel_use;
 mod known_zeroing;
 mod limits;
 mod lock;
+mod locking;
+mod loop_device;
 mod open_disk;
 mod open_error;
+mod other_names;
 pub mod sim;
 mod space;
 mod sparse;
@@ -35,10 +41,12 @@ mod uring;
 mod zeroing;
 
 pub use buffer::{BUFFER_ALIGN, Buffer, GuestBuffer, GuestSlice, OwnedBuffer};
+pub use claim::Claim;
 pub use devices::Devices;
-pub use file::{BlockFile, Direct, Identity, OpenOptions};
+pub use file::{BlockFile, Direct, OpenOptions};
+pub use identity::{Identity, identity_of};
 pub use limits::Limits;
-pub use lock::Lock;
+pub use lock::{Held, Lock};
 pub use open_disk::{IoEngine, open_disk};
 pub use open_error::OpenError;
 pub use threads::ThreadDisk;

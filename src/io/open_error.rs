@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::Errno;
+use super::{Errno, Held};
 use crate::size::{human, in_words};
 
 /// See the messages. `errno`s are as the kernel gave them.
@@ -20,12 +20,34 @@ pub enum OpenError {
     TooSmall { path: PathBuf, size: u64 },
     #[error("{}: has {}, which is not a multiple of 512 bytes; round it up with `truncate -s %512` first", path.display(), in_words(*size))]
     OddSize { path: PathBuf, size: u64 },
-    #[error("{}: is in use by {}; stop that first", path.display(), user.as_deref().unwrap_or("another process"))]
-    InUse { path: PathBuf, user: Option<String> },
+    #[error("{}: is in use by {}, which {held}; stop that first", path.display(), named(user.as_ref()))]
+    InUse {
+        path: PathBuf,
+        user: Option<String>,
+        held: Held,
+    },
+    #[error("{}: the same data is in {}, which is in use by {}, which {held}; stop that first", path.display(), other.display(), named(user.as_ref()))]
+    OtherNameInUse {
+        path: PathBuf,
+        other: PathBuf,
+        user: Option<String>,
+        held: Held,
+    },
+    #[error("{}: the kernel uses it for the loop device {}; {} first", path.display(), device.display(), detach(device, mounted.as_ref()))]
+    LoopOver {
+        path: PathBuf,
+        device: PathBuf,
+        /// Where the device is mounted.
+        mounted: Option<String>,
+    },
     #[error("{}: is in use by this very process, for something else; give another file", path.display())]
     OwnUse { path: PathBuf },
-    #[error("{}: the device is mounted or used by the kernel (device-mapper, swap, RAID); release it first", path.display())]
-    DeviceBusy { path: PathBuf },
+    #[error("{}: the device is mounted or used by the kernel (device-mapper, swap, RAID){}; release it first", path.display(), details(by.as_ref()))]
+    DeviceBusy {
+        path: PathBuf,
+        /// What the kernel does with it, if it tells.
+        by: Option<String>,
+    },
     #[error("{}: permission denied; run as a user who may {} it", path.display(), if *write { "read and write" } else { "read" })]
     Denied { path: PathBuf, write: bool },
     #[error("{}: is write-protected; open it read-only", path.display())]
@@ -53,6 +75,22 @@ pub enum OpenError {
     },
 }
 
+fn named(user: Option<&String>) -> &str {
+    user.map_or("another process", String::as_str)
+}
+
+fn details(by: Option<&String>) -> String {
+    by.map(|by| format!(": {by}")).unwrap_or_default()
+}
+
+fn detach(device: &Path, mounted: Option<&String>) -> String {
+    let detach = format!("detach it with `losetup -d {}`", device.display());
+    match mounted {
+        Some(at) => format!("unmount {at} and {detach}"),
+        None => detach,
+    }
+}
+
 fn free_in_words(free: Option<u64>) -> String {
     match free {
         Some(free) => format!("{} are free", human(free)),
@@ -61,6 +99,14 @@ fn free_in_words(free: Option<u64>) -> String {
 }
 
 impl OpenError {
+    /// The same may succeed when another process has ended.
+    pub const fn is_in_use(&self) -> bool {
+        matches!(
+            self,
+            Self::InUse { .. } | Self::OtherNameInUse { .. } | Self::DeviceBusy { .. }
+        )
+    }
+
     pub(super) fn io(path: &Path, action: &'static str, errno: rustix::io::Errno) -> Self {
         Self::Io {
             path: path.to_owned(),
@@ -68,4 +114,8 @@ impl OpenError {
             errno: errno.raw_os_error(),
         }
     }
+}
+
+pub(super) fn errno_of(error: &std::io::Error) -> rustix::io::Errno {
+    rustix::io::Errno::from_io_error(error).unwrap_or(rustix::io::Errno::IO)
 }

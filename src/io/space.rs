@@ -6,7 +6,7 @@ use std::path::Path;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
-use super::file::errno_of;
+use super::open_error::errno_of;
 use super::{BlockFile, OpenError};
 use crate::units::SECTOR_SIZE;
 

@@ -395,3 +395,98 @@ fn without_a_socket_for_a_guest_nothing_is_waited_for() {
     let told = world.refuse(&["--incoming", "c.sock"]);
     assert!(told.contains("no socket is named"), "{told}");
 }
+
+/// Looks all the time whether QEMU could write one of the files.
+struct Prober {
+    stop: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    thread: JoinHandle<(usize, usize)>,
+}
+
+impl Prober {
+    fn start(paths: Vec<PathBuf>) -> Self {
+        let stop = std::sync::Arc::<std::sync::atomic::AtomicBool>::default();
+        let theirs = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let open = |path: &PathBuf| fs::File::open(path).unwrap();
+            let files: Vec<fs::File> = paths.iter().map(open).collect();
+            let (mut looks, mut free) = (0, 0);
+            while !theirs.load(std::sync::atomic::Ordering::Relaxed) {
+                free += files.iter().filter(|file| !is_locked(file)).count();
+                looks += 1;
+            }
+            (looks, free)
+        });
+        Self { stop, thread }
+    }
+
+    fn assert_always_locked(self) {
+        self.stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        let (looks, free) = self.thread.join().unwrap();
+        assert!(looks > 100, "{looks} looks");
+        assert_eq!(free, 0, "of {looks} looks");
+    }
+}
+
+/// Whether there is a lock against writers, as QEMU looks for it.
+fn is_locked(file: &fs::File) -> bool {
+    // SAFETY: `flock` is plain data for which all zeroes is a valid value.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = libc::F_WRLCK as i16;
+    lock.l_start = 201;
+    lock.l_len = 1;
+    let fd = std::os::fd::AsRawFd::as_raw_fd(file);
+    // SAFETY: the descriptor is open, and nothing else uses `lock`.
+    let looked = unsafe { libc::fcntl(fd, libc::F_OFD_GETLK, &raw mut lock) };
+    assert_eq!(looked, 0);
+    i32::from(lock.l_type) != libc::F_UNLCK
+}
+
+/// Migrates the guest of the daemon while QEMU would like to have its files.
+fn moves_without_a_gap(world: &mut World, more: &[&str]) {
+    world.start(&[&["--socket-path", "a.sock"], more].concat());
+    world.client().add_snapshot(&world.snapshot("s1")).unwrap();
+    let mut guest = Mover::start(&world.path("a.sock"));
+    assert_eq!(guest.request(OUT, 8), 0);
+    let mut destination = Destination::wait_for_guest(world, more);
+    let arriving = guest.arrive(&world.path("b.sock"));
+    let prober = Prober::start(vec![world.path("disk.img"), world.path("s1.cow")]);
+    guest.log(true);
+    let base = guest.stop();
+    let mut moved = arriving.begins(base);
+    ends(world);
+    assert_eq!(moved.request(OUT, 24), 0);
+    prober.assert_always_locked();
+    // What the second daemon has taken ends with it.
+    drop((moved, guest));
+    destination.terminate();
+    world.start(more);
+}
+
+#[test]
+fn the_files_of_a_migrated_guest_are_locked_at_every_moment() {
+    moves_without_a_gap(&mut World::new(), &[]);
+}
+
+/// The kernel lets one daemon have it, so that the second one cannot even open it before.
+#[test]
+fn a_device_of_a_migrated_guest_is_locked_at_every_moment() {
+    let mut world = World::new();
+    let disk = world.path("disk.img");
+    fs::rename(&disk, world.path("backing.img")).unwrap();
+    let mut losetup = Command::new("losetup");
+    losetup
+        .args(["--find", "--show"])
+        .arg(world.path("backing.img"));
+    let device = match losetup.output() {
+        Ok(made) if made.status.success() => String::from_utf8(made.stdout).unwrap(),
+        _ => return eprintln!("skipped: loop devices are not allowed here"),
+    };
+    std::os::unix::fs::symlink(device.trim(), &disk).unwrap();
+    let moved = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        moves_without_a_gap(&mut world, &["--state", "state"]);
+    }));
+    drop(world);
+    let detached = Command::new("losetup").args(["-d", device.trim()]).status();
+    assert!(detached.unwrap().success());
+    moved.unwrap();
+}

@@ -3,7 +3,14 @@
 //! These tests start processes and expect locks to be free again, so they run one at a
 //! time, and apart from all others: between fork and exec a child has all descriptors
 //! of its parent, and with them the locks.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+mod children;
+#[path = "../common/limited.rs"]
+mod limited;
+mod names;
+mod qemu;
+mod world;
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
@@ -12,7 +19,9 @@ use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use snapback::io::{BlockFile, OpenError, OpenOptions};
+use snapback::io::{BlockFile, Claim, Lock, OpenError, OpenOptions};
+
+use world::Loop;
 
 fn alone() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
@@ -70,31 +79,6 @@ fn a_process_that_has_the_lock_is_named_and_a_lock_ends_with_its_process() {
     open(&path).unwrap();
 }
 
-/// A loop device over a file, detached when dropped.
-struct Loop(PathBuf);
-
-impl Loop {
-    fn new(backing: &Path) -> Option<Self> {
-        let mut losetup = Command::new("losetup");
-        let output = losetup.args(["--find", "--show"]).arg(backing).output();
-        match output {
-            Ok(output) if output.status.success() => Some(Self(PathBuf::from(
-                String::from_utf8_lossy(&output.stdout).trim(),
-            ))),
-            _ => {
-                eprintln!("skipped: loop devices are not allowed here");
-                None
-            }
-        }
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").arg("-d").arg(&self.0).status();
-    }
-}
-
 #[test]
 fn block_device_is_measured_named_and_claimed() {
     let _alone = alone();
@@ -136,53 +120,30 @@ fn block_device_is_measured_named_and_claimed() {
     );
 }
 
+/// Fails unless a lock that QEMU would take to write is refused at this moment.
+fn assert_held(path: &Path) {
+    let look = OpenOptions {
+        lock: Lock::Look,
+        ..OpenOptions::default()
+    };
+    let result = BlockFile::open(path, look);
+    assert!(result.is_err(), "{} is free", path.display());
+}
+
 #[test]
-fn qemu_respects_our_locks_and_we_respect_its() {
+fn a_claim_keeps_everybody_else_out_until_the_lock_is_taken() {
     let _alone = alone();
     let dir = Dir::new();
-    let path = dir.file("image", 1 << 20);
-    let qemu_opens = |mode: &[&str]| {
-        let mut qemu = Command::new("qemu-io");
-        qemu.args(["-f", "raw", "-c", "read 0 512"])
-            .args(mode)
-            .arg(&path);
-        qemu.output().ok().map(|output| output.status.success())
-    };
-    let Some(free) = qemu_opens(&[]) else {
-        eprintln!("skipped: no qemu-io here");
-        return;
-    };
-    assert!(free);
-    let writer = open(&path).unwrap();
-    assert_eq!(
-        (qemu_opens(&[]), qemu_opens(&["-r"])),
-        (Some(false), Some(false))
-    );
-    drop(writer);
-    let shared = reader(&path).unwrap();
-    assert_eq!(
-        (qemu_opens(&[]), qemu_opens(&["-r"])),
-        (Some(false), Some(true))
-    );
-    drop(shared);
-
-    for (mode, reader_fits) in [(&[][..], false), (&["-r"], true)] {
-        let mut qemu = Command::new("qemu-io");
-        qemu.args(["-f", "raw"]).args(mode).arg(&path);
-        qemu.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = qemu.spawn().unwrap();
-        let user = Some(format!("qemu-io (pid {})", child.id()));
-        let refused = Err(OpenError::InUse {
-            path: path.clone(),
-            user,
-        });
-        // Its prompt says that it has the image open (or has failed to).
-        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut [0; 4]).unwrap();
-        let writer = open(&path).map(drop);
-        let read = reader(&path).map(drop);
-        child.kill().unwrap();
-        child.wait().unwrap();
-        assert_eq!(writer, refused);
-        assert_eq!(read, if reader_fits { Ok(()) } else { refused });
-    }
+    let path = dir.file("image", 4096);
+    let first = open(&path).unwrap();
+    let claim = Claim::on([path.as_path()]);
+    // It is no obstacle to who has the lock, nor to the next attempt of who claims.
+    assert_held(&path);
+    drop(first);
+    assert_held(&path);
+    let second = open(&path).unwrap();
+    drop(claim);
+    assert_held(&path);
+    drop(second);
+    open(&path).unwrap();
 }

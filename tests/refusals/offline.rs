@@ -84,11 +84,11 @@ fn a_merge_of_files_that_others_use() {
     world.write("s.cow", &store(8));
     let me = format!("(pid {})", std::process::id());
     for file in ["disk.img", "s.cow"] {
-        // A writer's lock over all, and QEMU's "I read" and "I write".
+        // A writer's lock over all, and QEMU's "I write" and "nobody else may".
         for (kind, start, len) in [
             (libc::F_WRLCK, 0, 0),
-            (libc::F_RDLCK, 100, 1),
             (libc::F_RDLCK, 101, 1),
+            (libc::F_RDLCK, 201, 1),
         ] {
             let _held = hold(world.path(file), kind, start, len);
             world.refused(&MERGE, &[file, "in use by", &me]);

@@ -110,8 +110,8 @@ fn files_that_others_use() {
         }
         drop(held);
     }
-    // A reader (QEMU's "I read") excludes writers and allows other readers.
-    let _held = hold(world.path("disk.img"), libc::F_RDLCK, 100, 1);
+    // A reader (QEMU's "nobody else may write") excludes writers and allows other readers.
+    let _held = hold(world.path("disk.img"), libc::F_RDLCK, 201, 1);
     world.start_refused(&SOCKET, &["disk.img", "in use by", &me]);
     world.serve("disk.img", &["--read-only"]);
     world.start_refused(&SOCKET, &["disk.img", "in use by"]);

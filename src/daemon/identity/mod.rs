@@ -4,7 +4,7 @@
 pub mod device_names;
 pub mod storage;
 
+pub use crate::io::identity_of as storage_of;
 pub use storage::{
     OriginIdentity, Relation, StorageIdentity, StorageKind, Timestamp, UnflushedRecord, same_path,
-    storage_of,
 };

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::device_names::DeviceNames;
 use crate::control::rfc3339;
-use crate::io::{BlockFile, Identity};
+use crate::io::BlockFile;
 use crate::size::in_words;
 
 /// A file time as `stat` returns it.
@@ -296,21 +296,6 @@ impl OriginIdentity {
         }
         self.storage().relation(&now.storage(), stopped_cleanly)
     }
-}
-
-/// The storage behind a path; `None` if there is none.
-pub fn storage_of(path: &Path) -> Option<Identity> {
-    let meta = fs::metadata(path).ok()?;
-    Some(if meta.file_type().is_block_device() {
-        Identity::Device {
-            number: meta.rdev(),
-        }
-    } else {
-        Identity::File {
-            device: meta.dev(),
-            inode: meta.ino(),
-        }
-    })
 }
 
 /// Whether both paths lead to one file, or are equal if there is no file.

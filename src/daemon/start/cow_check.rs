@@ -14,7 +14,7 @@ use crate::daemon::provenance::cow_verdict::{Verdict, belongs_elsewhere, judge};
 use crate::daemon::provenance::golden;
 use crate::daemon::provenance::placement::Placement;
 use crate::daemon::state::VolumeState;
-use crate::io::{Devices, Disk, Identity, OpenError};
+use crate::io::{Devices, Disk, Identity};
 
 /// What the COWs are checked against, and what was found.
 pub struct CowChecks<'a> {
@@ -237,7 +237,7 @@ fn accept_image(
 fn refusal(planned: &PlannedSnapshot, error: &CowError) -> DaemonError {
     let name = &planned.spec.name;
     let refused = match error {
-        CowError::Open(OpenError::InUse { .. }) => DaemonError::InUse,
+        CowError::Open(error) if error.is_in_use() => DaemonError::InUse,
         _ => DaemonError::Refused,
     };
     refused(match planned.source {

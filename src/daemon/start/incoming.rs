@@ -25,7 +25,7 @@ use crate::daemon::volume::serials;
 use crate::daemon::volume::views::{self, ViewDescription, ViewSettings};
 use crate::daemon::{DaemonError, waiting};
 use crate::engine::ViewId;
-use crate::io::{BlockFile, Lock, OpenOptions};
+use crate::io::{BlockFile, Claim, Lock, OpenOptions};
 use crate::sandbox::Sandbox;
 use crate::supervisor;
 use crate::units::SECTOR_SIZE;
@@ -158,8 +158,9 @@ impl Incoming {
         Ok(waits)
     }
 
-    /// Order: 1 the other daemon is asked, and stops → 2 its locks are gone, so that its state
-    /// file is final → 3 everything is locked and checked, as at every start.
+    /// Order: 1 the files are claimed, so that nobody else gets them when 3 has happened → 2 the
+    /// other daemon is asked, and stops → 3 its locks are gone, so that its state file is final → 4
+    /// everything is locked and checked, as at every start.
     fn attempt(
         &self,
         options: &ServeOptions,
@@ -168,6 +169,7 @@ impl Incoming {
         sandbox: Option<&Sandbox>,
     ) -> Result<Option<Checked>, Refusal> {
         let place = from.display();
+        let _claim = claim(options);
         match Client::new(from).and_then(|client| client.release()) {
             Ok(()) => tracing::info!("the daemon at {place} lets go of the disk"),
             Err(error @ ClientError::NoDaemon { .. }) => {
@@ -210,6 +212,18 @@ impl Incoming {
     pub fn into_views(self) -> Vec<EarlyView> {
         self.views
     }
+}
+
+/// Claims the origin and all COWs of the volume, as far as they are known.
+fn claim(options: &ServeOptions) -> Claim {
+    let recorded = state_path(options).ok().flatten();
+    let recorded = recorded.and_then(|path| VolumeState::peek(&path));
+    let recorded = recorded.iter().flat_map(|state| &state.snapshots);
+    let cows = recorded
+        .map(|record| &record.spec)
+        .chain(&options.snapshots);
+    let cows = cows.map(|spec| Path::new(&spec.cow));
+    Claim::on(std::iter::once(options.origin.as_path()).chain(cows))
 }
 
 /// Where front ends find a view, or it finds them.

@@ -18,9 +18,7 @@ use crate::daemon::provenance::placement::Placement;
 use crate::daemon::state::place::default_state_path;
 use crate::daemon::state::{OpenedState, SnapshotRecord, VolumeState};
 use crate::daemon::waiting;
-use crate::io::{
-    BlockFile, DeviceId, Devices, Disk, IoEngine, Lock, OpenError, OpenOptions, open_disk,
-};
+use crate::io::{BlockFile, DeviceId, Devices, Disk, IoEngine, Lock, OpenOptions, open_disk};
 use crate::socket_access::SocketAccess;
 use crate::units::SECTOR_SIZE;
 use crate::virtio_blk::Topology;
@@ -140,9 +138,9 @@ fn open(options: &ServeOptions) -> Result<Opened, DaemonError> {
             ..OpenOptions::default()
         },
     };
-    let file = BlockFile::open(path, open).map_err(|e| match &e {
-        OpenError::InUse { .. } => DaemonError::InUse(format!("origin {e}")),
-        _ => DaemonError::Refused(format!("origin {e}")),
+    let file = BlockFile::open(path, open).map_err(|e| match e.is_in_use() {
+        true => DaemonError::InUse(format!("origin {e}")),
+        false => DaemonError::Refused(format!("origin {e}")),
     })?;
     let unidentified = |e| DaemonError::system("identify the origin", e);
     let identity = OriginIdentity::read(path, file.size()).map_err(unidentified)?;

@@ -98,6 +98,8 @@ pub const fn refusal_kind(error: &OpenError) -> ErrorKind {
         | OpenError::TooSmall { .. }
         | OpenError::InUse { .. }
         | OpenError::OwnUse { .. }
+        | OpenError::OtherNameInUse { .. }
+        | OpenError::LoopOver { .. }
         | OpenError::DeviceBusy { .. }
         | OpenError::Denied { .. }
         | OpenError::WriteProtected { .. }
