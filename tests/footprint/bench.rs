@@ -59,7 +59,7 @@ impl Pattern {
 }
 
 /// A bijection of the numbers below `1 << bits`: steps that can each be undone.
-fn mix(n: u64, bits: u32) -> u64 {
+pub fn mix(n: u64, bits: u32) -> u64 {
     let mask = (1 << bits) - 1;
     let mut n = n & mask;
     for factor in [

@@ -21,10 +21,10 @@ use super::idle::{Daemon, answers};
 /// VERSION_1, protocol features, indirect descriptors, MQ.
 const FEATURES: u64 = 1 << 32 | 1 << 30 | 1 << 28 | 1 << 12;
 const SIZE: u16 = 1024;
-const READS: u16 = 1000;
+pub const READS: u16 = 1000;
 /// What a guest may use at most (SEG_MAX), each of the usual largest size.
-const SEGMENTS: u64 = 126;
-const SEGMENT: u32 = 64 << 10;
+pub const SEGMENTS: u64 = 126;
+pub const SEGMENT: u32 = 64 << 10;
 /// Chunks of one read.
 const CHUNKS: u64 = SEGMENTS * SEGMENT as u64 / 4096;
 
@@ -41,7 +41,7 @@ const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
 
-struct Guest {
+pub struct Guest {
     memory: GuestMemoryMmap<()>,
     kicks: Vec<EventFd>,
     _frontend: Frontend,
@@ -49,7 +49,7 @@ struct Guest {
 }
 
 impl Guest {
-    fn connect(path: &Path, queues: usize) -> Self {
+    pub fn connect(path: &Path, queues: usize) -> Self {
         let len = queues * RING as usize;
         let fd = rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
         let file = File::from(fd);
@@ -103,7 +103,7 @@ impl Guest {
     }
 
     /// Requests of this kind at `sectors`, which share their data and their status byte.
-    fn ask(&mut self, queue: usize, kind: u32, segments: u64, len: u32, sectors: &[u64]) {
+    pub fn ask(&mut self, queue: usize, kind: u32, segments: u64, len: u32, sectors: &[u64]) {
         let base = queue as u64 * RING;
         let put = |at: u64, (address, len, flags, next)| {
             let raw = RawDescriptor::from(Descriptor::new(address, len, flags, next));
@@ -146,7 +146,7 @@ impl Guest {
     }
 
     /// Waits until a queue has completed `count` requests in all.
-    fn wait(&self, queue: usize, count: u16) {
+    pub fn wait(&self, queue: usize, count: u16) {
         let start = Instant::now();
         while self.used(queue) < count {
             let patience = Duration::from_secs(120);
@@ -170,8 +170,8 @@ struct Load {
     done: u16,
 }
 
-const IN: u32 = 0;
-const OUT: u32 = 1;
+pub const IN: u32 = 0;
+pub const OUT: u32 = 1;
 
 /// Reads and writes of 126 times 64 KiB at the start of the disk.
 const fn scattered(kind: u32) -> Load {

@@ -11,6 +11,7 @@
 )]
 
 mod bench;
+mod bounded;
 mod busy;
 mod farm;
 mod idle;
