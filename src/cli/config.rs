@@ -332,7 +332,9 @@ fn printable(text: &str) -> String {
 /// The options that have a key of the same name, but for `snapshot`.
 fn keys(command: &Command) -> Vec<&Arg> {
     let serve = command.find_subcommand("serve");
+    // Those of all verbs are among them once the command was built.
     let of_serve = serve.into_iter().flat_map(Command::get_arguments);
+    let of_serve = of_serve.filter(|argument| !argument.is_global_set());
     let of_all = command.get_arguments().filter(|argument| {
         argument
             .get_long()

@@ -75,13 +75,24 @@ fn a_file_becomes_a_command_line() {
 }
 
 #[test]
+fn each_key_is_listed_once() {
+    let mut command = Cli::command();
+    command.build();
+    let keys = keys(&command);
+    let mut names: Vec<&str> = keys.iter().filter_map(|key| key.get_long()).collect();
+    names.sort_unstable();
+    assert!(names.contains(&"log-level"), "{names:?}");
+    assert!(names.windows(2).all(|two| two[0] != two[1]), "{names:?}");
+}
+
+#[test]
 fn what_is_wrong_is_named_with_its_place() {
     for (text, expected) in [
         ("origin = ", "config d.toml:1:10: "),
         ("origin = \"a\"\nré = 1", "config d.toml:2:2: "),
         (
             "origin = \"a\"\ncolour = 1",
-            "config d.toml:2:1: unknown key `colour`",
+            "config d.toml:2:1: unknown key `colour` (keys: origin, socket-path, fd, connect, read-only, ",
         ),
         ("origin = true", "config d.toml:1:10: `origin` is a text"),
         ("origin = 5", "config d.toml:1:10: `origin` is a text"),

@@ -18,6 +18,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use super::CliError;
+use super::journal::{Told, escape};
 
 /// Changes the level of the log that was started.
 static LEVEL: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
@@ -90,7 +91,7 @@ pub fn stderr_is_journal() -> bool {
 }
 
 /// `VOLUME` and the fields of a line, such as `SNAPSHOT` and `VIEW`, become fields of its entry.
-fn journal(volume: Option<&str>) -> std::io::Result<tracing_journald::Layer> {
+fn journal(volume: Option<&str>) -> std::io::Result<Told> {
     let layer = tracing_journald::layer()?
         .with_field_prefix(None)
         .with_syslog_identifier("snapback".to_owned())
@@ -101,7 +102,8 @@ fn journal(volume: Option<&str>) -> std::io::Result<tracing_journald::Layer> {
             debug: Priority::Debug,
             trace: Priority::Debug,
         });
-    Ok(layer.with_custom_fields(volume.map(|volume| ("VOLUME", volume))))
+    let volume = volume.map(|volume| ("VOLUME", volume));
+    Ok(Told(layer.with_custom_fields(volume)))
 }
 
 /// A line for the journal by stderr: it begins with the priority, and the journal knows the time.
@@ -168,29 +170,12 @@ pub fn filter(level: Option<&str>, default: &str) -> Result<EnvFilter, String> {
     EnvFilter::try_new(level).map_err(|e| wrong(&e.to_string()))
 }
 
-/// The value of a field, as a log shows it.
-struct Shown<'a>(&'a dyn Debug);
-
-impl fmt::Display for Shown<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        Debug::fmt(self.0, f)
-    }
-}
-
-/// Writes one field of a line. A path may hold any character, so control characters are
-/// escaped: they could end the line, or act on a terminal.
+/// Writes one field of a line.
 fn escaped(writer: &mut Writer<'_>, field: &Field, value: &dyn Debug) -> fmt::Result {
     if field.name() != "message" {
         write!(writer, "{}=", field.name())?;
     }
-    for c in Shown(value).to_string().chars() {
-        if c.is_control() {
-            write!(writer, "{}", c.escape_default())?;
-        } else {
-            writer.write_char(c)?;
-        }
-    }
-    Ok(())
+    escape(writer, value)
 }
 
 /// Makes a panic of any thread end the process. A daemon without one of its threads would

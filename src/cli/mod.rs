@@ -20,6 +20,7 @@ mod export;
 mod generate;
 mod grow;
 mod interrupt;
+mod journal;
 mod json;
 mod list;
 mod logging;

@@ -114,6 +114,14 @@ fn a_stream_to_the_journal_is_replaced_by_entries_with_fields() {
     };
     let removed = find("snapshot removed");
     assert_eq!(removed["SNAPSHOT"], "s");
+    // journalctl shows the message only.
+    assert_eq!(removed["MESSAGE"], "snapshot removed snapshot=s");
+    let event = find("event kind=\"snapshot-added\" seq=");
+    assert_eq!(
+        (&*event["KIND"], &*event["SNAPSHOT"]),
+        ("snapshot-added", "s")
+    );
+    assert!(event["SEQ"].parse::<u64>().is_ok(), "{event:?}");
     assert_eq!(removed["PRIORITY"], "6");
     assert_eq!(removed["SYSLOG_IDENTIFIER"], "snapback");
     assert_eq!(find("view origin: ")["VIEW"], "origin");
