@@ -141,6 +141,34 @@ fn errors_in_a_file_have_a_place_and_touch_nothing() {
     assert!(error.contains("none.toml: cannot read it"), "{error}");
 }
 
+/// The unit makes the folder of the sockets when it starts, so that it is no obstacle before that.
+#[test]
+fn a_check_before_the_first_start_of_a_unit_does_not_miss_its_folder() {
+    let name = format!("test-{}", std::process::id());
+    let text = format!(
+        "origin = \"disk.img\"\nsocket-path = \"/run/snapback/{name}/d.sock\"\n\
+         control = \"/run/snapback/{name}/c.sock\"\n"
+    );
+    let world = configured(&text);
+    let (code, answer) = check(&world);
+    let note = format!(
+        "note: folder /run/snapback/{name} does not exist; the unit snapback@{name} makes it"
+    );
+    assert_eq!(code, Some(0), "{answer}");
+    assert!(
+        answer.starts_with(&note) && answer.lines().count() == 2,
+        "{answer}"
+    );
+    for other in ["/run/other-folder", "/run/snapback/a/b"] {
+        world.write(
+            "d.toml",
+            &text.replace(&format!("/run/snapback/{name}"), other),
+        );
+        let (code, answer) = check(&world);
+        assert_eq!(code, Some(1), "{answer}");
+    }
+}
+
 /// What `serve --check` says of the file.
 fn check(world: &World) -> (Option<i32>, String) {
     let before = world.names();

@@ -27,7 +27,8 @@ pub fn look(options: &ServeOptions) -> Result<Vec<String>, DaemonError> {
     let checked = check_without_guests(&options)?;
     let plan = &checked.plan;
     check_served(&options, plan)?;
-    look_at_sockets(&options, plan)?;
+    let mut remarks = plan.remarks.clone();
+    look_at_sockets(&options, plan, &mut remarks)?;
     let new = plan.snapshots.iter().map(|s| Path::new(&s.spec.cow));
     for cow in new.filter(|cow| !cow.exists()) {
         look_at_folder("COW", cow)?;
@@ -35,7 +36,7 @@ pub fn look(options: &ServeOptions) -> Result<Vec<String>, DaemonError> {
     if let Some(state) = checked.state.path() {
         look_at_folder("state file", state)?;
     }
-    Ok(checked.plan.remarks)
+    Ok(remarks)
 }
 
 /// A file can be made at `path`.
@@ -52,11 +53,39 @@ fn look_at_folder(what: &str, path: &Path) -> Result<(), DaemonError> {
     })
 }
 
-fn look_at_sockets(options: &ServeOptions, plan: &Plan) -> Result<(), DaemonError> {
+/// The folder of `socket`, if it does not exist, but a unit of the package makes it when it starts
+/// (`RuntimeDirectory=` in `packaging/snapback@.service`); and what to say about it.
+fn made_by_the_unit(socket: &str) -> Option<String> {
+    let folder = Path::new(socket).parent()?;
+    let name = folder.strip_prefix("/run/snapback").ok()?;
+    let is_of_unit = name.components().count() == 1 && !folder.exists();
+    is_of_unit.then(|| {
+        format!(
+            "folder {} does not exist; the unit snapback@{} makes it, and a start without the unit would be refused",
+            folder.display(),
+            name.display()
+        )
+    })
+}
+
+/// What does not prevent the start of a unit is added to `remarks`.
+fn look_at_sockets(
+    options: &ServeOptions,
+    plan: &Plan,
+    remarks: &mut Vec<String>,
+) -> Result<(), DaemonError> {
     let access = access::Access::resolve(&plan.state);
     let access = access.map_err(|e| DaemonError::Refused(e.to_string()))?;
     let refused = |e: &dyn std::fmt::Display| DaemonError::Refused(format!("socket {e}"));
-    let look = |path: &str| ViewSocket::look(Path::new(path)).map_err(|e| refused(&e));
+    let mut told = |path: &str| {
+        let remark = made_by_the_unit(path);
+        remarks.extend(remark.clone().filter(|remark| !remarks.contains(remark)));
+        remark.is_some()
+    };
+    let mut look = |path: &str| match told(path) {
+        true => Ok(()),
+        false => ViewSocket::look(Path::new(path)).map_err(|e| refused(&e)),
+    };
     let given = |endpoint: Option<&Endpoint>, what: &str| match endpoint {
         Some(own @ (Endpoint::Fd(_) | Endpoint::Connect(_) | Endpoint::Passed(_))) => {
             open_endpoint(own, what, access.views).map(|_| true)
@@ -83,9 +112,9 @@ fn look_at_sockets(options: &ServeOptions, plan: &Plan) -> Result<(), DaemonErro
     }
     listing::look(options)?;
     match plan.state.control.as_ref().map(PathBuf::from) {
-        Some(path) => {
+        Some(path) if !told(&path.to_string_lossy()) => {
             ControlSocket::look(&path).map_err(|e| DaemonError::Refused(format!("control {e}")))
         }
-        None => Ok(()),
+        Some(_) | None => Ok(()),
     }
 }
