@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the programs that are missing (Debian, apt-get; as root or through sudo): those that
+# Installs the programs that are missing (Debian, apt-get as root or through sudo; cargo): those that
 # guests need, and those that the tests need besides, unless the argument is --guests. Prints what
 # it does, and does nothing if nothing is missing.
 set -euo pipefail
@@ -18,7 +18,8 @@ guests=(
     cc:gcc
     losetup:mount
 )
-# They count system calls, look at terminals and man pages, scrape metrics, and start libvirt.
+# They count system calls, look at terminals and man pages, scrape metrics, start libvirt, complete
+# command lines, and make the package.
 tests=(
     debugfs:e2fsprogs
     strace:strace
@@ -33,6 +34,9 @@ tests=(
     promtool:prometheus
     systemd-analyze:systemd
     systemd-nspawn:systemd-container
+    zsh:zsh
+    fish:fish
+    dpkg-shlibdeps:dpkg-dev
 )
 case "${1-}" in
     --guests) needed=("${guests[@]}") ;;
@@ -42,6 +46,13 @@ case "${1-}" in
         exit 2
         ;;
 esac
+
+# Debian has no package of it. tests/service/package.rs looks for it here as well.
+tools=$(dirname "$0")/../target/tools
+if [ "${1-}" != --guests ] && ! command -v cargo-deb >/dev/null && [ ! -x "$tools/bin/cargo-deb" ]; then
+    echo "+ cargo install cargo-deb"
+    cargo install --quiet --locked --root "$tools" cargo-deb@3.8.0
+fi
 
 PATH=$PATH:/usr/sbin:/sbin
 packages=()

@@ -1,4 +1,4 @@
-//! Man pages and completions, as a package installs them.
+//! Man pages, as a package installs them.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -21,7 +21,7 @@ fn verbs() -> Vec<String> {
     verbs.filter(|verb| verb != "help").collect()
 }
 
-fn generate(what: &str, folder: &Path) -> BTreeSet<String> {
+pub fn generate(what: &str, folder: &Path) -> BTreeSet<String> {
     let generated = snapback().args(["generate", what]).arg(folder).assert();
     generated.success();
     let files = fs::read_dir(folder).unwrap();
@@ -75,39 +75,4 @@ fn man_shows_a_page_without_a_complaint() {
         let complaints = String::from_utf8_lossy(&shown.stderr);
         assert!(complaints.is_empty(), "{page}: {complaints}");
     }
-}
-
-/// What bash offers for `words`, of which the last one is not finished.
-fn completed(script: &Path, words: &[&str]) -> String {
-    let last = words.len() - 1;
-    let before = words[last - 1];
-    let list = words.iter().map(|word| format!("'{word}'"));
-    let list = list.collect::<Vec<_>>().join(" ");
-    let program = format!(
-        "source '{}'; COMP_WORDS=({list}); COMP_CWORD={last}; \
-         function=$(complete -p snapback | sed 's/.*-F \\([^ ]*\\).*/\\1/'); \
-         $function snapback '{}' '{before}'; printf '%s\\n' \"${{COMPREPLY[@]}}\"",
-        script.display(),
-        words[last],
-    );
-    let output = Command::new("bash")
-        .args(["--norc", "-c", &program])
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{output:?}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-#[test]
-fn bash_completes_verbs_options_and_values() {
-    let folder = tempfile::tempdir().unwrap();
-    let files = generate("completions", folder.path());
-    let expected = ["_snapback", "snapback.bash", "snapback.fish"];
-    assert_eq!(files, expected.map(str::to_owned).into());
-    let script = folder.path().join("snapback.bash");
-    assert_eq!(completed(&script, &["snapback", "rollb"]), "rollback\n");
-    let options = completed(&script, &["snapback", "serve", "--merge"]);
-    assert_eq!(options, "--merge\n--merge-writes\n");
-    let values = completed(&script, &["snapback", "serve", "--merge-writes", ""]);
-    assert_eq!(values, "wait\nredirect\n");
 }

@@ -10,6 +10,7 @@
     clippy::cast_lossless
 )]
 
+mod completions;
 mod config;
 mod generate;
 #[path = "../daemon/guest.rs"]
