@@ -12,6 +12,8 @@
 
 mod completions;
 mod config;
+mod container;
+mod front_end;
 mod generate;
 #[path = "../daemon/guest.rs"]
 #[allow(dead_code, unsafe_code, clippy::undocumented_unsafe_blocks)]
@@ -19,6 +21,7 @@ mod guest;
 mod journal;
 mod manager;
 mod notify;
+mod package;
 mod packaging;
 mod systemd;
 mod version;

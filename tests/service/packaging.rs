@@ -65,7 +65,7 @@ fn the_unit_uses_what_the_daemon_offers() {
     let lines: BTreeSet<&str> = unit.lines().collect();
     for line in [
         "Type=notify",
-        "FileDescriptorStoreMax=64",
+        "FileDescriptorStoreMax=1024",
         "RuntimeDirectoryPreserve=restart",
         "ExecReload=/bin/kill -HUP $MAINPID",
     ] {
@@ -107,6 +107,26 @@ fn the_example_is_a_valid_configuration() {
     assert!(uncommented.contains("\n[[snapshot]]") || uncommented.starts_with("[[snapshot]]"));
 }
 
+/// The files of the repository that an asset names, whose last part may have one `*`.
+fn matching(asset: &str) -> Vec<String> {
+    let (folder, last) = asset.rsplit_once('/').unwrap_or(("", asset));
+    let (begin, end) = last.split_once('*').unwrap_or((last, ""));
+    let is_it = |name: &String| match last.contains('*') {
+        true => name.starts_with(begin) && name.ends_with(end),
+        false => name == last,
+    };
+    let files = fs::read_dir(packaging("..").join(folder)).unwrap();
+    let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+    names.filter(is_it).collect()
+}
+
+#[test]
+fn the_packages_changelog_begins_with_the_version() {
+    let changelog = fs::read_to_string(packaging("debian/changelog")).unwrap();
+    let first = format!("snapback ({}-1) ", env!("CARGO_PKG_VERSION"));
+    assert!(changelog.starts_with(&first), "{changelog}");
+}
+
 #[test]
 fn every_file_of_the_package_exists() {
     let manifest = fs::read_to_string(packaging("../Cargo.toml")).unwrap();
@@ -126,8 +146,7 @@ fn every_file_of_the_package_exists() {
         let source = line.split('"').nth(1).unwrap();
         // Built, not stored.
         if !source.starts_with("target/") {
-            let place = source.split('*').next().unwrap();
-            assert!(packaging("..").join(place).exists(), "{source}");
+            assert!(!matching(source).is_empty(), "{source}");
         }
         sources.insert(source.to_owned());
     }

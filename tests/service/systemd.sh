@@ -42,19 +42,6 @@ kill -KILL "$(state MainPID)"
 status >/dev/null || fail "a client after a kill"
 systemctl is-active --quiet snapback@vm || fail "not active after a kill"
 
-# An upgrade of the package: the user is made, and what is served is restarted.
-mkdir -p /run/sysusers.d /run/tmpfiles.d
-cp /share/snapback.sysusers /run/sysusers.d/snapback.conf
-cp /share/snapback.tmpfiles /run/tmpfiles.d/snapback.conf
-first=$(state MainPID)
-sh /share/postinst configure 0.0.9 || fail "postinst"
-getent passwd snapback >/dev/null || fail "no user"
-[[ $(state MainPID) != "$first" ]] || fail "the upgrade restarts nothing"
-status >/dev/null || fail "after the upgrade"
-first=$(state MainPID)
-sh /share/prerm upgrade 0.1.0 || fail "prerm"
-[[ $(state MainPID) == "$first" ]] || fail "prerm stops it although it is upgraded"
-
 # A reload, and the journal with its fields.
 echo 'log-level = "debug"' >>/etc/snapback/vm.toml
 systemctl reload snapback@vm || fail "reload"
@@ -67,14 +54,10 @@ snapback rollback before --now --control "$socket" || fail "rollback"
 snapback merge --wait --control "$socket" || fail "the merge of the rollback"
 
 # With the drop-ins of docs/service.md: sockets, also those that were kept, for a group; and metrics.
+systemd-sysusers /share/snapback.sysusers || fail "no user"
 mkdir -p /run/systemd/system/snapback@vm.service.d
-cat >/run/systemd/system/snapback@vm.service.d/more.conf <<END
-[Service]
-Group=snapback
-PrivateNetwork=no
-RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
-IPAddressAllow=localhost
-END
+printf '%s\n' '[Service]' Group=snapback >/run/systemd/system/snapback@vm.service.d/group.conf
+cp /share/metrics.conf /run/systemd/system/snapback@vm.service.d/metrics.conf
 printf '%s\n' 'socket-group = "snapback"' 'metrics = "127.0.0.1:9750"' >>/etc/snapback/vm.toml
 systemctl daemon-reload
 systemctl restart snapback@vm || fail "with a group and metrics"
@@ -94,8 +77,10 @@ systemctl start snapback@vm.socket || fail "the socket unit"
 systemctl start snapback@vm || fail "with a socket unit"
 status | grep -q origin || fail "status with a socket unit"
 [[ -S /run/snapback/vm.disk.sock ]] || fail "the socket is gone"
-sh /share/prerm remove || fail "prerm"
-systemctl is-active --quiet snapback@vm.socket snapback@vm && fail "served without the package"
+systemctl stop snapback@vm.socket snapback@vm || fail "stop with a socket unit"
+
+# A disk without a configuration.
+systemctl start snapback@typo && fail "a disk without a configuration starts"
 
 # A configuration that is not valid.
 echo 'colour = 1' >>/etc/snapback/vm.toml
