@@ -7,7 +7,6 @@ use utoipa::ToSchema;
 use super::events::EventLog;
 pub use super::guest_requests::{FailedRequests, GuestOperation, SlowIo};
 use super::metrics::Family;
-pub use super::slow_io::{SlowIo, SlowOperation};
 use super::socket_status::SocketAccess;
 use super::view_io::ViewIo;
 

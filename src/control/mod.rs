@@ -25,7 +25,6 @@ mod reply;
 mod routes;
 mod scrape;
 pub mod server;
-mod slow_io;
 mod socket;
 pub mod socket_status;
 pub mod table;
