@@ -163,10 +163,10 @@ mod tests {
         assert_eq!(io_size("1536"), Ok(1536));
         for bad in ["0", "256", "1000", "3K", "64K", "5G"] {
             let error = logical_block_size(bad).unwrap_err();
-            assert!(error.contains("32K"), "{bad}: {error}");
+            assert!(error.contains("32 KiB"), "{bad}: {error}");
         }
-        assert!(physical_block_size("4M").unwrap_err().contains("2M"));
-        assert!(discard_granularity("8M").unwrap_err().contains("4M"));
+        assert!(physical_block_size("4M").unwrap_err().contains("2 MiB"));
+        assert!(discard_granularity("8M").unwrap_err().contains("4 MiB"));
         for bad in ["1", "513", "4G"] {
             assert!(io_size(bad).is_err(), "{bad}");
         }
