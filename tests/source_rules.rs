@@ -26,9 +26,11 @@ const SEES_NO_DAEMON: &[&str] = &[
     "tests/costs/instructions.rs",
     "tests/daemon/detach.rs",
     "tests/hostile/world.rs",
+    "tests/locks/children.rs",
     "tests/run/changes.rs",
     "tests/service/generate.rs",
     "tests/service/packaging.rs",
+    "tests/supply_chain/elf.rs",
     "tests/service/systemd.rs",
     "tests/service/version.rs",
 ];

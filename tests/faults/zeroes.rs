@@ -116,6 +116,7 @@ fn nothing_relies_on_a_discard_that_a_file_system_only_pretends_to_carry_out() {
     // Nor on the holes that it reports.
     let (cow, out) = (fs.path("third.cow"), field.path("out"));
     let exported = std::process::Command::new(assert_cmd::cargo::cargo_bin!("snapback"))
+        .env("XDG_RUNTIME_DIR", field.disk.parent().unwrap())
         .args(["export", "--origin", field.disk.to_str().unwrap(), "--cow"])
         .args([&cow, &out])
         .output()

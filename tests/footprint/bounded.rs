@@ -64,6 +64,7 @@ impl Group {
         let mut command = Command::new("sh");
         command
             .current_dir(folder)
+            .env("XDG_RUNTIME_DIR", folder)
             .args(["-c", script])
             .arg(self.folder.join("cgroup.procs"))
             .arg(assert_cmd::cargo::cargo_bin!("snapback"))

@@ -34,7 +34,10 @@ impl World {
 
     pub fn command(&self, program: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(program);
-        command.current_dir(self.0.path()).args(arguments);
+        command
+            .current_dir(self.0.path())
+            .env("XDG_RUNTIME_DIR", self.0.path())
+            .args(arguments);
         command
     }
 

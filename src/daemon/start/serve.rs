@@ -9,6 +9,7 @@ use super::confine::check;
 use super::incoming::Incoming;
 use super::metrics;
 use super::options::ServeOptions;
+use super::preflight::Checked;
 use super::sockets::{GIVEN, Sockets, announce, place, with_passed};
 use crate::control::registry::Noted;
 use crate::control::{ControlServer, ControlSocket};
@@ -69,17 +70,9 @@ fn serve_volume(
         tracing::warn!("the limit of open descriptors cannot be raised: {e}");
     }
     let metrics = metrics::bind(options.metrics)?;
-    let (mut checked, early) = match &options.incoming {
-        None => (check(options, &[], sandbox)?, Vec::new()),
-        Some(from) => {
-            let incoming = Incoming::open(options, sandbox)?;
-            match incoming.take_over(options, from, &signals, sandbox)? {
-                None => return Ok(()),
-                Some((checked, incoming)) => (checked, incoming.into_views()),
-            }
-        }
+    let Some(mut checked) = open(options, sandbox, &signals)? else {
+        return Ok(());
     };
-    checked.sockets.add_early(early);
     for remark in &checked.plan.remarks {
         tracing::warn!("{remark}");
     }
@@ -126,6 +119,23 @@ fn serve_volume(
             Err(error)
         }
     }
+}
+
+/// Opens and checks everything. `None`: a signal came while the daemon waited for a guest.
+fn open(
+    options: &ServeOptions,
+    sandbox: Option<&Sandbox>,
+    signals: &Signals,
+) -> Result<Option<Checked>, DaemonError> {
+    let Some(from) = &options.incoming else {
+        return Ok(Some(check(options, &[], sandbox)?));
+    };
+    let incoming = Incoming::open(options, sandbox)?;
+    let taken = incoming.take_over(options, from, signals, sandbox)?;
+    Ok(taken.map(|(mut checked, incoming)| {
+        checked.sockets.add_early(incoming.into_views());
+        checked
+    }))
 }
 
 /// Gives the engine its snapshots and the merge, then lets guests and control clients
