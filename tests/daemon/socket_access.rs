@@ -198,6 +198,8 @@ fn a_socket_listens_only_once_it_has_its_group_and_mode() {
     let said = fs::read_to_string(&trace).unwrap();
     let calls: Vec<&str> = said
         .lines()
+        // The folder in which clients find the daemon, which is made last.
+        .filter(|line| !line.contains("chmod(\"") || !line.contains("/snapback\""))
         .filter_map(|line| line.split_once(' ')?.1.trim().split('(').next())
         .collect();
     let of_a_view = ["fchmod", "bind", "fchownat", "fchmodat", "listen"];

@@ -80,6 +80,7 @@ struct Seen {
 
 fn seen(world: &World) -> Seen {
     let mut status = world.client().status().unwrap();
+    status.pid = None;
     for view in &mut status.views {
         view.attached = false;
         // Counted by each daemon anew.
