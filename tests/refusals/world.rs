@@ -198,6 +198,8 @@ impl World {
     fn everything(&self) -> Everything {
         let mut found = Everything::new();
         look(self.folder.path(), &mut found);
+        // The user's folder for daemons is no part of a volume. It stays, and nothing in it.
+        found.remove(&self.folder.path().join("snapback"));
         found
     }
 
