@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::claim::Claims;
@@ -12,6 +13,25 @@ use super::lock::{self, Conflict, Held, Lock};
 /// The longest wait for the I/O of a killed process. On a busy machine the kernel takes
 /// seconds to end it, and a daemon that is restarted after a kill must not fail then.
 const KILLED_IO_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same for a daemon that serves: clients wait for it.
+const SERVING_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// This process serves a volume; a property of the process, as its locks are.
+static SERVES: AtomicBool = AtomicBool::new(false);
+
+/// From now on somebody else's lock is hardly waited for. A daemon that serves is no
+/// successor of a killed one any more, and it may not look into other processes, so that it
+/// would wait to the end for each file that is in use.
+pub fn hardly_wait_for_locks() {
+    SERVES.store(true, Ordering::Relaxed);
+}
+
+fn patience() -> Duration {
+    match SERVES.load(Ordering::Relaxed) {
+        true => SERVING_TIMEOUT,
+        false => KILLED_IO_TIMEOUT,
+    }
+}
 
 /// The end of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,7 +106,7 @@ pub(super) fn take_or_find_user(fd: BorrowedFd<'_>, lock: Lock) -> io::Result<Ou
             Some(pid) => Some(name_of(pid)),
             None => find_user(place),
         };
-        if user.is_some() || start.elapsed() > KILLED_IO_TIMEOUT {
+        if user.is_some() || start.elapsed() > patience() {
             return Ok(Outcome::Other(user, conflict.held));
         }
         std::thread::sleep(Duration::from_millis(5));

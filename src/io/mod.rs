@@ -47,6 +47,7 @@ pub use file::{BlockFile, Direct, OpenOptions};
 pub use identity::{Identity, identity_of};
 pub use limits::Limits;
 pub use lock::{Held, Lock};
+pub use locking::hardly_wait_for_locks;
 pub use open_disk::{IoEngine, open_disk};
 pub use open_error::OpenError;
 pub use threads::ThreadDisk;

@@ -25,6 +25,7 @@ use crate::daemon::volume::views::{Entrance, ServedView, ViewDescription};
 use crate::daemon::volume::{LiveVolume, Service, Snapshot, lock};
 use crate::engine::{ControlError, ControlRequest, ViewId};
 use crate::executor::Executor;
+use crate::io::hardly_wait_for_locks;
 use crate::sandbox::{self, Sandbox};
 use crate::supervisor;
 use crate::vhost::raise_limit;
@@ -79,6 +80,7 @@ fn serve_volume(
     let mut sockets = std::mem::take(&mut checked.sockets);
     let listed = Listed::of(&mut sockets);
     let (volume, mut notices, prepared) = build_volume(options, checked, Service::Daemon)?;
+    hardly_wait_for_locks();
     if let Some(enforced) = sandbox::enforced() {
         tracing::info!("sandbox: {enforced}");
     }
