@@ -2,7 +2,7 @@
 
 use rustix::fs::Mode;
 use rustix::process::{
-    DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit, umask,
+    DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit, umask,
 };
 use rustix::thread::set_no_new_privs;
 
@@ -19,25 +19,8 @@ pub fn apply() -> Result<(), SandboxError> {
     };
     setrlimit(Resource::Core, none).map_err(SandboxError::system("forbid core dumps"))?;
     forbid_dumps()?;
-    raise_locked_memory();
     umask(Mode::from_raw_mode(UMASK));
     Ok(())
-}
-
-/// The rings of io_uring count as locked memory of the user, of all their processes together,
-/// unless a process has CAP_IPC_LOCK, which is given up. The usual limit of 8 MiB is enough for a
-/// few daemons only; the next ones would have to do without io_uring.
-fn raise_locked_memory() {
-    let unlimited = Rlimit {
-        current: None,
-        maximum: None,
-    };
-    if setrlimit(Resource::Memlock, unlimited).is_err() {
-        let maximum = getrlimit(Resource::Memlock).maximum;
-        let current = maximum;
-        // Without it there may be blocking threads instead, which is said where it happens.
-        let _ = setrlimit(Resource::Memlock, Rlimit { current, maximum });
-    }
 }
 
 /// The memory of guests is mapped, and must be neither in a core dump, which the limit above does

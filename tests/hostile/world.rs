@@ -109,11 +109,7 @@ impl Side {
         let log = std::fs::read_to_string(self.volume.path("daemon.log")).unwrap();
         let most = 4 * 2 * (32 + self.started.elapsed().as_secs() / 10 + 1) + OWN;
         let lines = log.lines().count() as u64;
-        let last = log.lines().rev().take(60).collect::<Vec<_>>().join("\n");
-        assert!(
-            lines <= most,
-            "{lines} lines in the log, more than {most}; the last ones, newest first:\n{last}"
-        );
+        assert!(lines <= most, "{lines} lines in the log, more than {most}");
         assert!(!log.contains("panicked"), "{log}");
     }
 
