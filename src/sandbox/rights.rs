@@ -1,7 +1,7 @@
 //! The user, its groups, and capabilities.
 
 use nix::unistd::{Gid, setgroups, setresgid, setresuid};
-use rustix::process::{getegid, geteuid, getgid, getuid};
+use rustix::process::{Resource, Rlimit, getegid, geteuid, getgid, getrlimit, getuid, setrlimit};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
     remove_capability_from_bounding_set, set_capabilities,
@@ -12,12 +12,14 @@ use super::{Needs, SandboxError};
 
 /// Becomes `user`, and keeps of the capabilities only what a daemon needs. Returns what is left.
 ///
-/// Order: 1 the bounding set, which takes a capability to change → 2 groups, then the user, which
-/// take others → 3 all sets of capabilities.
+/// Order: 1 the limit of locked memory, and the bounding set, which take capabilities to change → 2
+/// groups, then the user, which take others → 3 all sets of capabilities.
 pub fn give_up(user: Option<&User>, needs: &Needs) -> Result<CapabilitySet, SandboxError> {
     let had = capabilities(None).map_err(SandboxError::system("read the capabilities"))?;
+    let is_limited = had.effective.contains(CapabilitySet::IPC_LOCK) && !unlimit_rings();
     let keep = match user {
         Some(_) => CapabilitySet::empty(),
+        None if is_limited => (needed(needs) | CapabilitySet::IPC_LOCK) & had.permitted,
         None => needed(needs) & had.permitted,
     };
     if had.effective.contains(CapabilitySet::SETPCAP) {
@@ -50,6 +52,16 @@ pub fn give_up(user: Option<&User>, needs: &Needs) -> Result<CapabilitySet, Sand
         set_capabilities(None, sets).map_err(SandboxError::system("give up capabilities"))?;
     }
     Ok(keep)
+}
+
+/// Some kernels count rings (io_uring) as locked memory, of which all processes of a user together have
+/// few MiB, unless they have the capability. Whether the limit is gone.
+fn unlimit_rings() -> bool {
+    let none = Rlimit {
+        current: None,
+        maximum: None,
+    };
+    getrlimit(Resource::Memlock) == none || setrlimit(Resource::Memlock, none).is_ok()
 }
 
 /// Disks, COWs and their folders belong to whoever made them, so that a daemon of root needs a
