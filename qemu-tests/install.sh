@@ -52,7 +52,7 @@ tools=$(dirname "$0")/../target/tools
 if [ "${1-}" != --guests ] && ! command -v cargo-deb >/dev/null && [ ! -x "$tools/bin/cargo-deb" ]; then
     echo "+ cargo install cargo-deb"
     cargo install --quiet --locked --root "$tools" cargo-deb@3.8.0 ||
-        echo "install.sh: without cargo-deb the test of the package is left out" >&2
+        echo "install.sh: without cargo-deb the test of the package fails" >&2
 fi
 
 PATH=$PATH:/usr/sbin:/sbin

@@ -50,7 +50,7 @@ use crate::guest::SILENT;
 const SECTOR: usize = 512;
 /// Cases that share a guest.
 const BATCH: usize = 26;
-const SEEDS: Range<u64> = 0..52;
+const SEEDS: Range<u64> = 0..104;
 /// Time for Linux's slowed merges to do a part.
 const HALF_MERGE: Duration = Duration::from_millis(800);
 

@@ -26,7 +26,7 @@ use snapback::io::{BlockFile, Devices, OpenOptions, ThreadDisk};
 use snapback::offline::{self, Check, ExportOptions, Verdict};
 use snapback::store::{self, LoadParams, Loaded};
 
-const COUNT: u64 = 5_000;
+const COUNT: u64 = 10_000;
 /// One look at a store of less than 1 MiB, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 const GROWTH: usize = 64 << 20;
@@ -384,6 +384,6 @@ fn damaged_stores_are_judged_within_bounds_and_accepted_ones_show_what_they_hold
             .into_iter()
             .min();
         assert!(least.is_some_and(|n| n >= 20), "{seen:?}");
-        assert!(seen.views >= 500 && seen.entries >= 5_000, "{seen:?}");
+        assert!(seen.views >= 1000 && seen.entries >= 10_000, "{seen:?}");
     }
 }
