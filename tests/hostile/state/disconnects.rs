@@ -59,7 +59,8 @@ fn a_thousand_front_ends_that_come_and_leave_cost_nothing_that_lasts() {
             }
             is_served(&world, view);
         };
-        come_and_leave(100);
+        // Until the history of events is full.
+        come_and_leave(300);
         let before = world.usage(view);
         come_and_leave(250);
         world.has_not_grown(view, &before);

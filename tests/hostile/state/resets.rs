@@ -40,7 +40,7 @@ fn a_reset_between_any_two_steps_is_followed_by_a_session_as_ever() {
 }
 
 #[test]
-fn a_thousand_resets_back_to_back_cost_nothing_that_lasts() {
+fn two_thousand_resets_back_to_back_cost_nothing_that_lasts() {
     let world = World::new();
     for view in View::ALL {
         let mut session = Session::open(&world, view, 0, SIZE);
@@ -59,9 +59,12 @@ fn a_thousand_resets_back_to_back_cost_nothing_that_lasts() {
             }
             session.prove();
         };
-        resets(50);
-        let before = world.usage(view);
+        // Until what the daemon keeps of the newest resets and what an allocator keeps have
+        // their greatest size. After 50 of them the daemon was still filling its histories,
+        // and the test took that for growth without end.
         resets(1000);
+        let before = world.usage(view);
+        resets(2000);
         world.has_not_grown(view, &before);
         session.compare();
         drop(session);
