@@ -9,6 +9,7 @@
 //! completions and for other threads' events, and takes them (`watch.rs`).
 #![allow(unsafe_code)] // Named file: hands pointers to the kernel.
 
+mod build;
 mod pieces;
 mod watch;
 
@@ -92,7 +93,7 @@ impl UringDisk {
     /// wait in a queue. Fails where io_uring is missing or forbidden.
     pub fn new(devices: Arc<Devices>, depth: u32) -> io::Result<Self> {
         let depth = depth.clamp(1, 4096);
-        let ring = build_ring(depth)?;
+        let ring = build::ring(depth)?;
         let notify = EventFlag::new()?;
         ring.submitter()
             .register_eventfd(notify.as_fd().as_raw_fd())?;
@@ -438,25 +439,6 @@ enum Wait {
 }
 
 /// The cheapest kind of ring that this kernel supports.
-fn build_ring(depth: u32) -> io::Result<IoUring> {
-    let deferred = IoUring::builder()
-        .setup_r_disabled()
-        .setup_clamp()
-        .setup_submit_all()
-        .setup_single_issuer()
-        .setup_defer_taskrun()
-        .setup_taskrun_flag()
-        .build(depth);
-    match deferred {
-        // Before Linux 6.1.
-        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => IoUring::builder()
-            .setup_r_disabled()
-            .setup_clamp()
-            .build(depth),
-        other => other,
-    }
-}
-
 impl Disk for UringDisk {
     fn submit(&mut self, op: Op) {
         let Op { tag, device, kind } = op;

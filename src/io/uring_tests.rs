@@ -255,3 +255,39 @@ fn a_failed_durable_write_is_not_flushed() {
     assert_eq!(next, Next::Finished(Err(Errno::EIO)));
     disk.devices.release(entry.place);
 }
+
+/// Operations of a ring pass no filter of system calls.
+#[test]
+fn a_ring_refuses_what_no_disk_needs() {
+    let mut ring = build::ring(8).unwrap();
+    ring.submitter().register_enable_rings().unwrap();
+    let nowhere = types::Fd(-1);
+    let open = opcode::OpenAt::new(types::Fd(libc::AT_FDCWD), c"/dev/null".as_ptr());
+    let entries = [
+        (opcode::Nop::new().build(), 0),
+        (open.build(), -libc::EACCES),
+        (
+            opcode::Socket::new(libc::AF_INET, libc::SOCK_STREAM, 0).build(),
+            -libc::EACCES,
+        ),
+        (opcode::Shutdown::new(nowhere, 0).build(), -libc::EACCES),
+        (opcode::Close::new(nowhere).build(), -libc::EACCES),
+        (
+            opcode::Read::new(nowhere, std::ptr::null_mut(), 0).build(),
+            -libc::EBADF,
+        ),
+        (
+            opcode::Nop::new().build().flags(squeue::Flags::ASYNC),
+            -libc::EACCES,
+        ),
+    ];
+    for (entry, expected) in entries {
+        // SAFETY: the name is static, and nothing else points at memory.
+        unsafe { ring.submission().push(&entry) }.unwrap();
+        ring.submitter().submit_and_wait(1).unwrap();
+        let result = ring.completion().next().unwrap().result();
+        assert_eq!(result, expected, "{entry:?}");
+    }
+    let again = ring.submitter().register_eventfd(0);
+    assert_eq!(again.unwrap_err().raw_os_error(), Some(libc::EACCES));
+}
