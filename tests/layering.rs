@@ -25,7 +25,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("wait_set", &["sync"]),
     ("supervisor", &["socket_access"]),
     ("sandbox", &[]),
-    ("io", &["units", "size", "mutation", "event_flag"]),
+    (
+        "io",
+        &["units", "size", "mutation", "event_flag", "sandbox"],
+    ),
     ("store", &["units", "size", "mutation", "io"]),
     (
         "engine",
@@ -34,7 +37,15 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("executor", &["sync", "event_flag", "io", "engine"]),
     (
         "merger",
-        &["mutation", "sync", "event_flag", "io", "engine", "executor"],
+        &[
+            "mutation",
+            "sync",
+            "event_flag",
+            "sandbox",
+            "io",
+            "engine",
+            "executor",
+        ],
     ),
     ("virtio_blk", &["units"]),
     (
@@ -52,6 +63,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "socket_access",
             "virtio_blk",
             "supervisor",
+            "sandbox",
         ],
     ),
     (
@@ -72,7 +84,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     (
         "control",
-        &["units", "size", "own_socket", "socket_access", "supervisor"],
+        &[
+            "units",
+            "size",
+            "own_socket",
+            "socket_access",
+            "supervisor",
+            "sandbox",
+        ],
     ),
     ("offline", &["units", "size", "io", "store"]),
     (

@@ -236,6 +236,29 @@ fn no_file_is_longer_than_600_lines_without_a_reason() {
     );
 }
 
+/// A thread that does not say its kind keeps the system calls of the thread that started it.
+#[test]
+fn each_thread_of_a_daemon_says_of_what_kind_it_is() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    for folder in ["vhost", "io", "merger", "daemon", "control"] {
+        rust_files(&root.join(folder), &mut files);
+    }
+    let mut threads = 0;
+    for file in files {
+        let text = fs::read_to_string(&file).unwrap();
+        let count = |what: &str| text.matches(what).count();
+        let started = count("thread::Builder::new()");
+        threads += started;
+        assert!(
+            count("sandbox::thread(Kind::") >= started,
+            "{}: a thread begins without `sandbox::thread(Kind::…)`",
+            file.display()
+        );
+    }
+    assert!(threads > 10, "{threads}");
+}
+
 #[test]
 fn functions_are_found_with_their_length_and_their_reason() {
     let text = r#"

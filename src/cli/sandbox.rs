@@ -31,7 +31,7 @@ pub struct SandboxArgs {
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 enum ModeName {
-    /// User and capabilities; files if there is an --allow-path.
+    /// User, capabilities and system calls; files if there is an --allow-path.
     #[default]
     On,
     /// It keeps all rights, for debuggers and core dumps.

@@ -19,6 +19,7 @@ use tokio::time::timeout;
 use super::api::Volume;
 use super::scrape::answer_metrics_only;
 use super::server::{ACCEPT_PAUSE, CONNECTION_TIMEOUT, HEAD_MAX, HEAD_TIMEOUT, IDLE_THREAD};
+use crate::sandbox::{self, Kind};
 
 /// Most connections at a time; others wait to be accepted.
 const CONNECTIONS_MAX: usize = 8;
@@ -41,12 +42,15 @@ impl MetricsServer {
         listener.set_nonblocking(true)?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
+            .thread_name("metrics call")
             .thread_keep_alive(IDLE_THREAD)
+            .on_thread_start(|| sandbox::thread(Kind::Metrics))
             .build()?;
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::Builder::new()
             .name("metrics".to_owned())
             .spawn(move || {
+                sandbox::thread(Kind::Metrics);
                 runtime.block_on(run(listener, volume, stopped));
                 runtime.shutdown_timeout(PATIENCE);
             })?;

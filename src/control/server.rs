@@ -34,6 +34,7 @@ use super::peer::Peer;
 use super::routes::{self, Context};
 use super::socket::{BoundSocket, SocketError};
 use super::verbs::Verbs;
+use crate::sandbox::{self, Kind};
 
 /// Most connections at a time; others wait to be accepted.
 pub const CONNECTIONS_MAX: usize = 32;
@@ -110,6 +111,7 @@ impl ControlServer {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .thread_keep_alive(IDLE_THREAD)
+            .on_thread_start(|| sandbox::thread(Kind::Process))
             .build()
             .map_err(failed("start the control thread's runtime"))?;
         let handle = runtime.handle().clone();
@@ -122,6 +124,7 @@ impl ControlServer {
         let thread = std::thread::Builder::new()
             .name("control".to_owned())
             .spawn(move || {
+                sandbox::thread(Kind::Process);
                 runtime.block_on(run(listener, shared, stopped));
                 // A call that waits for a disk is left behind.
                 runtime.shutdown_timeout(CALL_PATIENCE);

@@ -3,6 +3,8 @@
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use crate::sandbox::{self, Kind};
+
 /// The time after which a wait is reported, and the interval of further reports.
 const FIRST: Duration = Duration::from_secs(2);
 const NEXT: Duration = Duration::from_secs(10);
@@ -18,6 +20,7 @@ pub struct Waiting {
 pub fn on(what: String) -> Waiting {
     let (end, ended) = mpsc::channel();
     let report = move || {
+        sandbox::thread(Kind::Idler);
         let start = Instant::now();
         let mut pause = FIRST;
         while ended.recv_timeout(pause) == Err(mpsc::RecvTimeoutError::Timeout) {

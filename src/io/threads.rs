@@ -12,6 +12,7 @@ use super::transfer::{Direction, Iovecs, Next, Transfer};
 use super::zeroing::{Call, ZeroWork};
 use super::{BlockFile, Disk, Done, Errno, Op, OpKind, Tag};
 use crate::event_flag::EventFlag;
+use crate::sandbox::{self, Kind};
 
 /// Most threads of one disk.
 const THREADS_MAX: u32 = 8;
@@ -191,7 +192,11 @@ impl ThreadDisk {
     fn start_thread(&mut self) -> io::Result<()> {
         let shared = Arc::clone(&self.shared);
         let builder = thread::Builder::new().name("snapback-io".to_owned());
-        self.threads.push(builder.spawn(move || shared.work())?);
+        let thread = builder.spawn(move || {
+            sandbox::thread(Kind::Disk);
+            shared.work();
+        })?;
+        self.threads.push(thread);
         Ok(())
     }
 

@@ -11,6 +11,7 @@ use crate::event_flag::EventFlag;
 use crate::executor::Executor;
 use crate::io::Disk;
 use crate::mutation::{self, Mutation};
+use crate::sandbox::{self, Kind};
 use crate::sync::thread::{self, JoinHandle};
 use crate::sync::{Mutex, MutexGuard, mpsc};
 
@@ -70,6 +71,7 @@ impl Merger {
         let thread = builder.spawn(move || {
             match open_disk().and_then(|disk| Executor::new(&engine, PortRole::Merger, disk)) {
                 Ok(executor) => {
+                    sandbox::thread(Kind::Merger);
                     let _ = ready.send(Ok(executor.waker()));
                     let limiter = RateLimiter::new(settings.rate, settings.batch_bytes);
                     run(MergeWork::new(executor, limiter), &theirs);

@@ -3,17 +3,24 @@
 //!
 //! ```text
 //!  mod ─► user, rights, files, basics
+//!   └───► filter ─► calls, kind
 //! ```
 //!
 //! Order: 1 [`begin`], before anything is opened and before there is another thread → 2 what
 //! needs the rights of the start is opened → 3 [`Sandbox::enter`], while no other thread has to
-//! keep anything: each later thread inherits what is left.
+//! keep anything: each later thread inherits what is left → 4 each thread says of what kind it is
+//! ([`thread`]), and is left fewer system calls.
 //!
 //! What a process may do is a property of the process, so that this module has state of the
 //! process.
 
 mod basics;
+mod calls;
 mod files;
+mod filter;
+mod kind;
+#[cfg(debug_assertions)]
+mod probe;
 mod rights;
 mod user;
 
@@ -21,9 +28,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use rustix::thread::CapabilitySet;
-
 pub use files::{Files, catch_up};
+pub use kind::Kind;
 pub use user::User;
 
 use files::Enforced;
@@ -81,6 +87,11 @@ pub enum SandboxError {
     )]
     Files { how: &'static str },
     #[error(
+        "--sandbox require: the system calls cannot be limited (seccomp): {source}; a kernel with CONFIG_SECCOMP_FILTER, \
+         and a service manager that lets the daemon use it, can; --sandbox on does without"
+    )]
+    Calls { source: io::Error },
+    #[error(
         "cannot {step}: {source}; --sandbox off starts without the sandbox, to look for the reason"
     )]
     System {
@@ -98,8 +109,8 @@ impl SandboxError {
     }
 }
 
-/// The capabilities that are left; empty until [`Sandbox::enter`].
-static LEFT: OnceLock<CapabilitySet> = OnceLock::new();
+/// What [`Sandbox::enter`] has left, in words.
+static LEFT: OnceLock<String> = OnceLock::new();
 
 /// What is enforced, in words.
 static ENFORCED: OnceLock<String> = OnceLock::new();
@@ -118,6 +129,14 @@ pub fn advice(path: &Path) -> Option<String> {
          which names a further folder or device",
         folders.join(", ")
     ))
+}
+
+/// To be called by each thread when it begins, or when it has opened what it needs: leaves it the
+/// system calls of its kind, if there is a sandbox.
+pub fn thread(kind: Kind) {
+    filter::narrow(kind);
+    #[cfg(debug_assertions)]
+    probe::probe();
 }
 
 /// A process that has begun to give up rights.
@@ -151,10 +170,12 @@ pub fn begin(options: &SandboxOptions) -> Result<Option<Sandbox>, SandboxError> 
 
 impl Sandbox {
     /// Becomes the user that was asked for, if one was, and gives up the capabilities that
-    /// `needs` does not name. A second call changes nothing.
+    /// `needs` does not name, then the system calls that no thread makes. A second call changes
+    /// nothing.
     ///
     /// # Errors
-    /// The kernel refuses. The process must not serve then.
+    /// The kernel refuses, or cannot limit the system calls, and must. The process must not serve
+    /// then.
     pub fn enter(&self, needs: &Needs) -> Result<(), SandboxError> {
         if LEFT.get().is_some() {
             return Ok(());
@@ -162,7 +183,17 @@ impl Sandbox {
         let left = rights::give_up(self.options.user.as_ref(), needs)?;
         // A change of the user allows dumps again.
         basics::forbid_dumps()?;
-        let _ = LEFT.set(left);
+        // Users are looked up by libraries that are loaded for it.
+        let words = format!("user {}, {}", rights::user(), rights::in_words(left));
+        let calls = match filter::restrict() {
+            Ok(()) => "limited".to_owned(),
+            Err(source) if self.options.mode == Mode::Require => {
+                return Err(SandboxError::Calls { source });
+            }
+            Err(error) => format!("not limited ({error})"),
+        };
+        let _ = LEFT.set(format!("{words}, system calls {calls}"));
+        thread(Kind::Process);
         Ok(())
     }
 
@@ -172,9 +203,7 @@ impl Sandbox {
     /// # Errors
     /// The files cannot be found out, or the kernel refuses, or cannot limit them, and must.
     pub fn limit(&self, files: impl FnOnce() -> io::Result<Files>) -> Result<(), SandboxError> {
-        let left = LEFT.get().copied().unwrap_or(CapabilitySet::empty());
-        // Looked up before, while the files with the names can be read.
-        let words = format!("user {}, {}", rights::user(), rights::in_words(left));
+        let words = LEFT.get().map_or("", String::as_str);
         if self.options.mode != Mode::Require && self.options.allowed.is_empty() {
             let _ = ENFORCED.set(format!("{words}, files not limited"));
             return Ok(());

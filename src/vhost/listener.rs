@@ -23,6 +23,7 @@ use super::view_socket::{Socket, ViewSocket};
 use super::watcher::WatchedView;
 use super::{Backend, ViewConfig, ViewHooks};
 use crate::event_flag::EventFlag;
+use crate::sandbox::{self, Kind};
 use crate::virtio_blk::{Capacity, ConfigSpace};
 use crate::wait_set::{Interest, WaitSet};
 
@@ -109,6 +110,7 @@ impl ViewServer {
         let thread = std::thread::Builder::new()
             .name(format!("view {}", view.config.name))
             .spawn(move || {
+                sandbox::thread(Kind::Process);
                 theirs.run(socket, view);
                 drop(alive);
             })?;

@@ -18,6 +18,7 @@ use super::requests::SlowRequests;
 use crate::engine::{Request, RequestKind, Slot};
 use crate::event_flag::EventFlag;
 use crate::io::Errno;
+use crate::sandbox::{self, Kind};
 
 /// From when on a request takes long.
 pub const SLOW: Duration = Duration::from_secs(3);
@@ -193,7 +194,10 @@ impl Watcher {
                 let news = Arc::new(news);
                 let theirs = Arc::clone(&news);
                 let builder = std::thread::Builder::new().name("watcher".into());
-                builder.spawn(move || WATCHER.run(&theirs))?;
+                builder.spawn(move || {
+                    sandbox::thread(Kind::Idler);
+                    WATCHER.run(&theirs);
+                })?;
                 Ok(news)
             });
             started

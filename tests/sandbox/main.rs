@@ -7,8 +7,11 @@
     clippy::cast_possible_wrap
 )]
 
-// Other tests use the rest of it.
+// The hook is in debug builds only.
+#[cfg(debug_assertions)]
+mod calls;
 mod files;
+// Other tests use the rest of it.
 #[allow(dead_code)]
 #[path = "../common/guest.rs"]
 mod guest;

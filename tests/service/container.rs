@@ -16,6 +16,8 @@ ExecStopPost=/bin/systemctl --no-block poweroff
 TimeoutStartSec=600
 ";
 
+const LANDLOCK: &str = "landlock_create_ruleset landlock_add_rule landlock_restrict_self";
+
 /// The system's files in the container.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Files {
@@ -85,6 +87,8 @@ impl Container {
         command
             .args(["--register=no", "--keep-unit", "--private-network"])
             .arg("--console=read-only")
+            // As outside of a container.
+            .arg(format!("--system-call-filter={LANDLOCK}"))
             .arg(format!("--machine={machine}"))
             .arg(format!("--bind={}:/share", self.path("share").display()));
         for (from, to) in binds {

@@ -20,6 +20,9 @@ snapback snapshot before --cow /share/vm/before.cow --size 1M --socket-path /run
     --control "$socket" || fail "snapshot"
 [[ $(state NFileDescriptorStore) == 3 ]] || fail "kept: $(state NFileDescriptorStore)"
 
+snapback status --json --control "$socket" | grep -q 'system calls limited, files not limited' ||
+    fail "the sandbox: $(snapback status --json --control "$socket")"
+
 # Clients during restarts: none may find nobody. One that the last daemon had accepted already is hung
 # up, as at each stop.
 first=$(state MainPID)
@@ -52,6 +55,12 @@ journalctl --no-pager -q SNAPSHOT=before PRIORITY=6 | grep -q "snapshot taken" |
 # Under the unit's restrictions.
 snapback rollback before --now --control "$socket" || fail "rollback"
 snapback merge --wait --control "$socket" || fail "the merge of the rollback"
+
+echo 'sandbox = "require"' >>/etc/snapback/vm.toml
+# So many starts in such a short time are not for an operator.
+systemctl reset-failed snapback@vm
+systemctl restart snapback@vm || fail "with --sandbox require"
+sed -i '/^sandbox/d' /etc/snapback/vm.toml
 
 # With the drop-ins of docs/service.md: sockets, also those that were kept, for a group; and metrics.
 systemd-sysusers /share/snapback.sysusers || fail "no user"

@@ -12,6 +12,7 @@ use std::time::Duration;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use super::qmp::{Qmp, QmpError};
+use crate::sandbox::{self, Kind};
 
 /// Pause before the next attempt to connect.
 const RETRY: Duration = Duration::from_secs(1);
@@ -78,7 +79,10 @@ impl Watch {
         let theirs = Arc::clone(&shared);
         std::thread::Builder::new()
             .name("qmp".into())
-            .spawn(move || theirs.watch())?;
+            .spawn(move || {
+                sandbox::thread(Kind::Monitor);
+                theirs.watch();
+            })?;
         Ok(Self { shared })
     }
 

@@ -23,6 +23,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::lines::Lines;
 use crate::control::events::{Event, EventLog};
+use crate::sandbox::{self, Kind};
 use crate::supervisor;
 
 /// The first argument with which this program becomes the launcher.
@@ -105,6 +106,7 @@ impl EventRunner {
         let thread = std::thread::Builder::new()
             .name("on-event".to_owned())
             .spawn(move || {
+                sandbox::thread(Kind::Events);
                 let served = runtime.block_on(async {
                     tokio::select! {
                         served = serve(launcher, &control, &events, stopped.clone()) => served,

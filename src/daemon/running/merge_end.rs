@@ -10,6 +10,7 @@ use crate::daemon::state::{SnapshotRecord, VolumeState};
 use crate::daemon::volume::left_over::LeftOver;
 use crate::daemon::volume::{LiveVolume, Merging, RETRY, lock};
 use crate::engine::SnapshotId;
+use crate::sandbox::{self, Kind};
 
 impl LiveVolume {
     /// A merge has ended in the engine. The rest may have to wait for the operation
@@ -18,7 +19,10 @@ impl LiveVolume {
         let volume = self.clone();
         let spawned = std::thread::Builder::new()
             .name("merge end".into())
-            .spawn(move || volume.end_merge(snapshot));
+            .spawn(move || {
+                sandbox::thread(Kind::Process);
+                volume.end_merge(snapshot);
+            });
         match spawned {
             Ok(thread) => lock(&self.merge_ends).push(thread),
             Err(error) => {

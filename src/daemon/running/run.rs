@@ -16,6 +16,7 @@ use crate::daemon::DaemonError;
 use crate::daemon::volume::{LiveVolume, RETRY};
 use crate::engine::ControlError;
 use crate::event_flag::EventFlag;
+use crate::sandbox::{self, Kind};
 use crate::supervisor;
 
 /// How often to check whether the only front end, on a passed descriptor, has left.
@@ -86,6 +87,7 @@ fn spawn_stop(
     std::thread::Builder::new()
         .name("stop".into())
         .spawn(move || {
+            sandbox::thread(Kind::Process);
             let result = stop(&volume, control);
             drained.set();
             result

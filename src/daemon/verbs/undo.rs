@@ -2,6 +2,7 @@
 
 use crate::daemon::volume::undo::Undo;
 use crate::daemon::volume::{LiveVolume, RETRY, lock};
+use crate::sandbox::{self, Kind};
 
 impl LiveVolume {
     /// Removes a failed change from the state file. If the file cannot be written, this is
@@ -30,6 +31,7 @@ impl LiveVolume {
         let spawned = std::thread::Builder::new()
             .name("undo".into())
             .spawn(move || {
+                sandbox::thread(Kind::Process);
                 loop {
                     std::thread::sleep(RETRY);
                     let Some(volume) = this.upgrade().filter(|v| !v.is_stopping()) else {

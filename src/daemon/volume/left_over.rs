@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
+use crate::sandbox::{self, Kind};
+
 /// How long a status waits for the file system, which may not answer.
 const PATIENCE: Duration = Duration::from_millis(200);
 
@@ -75,6 +77,7 @@ impl LeftOver {
         let (path, stamp) = (self.path.clone(), self.stamp);
         let (gone, looking) = (self.gone.clone(), self.looking.clone());
         let look = move || {
+            sandbox::thread(Kind::Process);
             if Stamp::of(&path) != Some(stamp) {
                 gone.store(true, Ordering::Release);
             }

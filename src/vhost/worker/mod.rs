@@ -34,6 +34,7 @@ use super::{Backend, Requests};
 use crate::engine::{Command, Weight};
 use crate::event_flag::EventFlag;
 use crate::io::{Disk, Done, Errno};
+use crate::sandbox::{self, Kind};
 use crate::sync::mpsc;
 use crate::sync::thread::{self, JoinHandle};
 use crate::virtio_blk::{BlkRequest, ConfigSpace, Refused};
@@ -120,6 +121,8 @@ impl QueueWorker {
             let position = setup.queue_position();
             match Worker::new(setup, theirs) {
                 Ok(worker) => {
+                    // It has its disk and its port.
+                    sandbox::thread(Kind::Queue);
                     let _ = ready.send(Ok(()));
                     worker.run()
                 }
