@@ -32,7 +32,7 @@ pub fn probe() {
     let written = File::options().append(true).open("/dev/null");
     let ring = io_uring::IoUring::new(1);
     let connection = TcpStream::connect(("127.0.0.1", 1));
-    let process = Command::new(PROGRAM).status();
+    let process = Command::new(PROGRAM).spawn();
     eprintln!(
         "probe {name}: unlisted={} read={} write={} ring={} tcp={} process={};",
         end(unlisted),
