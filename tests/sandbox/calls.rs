@@ -181,8 +181,12 @@ fn end_of(order: &str) -> (Option<i32>, String) {
     } else {
         world.daemon = Some(command.spawn().unwrap());
     }
-    let status = world.daemon.take().unwrap().wait().unwrap();
-    (status.signal(), world.log())
+    let mut status = None;
+    world.until("the daemon ends", |w| {
+        status = w.daemon.as_mut().unwrap().try_wait().unwrap();
+        status.is_some()
+    });
+    (status.unwrap().signal(), world.log())
 }
 
 #[test]
