@@ -18,6 +18,7 @@ pub(crate) enum Mutation {
     InvalidReadsNotDrained,
     MergeWritesNotDrained,
     CutNotDrained,
+    PartsNotDrained,
     HandoverNotDrained,
     MergeEndNotDrained,
     RemovalNotDrained,

@@ -45,6 +45,15 @@ pub struct Request {
     pub sectors: u64,
 }
 
+/// What a request that is handed in is of a longer one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Part {
+    /// A write of which an earlier part is done: it goes on on the same side of a change.
+    pub continues: bool,
+    /// A write of which another part follows in the same slot.
+    pub more: bool,
+}
+
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {

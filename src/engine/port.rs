@@ -21,6 +21,8 @@ struct Issued {
     /// I/O commands whose end is not reported yet.
     remaining: u32,
     failed: bool,
+    /// It is a write of which another part follows.
+    more: bool,
     flush: bool,
     /// The store whose device a flush covers.
     store: Option<Arc<SharedSnapshot>>,
@@ -74,27 +76,58 @@ impl Port {
 
     /// Hands in a guest request.
     pub fn request(&mut self, request: Request, out: &mut Vec<Command>) {
+        self.request_part(request, false, out);
+    }
+
+    /// Hands in a part of a guest request. `more`: if it succeeds, another part follows in
+    /// its slot, or [`give_up`](Self::give_up). All parts of a write are on the same side of
+    /// a new snapshot and of a handover.
+    pub fn request_part(&mut self, request: Request, more: bool, out: &mut Vec<Command>) {
         self.busy += 1;
+        let slot = request.slot;
         let end = request.sector.saturating_add(request.sectors);
         let slots = self.issued.len();
-        if end > self.engine.shared.origin_sectors() || usize::from(request.slot) >= slots {
-            return self.complete(request.slot, Status::IoError, out);
+        let part = self.part(request, more);
+        if end > self.engine.shared.origin_sectors() || usize::from(slot) >= slots {
+            self.end_registration(slot, false, out);
+            return self.complete(slot, Status::IoError, out);
         }
         let first = out.len();
         match self.decide(request, end, out) {
             Decision::NeedsCore => {
-                self.shared.registrations.clear(request.slot);
-                self.enter(out, Event::Request(request));
+                self.shared.registrations.clear(slot);
+                self.enter(out, Event::Request(request, part));
             }
             Decision::Issued { touches } => {
                 let touches = touches & fast_path::may_touch(request.kind);
-                self.shared.registrations.narrow(request.slot, touches);
-                self.count_issued(request, out.len() - first);
+                self.shared.registrations.narrow(slot, touches);
+                self.count_issued(request, part.more, out.len() - first);
             }
             Decision::Done(status) => {
-                self.end_registration(request.slot, out);
-                self.complete(request.slot, status, out);
+                let more = part.more && status == Status::Ok;
+                self.end_registration(slot, more, out);
+                self.complete(slot, status, out);
             }
+        }
+    }
+
+    /// Marked as unfinished before it is registered, so that a change sees both or none.
+    fn part(&self, request: Request, more: bool) -> Part {
+        let registrations = &self.shared.registrations;
+        let part = Part {
+            continues: registrations.is_unfinished(request.slot),
+            more: more && matches!(request.kind, RequestKind::Write { .. }),
+        };
+        if part.more {
+            registrations.begin(request.slot);
+        }
+        part
+    }
+
+    /// The part that would follow the one that has ended in this slot does not.
+    pub fn give_up(&mut self, slot: Slot, out: &mut Vec<Command>) {
+        if self.shared.registrations.is_unfinished(slot) {
+            self.end_registration(slot, false, out);
         }
     }
 
@@ -140,13 +173,14 @@ impl Port {
     }
 
     /// Notes that `count` I/O commands of a fast request were handed out.
-    fn count_issued(&mut self, request: Request, count: usize) {
+    fn count_issued(&mut self, request: Request, more: bool, count: usize) {
         self.shared.ios.fetch_add(count, Ordering::Relaxed);
         let flush = request.kind == RequestKind::Flush;
         if let Some(issued) = self.issued.get_mut(usize::from(request.slot)) {
             *issued = Issued {
                 remaining: u32::try_from(count).unwrap_or(u32::MAX),
                 failed: false,
+                more,
                 flush,
                 store: self.mode.store().filter(|_| flush).cloned(),
             };
@@ -201,7 +235,8 @@ impl Port {
         }
         if ended {
             let status = if failed { Status::IoError } else { Status::Ok };
-            self.end_registration(slot, out);
+            let more = self.issued.get(usize::from(slot)).is_some_and(|i| i.more);
+            self.end_registration(slot, more && !failed, out);
             self.complete(slot, status, out);
         }
     }
@@ -227,9 +262,12 @@ impl Port {
             && !mutation::is(Mutation::FlushBesideFailedOne)
     }
 
-    /// Ends a registration. If a state change waits for requests to end, it is
-    /// checked again.
-    fn end_registration(&mut self, slot: Slot, out: &mut Vec<Command>) {
+    /// Ends a registration, and the request with it, unless another part follows. If a state
+    /// change waits for requests to end, it is checked again.
+    fn end_registration(&mut self, slot: Slot, more: bool, out: &mut Vec<Command>) {
+        if !more {
+            self.shared.registrations.finish(slot);
+        }
         self.shared.registrations.clear(slot);
         if self.engine.shared.drains.load(Ordering::Acquire) != 0
             && !mutation::is(Mutation::EndNotTold)

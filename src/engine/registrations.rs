@@ -7,10 +7,14 @@
 //! - a change *stores the new state, fences, then scans* the registrations.
 //!
 //! So either the request sees the new state or the change sees the request.
+//!
+//! A long write is handed in window by window. From the first window that is decided to the
+//! end of the last one it is marked as *unfinished*, also while none of them is under way: a
+//! change that must not come in the middle of a write waits for it.
 
 use super::api::Slot;
 use crate::mutation::{self, Mutation};
-use crate::sync::atomic::{AtomicU64, Ordering, fence};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 /// A change's half of the rule: between its stores and its scan.
 pub(super) fn fence_change() {
@@ -36,6 +40,8 @@ struct Registration {
     touches: AtomicU64,
     start: AtomicU64,
     end: AtomicU64,
+    /// A part of a write is done, or may be, and another one follows.
+    unfinished: AtomicBool,
 }
 
 /// One port's registrations, one for each slot.
@@ -78,6 +84,33 @@ impl Registrations {
                 fence(Ordering::SeqCst);
             }
         }
+    }
+
+    /// Marks a write as unfinished. The caller registers or decides it afterwards.
+    pub fn begin(&self, slot: Slot) {
+        if let Some(r) = self.slots.get(usize::from(slot)) {
+            r.unfinished.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Nothing follows any more. The caller must then check whether a change waits for it,
+    /// after [`clear`](Self::clear).
+    pub fn finish(&self, slot: Slot) {
+        if let Some(r) = self.slots.get(usize::from(slot)) {
+            r.unfinished.store(false, Ordering::Release);
+        }
+    }
+
+    pub fn is_unfinished(&self, slot: Slot) -> bool {
+        let registration = self.slots.get(usize::from(slot));
+        registration.is_some_and(|r| r.unfinished.load(Ordering::Acquire))
+    }
+
+    /// Whether any write is unfinished. The caller has fenced after its state change.
+    pub fn any_unfinished(&self) -> bool {
+        self.slots
+            .iter()
+            .any(|r| r.unfinished.load(Ordering::Acquire))
     }
 
     /// Whether a registration with any of `mask` covers a range for which `hit` is

@@ -43,8 +43,8 @@ const COUNT: u64 = WRITES + 2;
 struct KeptPort(Kept<Port>);
 
 impl Requests for KeptPort {
-    fn request(&mut self, request: Request, out: &mut Vec<Command>) {
-        self.0.get().request(request, out);
+    fn request(&mut self, request: Request, more: bool, out: &mut Vec<Command>) {
+        self.0.get().request_part(request, more, out);
     }
 
     fn io_done(

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::engine::{Command, Port, Request, RequestKind, Weight};
+use crate::engine::{Command, Port, Request, RequestKind, Slot, Weight};
 use crate::io::{Buffer, Errno, Tag};
 
 /// The requests of a view that take long.
@@ -17,8 +17,13 @@ pub struct SlowRequests {
 
 /// The part of [`Port`] that serves guests.
 pub trait Requests: Send {
-    /// Hands in a guest request.
-    fn request(&mut self, request: Request, out: &mut Vec<Command>);
+    /// Hands in a guest request, or a part of one: see [`Port::request_part`].
+    fn request(&mut self, request: Request, more: bool, out: &mut Vec<Command>);
+
+    /// Nothing follows the part that has ended in this slot.
+    fn give_up(&mut self, slot: Slot, out: &mut Vec<Command>) {
+        let _ = (slot, out);
+    }
 
     /// How many sectors of a request may be handed in at once, and what they may take.
     fn weigh(&mut self, kind: RequestKind, sector: u64, sectors: u64) -> Weight {
@@ -51,8 +56,12 @@ pub trait Requests: Send {
 }
 
 impl Requests for Port {
-    fn request(&mut self, request: Request, out: &mut Vec<Command>) {
-        Self::request(self, request, out);
+    fn request(&mut self, request: Request, more: bool, out: &mut Vec<Command>) {
+        Self::request_part(self, request, more, out);
+    }
+
+    fn give_up(&mut self, slot: Slot, out: &mut Vec<Command>) {
+        Self::give_up(self, slot, out);
     }
 
     fn weigh(&mut self, kind: RequestKind, sector: u64, sectors: u64) -> Weight {

@@ -1,6 +1,6 @@
 //! A stand-in for the engine that passes requests through to simulated disks.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -26,6 +26,8 @@ pub struct Volume {
     pub ports: Arc<AtomicUsize>,
     /// Durable writes seen.
     pub durable: Arc<AtomicUsize>,
+    /// Parts of requests that another one was to follow.
+    pub followed: Arc<AtomicUsize>,
     /// Bytes that each request counts for.
     pub weight: Arc<AtomicU64>,
     /// Disks cannot be had.
@@ -52,6 +54,7 @@ impl Volume {
             abandoned: Arc::default(),
             ports: Arc::default(),
             durable: Arc::default(),
+            followed: Arc::default(),
             weight: Arc::default(),
             broken: AtomicUsize::new(0),
             with_event_fd,
@@ -84,6 +87,8 @@ impl Backend for Volume {
         Box::new(PassThrough {
             device: self.device,
             requests: HashMap::new(),
+            following: HashSet::new(),
+            followed: Arc::clone(&self.followed),
             slots,
             ports: Arc::clone(&self.ports),
             durable: Arc::clone(&self.durable),
@@ -139,6 +144,9 @@ struct Pending {
 struct PassThrough {
     device: DeviceId,
     requests: HashMap<u16, Pending>,
+    /// The slots in which another part is to follow.
+    following: HashSet<u16>,
+    followed: Arc<AtomicUsize>,
     slots: usize,
     ports: Arc<AtomicUsize>,
     durable: Arc<AtomicUsize>,
@@ -157,8 +165,13 @@ impl Requests for PassThrough {
         }
     }
 
-    fn request(&mut self, request: Request, out: &mut Vec<Command>) {
+    fn request(&mut self, request: Request, more: bool, out: &mut Vec<Command>) {
         let slot = request.slot;
+        self.following.remove(&slot);
+        if more {
+            self.following.insert(slot);
+            self.followed.fetch_add(1, Ordering::SeqCst);
+        }
         assert!(
             usize::from(slot) < self.slots,
             "slot {slot} of {}",
@@ -249,14 +262,22 @@ impl Requests for PassThrough {
         pending.failed |= result.is_err();
         pending.left -= 1;
         if pending.left == 0 {
-            let status = if pending.failed {
+            let pending_failed = pending.failed;
+            let status = if pending_failed {
                 Status::IoError
             } else {
                 Status::Ok
             };
             self.requests.remove(&slot);
+            if pending_failed {
+                self.following.remove(&slot);
+            }
             out.push(Command::Complete { slot, status });
         }
+    }
+
+    fn give_up(&mut self, slot: u16, _out: &mut Vec<Command>) {
+        assert!(self.following.remove(&slot), "nothing was to follow");
     }
 
     fn take_inbox(&mut self, _out: &mut Vec<Command>) {}
@@ -275,6 +296,10 @@ impl Drop for PassThrough {
         assert!(
             self.requests.is_empty(),
             "a port was dropped with requests under way"
+        );
+        assert!(
+            self.following.is_empty(),
+            "a port was dropped with parts to follow"
         );
         self.ports.fetch_sub(1, Ordering::SeqCst);
     }

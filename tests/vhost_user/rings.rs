@@ -390,3 +390,20 @@ fn requests_for_which_there_is_no_memory_wait_on_the_ring() {
         assert_eq!(raw.status(&ring, head), 0);
     }
 }
+
+/// The engine keeps a long write on one side of a new snapshot, if it is told what follows.
+#[test]
+fn every_part_of_a_long_request_but_the_last_one_says_that_another_follows() {
+    let served = serve();
+    let followed = || served.volume.followed.load(Ordering::SeqCst);
+    let mut raw = connect(&served);
+    let mut ring = raw.start(0);
+    // Windows are 256 sectors, and end at their multiples.
+    for (sector, sectors, parts) in [(100, 600, 3), (0, 256, 1), (256, 512, 2), (255, 2, 2)] {
+        let before = followed();
+        raw.request(&ring, 0, OUT, sector, sectors * 512);
+        raw.run(&mut ring, &[0]);
+        assert_eq!(raw.status(&ring, 0), 0);
+        assert_eq!(followed() - before, parts - 1, "{sector}, {sectors}");
+    }
+}

@@ -304,7 +304,7 @@ impl Backend for Awaited {
 struct Nothing;
 
 impl Requests for Nothing {
-    fn request(&mut self, request: Request, out: &mut Vec<Command>) {
+    fn request(&mut self, request: Request, _: bool, out: &mut Vec<Command>) {
         out.push(Command::Complete {
             slot: request.slot,
             status: Status::IoError,

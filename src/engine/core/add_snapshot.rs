@@ -1,6 +1,6 @@
 //! A new snapshot, which is a cut between the writes of the guests.
 //!
-//! Order: 1 new writes to the origin wait → 2 older ones have ended → 3 the origin
+//! Order: 1 new writes to the origin wait → 2 older ones have ended, with all of their parts → 3 the origin
 //! is flushed, or power loss would take from the snapshot what it shows → 4 the
 //! snapshot is there → 5 the writes go on.
 

@@ -11,9 +11,11 @@ use crate::sync::atomic::Ordering;
 
 impl Core {
     /// A request that the fast path left.
-    pub(super) fn request(&mut self, port: usize, request: Request) {
+    pub(super) fn request(&mut self, port: usize, request: Request, part: Part) {
         if let Some(PortRole::View(view)) = self.port(port).map(|p| p.role) {
-            let id = self.requests.insert(SlowRequest::new(port, view, request));
+            let id = self
+                .requests
+                .insert(SlowRequest::new(port, view, request, part));
             self.decide(id);
         }
     }
@@ -42,29 +44,57 @@ impl Core {
             return;
         };
         let mode = self.config.mode(request.view()).clone();
-        match (&*mode, request.kind()) {
-            (ViewMode::Gated, _)
-            | (
-                ViewMode::Origin {
-                    write_gate: true, ..
-                },
-                RequestKind::Write { .. } | RequestKind::Discard,
-            ) => {
-                if let Some(gate) = &mut self.gate {
-                    gate.queue(id);
-                }
+        let gated = match &*mode {
+            ViewMode::Gated => true,
+            ViewMode::Origin { write_gate, .. } => {
+                let kind = request.kind();
+                *write_gate && matches!(kind, RequestKind::Write { .. } | RequestKind::Discard)
             }
+            _ => false,
+        };
+        if !gated {
+            self.begin_parts(id);
+            return self.decide_in(&mode, id);
+        }
+        if request.part().continues
+            && let Some(mode) = self.mode_before_gate(request.view())
+        {
+            return self.decide_in(&mode, id);
+        }
+        // Nothing of it is done: the change does not wait for it.
+        self.port(request.port())
+            .inspect(|port| port.registrations.finish(request.slot()));
+        if let Some(gate) = &mut self.gate {
+            gate.queue(id);
+        }
+    }
+
+    /// A write of several parts is decided: from here on a change waits for all of them.
+    fn begin_parts(&self, id: RequestId) {
+        if let Some(request) = self.requests.get(id).filter(|r| r.part().more)
+            && let Some(port) = self.port(request.port())
+        {
+            port.registrations.begin(request.slot());
+        }
+    }
+
+    fn decide_in(&mut self, mode: &ViewMode, id: RequestId) {
+        let Some(request) = self.requests.get(id) else {
+            return;
+        };
+        match (mode, request.kind()) {
+            (ViewMode::Gated, _) => {}
             (ViewMode::Failed, _) => self.fail(id),
             (ViewMode::Snapshot { snapshot, .. }, _) if request.end() > snapshot.sectors => {
                 self.fail(id);
             }
-            (_, RequestKind::Read) => self.read(id, &mode),
+            (_, RequestKind::Read) => self.read(id, mode),
             (ViewMode::Origin { .. }, RequestKind::Write { .. }) => self.origin_write(id),
             (
                 ViewMode::Snapshot { overflow: true, .. },
                 RequestKind::Write { .. } | RequestKind::Discard,
             ) => self.fail(id),
-            (_, RequestKind::Discard) => self.discard(id, &mode),
+            (_, RequestKind::Discard) => self.discard(id, mode),
             (ViewMode::Snapshot { snapshot, .. }, RequestKind::Write { .. }) => {
                 self.snapshot_write(id, snapshot);
             }

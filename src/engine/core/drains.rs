@@ -136,12 +136,15 @@ impl Core {
         match self.gate.as_ref().map(Gate::change) {
             None => true,
             Some(Change::Cut { .. }) => {
-                !self.is_touched_where(|mode| matches!(mode, ViewMode::Origin { .. }), WRITE)
+                let origin = |mode: &ViewMode| matches!(mode, ViewMode::Origin { .. });
+                !self.is_touched_where(origin, WRITE) && !self.is_unfinished_where(origin)
             }
             Some(Change::Handover { snapshot, .. }) => {
                 let snap = self.snaps.get(snapshot).filter(|s| s.is_usable());
+                let gated = |mode: &ViewMode| matches!(mode, ViewMode::Gated);
                 snap.is_none_or(|s| s.unsettled.is_empty() && s.commit.is_none())
-                    && !self.is_touched_where(|mode| matches!(mode, ViewMode::Gated), u64::MAX)
+                    && !self.is_touched_where(gated, u64::MAX)
+                    && !self.is_unfinished_where(gated)
             }
         }
     }
@@ -165,6 +168,13 @@ impl Core {
     fn is_touched_where(&self, which: impl Fn(&ViewMode) -> bool, mask: u64) -> bool {
         let mut ports = self.ports_where(which);
         ports.any(|port| port.registrations.any(mask, |_, _| true))
+    }
+
+    /// Whether a write in a view that `which` picks has a part that follows.
+    fn is_unfinished_where(&self, which: impl Fn(&ViewMode) -> bool) -> bool {
+        let mut ports = self.ports_where(which);
+        ports.any(|port| port.registrations.any_unfinished())
+            && !mutation::is(Mutation::PartsNotDrained)
     }
 
     /// The seeded bug that does not wait for this drain.

@@ -1,13 +1,13 @@
 //! What happens to the critical section, from outside.
 
-use crate::engine::api::{ControlRequest, Request, SnapshotId};
+use crate::engine::api::{ControlRequest, Part, Request, SnapshotId};
 use crate::engine::failure::Failure;
 use crate::io::{Buffer, Errno};
 
 #[derive(Debug)]
 pub(in crate::engine) enum Event {
     /// A guest's request that the fast path could not settle.
-    Request(Request),
+    Request(Request, Part),
     /// An I/O command of the critical section has ended.
     IoDone {
         /// From its tag.

@@ -1,12 +1,12 @@
 //! Handover: a snapshot's store moves to the merge view, which replaces the origin
 //! view.
 //!
-//! Order: 1 new requests on the views of both wait → 2 older ones have ended and the
-//! snapshot's pending exceptions are settled → 3 the views show the merge → 4 the
+//! Order: 1 new requests on the views of both wait → 2 older ones have ended, with all of
+//! their parts, and the snapshot's pending exceptions are settled → 3 the views show the merge → 4 the
 //! requests go on.
 
 use super::Core;
-use super::gate::Change;
+use super::gate::{Change, Gate};
 use super::merge::Merge;
 use super::snap::Snap;
 use super::waiting::Task;
@@ -43,6 +43,18 @@ impl Core {
             writes,
             follow,
         })
+    }
+
+    /// A write of several parts goes on while the gate is closed, see `decide.rs`. What it
+    /// adds to the store in step 2 is to be settled as well.
+    pub(super) fn demand_for_handover(&mut self) {
+        if let Some(Change::Handover { snapshot, .. }) = self.gate.as_ref().map(Gate::change) {
+            let snapshot = *snapshot;
+            if let Some(snap) = self.snaps.get_mut(&snapshot) {
+                snap.unsettled.demand_all();
+                self.tasks.push_back(Task::Commit(snapshot));
+            }
+        }
     }
 
     /// Step 3.

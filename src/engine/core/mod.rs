@@ -135,7 +135,7 @@ impl Core {
         self.acting = port;
         let mut step = None;
         match event {
-            Event::Request(request) => self.request(port, request),
+            Event::Request(request, part) => self.request(port, request, part),
             Event::IoDone {
                 number,
                 result,

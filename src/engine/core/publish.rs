@@ -52,6 +52,23 @@ impl Core {
         self.followers.iter().copied().chain([ViewId::ORIGIN])
     }
 
+    /// What a view shows that waits at the gate, as if the gate were open: for a write of which
+    /// a part is done.
+    pub(super) fn mode_before_gate(&self, view: ViewId) -> Option<ViewMode> {
+        let preserve: PreserveList = Arc::new(self.to_preserve().cloned().collect());
+        if self.origin_views().any(|id| id == view) {
+            return Some(match self.origin_mode(&preserve) {
+                ViewMode::Origin { preserve, .. } => ViewMode::Origin {
+                    preserve,
+                    write_gate: false,
+                },
+                other => other,
+            });
+        }
+        let snap = self.snaps.get(&view)?;
+        Some(self.snapshot_mode(view, snap, &preserve))
+    }
+
     fn origin_mode(&self, preserve: &PreserveList) -> ViewMode {
         let preserve = preserve.clone();
         if let Some(merge) = self.merge.as_ref().filter(|m| !m.is_ending())

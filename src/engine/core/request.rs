@@ -22,6 +22,7 @@ pub(super) struct SlowRequest {
     port: usize,
     view: ViewId,
     request: Request,
+    part: Part,
     stage: Stage,
     /// Things that must end before the request moves on.
     waits: Waits,
@@ -29,11 +30,12 @@ pub(super) struct SlowRequest {
 }
 
 impl SlowRequest {
-    pub(super) fn new(port: usize, view: ViewId, request: Request) -> Self {
+    pub(super) fn new(port: usize, view: ViewId, request: Request, part: Part) -> Self {
         Self {
             port,
             view,
             request,
+            part,
             stage: Stage::Waiting,
             waits: Waits::default(),
             failed: false,
@@ -66,6 +68,10 @@ impl SlowRequest {
 
     pub(super) const fn is_durable(&self) -> bool {
         matches!(self.request.kind, RequestKind::Write { durable: true })
+    }
+
+    pub(super) const fn part(&self) -> Part {
+        self.part
     }
 
     pub(super) const fn stage(&self) -> Stage {
@@ -109,8 +115,12 @@ impl Core {
         };
         let slot = request.slot();
         if let Some(port) = self.port(request.port) {
+            if request.failed || !request.part.more {
+                port.registrations.finish(slot);
+            }
             port.registrations.clear(slot);
         }
+        self.demand_for_handover();
         let status = if request.failed {
             Status::IoError
         } else {

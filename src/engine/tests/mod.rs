@@ -19,6 +19,7 @@ mod locks;
 mod merge;
 mod notices;
 mod origin_view;
+mod parts;
 mod resize;
 mod seeded_bugs;
 mod short_snapshot;

@@ -44,6 +44,10 @@ pub struct World {
     pub cows: BTreeMap<SnapshotId, DeviceId>,
     pub merge_background: bool,
     pub merge_bytes: u64,
+    /// Writes are handed in in parts that end at multiples of this number of sectors.
+    pub window: Option<u64>,
+    /// What follows of them, by actor and slot.
+    later: BTreeMap<(usize, Slot), (Request, Vec<u8>)>,
     /// Control requests under way. Without one the control port is not driven: its
     /// thread does something else.
     driven: usize,
@@ -78,6 +82,8 @@ impl World {
             cows: BTreeMap::new(),
             merge_background: true,
             merge_bytes: 16 << 10,
+            window: None,
+            later: BTreeMap::new(),
             driven: 0,
         };
         for role in [PortRole::Control, PortRole::Merger, PortRole::Notices] {
@@ -184,7 +190,27 @@ impl World {
         snapshot
     }
 
-    pub fn submit(&mut self, actor: usize, mut request: Request, data: Vec<u8>) {
+    pub fn submit(&mut self, actor: usize, mut request: Request, mut data: Vec<u8>) {
+        let mut more = false;
+        if let (Some(window), RequestKind::Write { .. }) = (self.window, request.kind) {
+            let now = request.sectors.min(window - request.sector % window);
+            let later = Request {
+                sector: request.sector + now,
+                sectors: request.sectors - now,
+                ..request
+            };
+            let rest = data.split_off(now as usize * 512);
+            request.sectors = now;
+            more = later.sectors > 0;
+            if more {
+                self.later.insert((actor, request.slot), (later, rest));
+            }
+        }
+        self.submit_part(actor, request, data, more);
+    }
+
+    /// See [`Port::request_part`].
+    pub fn submit_part(&mut self, actor: usize, mut request: Request, data: Vec<u8>, more: bool) {
         seeded_bugs::spoil_request(&mut request);
         self.actors[actor]
             .disk
@@ -192,8 +218,28 @@ impl World {
             .slots
             .insert(request.slot, data);
         let mut out = Vec::new();
-        self.actors[actor].port.request(request, &mut out);
+        self.actors[actor]
+            .port
+            .request_part(request, more, &mut out);
         self.execute(actor, out);
+    }
+
+    /// See [`Port::give_up`].
+    pub fn give_up(&mut self, actor: usize, slot: Slot) {
+        let mut out = Vec::new();
+        self.actors[actor].port.give_up(slot, &mut out);
+        self.execute(actor, out);
+    }
+
+    /// Hands in what follows in this slot. False: nothing.
+    fn go_on(&mut self, actor: usize, slot: Slot, status: Status) -> bool {
+        match self.later.remove(&(actor, slot)) {
+            Some((request, data)) if status == Status::Ok => {
+                self.submit(actor, request, data);
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Submits a request and waits for its end; returns the data of a read.
@@ -258,7 +304,12 @@ impl World {
         for command in commands {
             let actor = &mut self.actors[index];
             match actor.disk.carry_out(&actor.port, command) {
-                Some(Execution::Complete { slot, status }) => actor.completed.push((slot, status)),
+                Some(Execution::Complete { slot, status }) => {
+                    if self.go_on(index, slot, status) {
+                        continue;
+                    }
+                    self.actors[index].completed.push((slot, status));
+                }
                 Some(Execution::ControlDone { id, result }) => {
                     if index == CONTROL {
                         self.driven -= 1;

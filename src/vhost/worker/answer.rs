@@ -87,6 +87,7 @@ impl Worker {
         }
         let (outcome, len) = match status {
             Status::Ok if request.has_more() => {
+                self.port.give_up(slot, &mut self.commands);
                 self.undone = true;
                 return;
             }

@@ -247,7 +247,8 @@ impl Worker {
             if let Some(marks) = &self.marks {
                 marks.begin(slot, &request);
             }
-            self.port.request(request, &mut self.commands);
+            let more = in_flight.has_more();
+            self.port.request(request, more, &mut self.commands);
         }
     }
 }

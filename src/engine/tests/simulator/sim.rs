@@ -132,6 +132,8 @@ impl Sim {
         let origin = devices.add_with_blocks(case.origin_sectors, Fill::Image(image), case.block);
         let mut w = World::over(devices, origin, seed);
         w.merge_bytes = case.batch;
+        // In every third run, in whole blocks.
+        w.window = (seed % 3 == 2).then_some((case.block as u64 / 512).max(2));
         let mut sim = Self {
             w,
             rng: Rng::new(seed ^ 0xabc),
@@ -168,6 +170,7 @@ impl Sim {
     pub fn restarted(&self, devices: SimDevices, seed: u64) -> Self {
         let mut w = World::over(devices, self.origin, seed);
         w.merge_bytes = self.w.merge_bytes;
+        w.window = self.w.window;
         Self {
             w,
             rng: Rng::new(seed ^ 0xdef),
