@@ -1,7 +1,11 @@
 #!/usr/bin/env bash
-# Installs the programs that are missing (Debian, apt-get as root or through sudo; cargo): those that
-# guests need, and those that the tests need besides, unless the argument is --guests. Prints what
-# it does, and does nothing if nothing is missing.
+# Installs the programs that are missing: Debian's, by apt-get as root or through sudo, and the one
+# that makes snapback's own package, by cargo. Prints what it does, and does nothing if nothing is
+# missing. An argument leaves a part out:
+#
+#   --guests         only what guests need, of Debian's
+#   --packages       only Debian's
+#   --package-maker  only the one that cargo builds
 set -euo pipefail
 
 # command:package pairs; the guest's recipe and the tests call the command.
@@ -40,20 +44,27 @@ tests=(
 )
 case "${1-}" in
     --guests) needed=("${guests[@]}") ;;
-    '') needed=("${guests[@]}" "${tests[@]}") ;;
+    '' | --packages) needed=("${guests[@]}" "${tests[@]}") ;;
+    --package-maker) needed=() ;;
     *)
-        echo "install.sh: unknown argument '$1'; it takes --guests or nothing" >&2
+        echo "install.sh: unknown argument '$1'; it takes --guests, --packages, --package-maker or nothing" >&2
         exit 2
         ;;
 esac
 
-# Debian has no package of it. tests/service/package.rs looks for it here as well.
+# Debian has no package of it. tests/service/package.rs looks for it here as well. It makes one
+# package in a test run, with no compression of its own: built without optimisation it is there
+# sooner.
 tools=$(dirname "$0")/../target/tools
-if [ "${1-}" != --guests ] && ! command -v cargo-deb >/dev/null && [ ! -x "$tools/bin/cargo-deb" ]; then
-    echo "+ cargo install cargo-deb"
-    cargo install --quiet --locked --root "$tools" cargo-deb@3.8.0 ||
-        echo "install.sh: without cargo-deb the test of the package fails" >&2
-fi
+case "${1-}" in
+    '' | --package-maker)
+        if ! command -v cargo-deb >/dev/null && [ ! -x "$tools/bin/cargo-deb" ]; then
+            echo "+ cargo install cargo-deb"
+            cargo install --quiet --locked --debug --no-default-features --root "$tools" cargo-deb@3.8.0 ||
+                echo "install.sh: without cargo-deb the test of the package fails" >&2
+        fi
+        ;;
+esac
 
 PATH=$PATH:/usr/sbin:/sbin
 packages=()

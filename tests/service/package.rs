@@ -45,7 +45,7 @@ fn package(to: &Path) {
         .current_dir(repository())
         .env("PATH", format!("{}:{path}", tools.display()))
         .args(["deb", "--no-build", "--offline", "--profile", "dev"])
-        .args(["--fast", "-Z", "gz", "--output"])
+        .args(["--fast", "-Z", "gz", "--compress-system", "--output"])
         .arg(to);
     let (code, _, error) = run(&mut command);
     let install = "qemu-tests/install.sh installs cargo-deb";
