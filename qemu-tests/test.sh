@@ -40,11 +40,11 @@ for argument in "$@"; do
 done
 
 cd "$(dirname "$0")/.."
-log=$(mktemp)
-apart=$(mktemp)
-failed=()
-times=()
-trap 'rm -f "$log" "$apart"' EXIT
+# What steps leave behind, also those that run beside others.
+folder=$(mktemp -d)
+touch "$folder"/{log,log.beside,times,failed}
+log=$folder/log
+trap 'rm -rf "$folder"' EXIT
 
 # run NAME COMMAND...: continues after a failure, so that one run shows everything.
 run() {
@@ -53,46 +53,75 @@ run() {
     printf '\n== %s\n' "$*"
     "$@" 2>&1 | tee -a "$log" || {
         result=FAILED
-        failed+=("$*")
+        printf '%s\n' "$*" >>"$folder/failed"
     }
-    times+=("$(printf '%5d s  %-6s  %s' $((SECONDS - start)) "$result" "$name")")
+    printf '%5d s  %-6s  %s\n' $((SECONDS - start)) "$result" "$name" >>"$folder/times"
+}
+
+# beside FUNCTION: begins its steps, whose output comes at `together`. They are a process
+# group, so that all of it can be ended.
+beside() {
+    set -m
+    (log=$folder/log.beside && "$1") >"$folder/said" 2>&1 &
+    other=$!
+    set +m
+    trap 'kill -- -"$other"; exit 130' INT TERM
+}
+
+together() {
+    wait "$other" || printf 'the steps that ran beside others\n' >>"$folder/failed"
+    trap - INT TERM
+    cat "$folder/said"
 }
 
 # models FEATURE: the races under loom or shuttle (docs/crash-model.md). Seeded bugs
 # fail loudly there on purpose, so a good run shows its counts only.
 models() {
     echo "     Running $1 models" # for the table of times
-    if RUST_BACKTRACE=0 cargo test --locked --lib --features "$1" "$1_" -- \
-        --show-output --test-threads=2 >"$apart" 2>&1; then
-        grep -E "^($1: |test result)" "$apart"
+    if RUST_BACKTRACE=0 nice -n 10 cargo test --locked --lib --features "$1" "$1_" -- \
+        --show-output --test-threads=2 >"$folder/model" 2>&1; then
+        grep -E "^($1: |test result)" "$folder/model"
     else
-        cat "$apart"
+        cat "$folder/model"
         return 1
     fi
-}
-
-# Unit tests need the processors and integration tests mostly wait, so together they
-# take little longer than either of them.
-together() {
-    local status=0 unit
-    # A process group of its own, so that all of it can be ended.
-    set -m
-    cargo test --locked --no-fail-fast --lib --bins >"$apart" 2>&1 &
-    unit=$!
-    set +m
-    trap 'kill -- -"$unit"' INT TERM
-    cargo test --locked --no-fail-fast "${integration[@]}" || status=1
-    wait "$unit" || status=1
-    trap - INT TERM
-    cat "$apart"
-    return "$status"
 }
 
 integration=()
 for file in tests/*.rs tests/*/main.rs; do
     name=${file%/main.rs}
-    integration+=(--test "$(basename "$name" .rs)")
+    name=$(basename "$name" .rs)
+    [ "$name" = damage ] || integration+=(--test "$name")
 done
+
+# What needs the processors, and is right whatever it waits for: beside the integration tests
+# and the guests, which wait for one another, for timers and for disks. Only unit tests have a
+# clock now and then; the others take the time that is left.
+calculations() {
+    run "unit tests" cargo test --locked --no-fail-fast --lib --bins
+    run "damaged stores" nice -n 10 cargo test --locked --test damage
+    run "documentation tests" nice -n 10 cargo test --locked --doc
+    $quick && return
+    run "race models (loom)" models loom
+    run "race models (shuttle)" models shuttle
+}
+
+# Two guests at a time: emulation is slow. Not by cargo, which would wait for the build of
+# the models.
+guests() {
+    local program
+    program=$(sed -n 's/^.*Executable.* qemu-tests.main\.rs (\([^)]*\)).*$/\1/p' "$log" | tail -n 1)
+    if [ -z "$program" ]; then
+        echo "the guests' tests were not built"
+        return 1
+    fi
+    echo "     Running qemu-tests/main.rs ($program)" # for the table of times
+    "$program" --show-output --test-threads=2
+}
+
+package_maker() {
+    run "program that makes the package" nice -n 10 qemu-tests/install.sh --package-maker
+}
 
 # check_models: compiles the race models, which the other steps leave out.
 check_models() {
@@ -116,28 +145,32 @@ check_libraries() {
     fi
 }
 
-$quick || qemu-tests/install.sh
+built=(--lib --bins --test damage "${integration[@]}")
+if ! $quick; then
+    qemu-tests/install.sh --packages
+    built+=(--test qemu)
+    # It takes minutes where it is missing, and what follows leaves a processor idle at times.
+    beside package_maker
+fi
 run "formatting" cargo fmt --check
 run "formatting of the guest's program" \
     rustfmt --check --edition 2024 images/guest/disktool.rs
 run "formatting of the fuzz targets" cargo fmt --check --manifest-path fuzz/Cargo.toml
 run "libraries" check_libraries
 run "lints" cargo clippy --all-targets --locked -- -D warnings
-run "build of the tests" cargo test --locked --no-run --lib --bins "${integration[@]}"
+run "build of the tests" cargo test --locked --no-run "${built[@]}"
 if $quick; then
     run "compilation of the race models" check_models
     export SNAPBACK_RESTARTS=${SNAPBACK_RESTARTS:-15} SNAPBACK_REQUESTS=${SNAPBACK_REQUESTS:-30000}
     export SNAPBACK_DAMAGE_COUNT=${SNAPBACK_DAMAGE_COUNT:-1000} SNAPBACK_SOAK_SECONDS=${SNAPBACK_SOAK_SECONDS:-5}
-fi
-run "unit and integration tests" together
-run "documentation tests" cargo test --locked --doc
-if ! $quick; then
-    run "race models (loom)" models loom
-    run "race models (shuttle)" models shuttle
+else
     run "guest image" images/build-guest.sh
-    # Two guests at a time: emulation is slow.
-    run "guests" cargo test --locked --test qemu -- --show-output --test-threads=2
+    together
 fi
+beside calculations
+run "integration tests" cargo test --locked --no-fail-fast "${integration[@]}"
+$quick || run "guests" guests
+together
 
 printf '\n== Time by test target\n'
 awk '/^ +Running / { sub(/^ +Running (unittests )?/, ""); sub(/ \(.*/, ""); target = $0 }
@@ -145,15 +178,16 @@ awk '/^ +Running / { sub(/^ +Running (unittests )?/, ""); sub(/ \(.*/, ""); targ
      /^test result:/ && match($0, /finished in .*/) {
          time = substr($0, RSTART + 12); sub(/s$/, "", time)
          printf "%7.1f s  %s\n", time, target
-     }' "$log" | sort -rn
+     }' "$log" "$log.beside" | sort -rn
 printf '\n== Time by step\n'
-printf '%s\n' "${times[@]}" "$(printf '%5d s  in all' "$SECONDS")"
+cat "$folder/times"
+printf '%5d s  in all\n' "$SECONDS"
 awk '/^test result:/ { passed += $4; failed += $6; ignored += $8 }
-     END { printf "\n%d passed, %d failed, %d ignored\n", passed, failed, ignored }' "$log"
-if [ ${#failed[@]} -gt 0 ]; then
+     END { printf "\n%d passed, %d failed, %d ignored\n", passed, failed, ignored }' "$log" "$log.beside"
+if [ -s "$folder/failed" ]; then
     # Long runs are often kept by their end only, so it names what failed.
     awk '/^test .* \.\.\. FAILED$/ { print "FAILED: test " $2 }
-         /panicked at/ { print; getline; print "    " $0 }' "$log" | head -n 60
-    printf 'FAILED: %s\n' "${failed[@]}"
+         /panicked at/ { print; getline; print "    " $0 }' "$log" "$log.beside" | head -n 60
+    sed 's/^/FAILED: /' "$folder/failed"
     exit 1
 fi
