@@ -91,14 +91,17 @@ integration=()
 for file in tests/*.rs tests/*/main.rs; do
     name=${file%/main.rs}
     name=$(basename "$name" .rs)
-    [ "$name" = damage ] || integration+=(--test "$name")
+    case $name in
+        damage | costs | footprint) ;;
+        *) integration+=(--test "$name") ;;
+    esac
 done
 
-# What needs the processors, and is right whatever it waits for: beside the integration tests
-# and the guests, which wait for one another, for timers and for disks. Only unit tests have a
-# clock now and then; the others take the time that is left.
+# What needs the processors, beside the integration tests and the guests, which wait for one
+# another, for timers and for disks. What has no clock at all takes only the time that is left.
 calculations() {
     run "unit tests" cargo test --locked --no-fail-fast --lib --bins
+    run "counts" cargo test --locked --no-fail-fast --test costs --test footprint
     run "damaged stores" nice -n 10 cargo test --locked --test damage
     run "documentation tests" nice -n 10 cargo test --locked --doc
     $quick && return
@@ -145,7 +148,7 @@ check_libraries() {
     fi
 }
 
-built=(--lib --bins --test damage "${integration[@]}")
+built=(--lib --bins --test costs --test footprint --test damage "${integration[@]}")
 if ! $quick; then
     qemu-tests/install.sh --packages
     built+=(--test qemu)
@@ -168,7 +171,9 @@ else
     together
 fi
 beside calculations
-run "integration tests" cargo test --locked --no-fail-fast "${integration[@]}"
+# They mostly wait, a daemon's for the disk: a processor for a sixth of the time.
+run "integration tests" env RUST_TEST_THREADS=$(($(nproc) * 2)) \
+    cargo test --locked --no-fail-fast "${integration[@]}"
 $quick || run "guests" guests
 together
 
