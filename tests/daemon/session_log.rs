@@ -102,7 +102,9 @@ fn kicks_without_requests_ask_for_shared_memory_and_idle_rings_do_not() {
         ring.kick.write(1).unwrap();
         hint(w).is_some_and(|hint| hint.contains("share=on"))
     });
-    let asked = lines(&world, "its ring is empty here");
+    let asked = "its ring is empty here";
+    world.until("so does the log", |w| !lines(w, asked).is_empty());
+    let asked = lines(&world, asked);
     assert_eq!(asked.len(), 1, "{asked:?}");
     assert!(asked[0].contains("is share=on missing"), "{asked:?}");
 }
@@ -128,7 +130,9 @@ fn memory_that_is_not_shared_is_asked_for() {
             .any(|l| l.contains("share=on"))
     });
     let mut ring = raw.start(1);
-    assert!(hint(&world).is_some_and(|hint| hint.contains("share=on")));
+    world.until("so does the status", |w| {
+        hint(w).is_some_and(|hint| hint.contains("share=on"))
+    });
     for _ in 0..4 {
         ring.kick.write(1).unwrap();
         std::thread::sleep(Duration::from_millis(2));

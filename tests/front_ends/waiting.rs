@@ -65,7 +65,7 @@ fn a_second_front_end_is_seen_waiting_and_is_served_when_the_first_leaves() {
         let seen = seen.iter().rfind(|e| e["kind"] == "front-end-waits");
         assert_eq!(seen.unwrap()["socket"].as_str(), daemon.socket().to_str());
         let line = "another front end waits";
-        assert!(daemon.log().contains(line), "{}", daemon.log());
+        eventually("it is logged", || daemon.log().contains(line));
         let shown = snapback::control::render::human(&daemon.status());
         assert!(shown.contains("attached, 1 waiting"), "{shown}");
         // The first one does not notice.
@@ -107,7 +107,8 @@ fn who_only_looks_whether_somebody_listens_is_no_event() {
     drop(silent);
     eventually("it has left", || waiting(&daemon) == 0);
     assert_eq!(waits(&daemon), 1);
-    assert!(daemon.log().contains("a front end that waited has left"));
+    let line = "a front end that waited has left";
+    eventually("it is logged", || daemon.log().contains(line));
     drop(first);
     daemon.end(0..2, 1);
 }

@@ -39,3 +39,5 @@ mod ring;
 mod server;
 mod under_load;
 mod world;
+#[path = "../common/yardstick.rs"]
+mod yardstick;

@@ -347,7 +347,15 @@ fn the_watchdog_gets_its_proof() {
     manager.until("five proofs", |m| count(m) >= 5);
     // A process that does nothing gives none.
     world.signal(Signal::STOP);
-    std::thread::sleep(Duration::from_millis(50));
+    // The signal is on its way until each thread has stopped.
+    let process = world.daemon.as_ref().unwrap().id();
+    manager.until("all threads have stopped", |_| {
+        let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
+        tasks.flatten().all(|task| {
+            let stat = fs::read_to_string(task.path().join("stat"));
+            stat.is_ok_and(|stat| stat.contains(") T "))
+        })
+    });
     manager.listen();
     manager.clear();
     std::thread::sleep(Duration::from_millis(600));

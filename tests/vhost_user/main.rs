@@ -17,6 +17,8 @@ mod raw;
 mod resumes;
 mod rings;
 mod socket;
+#[path = "../common/yardstick.rs"]
+mod yardstick;
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::PathBuf;
@@ -78,13 +80,13 @@ pub fn serve_device(device: BlkDevice, volume: Arc<Volume>) -> Served {
     }
 }
 
-/// Waits until `condition` holds; fails after ten seconds.
+/// Waits until `condition` holds; fails after a minute.
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let start = std::time::Instant::now();
     while !condition() {
         assert!(
-            start.elapsed().as_secs() < 10,
-            "not within ten seconds: {what}"
+            start.elapsed().as_secs() < 60,
+            "not within a minute: {what}"
         );
         std::thread::sleep(std::time::Duration::from_millis(1));
     }

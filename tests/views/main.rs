@@ -18,6 +18,8 @@ mod full_stores;
 mod merge_latency;
 mod mixed_load;
 mod sigkill;
+#[path = "../common/yardstick.rs"]
+mod yardstick;
 
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
