@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used)]
 
 mod elf;
+mod fuzz_lock;
 mod licences;
 
 use std::path::Path;
