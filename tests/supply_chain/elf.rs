@@ -84,6 +84,16 @@ fn the_program_is_built_with_every_protection_that_the_loader_offers() {
     assert_eq!(faults(program), [""; 0]);
 }
 
+/// A release takes long to build, so it is looked at on request: SNAPBACK_RELEASE is its path.
+#[test]
+fn a_release_is_built_with_the_same_protections() {
+    let Some(program) = std::env::var_os("SNAPBACK_RELEASE") else {
+        println!("left out: SNAPBACK_RELEASE=target/release/snapback names none");
+        return;
+    };
+    assert_eq!(faults(&super::root().join(program)), [""; 0]);
+}
+
 #[test]
 fn a_program_without_a_protection_is_found() {
     let folder = tempfile::tempdir().unwrap();

@@ -4,6 +4,7 @@
 mod elf;
 mod fuzz_lock;
 mod licences;
+mod release;
 
 use std::path::Path;
 
