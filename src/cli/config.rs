@@ -2,13 +2,14 @@
 //! decides what is valid, and a new option has its key without further work.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use clap::error::{ContextKind, ContextValue};
 use clap::{Arg, ArgAction, ArgMatches, Command};
+use rustix::fs::{Mode, OFlags};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -80,11 +81,13 @@ impl Config {
                 "config {path}: {what}: give the path of a configuration"
             ))
         };
-        // Opening a pipe that nobody writes to would block.
-        if !fs::metadata(&path).map_err(cannot)?.is_file() {
+        // Otherwise opening a pipe that nobody writes to would block.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let file = rustix::fs::open(&path, flags, Mode::empty());
+        let file = File::from(file.map_err(|e| cannot(e.into()))?);
+        if !file.metadata().map_err(cannot)?.is_file() {
             return refused("it is no regular file");
         }
-        let file = fs::File::open(&path).map_err(cannot)?;
         let mut text = String::new();
         let longest = file.take(SIZE_MAX as u64 + 1).read_to_string(&mut text);
         longest.map_err(cannot)?;

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::ffi::OsString;
+use std::fs;
 
 use clap::CommandFactory;
 

@@ -2,6 +2,8 @@ use std::collections::BTreeSet;
 
 use clap::CommandFactory;
 
+use std::fs;
+
 use super::*;
 use crate::cli::command_line::Cli;
 

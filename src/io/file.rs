@@ -1,7 +1,8 @@
 //! An origin or COW on the host: a regular file or a block device.
 
 use std::fs::{self, File};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,6 +12,7 @@ use rustix::io::Errno;
 
 use super::OwnedBuffer;
 use super::allocate::Abilities;
+use super::found::{self, Found};
 use super::identity::Identity;
 use super::kernel_use;
 use super::lock::Lock;
@@ -131,14 +133,11 @@ impl BlockFile {
         // The type is checked first, because opening can have side effects (a tape, a
         // terminal). The path is looked up once, so that what was checked is what is opened;
         // symbolic links are followed, because names of devices are links.
-        let found = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|e| open_failed(path, &options, e))?;
-        let found = File::from(found);
-        let metadata = found.metadata();
-        let metadata = metadata.map_err(|e| open_failed(path, &options, errno_of(&e)))?;
+        let failed = |e: io::Error| open_failed(path, &options, errno_of(&e));
+        let found = Found::at(path).map_err(failed)?;
+        let metadata = found.metadata().map_err(failed)?;
         check_type(path, metadata.file_type())?;
-        let mut flags = OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
-        flags |= if options.read_only {
+        let mut flags = if options.read_only {
             OFlags::RDONLY
         } else {
             OFlags::RDWR
@@ -146,10 +145,15 @@ impl BlockFile {
         if metadata.file_type().is_block_device() && options.lock == Lock::Exclusive {
             flags |= OFlags::EXCL;
         }
-        let by_descriptor = format!("/proc/self/fd/{}", found.as_raw_fd());
-        let fd = rustix::fs::open(by_descriptor, flags, Mode::empty())
-            .map_err(|e| open_failed(path, &options, e))?;
-        let opened = Self::check(File::from(fd), path, options)?;
+        Self::from_file(found.open(flags).map_err(failed)?, path, options)
+    }
+
+    /// As [`Self::open`], for a file that is open already, and that `path` led to.
+    ///
+    /// # Errors
+    /// It is in use, or not of a size that `options` allow.
+    pub fn from_file(file: File, path: &Path, options: OpenOptions) -> Result<Self, OpenError> {
+        let opened = Self::check(file, path, options)?;
         let size = opened.size();
         if options.any_size {
             return Ok(opened);
@@ -446,14 +450,8 @@ fn open_failed(path: &Path, options: &OpenOptions, errno: Errno) -> OpenError {
 fn check_type(path: &Path, kind: fs::FileType) -> Result<(), OpenError> {
     let what = if kind.is_file() || kind.is_block_device() {
         return Ok(());
-    } else if kind.is_dir() {
-        "directory"
-    } else if kind.is_socket() {
-        "socket"
-    } else if kind.is_fifo() {
-        "pipe"
     } else {
-        "character device"
+        found::in_words(kind)
     };
     Err(OpenError::WrongType {
         path: path.to_owned(),

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 
-use super::identity::{Identity, identity_of};
+use super::identity::Identity;
 use super::kernel_use::{self, mounts_of};
 use super::lock::Lock;
 use super::locking::{Outcome, take_or_find_user};
@@ -117,9 +117,11 @@ fn lock_files(path: &Path, number: u64, lock: Lock) -> Result<Vec<File>, OpenErr
             (true, Lock::Shared) => Lock::LookShared,
             (_, lock) => lock,
         };
+        let identity;
         match open(&backing, lock == Lock::Exclusive) {
             Ok(file) => {
                 locked(&file, path, &backing, lock)?;
+                identity = file.metadata().ok().map(|found| Identity::of(&found));
                 files.push(file);
             }
             Err(error) => {
@@ -128,7 +130,7 @@ fn lock_files(path: &Path, number: u64, lock: Lock) -> Result<Vec<File>, OpenErr
                 break;
             }
         }
-        next = match identity_of(&backing) {
+        next = match identity {
             Some(Identity::Device { number }) => Some(number),
             Some(Identity::File { .. }) | None => None,
         };

@@ -11,7 +11,7 @@ use rustix::fs::OFlags;
 
 use super::error::CowError;
 use crate::daemon::identity::{StorageIdentity, StorageKind, UnflushedRecord};
-use crate::io::{BlockFile, DeviceId, Devices, Identity, OpenOptions};
+use crate::io::{BlockFile, DeviceId, Devices, Identity, Links, OpenOptions, open_regular};
 use crate::store::{FoundRecord, RECORD_BLOCK, RECORD_BYTES, RecordOwner, read_record};
 use crate::units::ChunkSize;
 
@@ -104,7 +104,7 @@ impl RecordPlace {
     /// What the last daemon left there.
     pub fn read(&self) -> Result<FoundRecord, CowError> {
         let mut bytes = Vec::new();
-        match self.options().read(true).open(&self.path) {
+        match open_regular(&self.path, Links::Refuse, OFlags::RDONLY) {
             Ok(file) => {
                 let most = RECORD_BYTES as u64 + 1;
                 file.take(most)
@@ -122,20 +122,21 @@ impl RecordPlace {
 
     /// An empty record for the engine.
     pub fn make(&self, devices: &Arc<Devices>) -> Result<OpenRecord, CowError> {
-        self.overwrite()
+        let file = self
+            .overwrite()
             .or_else(|e| match e.kind() {
                 ErrorKind::NotFound => self.create(),
                 _ => Err(e),
             })
             .map_err(|e| self.failed(e))?;
-        self.open(devices, true)
+        self.open(file, devices, true)
     }
 
     /// Makes what is there list nothing, if there is something. What it listed must be
     /// durable. The file stays, because the state file may still note it.
     pub fn empty(&self, devices: &Arc<Devices>) -> Result<Option<OpenRecord>, CowError> {
         match self.overwrite() {
-            Ok(()) => self.open(devices, false).map(Some),
+            Ok(file) => self.open(file, devices, false).map(Some),
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
             Err(e) => Err(self.failed(e)),
         }
@@ -143,34 +144,46 @@ impl RecordPlace {
 
     /// In place, so that it works where no space is left. The header is written last: until
     /// then, what is left of the list is the last owner's.
-    fn overwrite(&self) -> io::Result<()> {
-        let file = self.options().write(true).open(&self.path)?;
+    fn overwrite(&self) -> io::Result<File> {
+        let file = open_regular(&self.path, Links::Refuse, OFlags::RDWR)?;
         let record = self.owner.empty_record();
         let (head, ring) = record.split_at(RECORD_BLOCK.min(record.len()));
         file.write_all_at(ring, head.len() as u64)?;
         file.write_all_at(head, 0)?;
-        file.set_len(record.len() as u64)
+        file.set_len(record.len() as u64)?;
+        Ok(file)
     }
 
     /// All its memory is allocated here, so that no later write of it can find none.
-    fn create(&self) -> io::Result<()> {
+    fn create(&self) -> io::Result<File> {
         let new = self.path.with_extension("new");
-        let made = self
-            .options()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&new)
-            .and_then(|mut file| file.write_all(&self.owner.empty_record()))
-            .and_then(|()| fs::rename(&new, &self.path));
-        made.inspect_err(|_| {
+        let make = || {
+            // A daemon that died may have left one.
+            match fs::remove_file(&new) {
+                Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+            let mut options = File::options();
+            options.read(true).write(true).create_new(true).mode(0o600);
+            let mut file = options.open(&new)?;
+            file.write_all(&self.owner.empty_record())?;
+            fs::rename(&new, &self.path)?;
+            Ok(file)
+        };
+        make().inspect_err(|_| {
             let _ = fs::remove_file(&new);
         })
     }
 
-    fn open(&self, devices: &Arc<Devices>, in_use: bool) -> Result<OpenRecord, CowError> {
-        let file = BlockFile::open(&self.path, OpenOptions::default()).map_err(CowError::Open)?;
+    /// `file` is the one that was written, whatever its path leads to now.
+    fn open(
+        &self,
+        file: File,
+        devices: &Arc<Devices>,
+        in_use: bool,
+    ) -> Result<OpenRecord, CowError> {
+        let file = BlockFile::from_file(file, &self.path, OpenOptions::default());
+        let file = file.map_err(CowError::Open)?;
         Ok(OpenRecord {
             id: devices.add(file),
             devices: devices.clone(),
@@ -178,13 +191,6 @@ impl RecordPlace {
             boot: boot_text(&self.owner.boot),
             in_use,
         })
-    }
-
-    /// The record is the file itself, in a folder of this user.
-    fn options(&self) -> fs::OpenOptions {
-        let mut options = File::options();
-        options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
-        options
     }
 
     fn failed(&self, source: io::Error) -> CowError {
@@ -319,4 +325,68 @@ fn is_ours(directory: &Path) -> bool {
 fn is_in_memory(directory: &Path) -> bool {
     let facts = rustix::fs::statfs(directory);
     facts.is_ok_and(|f| u64::try_from(f.f_type).is_ok_and(|kind| IN_MEMORY.contains(&kind)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(folder: &Path) -> RecordPlace {
+        RecordPlace {
+            path: folder.join("1-2.record"),
+            owner: RecordOwner {
+                boot: [1; 16],
+                store: [2; 64],
+            },
+        }
+    }
+
+    #[test]
+    fn the_record_that_the_engine_gets_is_the_one_that_was_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = place(folder.path());
+        let devices = Arc::new(Devices::default());
+        let inode = |path: &Path| fs::metadata(path).unwrap().ino();
+        for write in [RecordPlace::create, RecordPlace::overwrite] {
+            let file = write(&place).unwrap();
+            let written = inode(&place.path);
+            // Another one takes its place.
+            fs::write(folder.path().join("other"), [7; 512]).unwrap();
+            fs::rename(folder.path().join("other"), &place.path).unwrap();
+            let record = place.open(file, &devices, true).unwrap();
+            let open = devices.get(record.id).unwrap();
+            assert!(matches!(open.identity(), Identity::File { inode, .. } if inode == written));
+            assert_ne!(inode(&place.path), written);
+        }
+    }
+
+    #[test]
+    fn a_record_that_is_a_link_or_a_pipe_is_neither_read_nor_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = place(folder.path());
+        let devices = Arc::new(Devices::default());
+        let precious = folder.path().join("precious");
+        fs::write(&precious, "precious").unwrap();
+        let refused = |what: &str| {
+            let errors = [
+                place.read().map(drop).unwrap_err(),
+                place.make(&devices).map(drop).unwrap_err(),
+                place.empty(&devices).map(drop).unwrap_err(),
+            ];
+            for error in errors {
+                assert!(error.to_string().contains(what), "{error}");
+            }
+        };
+        std::os::unix::fs::symlink(&precious, &place.path).unwrap();
+        refused("symbolic link");
+        fs::remove_file(&place.path).unwrap();
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mkfifoat(rustix::fs::CWD, &place.path, mode).unwrap();
+        refused("a pipe");
+        fs::remove_file(&place.path).unwrap();
+        // Left by a daemon that died.
+        std::os::unix::fs::symlink(&precious, place.path.with_extension("new")).unwrap();
+        place.make(&devices).map(drop).unwrap();
+        assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
+    }
 }

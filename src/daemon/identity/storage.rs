@@ -2,7 +2,7 @@
 //! compared at a start, because a snapshot is worthless if the origin was written without
 //! it.
 
-use std::fs::{self, File, Metadata};
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::device_names::DeviceNames;
 use crate::control::rfc3339;
-use crate::io::BlockFile;
+use crate::io::{BlockFile, Found};
 use crate::size::in_words;
 
 /// A file time as `stat` returns it.
@@ -129,20 +129,19 @@ pub enum Relation {
 impl StorageIdentity {
     /// Reads the identity of the file or device at `path`, `size` bytes long.
     pub fn read(path: &Path, size: u64) -> io::Result<Self> {
-        let file_system = rustix::fs::statvfs(path).ok().map(|s| s.f_fsid);
-        Ok(Self::new(path, size, &fs::metadata(path)?, file_system))
+        Self::of_descriptor(Found::at(path)?, path, size)
     }
 
     /// As [`read`](Self::read), for an open file, whatever its path leads to now.
     pub fn of_open(file: &BlockFile) -> io::Result<Self> {
+        Self::of_descriptor(file, file.path(), file.size())
+    }
+
+    /// As [`read`](Self::read), for a descriptor of what `path` led to.
+    pub fn of_descriptor(file: impl AsFd, path: &Path, size: u64) -> io::Result<Self> {
         let open = File::from(file.as_fd().try_clone_to_owned()?);
         let file_system = rustix::fs::fstatvfs(&open).ok().map(|s| s.f_fsid);
-        Ok(Self::new(
-            file.path(),
-            file.size(),
-            &open.metadata()?,
-            file_system,
-        ))
+        Ok(Self::new(path, size, &open.metadata()?, file_system))
     }
 
     fn new(path: &Path, size: u64, meta: &Metadata, file_system: Option<u64>) -> Self {
@@ -263,9 +262,20 @@ fn written(was: Timestamp, now: Timestamp) -> String {
 }
 
 impl OriginIdentity {
-    /// Reads the identity of the open origin at `path`, `size` bytes long.
-    pub fn read(path: &Path, size: u64) -> io::Result<Self> {
-        let StorageIdentity { size, kind } = StorageIdentity::read(path, size)?;
+    /// The identity of an open origin, whatever its path leads to now.
+    ///
+    /// # Errors
+    /// The file system does not answer.
+    pub fn of_open(file: &BlockFile) -> io::Result<Self> {
+        Self::of_descriptor(file, file.path(), file.size())
+    }
+
+    /// As [`of_open`](Self::of_open), for a descriptor of what `path` led to, `size` bytes long.
+    ///
+    /// # Errors
+    /// The file system does not answer.
+    pub fn of_descriptor(file: impl AsFd, path: &Path, size: u64) -> io::Result<Self> {
+        let StorageIdentity { size, kind } = StorageIdentity::of_descriptor(file, path, size)?;
         Ok(Self {
             path: std::path::absolute(path)?.to_string_lossy().into_owned(),
             size,

@@ -1,3 +1,5 @@
+use std::fs;
+
 use super::*;
 
 fn at(seconds: i64, nanoseconds: i64) -> Timestamp {
@@ -132,4 +134,20 @@ fn writing_a_file_changes_its_identity() {
     fs::remove_file(&path).unwrap();
     fs::write(&path, [0; 4096]).unwrap();
     assert!(matches!(was.relation(&now(), false), Relation::Other(_)));
+}
+
+/// Another file takes the place of the origin after it was opened.
+#[test]
+fn the_identity_is_that_of_the_file_that_was_opened() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("disk.img");
+    fs::write(&path, [0; 4096]).unwrap();
+    let was = StorageIdentity::read(&path, 4096).unwrap();
+    let file = BlockFile::open(&path, crate::io::OpenOptions::read_only()).unwrap();
+    fs::write(directory.path().join("x"), [0; 4096]).unwrap();
+    fs::rename(directory.path().join("x"), &path).unwrap();
+    let origin = OriginIdentity::of_open(&file).unwrap();
+    assert!(origin.storage().is(&was));
+    assert!(!StorageIdentity::read(&path, 4096).unwrap().is(&was));
+    assert!(origin.path.ends_with("disk.img"));
 }

@@ -1,7 +1,6 @@
 //! For verbs that read a snapshot without a daemon: whether the given files are its disk
 //! and its COW.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::daemon::identity::OriginIdentity;
@@ -11,6 +10,7 @@ use crate::daemon::provenance::origin::origin_changes;
 use crate::daemon::provenance::placement::Placement;
 use crate::daemon::state::VolumeState;
 use crate::daemon::state::place::default_state_path;
+use crate::io::Found;
 
 /// The reasons to doubt that the files at `origin` and `cow` are a disk and its snapshot as
 /// the daemon left them; empty if there are none, or if no state file records them.
@@ -40,11 +40,15 @@ pub fn doubts(origin: &Path, cow: &Path, state: Option<&Path>) -> Vec<String> {
     if !record.valid {
         return Vec::new();
     }
-    let placement = Placement::look(origin, Some(&place), Some(&state));
+    // Without an origin, the verb is refused by itself.
+    let Ok(found) = Found::at(origin) else {
+        return Vec::new();
+    };
+    let placement = Placement::look(&found, Some(&place), Some(&state));
     let mut doubts = Vec::new();
-    let size = fs::metadata(origin).ok().filter(|m| m.is_file());
+    let size = found.metadata().ok().filter(|m| m.is_file());
     let size = size.map_or(state.origin.size, |m| m.len());
-    if let Ok(now) = OriginIdentity::read(origin, size) {
+    if let Ok(now) = OriginIdentity::of_descriptor(&found, origin, size) {
         let found = origin_changes(&state, &now, &placement);
         // Data behind the end of the snapshot is not part of it.
         let harmless = found.grown && found.changes.len() == 1;

@@ -10,7 +10,7 @@ use super::recorded::{in_state_files, record_of};
 use crate::control::api::{SnapshotSpec, StoreType};
 use crate::daemon::DaemonError;
 use crate::daemon::identity::storage_of;
-use crate::daemon::provenance::marks;
+use crate::daemon::provenance::marks::MarkedFile;
 use crate::daemon::running::notices::Notices;
 use crate::daemon::running::signals::Signals;
 use crate::daemon::running::stop::{Ended, finish, stop};
@@ -78,7 +78,9 @@ pub fn merge_offline(
             if !has_state_file && state.state().is_blank() {
                 // It was only needed in case that this merge had been interrupted.
                 state.path().map(std::fs::remove_file);
-                marks::clear(origin);
+                if let Ok(file) = MarkedFile::open(origin) {
+                    file.clear();
+                }
             }
         }
         // The error of a failed merge is the more useful one.

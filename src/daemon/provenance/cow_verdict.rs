@@ -7,6 +7,7 @@ use super::placement::{Placement, mark_speaks_against};
 use crate::control::api::StoreType;
 use crate::daemon::identity::{Relation, StorageIdentity};
 use crate::daemon::state::{SnapshotRecord, VolumeState};
+use crate::io::Found;
 
 /// What the file or device at a snapshot's COW path is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,8 +30,9 @@ pub fn judge(record: &SnapshotRecord, recorded: &VolumeState, placement: &Placem
     if record.spec.store_type == StoreType::N {
         return Verdict::Own;
     }
-    let now = match identity(path, record) {
-        Ok(now) => now,
+    // Looked up once, so that the mark is of the file that is judged.
+    let (found, now) = match identity(path, record) {
+        Ok(found) => found,
         Err(error) => return Verdict::Doubtful(format!("cannot be examined: {error}")),
     };
     if placement.is_foreign(&record.spec.cow) {
@@ -56,7 +58,7 @@ pub fn judge(record: &SnapshotRecord, recorded: &VolumeState, placement: &Placem
             owner.spec.name
         ));
     }
-    let mark = marks::read(path);
+    let mark = marks::of(&found);
     if let (Some(mark), Some(id)) = (&mark, &record.id) {
         match &mark.snapshot {
             Some(of) if of.id == *id => {}
@@ -89,10 +91,13 @@ pub fn judge(record: &SnapshotRecord, recorded: &VolumeState, placement: &Placem
 
 /// The identity of the file or device. For a device only the names matter here, so it gets
 /// the recorded size.
-fn identity(path: &Path, record: &SnapshotRecord) -> std::io::Result<StorageIdentity> {
-    let meta = std::fs::metadata(path)?;
+fn identity(path: &Path, record: &SnapshotRecord) -> std::io::Result<(Found, StorageIdentity)> {
+    let found = Found::at(path)?;
+    let meta = found.metadata()?;
     let recorded = record.store.as_ref().map_or(0, |store| store.size);
-    StorageIdentity::read(path, if meta.is_file() { meta.len() } else { recorded })
+    let size = if meta.is_file() { meta.len() } else { recorded };
+    let now = StorageIdentity::of_descriptor(&found, path, size)?;
+    Ok((found, now))
 }
 
 /// The reason why an unknown file must not be used: its mark names a snapshot of another

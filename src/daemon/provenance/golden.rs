@@ -69,8 +69,9 @@ mod tests {
     use super::*;
 
     fn image(size: u64, seconds: i64) -> OriginIdentity {
-        let path = tempfile::NamedTempFile::new().unwrap();
-        let mut identity = OriginIdentity::read(path.path(), size).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut identity =
+            OriginIdentity::of_descriptor(file.as_file(), file.path(), size).unwrap();
         if let StorageKind::File(file) = &mut identity.kind {
             file.mtime.seconds = seconds;
             file.mtime.nanoseconds = 0;

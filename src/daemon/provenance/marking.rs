@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::marks::{self, Mark, MarkedSnapshot};
+use super::marks::{self, Mark, MarkedFile, MarkedSnapshot};
 use crate::control::api::StoreType;
 use crate::daemon::state::{MarkedAs, SnapshotRecord, StateFile, VolumeState};
 
@@ -48,13 +48,14 @@ pub fn mark_origin(state: &mut StateFile, origin: &Path, read_only: bool) {
         volume: mark.volume.clone(),
         generation: mark.generation,
     };
-    let here = marks::read(origin);
+    let file = MarkedFile::open(origin).ok();
+    let here = file.as_ref().and_then(MarkedFile::mark);
     let done = state.state().marked.as_ref() == Some(&current)
         && here.is_none_or(|here| here.state == mark.state);
     if done || !state.is_written() {
         return;
     }
-    if read_only || write(origin, &mark) {
+    if read_only || set(file, &mark) {
         note(state, &mark);
     }
 }
@@ -69,10 +70,12 @@ pub fn mark_new_cow(state: &StateFile, record: &SnapshotRecord) {
 
 /// Removes the mark of a COW that does not belong to the volume any more.
 pub fn release_cow(record: &SnapshotRecord) {
-    let path = Path::new(&record.spec.cow);
-    let of = marks::read(path).and_then(|mark| mark.snapshot);
+    let Ok(file) = MarkedFile::open(Path::new(&record.spec.cow)) else {
+        return;
+    };
+    let of = file.mark().and_then(|mark| mark.snapshot);
     if of.is_some_and(|of| Some(of.id) == record.id) {
-        marks::clear(path);
+        file.clear();
     }
 }
 
@@ -112,7 +115,12 @@ fn mark_cow(mark: &Mark, record: &SnapshotRecord) -> bool {
 
 /// Writes a mark; false if the file keeps another one.
 fn write(path: &Path, mark: &Mark) -> bool {
-    marks::write(path, mark) || marks::read(path).is_none()
+    set(MarkedFile::open(path).ok(), mark)
+}
+
+/// What cannot be opened has no mark that could be read, either.
+fn set(file: Option<MarkedFile>, mark: &Mark) -> bool {
+    file.is_none_or(|file| file.set(mark) || file.mark().is_none())
 }
 
 fn note(state: &mut StateFile, mark: &Mark) {

@@ -6,11 +6,13 @@
 
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, XattrFlags, fsetxattr, getxattr, removexattr};
-use rustix::io::Errno;
+use rustix::fs::{OFlags, XattrFlags, fremovexattr, fsetxattr, getxattr};
 use serde::{Deserialize, Serialize};
+
+use crate::io::{Links, by_descriptor, open_regular};
 
 const ATTRIBUTE: &str = "user.snapback";
 /// Larger than any mark.
@@ -44,32 +46,53 @@ pub fn read(path: &Path) -> Option<Mark> {
     serde_json::from_slice(bytes.get(..len)?).ok()
 }
 
-/// Marks the file at `path`, durably; false if the file system or the permissions do not
-/// allow it, which is harmless.
-pub fn write(path: &Path, mark: &Mark) -> bool {
-    let written = || -> io::Result<()> {
-        // Opened once: what is checked is what is marked. Nothing else is done to what is no file.
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
-        if !file.metadata()?.is_file() {
-            return Err(Errno::NOTSUP.into());
-        }
-        let text = serde_json::to_vec(mark)?;
-        fsetxattr(&file, ATTRIBUTE, &text, XattrFlags::empty())?;
-        file.sync_all()
-    };
-    match written() {
-        Ok(()) => true,
-        Err(error) => {
-            tracing::debug!(path = %path.display(), %error, "the file cannot be marked");
-            false
-        }
-    }
+/// As [`read`], for a file that was found or opened.
+pub fn of(file: impl AsFd) -> Option<Mark> {
+    read(Path::new(&by_descriptor(&file)))
 }
 
-/// Removes the mark, if possible.
-pub fn clear(path: &Path) {
-    let _ = removexattr(path, ATTRIBUTE);
+/// A file whose mark is read and changed. It is looked up once: what was read is what is changed.
+#[derive(Debug)]
+pub struct MarkedFile {
+    file: File,
+    path: PathBuf,
+}
+
+impl MarkedFile {
+    /// Only regular files are opened, because others have no marks.
+    ///
+    /// # Errors
+    /// It is something else, or cannot be read.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self {
+            file: open_regular(path, Links::Follow, OFlags::RDONLY)?,
+            path: path.to_path_buf(),
+        })
+    }
+
+    pub fn mark(&self) -> Option<Mark> {
+        of(&self.file)
+    }
+
+    /// Marks it, durably; false if the file system or the permissions do not allow it, which is
+    /// harmless.
+    pub fn set(&self, mark: &Mark) -> bool {
+        let written = || -> io::Result<()> {
+            let text = serde_json::to_vec(mark)?;
+            fsetxattr(&self.file, ATTRIBUTE, &text, XattrFlags::empty())?;
+            self.file.sync_all()
+        };
+        let written = written();
+        if let Err(error) = &written {
+            tracing::debug!(path = %self.path.display(), %error, "the file cannot be marked");
+        }
+        written.is_ok()
+    }
+
+    /// Removes the mark, if possible.
+    pub fn clear(&self) {
+        let _ = fremovexattr(&self.file, ATTRIBUTE);
+    }
 }
 
 /// A random identifier for a volume or snapshot.
@@ -82,6 +105,7 @@ pub fn new_id() -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::Found;
 
     #[test]
     fn a_mark_stays_with_its_file_and_its_absence_is_no_error() {
@@ -94,27 +118,52 @@ mod tests {
             snapshot: None,
         };
         assert_eq!(read(&path), None);
-        assert!(!write(&path, &mark), "there is no file");
+        assert!(MarkedFile::open(&path).is_err(), "there is no file");
         std::fs::write(&path, b"x").unwrap();
         assert_eq!(read(&path), None);
-        if !write(&path, &mark) {
+        let file = MarkedFile::open(&path).unwrap();
+        if !file.set(&mark) {
             println!("skipped: no attributes in this file system");
             return;
         }
-        assert_eq!(read(&path), Some(mark));
+        assert_eq!(read(&path), Some(mark.clone()));
+        assert_eq!(of(Found::at(&path).unwrap()), Some(mark.clone()));
         rustix::fs::setxattr(&path, ATTRIBUTE, b"{", XattrFlags::empty()).unwrap();
         assert_eq!(read(&path), None);
-        clear(&path);
-        assert_eq!(read(&path), None);
+        file.clear();
+        assert!(rustix::fs::getxattr(&path, ATTRIBUTE, &mut [0; 9][..]).is_err());
         assert_ne!(new_id().unwrap(), new_id().unwrap());
-        assert!(!write(
-            Path::new("/proc/self/status"),
-            &Mark {
-                volume: String::new(),
-                generation: 0,
-                state: None,
-                snapshot: None,
-            }
-        ));
+        let status = MarkedFile::open(Path::new("/proc/self/status")).unwrap();
+        assert!(!status.set(&mark));
+    }
+
+    #[test]
+    fn a_mark_is_read_set_and_removed_of_the_file_that_was_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let mark = |generation| Mark {
+            volume: "v".into(),
+            generation,
+            state: None,
+            snapshot: None,
+        };
+        std::fs::write(path("a"), b"x").unwrap();
+        std::fs::write(path("b"), b"x").unwrap();
+        let (file, other) = (MarkedFile::open(&path("a")), MarkedFile::open(&path("b")));
+        let (file, other) = (file.unwrap(), other.unwrap());
+        if !other.set(&mark(2)) {
+            println!("skipped: no attributes in this file system");
+            return;
+        }
+        // Another file takes the place.
+        std::fs::rename(path("a"), path("kept")).unwrap();
+        std::fs::rename(path("b"), path("a")).unwrap();
+        assert_eq!(file.mark(), None);
+        assert!(file.set(&mark(1)));
+        assert_eq!(read(&path("a")), Some(mark(2)));
+        assert_eq!(read(&path("kept")), Some(mark(1)));
+        file.clear();
+        assert_eq!(read(&path("kept")), None);
+        assert_eq!(read(&path("a")), Some(mark(2)));
     }
 }

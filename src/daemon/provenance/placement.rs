@@ -1,12 +1,13 @@
 //! Where the volume is in relation to the state file: in place, moved, or a copy.
 
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use super::marks::{self, Mark};
 use crate::daemon::identity::StorageIdentity;
 use crate::daemon::state::Home;
 use crate::daemon::state::VolumeState;
+use crate::io::Found;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Location {
@@ -31,9 +32,10 @@ pub struct Placement {
 }
 
 impl Placement {
-    /// Examines the disk at `origin` and the state file at `place` with the content
+    /// Examines the disk `origin` and the state file at `place` with the content
     /// `recorded`.
-    pub fn look(origin: &Path, place: Option<&Path>, recorded: Option<&VolumeState>) -> Self {
+    pub fn look(origin: impl AsFd, place: Option<&Path>, recorded: Option<&VolumeState>) -> Self {
+        let origin = origin.as_fd();
         let home = place.map(Home::of);
         let location = home
             .as_ref()
@@ -41,7 +43,7 @@ impl Placement {
             .map(|(home, recorded)| location(origin, home, recorded));
         Self {
             location: location.unwrap_or_default(),
-            mark: marks::read(origin),
+            mark: marks::of(origin),
             home: home.map(|h| h.path().to_path_buf()),
             place: place.map(Path::to_path_buf),
         }
@@ -68,7 +70,7 @@ impl Placement {
     }
 }
 
-fn location(origin: &Path, home: &Home, recorded: &VolumeState) -> Location {
+fn location(origin: BorrowedFd<'_>, home: &Home, recorded: &VolumeState) -> Location {
     let Some(former) = recorded.home.as_deref().map(Home::recorded) else {
         return Location::InPlace;
     };
@@ -80,17 +82,21 @@ fn location(origin: &Path, home: &Home, recorded: &VolumeState) -> Location {
         return Location::Moved { from };
     };
     let original = from.join(below);
-    let number = |path: &Path| std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
-    let stands = number(&original).is_some() && number(&original) != number(origin);
-    let is_it = || {
-        StorageIdentity::read(&original, recorded.origin.size)
-            .is_ok_and(|found| found.is(&recorded.origin.storage()))
-    };
-    if stands && is_it() {
-        Location::Copy { of: from }
-    } else {
-        Location::Moved { from }
+    let stands = Found::at(&original).is_ok_and(|there| {
+        number(&there) != number(origin)
+            && StorageIdentity::of_descriptor(&there, &original, recorded.origin.size)
+                .is_ok_and(|there| there.is(&recorded.origin.storage()))
+    });
+    match stands {
+        true => Location::Copy { of: from },
+        false => Location::Moved { from },
     }
+}
+
+/// Device and inode.
+fn number(file: impl AsFd) -> Option<(u64, u64)> {
+    let found = rustix::fs::fstat(file).ok()?;
+    Some((found.st_dev, found.st_ino))
 }
 
 /// The contradiction between the mark of a disk or COW and the state file; it continues a

@@ -252,7 +252,7 @@ impl Seen {
         };
         let file = BlockFile::open(&options.origin, open)
             .map_err(|e| DaemonError::Refused(format!("origin {e}")))?;
-        let identity = OriginIdentity::read(&options.origin, file.size())
+        let identity = OriginIdentity::of_open(&file)
             .map_err(|e| DaemonError::system("identify the origin", e))?;
         let recorded = state_path(options)?.and_then(|path| VolumeState::peek(&path));
         let serial = options.serial.clone();

@@ -5,6 +5,8 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
+
 use super::options::ServeOptions;
 use crate::control::api::{SnapshotSpec, StoreType};
 use crate::daemon::DaemonError;
@@ -13,7 +15,8 @@ use crate::daemon::provenance::marks::{self, Mark};
 use crate::daemon::provenance::placement::{Placement, mark_speaks_against};
 use crate::daemon::state::place::{nameless_like, state_files_near};
 use crate::daemon::state::{SnapshotRecord, VolumeState};
-use crate::store::RawHeader;
+use crate::io::{BlockFile, Links, by_descriptor, open_regular};
+use crate::store::{HEADER_BYTES, RawHeader};
 
 /// Number of files that are examined in the folder of a disk.
 const LOOK_MAX: usize = 4096;
@@ -269,12 +272,18 @@ fn valid_stores_beside(origin: &Path, options: &ServeOptions) -> Vec<PathBuf> {
     found
 }
 
-/// The file or device starts with the header of a valid store.
+/// The regular file starts with the header of a valid store.
 fn says_valid(path: &Path) -> bool {
-    let mut head = [0; 16];
-    let read = File::open(path).and_then(|mut file| file.read_exact(&mut head));
+    open_regular(path, Links::Refuse, OFlags::RDONLY).is_ok_and(has_valid_head)
+}
+
+fn has_valid_head(mut file: File) -> bool {
+    let mut head = [0; HEADER_BYTES];
+    if file.read_exact(&mut head).is_err() {
+        return false;
+    }
     let header = RawHeader::decode(head).check(1);
-    read.is_ok() && header.is_ok_and(|header| header.is_some_and(|header| header.valid))
+    header.is_ok_and(|header| header.is_some_and(|header| header.valid))
 }
 
 /// A state file lists this as the COW of a snapshot.
@@ -305,10 +314,12 @@ fn owner(path: &Path) -> Option<(PathBuf, VolumeState, String)> {
 
 /// Refuses to serve the COW of a snapshot as a disk. A header alone is no proof, because a
 /// guest may have written one to its disk; in this case a remark is returned.
-pub fn refuse_cow(origin: &Path, mark: Option<&Mark>) -> Result<Option<String>, DaemonError> {
-    if !says_valid(origin) {
+pub fn refuse_cow(origin: &BlockFile, mark: Option<&Mark>) -> Result<Option<String>, DaemonError> {
+    // Opened again, because the origin may only be read in blocks.
+    if !File::open(by_descriptor(origin)).is_ok_and(has_valid_head) {
         return Ok(None);
     }
+    let origin = origin.path();
     let shown = origin.display();
     let advice = "serve the disk instead; remove the snapshot first if the COW is to become a disk";
     if let Some((place, state, name)) = owner(origin) {

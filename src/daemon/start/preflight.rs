@@ -143,10 +143,10 @@ fn open(options: &ServeOptions) -> Result<Opened, DaemonError> {
         false => DaemonError::Refused(format!("origin {e}")),
     })?;
     let unidentified = |e| DaemonError::system("identify the origin", e);
-    let identity = OriginIdentity::read(path, file.size()).map_err(unidentified)?;
+    let identity = OriginIdentity::of_open(&file).map_err(unidentified)?;
     let state = open_state(options)?;
-    let placement = Placement::look(path, state.path(), state.recorded.as_ref());
-    let suspicion = missing_state::refuse_cow(path, placement.mark.as_ref())?;
+    let placement = Placement::look(&file, state.path(), state.recorded.as_ref());
+    let suspicion = missing_state::refuse_cow(&file, placement.mark.as_ref())?;
     let mut options = options.clone();
     let found = match (state.path(), &state.recorded) {
         (Some(place), None) => {

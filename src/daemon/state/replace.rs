@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::io::{Links, open_regular};
 use crate::size::in_words;
 use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
@@ -53,9 +54,16 @@ pub struct LockedFile {
     folder: Option<(u64, u64)>,
 }
 
-/// Device and inode of the file at a path.
-fn number(path: &Path) -> Option<(u64, u64)> {
-    fs::metadata(path).ok().map(|m| (m.dev(), m.ino()))
+/// Device and inode.
+fn number(found: io::Result<fs::Metadata>) -> Option<(u64, u64)> {
+    found.ok().map(|m| (m.dev(), m.ino()))
+}
+
+/// Opens a state file, and nothing else. A link is refused, because it would be replaced instead of the file
+/// that it leads to, which would stay behind as it was. The path may be in a mark, which anybody
+/// may have written.
+fn open_to_read(path: &Path) -> io::Result<File> {
+    open_regular(path, Links::Refuse, OFlags::RDONLY)
 }
 
 fn folder_of(path: &Path) -> PathBuf {
@@ -73,10 +81,10 @@ fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileEr
 /// The content of a file that another process may have locked.
 ///
 /// # Errors
-/// It cannot be read, or it is too large for a state file.
+/// It cannot be read, is no regular file, or is too large for a state file.
 pub fn read_small(path: &Path) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
-    File::open(path)?
+    open_to_read(path)?
         .take(SIZE_MAX.saturating_add(1))
         .read_to_end(&mut content)?;
     if content.len() as u64 > SIZE_MAX {
@@ -112,7 +120,7 @@ impl LockedFile {
         lock: impl Fn(&File, &Path) -> Result<(), FileError>,
     ) -> Result<Self, FileError> {
         loop {
-            let mut file = match File::open(path) {
+            let mut file = match open_to_read(path) {
                 Ok(file) => file,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     return Ok(Self {
@@ -127,9 +135,8 @@ impl LockedFile {
             lock(&file, path)?;
             let ours = file.metadata().map_err(io_error("examine", path))?;
             // The process that held the lock may have replaced the file after the open.
-            match fs::metadata(path) {
-                Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => {}
-                _ => continue,
+            if number(fs::symlink_metadata(path)) != Some((ours.dev(), ours.ino())) {
+                continue;
             }
             if ours.len() > SIZE_MAX {
                 return Err(FileError::TooLarge {
@@ -144,7 +151,7 @@ impl LockedFile {
                 path: path.to_path_buf(),
                 held: Some(file),
                 content,
-                folder: number(&folder_of(path)),
+                folder: number(fs::metadata(folder_of(path))),
             });
         }
     }
@@ -183,7 +190,7 @@ impl LockedFile {
                 let _ = fs::remove_file(&beside);
             })
             .map_err(io_error("replace", &self.path))?;
-        self.folder = number(&directory);
+        self.folder = number(fs::metadata(&directory));
         let replaced = self.held.replace(file).is_some();
         let old = std::mem::replace(&mut self.content, content);
         let synced = before(Step::SyncDirectory).and_then(|()| File::open(&directory)?.sync_all());
@@ -197,9 +204,9 @@ impl LockedFile {
     /// Refuses to write if the folder was moved away, or if the file was replaced by another
     /// process. A file that was only deleted is created again.
     fn check_place(&self, directory: &Path) -> Result<(), FileError> {
-        let moved = self.folder.is_some() && self.folder != number(directory);
+        let moved = self.folder.is_some() && self.folder != number(fs::metadata(directory));
         let held = self.held.as_ref().and_then(|file| file.metadata().ok());
-        let there = number(&self.path);
+        let there = number(fs::symlink_metadata(&self.path));
         let replaced =
             held.is_some_and(|held| there.is_some_and(|n| n != (held.dev(), held.ino())));
         if moved || replaced {
@@ -288,11 +295,7 @@ fn create_beside(path: &Path) -> Result<File, FileError> {
     };
     match open() {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            let left = OpenOptions::new()
-                .read(true)
-                .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
-                .open(path)
-                .map_err(io_error("open", path))?;
+            let left = open_to_read(path).map_err(io_error("open", path))?;
             lock(&left, path)?;
             fs::remove_file(path).map_err(io_error("remove", path))?;
             open().map_err(io_error("create", path))
@@ -445,5 +448,43 @@ mod tests {
             LockedFile::open(&path),
             Err(FileError::TooLarge { .. })
         ));
+    }
+
+    /// A mark names a state file, so that its path may be anything.
+    #[test]
+    fn what_is_no_regular_file_is_refused_at_once() {
+        let (directory, path) = scratch();
+        let target = directory.path().join("target");
+        fs::write(&target, b"old").unwrap();
+        let refused = |what: &str| {
+            let errors = [
+                LockedFile::open(&path).unwrap_err().to_string(),
+                LockedFile::look(&path).unwrap_err().to_string(),
+                read_small(&path).unwrap_err().to_string(),
+            ];
+            for error in errors {
+                assert!(error.contains(what), "{error}");
+            }
+            fs::remove_file(&path).unwrap();
+        };
+        std::os::unix::fs::symlink(&target, &path).unwrap();
+        refused("symbolic link: give the path of the file itself");
+        let mode = rustix::fs::Mode::RUSR;
+        rustix::fs::mkfifoat(CWD, &path, mode).unwrap();
+        refused("it is a pipe");
+        assert_eq!(read_small(&target).unwrap(), b"old");
+    }
+
+    #[test]
+    fn a_file_that_becomes_a_link_is_not_replaced() {
+        let (directory, path) = scratch();
+        let mut file = LockedFile::open(&path).unwrap();
+        file.replace(b"old".to_vec()).unwrap();
+        let target = directory.path().join("target");
+        fs::rename(&path, &target).unwrap();
+        std::os::unix::fs::symlink(&target, &path).unwrap();
+        let error = file.replace(b"new".to_vec()).unwrap_err();
+        assert!(matches!(error, FileError::Moved { .. }), "{error}");
+        assert_eq!(fs::read(&target).unwrap(), b"old");
     }
 }
