@@ -21,8 +21,22 @@ use super::scrape::answer_metrics_only;
 use super::server::{ACCEPT_PAUSE, CONNECTION_TIMEOUT, HEAD_MAX, HEAD_TIMEOUT, IDLE_THREAD};
 use crate::sandbox::{self, Kind};
 
-/// Most connections at a time; others wait to be accepted.
-const CONNECTIONS_MAX: usize = 8;
+/// What clients can take.
+#[derive(Clone, Copy, Debug)]
+struct Bounds {
+    /// Most connections at a time; others wait to be accepted.
+    connections: usize,
+    /// How long a client may take to send the head of a request.
+    head: Duration,
+    /// The longest life of a connection.
+    connection: Duration,
+}
+
+const BOUNDS: Bounds = Bounds {
+    connections: 8,
+    head: HEAD_TIMEOUT,
+    connection: CONNECTION_TIMEOUT,
+};
 /// How long a stop waits for a scrape.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -39,6 +53,14 @@ impl MetricsServer {
     /// # Errors
     /// A system call failed.
     pub fn start(listener: std::net::TcpListener, volume: Arc<dyn Volume>) -> io::Result<Self> {
+        Self::start_with(listener, volume, BOUNDS)
+    }
+
+    fn start_with(
+        listener: std::net::TcpListener,
+        volume: Arc<dyn Volume>,
+        bounds: Bounds,
+    ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -51,7 +73,7 @@ impl MetricsServer {
             .name("metrics".to_owned())
             .spawn(move || {
                 sandbox::thread(Kind::Metrics);
-                runtime.block_on(run(listener, volume, stopped));
+                runtime.block_on(run(listener, volume, bounds, stopped));
                 runtime.shutdown_timeout(PATIENCE);
             })?;
         Ok(Self {
@@ -78,6 +100,7 @@ impl Drop for MetricsServer {
 async fn run(
     listener: std::net::TcpListener,
     volume: Arc<dyn Volume>,
+    bounds: Bounds,
     stopped: oneshot::Receiver<()>,
 ) {
     let listener = match TcpListener::from_std(listener) {
@@ -86,12 +109,12 @@ async fn run(
     };
     tokio::select! {
         _ = stopped => {}
-        () = accept(&listener, &volume) => {}
+        () = accept(&listener, &volume, bounds) => {}
     }
 }
 
-async fn accept(listener: &TcpListener, volume: &Arc<dyn Volume>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+async fn accept(listener: &TcpListener, volume: &Arc<dyn Volume>, bounds: Bounds) {
+    let places = Arc::new(Semaphore::new(bounds.connections));
     // This fails only if the semaphore is closed, which never happens.
     while let Ok(place) = Arc::clone(&places).acquire_owned().await {
         match listener.accept().await {
@@ -99,7 +122,7 @@ async fn accept(listener: &TcpListener, volume: &Arc<dyn Volume>) {
                 let volume = Arc::clone(volume);
                 tokio::spawn(async move {
                     let _place = place;
-                    serve(stream, volume).await;
+                    serve(stream, volume, bounds).await;
                 });
             }
             Err(error) => {
@@ -110,20 +133,24 @@ async fn accept(listener: &TcpListener, volume: &Arc<dyn Volume>) {
     }
 }
 
-async fn serve(stream: TcpStream, volume: Arc<dyn Volume>) {
+async fn serve(stream: TcpStream, volume: Arc<dyn Volume>, bounds: Bounds) {
     let service = service_fn(move |request| {
         let volume = Arc::clone(&volume);
         async move { Ok::<_, Infallible>(answer_metrics_only(&volume, &request).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
+        .header_read_timeout(bounds.head)
         .max_buf_size(HEAD_MAX)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
-    match timeout(CONNECTION_TIMEOUT, connection).await {
+    match timeout(bounds.connection, connection).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "a connection for metrics was lost"),
         Err(_) => tracing::debug!("a connection for metrics took too long"),
     }
 }
+
+#[cfg(test)]
+#[path = "metrics_server_tests.rs"]
+mod tests;

@@ -12,6 +12,7 @@ use crate::control::api::{
     RollbackRequest, RollbackWhen, SnapshotSpec, StoreType, VolumeStatus,
 };
 use crate::control::events::EventLog;
+use crate::control::metrics::Family;
 use crate::control::operations::OperationState;
 use crate::control::problem::Problem;
 use crate::control::{Client, ClientError};
@@ -23,6 +24,7 @@ pub(in crate::control) struct FakeVolume {
     /// A removal waits for it.
     disk: Mutex<()>,
     pub events: EventLog,
+    pub families: Mutex<Vec<Family>>,
 }
 
 impl FakeVolume {
@@ -116,6 +118,9 @@ impl Volume for FakeVolume {
     }
     fn events(&self) -> &EventLog {
         &self.events
+    }
+    fn metrics(&self) -> Result<Vec<Family>, ApiError> {
+        Ok(self.families.lock().unwrap().clone())
     }
 }
 

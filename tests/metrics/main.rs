@@ -13,6 +13,7 @@
     clippy::cast_sign_loss
 )]
 
+mod abuse;
 mod exposition;
 #[path = "../daemon/failing.rs"]
 mod failing;
