@@ -76,7 +76,7 @@ if [ ! -e "$work/kernel/lib/modules" ]; then
     ln -s ../usr/lib "$work/kernel/lib"
 fi
 depmod -b "$work/kernel" "$version"
-for module in virtio_pci virtio_blk ext4 dm-mod dm-snapshot dm-flakey dm-delay dm-log-writes; do
+for module in virtio_pci virtio_blk ext4 dm-mod dm-snapshot dm-flakey dm-delay dm-log-writes quota_v2; do
     modprobe -d "$work/kernel" -S "$version" --show-depends "$module"
 done | awk '$1 == "insmod" && !seen[$2]++ { print $2 }' | while read -r path; do
     name=$(basename "$path")

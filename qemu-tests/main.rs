@@ -31,6 +31,7 @@ mod discards;
 mod features;
 mod forks;
 mod hotplug;
+mod inside;
 mod kernel_merge;
 mod libvirt;
 mod linux;

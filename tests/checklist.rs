@@ -273,10 +273,12 @@ fn every_fault_has_tests_that_exist_and_every_test_of_faults_is_named() {
             assert!(has_test(&read(path), name), "{path} has no test {name}");
         }
     }
-    for entry in fs::read_dir(root.join("tests/faults")).unwrap() {
-        let file = entry.unwrap().file_name().into_string().unwrap();
-        let path = format!("tests/faults/{file}");
-        let source = read(&path);
+    let folders = ["tests/faults", "qemu-tests/inside"];
+    let entries = folders.map(|folder| fs::read_dir(root.join(folder)).unwrap());
+    for entry in entries.into_iter().flatten() {
+        let path = entry.unwrap().path();
+        let path = path.strip_prefix(root).unwrap().to_str().unwrap();
+        let source = read(path);
         let names = source.lines().filter_map(|line| {
             let name = line.strip_prefix("fn ")?.strip_suffix("() {")?;
             has_test(&source, name).then_some(name)

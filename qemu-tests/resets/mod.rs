@@ -3,10 +3,13 @@
 
 mod boots;
 mod drivers;
-#[expect(dead_code, reason = "the look only reads")]
+#[expect(
+    dead_code,
+    reason = "neither the look nor qemu-tests/inside needs all of it"
+)]
 #[expect(unsafe_code, reason = "memory of its own for the device to read into")]
 #[path = "../../tests/daemon/guest.rs"]
-mod front_end;
+pub mod front_end;
 mod looks;
 
 use std::path::PathBuf;

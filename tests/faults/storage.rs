@@ -281,3 +281,44 @@ fn a_full_file_system_of_the_state_file_refuses_changes_and_no_request() {
     assert_same(&field.shows("s.sock"), &pattern(0, DISK), "after a restart");
     assert_eq!(field.state("t"), "active");
 }
+
+/// The file is longer then, and the disk is not: it is completed as told, before or after a kill.
+#[test]
+fn a_resize_without_space_for_its_record_goes_on_as_told() {
+    let Some(small) = Small::mount("tmpfs", "size=64k") else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let disk = folder.path().join("disk.img");
+    let mut field = Field::new(disk.clone(), &disk);
+    let state = small.path("state");
+    let place = ["--state", state.to_str().unwrap()];
+    field.start(&place);
+    field.snapshot("s");
+    let refused = |field: &Field, size: &str| {
+        small.fill();
+        let (done, said) = field.verb(&["resize", size]);
+        assert!(!done && said.contains("No space left"), "{said}");
+        assert!(said.contains("ask for the same size again"), "{said}");
+        small.free();
+    };
+    refused(&field, "5M");
+    assert_eq!(field.guest("a.sock").bytes(), DISK);
+    let (done, said) = field.verb(&["resize", "5M"]);
+    assert!(done, "{said}");
+    assert_eq!(field.guest("a.sock").bytes(), 5 << 20);
+
+    refused(&field, "6M");
+    field.kill();
+    let ended = field.command(&place).status().unwrap();
+    assert!(!ended.success() && field.log().contains("--accept-changes"));
+    field.start(&[place.as_slice(), &["--accept-changes"]].concat());
+    assert_eq!(field.guest("a.sock").bytes(), 6 << 20);
+    assert_same(&field.shows("s.sock"), &pattern(0, DISK), "the snapshot");
+    let mut guest = field.guest("a.sock");
+    assert_same(&guest.read_all(DISK), &pattern(0, DISK), "the disk");
+    assert_eq!(guest.read(12000, 4096).unwrap(), [0; 4096]);
+    assert_eq!(guest.write(12000, &pattern(1, 4096)), 0);
+    drop(guest);
+    assert!(field.stop().success());
+}
