@@ -359,7 +359,7 @@ fn add(metadata: store::Metadata) -> ControlRequest {
 fn loom_a_request_sees_the_change_or_the_change_sees_the_request() {
     let model = || {
         let engine = Volume::new().engine;
-        let registrations = Arc::new(Registrations::new(1));
+        let registrations = Arc::new(Registrations::new(1, Arc::default()));
         let (theirs, registered) = (engine.clone(), registrations.clone());
         let before = engine.shared.epoch.load(Ordering::Relaxed);
         let request = spawn(move || {

@@ -53,7 +53,8 @@ impl Port {
         slots: usize,
         wake: Arc<dyn Wake>,
     ) -> Self {
-        let shared = Arc::new(PortShared::new(role, slots, wake));
+        let changes = engine.shared.changes.clone();
+        let shared = Arc::new(PortShared::new(role, slots, wake, changes));
         let index = lock(&engine.core).add_port(shared.clone());
         let config = lock(&engine.shared.config).clone();
         let view = match role {
@@ -272,7 +273,7 @@ impl Port {
         if self.engine.shared.drains.load(Ordering::Acquire) != 0
             && !mutation::is(Mutation::EndNotTold)
         {
-            self.enter(out, Event::RegistrationEnded);
+            self.enter(out, Event::RegistrationEnded { slot });
         }
     }
 

@@ -3,7 +3,7 @@
 use std::sync::{Arc, PoisonError};
 
 use super::api::*;
-use super::registrations::{Registrations, fence_change};
+use super::registrations::{Changes, Registrations, fence_change};
 use super::views::{Config, SharedSnapshot};
 use crate::io::DeviceId;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -25,6 +25,8 @@ pub(super) struct Shared {
     pub config: Mutex<Arc<Config>>,
     /// Number of state changes that wait for requests to end.
     pub drains: AtomicUsize,
+    /// Numbers those changes.
+    pub changes: Arc<Changes>,
     /// A flush of the origin failed: every flush of it that ends later fails.
     pub origin_flush_failed: AtomicBool,
 }
@@ -37,6 +39,7 @@ impl Shared {
             epoch: AtomicU64::new(0),
             config: Mutex::new(Arc::new(Config::new(0, Default::default()))),
             drains: AtomicUsize::new(0),
+            changes: Arc::default(),
             origin_flush_failed: AtomicBool::new(false),
         }
     }
@@ -77,10 +80,10 @@ pub(super) struct PortShared {
 }
 
 impl PortShared {
-    pub fn new(role: PortRole, slots: usize, wake: Arc<dyn Wake>) -> Self {
+    pub fn new(role: PortRole, slots: usize, wake: Arc<dyn Wake>, changes: Arc<Changes>) -> Self {
         Self {
             role,
-            registrations: Registrations::new(slots),
+            registrations: Registrations::new(slots, changes),
             inbox: Mutex::new(Vec::new()),
             inbox_full: AtomicBool::new(false),
             ios: AtomicUsize::new(0),

@@ -1,12 +1,15 @@
 //! Drains: waiting until requests have ended that were decided before a change.
 //!
-//! The change is stored and fenced before its drain is added. A drain ends when no
-//! registration matches it; [`Core::run`] then goes on with the change.
+//! The change is stored before its drain is added, and numbered and fenced then
+//! (`registrations.rs`). A drain goes through the registrations once, and stays at each that
+//! matches and is older until that has ended. So it waits for the requests that were under
+//! way, and for none that came later; behind the last, [`Core::run`] goes on with the change.
 
 use super::Core;
+use super::drain_list::Place;
 use super::gate::{Change, Gate};
 use super::snap::StoreState;
-use crate::engine::api::{PortRole, SnapshotId, ViewId};
+use crate::engine::api::{PortRole, Slot, SnapshotId, ViewId};
 use crate::engine::registrations::{COW, PASSDOWN, READ_ORIGIN, WRITE, fence_change};
 use crate::engine::views::{SharedSnapshot, ViewMode};
 use crate::mutation::{self, Mutation};
@@ -31,6 +34,14 @@ pub(super) enum Drain {
     Removal { snapshot: SnapshotId },
 }
 
+/// The registrations that a drain has still to go through.
+#[derive(Clone, Copy)]
+struct Before {
+    /// Of requests before the change of this number.
+    number: u64,
+    from: Place,
+}
+
 fn overlaps(chunks: &[u64], shared: &SharedSnapshot, start: u64, end: u64) -> bool {
     let range = shared.chunks(start, end);
     let at = chunks.partition_point(|c| *c < range.start);
@@ -40,27 +51,17 @@ fn overlaps(chunks: &[u64], shared: &SharedSnapshot, start: u64, end: u64) -> bo
 impl Core {
     /// Adds a drain whose change is stored; it may have ended already.
     pub(super) fn add_drain(&mut self, drain: Drain) {
-        self.drains.push(drain);
+        let number = self.shared.changes.number();
+        self.drains.add(number, drain);
         self.publish_drains();
         fence_change();
     }
 
     /// Nothing may go on in the name of a merge batch that was given up.
-    pub(super) fn drop_batch_drain(&mut self, number: u64) {
-        self.drains
-            .retain(|d| !matches!(d, Drain::MergeWrites { batch, .. } if *batch == number));
-        self.publish_drains();
-    }
-
-    /// The merge batch does not need this chunk any more.
-    pub(super) fn drop_from_batch_drain(&mut self, number: u64, chunk: u64) {
-        for drain in &mut self.drains {
-            if let Drain::MergeWrites { batch, chunks } = drain
-                && *batch == number
-                && let Ok(at) = chunks.binary_search(&chunk)
-            {
-                chunks.remove(at);
-            }
+    pub(super) fn drop_batch_drain(&mut self, batch: u64) {
+        if let Some(number) = self.drains.of_batch(batch) {
+            self.drains.remove(number);
+            self.publish_drains();
         }
     }
 
@@ -70,61 +71,106 @@ impl Core {
         self.shared.drains.store(waiting, Ordering::Release);
     }
 
-    /// Takes the next drain from `at` on that has ended.
-    pub(super) fn take_ended_drain(&mut self, at: &mut usize) -> Option<Drain> {
-        while let Some(drain) = self.drains.get(*at) {
-            if self.has_ended(drain) {
-                return Some(self.drains.swap_remove(*at));
-            }
-            *at += 1;
+    /// Ends the registration of a request of the critical section.
+    pub(super) fn end_registration(&mut self, port: usize, slot: Slot) {
+        if let Some(port) = self.port(port) {
+            port.registrations.clear(slot);
         }
-        None
+        self.registration_ended(port, slot);
     }
 
-    fn has_ended(&self, drain: &Drain) -> bool {
-        if mutation::is(self.skipped_by(drain)) {
-            return true;
-        }
-        match drain {
-            Drain::SnapshotReads { snapshot, chunks } => self.old_reads_ended(*snapshot, chunks),
-            Drain::InvalidReads { snapshot, .. } => {
-                !self.is_view_touching(*snapshot, READ_ORIGIN, |_, _| true)
+    /// Drains may have stayed at it.
+    pub(super) fn registration_ended(&mut self, port: usize, slot: Slot) {
+        self.drains.ended((port, usize::from(slot)));
+    }
+
+    /// Takes the drain of this change out if it has ended.
+    pub(super) fn take_if_ended(&mut self, number: u64) -> Option<Drain> {
+        let waiting = self.drains.get(number)?;
+        let drain = &waiting.drain;
+        if !mutation::is(self.skipped_by(drain)) {
+            if let Some(place) = self.obstacle(drain, number, waiting.place) {
+                self.drains.stay(number, place);
+                return None;
             }
-            Drain::MergeWrites { chunks, .. } => self.batch_writes_ended(chunks),
+            if !self.is_all_else_done(drain) {
+                self.drains.look_always(number);
+                return None;
+            }
+        }
+        self.drains.remove(number)
+    }
+
+    /// The first registration, from a place on, that a drain waits for.
+    fn obstacle(&self, drain: &Drain, number: u64, from: Place) -> Option<Place> {
+        let before = Before { number, from };
+        match drain {
+            Drain::SnapshotReads { snapshot, chunks } => {
+                let shared = &self.snaps.get(snapshot)?.shared;
+                let hit = |start, end| overlaps(chunks, shared, start, end);
+                self.first(before, READ_ORIGIN, |view| view == *snapshot, hit)
+            }
+            Drain::InvalidReads { snapshot, .. } => {
+                self.first(before, READ_ORIGIN, |view| view == *snapshot, |_, _| true)
+            }
+            Drain::MergeWrites { chunks, .. } => {
+                let shared = &self.snaps.get(&self.merging()?)?.shared;
+                let merges = |mode: &ViewMode| matches!(mode, ViewMode::Merge { .. });
+                let shows = |view| merges(self.config.mode(view));
+                let hit = |start, end| overlaps(chunks, shared, start, end);
+                self.first(before, WRITE, shows, hit)
+            }
+            Drain::MergeEnd => {
+                let origin = |mode: &ViewMode| matches!(mode, ViewMode::Origin { .. });
+                let shows = |view| origin(self.config.mode(view));
+                self.first(before, COW, shows, |_, _| true)
+            }
+            Drain::Removal { snapshot } => {
+                self.first(before, COW, |view| view == *snapshot, |_, _| true)
+            }
+            Drain::Gate => None,
+        }
+    }
+
+    /// Whether everything has ended that a drain waits for beside requests.
+    fn is_all_else_done(&self, drain: &Drain) -> bool {
+        match drain {
+            Drain::SnapshotReads { .. }
+            | Drain::InvalidReads { .. }
+            | Drain::MergeWrites { .. } => true,
             Drain::Gate => self.is_gate_clear(),
             Drain::MergeEnd => {
                 let merged = self.merging();
                 let merged = merged.and_then(|id| self.snaps.get(&id));
                 merged.is_none_or(|snap| !snap.has_io())
-                    && !self.is_touched_where(|mode| matches!(mode, ViewMode::Origin { .. }), COW)
             }
             Drain::Removal { snapshot } => {
                 let snap = self.snaps.get(snapshot);
                 snap.is_none_or(|s| !s.has_io() && s.state() == StoreState::Invalid)
-                    && !self.is_view_touching(*snapshot, COW, |_, _| true)
             }
         }
     }
 
-    fn old_reads_ended(&self, snapshot: SnapshotId, chunks: &[u64]) -> bool {
-        let Some(snap) = self.snaps.get(&snapshot) else {
-            return true;
-        };
-        let hit = |start, end| overlaps(chunks, &snap.shared, start, end);
-        !self.is_view_touching(snapshot, READ_ORIGIN, hit)
-    }
-
-    fn batch_writes_ended(&self, chunks: &[u64]) -> bool {
-        let merging = self.merging();
-        let Some(snap) = merging.and_then(|id| self.snaps.get(&id)) else {
-            return true;
-        };
-        !self
-            .ports_where(|mode| matches!(mode, ViewMode::Merge { .. }))
-            .any(|port| {
-                port.registrations
-                    .any(WRITE, |s, e| overlaps(chunks, &snap.shared, s, e))
-            })
+    /// The first registration of a view that `shows` picks which touches any of `mask`
+    /// within a range that `hit` picks.
+    fn first(
+        &self,
+        before: Before,
+        mask: u64,
+        shows: impl Fn(ViewId) -> bool,
+        hit: impl Fn(u64, u64) -> bool,
+    ) -> Option<Place> {
+        let Before { number, from } = before;
+        let mut ports = self.ports().filter(|(index, _)| *index >= from.0);
+        ports.find_map(|(index, port)| {
+            let PortRole::View(view) = port.role else {
+                return None;
+            };
+            let first = if index == from.0 { from.1 } else { 0 };
+            let of_port = || port.registrations.first_before(number, first, mask, &hit);
+            let slot = shows(view).then(of_port)??;
+            Some((index, slot))
+        })
     }
 
     /// Whether everything has ended that the change at the gate must come after.
@@ -153,15 +199,6 @@ impl Core {
         let mut ports = self.ports();
         ports.any(|(_, port)| port.registrations.any(PASSDOWN, |_, _| true))
             && !mutation::is(Mutation::PassdownNotDrained)
-    }
-
-    /// Whether a request of this view touches any of `mask` within a range that
-    /// `hit` picks.
-    fn is_view_touching(&self, view: ViewId, mask: u64, hit: impl Fn(u64, u64) -> bool) -> bool {
-        let mut ports = self.ports();
-        ports.any(|(_, port)| {
-            port.role == PortRole::View(view) && port.registrations.any(mask, &hit)
-        })
     }
 
     /// Whether a request of a view that `which` picks touches any of `mask`.

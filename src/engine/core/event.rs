@@ -1,12 +1,13 @@
 //! What happens to the critical section, from outside.
 
-use crate::engine::api::{ControlRequest, Part, Request, SnapshotId};
+use crate::engine::api::{ControlRequest, Part, Request, Slot, SnapshotId};
 use crate::engine::failure::Failure;
 use crate::io::{Buffer, Errno};
 
 #[derive(Debug)]
 pub(in crate::engine) enum Event {
-    /// A guest's request that the fast path could not settle.
+    /// A guest's request that the fast path could not settle, and whose registration there
+    /// has ended.
     Request(Request, Part),
     /// An I/O command of the critical section has ended.
     IoDone {
@@ -22,7 +23,7 @@ pub(in crate::engine) enum Event {
         failure: Failure,
     },
     /// A request of the fast path has ended while a change waits for some to end.
-    RegistrationEnded,
+    RegistrationEnded { slot: Slot },
     /// A control request; [`Command::ControlDone`](super::super::Command::ControlDone)
     /// with `id` answers it.
     Control { id: u64, request: ControlRequest },

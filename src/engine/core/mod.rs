@@ -14,6 +14,7 @@ mod control;
 mod copyout;
 mod decide;
 mod discard;
+mod drain_list;
 mod drains;
 mod event;
 mod flush;
@@ -48,6 +49,7 @@ pub(super) use self::accounting::IoPurpose;
 use self::buffers::BufferPool;
 use self::clean_stop::Syncing;
 use self::copyout::CopyOuts;
+use self::drain_list::DrainList;
 use self::drains::Drain;
 use self::gate::Gate;
 use self::merge::Merge;
@@ -78,7 +80,7 @@ pub(super) struct Core {
     syncing: Option<Syncing>,
     /// The first failed flush of the origin.
     origin_failure: Option<Failure>,
-    drains: Vec<Drain>,
+    drains: DrainList,
     requests: Slab<SlowRequest>,
     accounts: Accounts,
     copy_outs: CopyOuts,
@@ -100,7 +102,7 @@ impl Core {
             gate: None,
             syncing: None,
             origin_failure: None,
-            drains: Vec::new(),
+            drains: DrainList::default(),
             requests: Slab::new(),
             accounts: Accounts::default(),
             copy_outs: CopyOuts::default(),
@@ -135,7 +137,10 @@ impl Core {
         self.acting = port;
         let mut step = None;
         match event {
-            Event::Request(request, part) => self.request(port, request, part),
+            Event::Request(request, part) => {
+                self.registration_ended(port, request.slot);
+                self.request(port, request, part);
+            }
             Event::IoDone {
                 number,
                 result,
@@ -145,8 +150,7 @@ impl Core {
                 self.count_failure(failure);
                 self.flush_failed(store, failure);
             }
-            // A drain may have waited for it.
-            Event::RegistrationEnded => {}
+            Event::RegistrationEnded { slot } => self.registration_ended(port, slot),
             Event::Control { id, request } => self.control(port, id, request),
             Event::MergeStep { background, urgent } => {
                 step = Some(self.merge_step(port, background, urgent));
@@ -272,10 +276,11 @@ impl Core {
             return false;
         }
         let mut moved = false;
-        let mut at = 0;
-        while let Some(drain) = self.take_ended_drain(&mut at) {
-            self.drained(drain);
-            moved = true;
+        for number in self.drains.take_due() {
+            if let Some(drain) = self.take_if_ended(number) {
+                self.drained(drain);
+                moved = true;
+            }
         }
         self.publish_drains();
         moved

@@ -30,6 +30,7 @@ impl Core {
 
     pub fn remove_port(&mut self, index: usize) {
         self.ports.open.try_remove(index);
+        self.drains.closed(index);
     }
 
     pub fn port(&self, index: usize) -> Option<&Arc<PortShared>> {

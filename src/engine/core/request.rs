@@ -114,12 +114,12 @@ impl Core {
             return;
         };
         let slot = request.slot();
-        if let Some(port) = self.port(request.port) {
-            if request.failed || !request.part.more {
-                port.registrations.finish(slot);
-            }
-            port.registrations.clear(slot);
+        if (request.failed || !request.part.more)
+            && let Some(port) = self.port(request.port)
+        {
+            port.registrations.finish(slot);
         }
+        self.end_registration(request.port, slot);
         self.demand_for_handover();
         let status = if request.failed {
             Status::IoError

@@ -81,7 +81,7 @@ fn loom_a_leaf_that_is_replaced_and_used_again_never_shows_another_regions_excep
 fn loom_a_chunk_that_is_fenced_in_a_new_leaf_is_seen_or_the_request_is() {
     let model = || {
         let table = Arc::new(ExceptionTable::new(16));
-        let registrations = Arc::new(Registrations::new(1));
+        let registrations = Arc::new(Registrations::new(1, Arc::default()));
         table.set(0, 10, true);
         table.set(1, 11, true);
         let (theirs, registered) = (table.clone(), registrations.clone());

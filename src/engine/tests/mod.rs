@@ -10,6 +10,7 @@ mod basics;
 mod costs;
 mod counts;
 mod discards;
+mod fairness;
 pub(crate) mod guest_disk;
 mod helpers;
 mod io_errors;

@@ -371,7 +371,7 @@ impl Core {
             }
         }
         for chunk in freed {
-            self.drop_from_batch_drain(number, chunk);
+            self.drains.drop_chunk(number, chunk);
         }
         // All of it may be copied now, or nothing be left of it.
         self.look_at_batch(number);
@@ -410,7 +410,7 @@ impl Core {
         merge.withdrawn.insert(chunk);
         shared.table.unfence(chunk);
         if let Some(number) = number {
-            self.drop_from_batch_drain(number, chunk);
+            self.drains.drop_chunk(number, chunk);
             self.look_at_batch(number);
         }
         // It is to be merged again, and nothing else may end that tells the merger so.

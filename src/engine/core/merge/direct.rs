@@ -129,10 +129,8 @@ impl Core {
 
     /// The write touches nothing any more.
     pub(super) fn unregister(&mut self, id: RequestId) {
-        if let Some(request) = self.requests.get(id)
-            && let Some(port) = self.port(request.port())
-        {
-            port.registrations.clear(request.slot());
+        if let Some(request) = self.requests.get(id) {
+            self.end_registration(request.port(), request.slot());
         }
     }
 
