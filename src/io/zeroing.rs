@@ -1,7 +1,8 @@
 //! One zeroing operation: which system call comes next, and how a result is handled.
 //!
 //! The cheapest call is tried first. A call that the file or device does not support is
-//! not tried on it again; the last resort is to write zeroes. Where a call that succeeds is not
+//! not tried on it again; the last resort is to write zeroes, also once where the call finds no
+//! space. Where a call that succeeds is not
 //! known to zero (`known_zeroing.rs`), zeroes are written at once, and only hints use the call.
 
 use super::allocate::Allocate;
@@ -128,6 +129,18 @@ impl ZeroWork {
                     Err(errno) => Next::Finished(Err(errno)),
                 }
             }
+            // The call may need space for the file system's own records where the file has its
+            // space already, so that data can still be written.
+            Err(Errno(libc::ENOSPC | libc::EDQUOT)) => match self.how {
+                Zeroing::Discard => Next::Finished(Ok(())),
+                Zeroing::Keep | Zeroing::Unmap => match write(file, self.offset, self.len) {
+                    Ok(transfer) => {
+                        self.step = Step::Write(transfer);
+                        Next::Again
+                    }
+                    Err(errno) => Next::Finished(Err(errno)),
+                },
+            },
             Err(errno) => Next::Finished(Err(errno)),
         }
     }

@@ -49,6 +49,21 @@ impl Small {
         Some(Self { folder })
     }
 
+    /// An ext4 of so many bytes, without space that is reserved for root.
+    pub fn ext4(bytes: u64) -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let (image, at) = (folder.path().join("image"), folder.path().join("mount"));
+        fs::File::create(&image).unwrap().set_len(bytes).unwrap();
+        fs::create_dir(&at).unwrap();
+        let (image, at) = (image.to_str().unwrap(), at.to_str().unwrap());
+        let made = run(&["/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", image]);
+        if !made || !run(&["mount", "-t", "ext4", "-o", "loop", image, at]) {
+            println!("skipped: no ext4 can be mounted here");
+            return None;
+        }
+        Some(Self { folder })
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join("mount").join(name)
     }
@@ -57,8 +72,12 @@ impl Small {
     pub fn fill(&self) {
         use std::io::Write;
         let mut file = fs::File::create(self.path("filler")).unwrap();
-        for len in [65536, 4096, 512, 1] {
-            while file.write_all(&vec![1; len]).is_ok() {}
+        // What was put by for data on its way is free when the data have arrived.
+        for _ in 0..4 {
+            for len in [65536, 4096, 512, 1] {
+                while file.write_all(&vec![1; len]).is_ok() {}
+            }
+            file.sync_all().unwrap();
         }
     }
 

@@ -249,6 +249,43 @@ fn a_full_file_system_below_a_sparse_cow_ends_its_snapshot_and_no_write() {
     assert_same(&field.shows("t.sock"), &before, "a new snapshot");
 }
 
+/// A full ext4 zeroes no part of a space that it has allocated: that may need a block for its list
+/// of extents.
+#[test]
+fn zeroes_on_a_full_file_system_are_written_where_the_file_has_its_space() {
+    for engine in ["io_uring", "threads"] {
+        let Some(small) = Small::ext4(40 << 20) else {
+            return;
+        };
+        let disk = small.path("disk.img");
+        let mut field = Field::new(disk.clone(), &disk);
+        field.start(&["--io-engine", engine]);
+        field.snapshot("s");
+        let mut guest = field.guest("a.sock");
+        let mut own = field.guest("s.sock");
+        // Zeroes in space that was never written need no block.
+        let written = pattern(7, 65536);
+        for at in 0..DISK / 65536 {
+            assert_eq!(own.write(at as u64 * 128, &written), 0);
+        }
+        small.fill();
+        let (mut disk, mut copy) = (pattern(0, DISK), written.repeat(DISK / 65536));
+        for (of, to, content) in [(&mut own, 37, &mut copy), (&mut guest, 41, &mut disk)] {
+            for at in (0..800).map(|n| (n * to % 1000) * 8) {
+                assert_eq!(of.write_zeroes(at, 8), 0, "zeroes at sector {at}");
+                content[at as usize * 512..][..4096].fill(0);
+            }
+        }
+        assert_same(&own.read_all(DISK), &copy, "the snapshot");
+        assert_same(&guest.read_all(DISK), &disk, "the disk");
+        assert_eq!(guest.flush(), 0);
+        assert_eq!(field.state("s"), "active");
+        assert!(field.events("io-failed").is_empty());
+        drop((guest, own));
+        assert!(field.stop().success());
+    }
+}
+
 #[test]
 fn a_full_file_system_of_the_state_file_refuses_changes_and_no_request() {
     let Some(small) = Small::mount("tmpfs", "size=64k") else {
