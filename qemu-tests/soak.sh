@@ -7,13 +7,13 @@ usage() {
 Usage: qemu-tests/soak.sh MINUTES [--guests] [--seed N]
 
 Runs tests/soak/ with one seed after the other, ten minutes each: guests with requests in flight on
-all views, snapshots, rollbacks, merges, resizes, full stores, kills, front ends that leave, faults,
-and memory that must not grow. Every view is compared with its model after each step. Ends at the
-first error, with its seed and the daemon's last lines, and prints what was done.
+all views, snapshots, rollbacks, merges, resizes, full stores and file systems, kills, front ends
+that leave, faults, and memory that must not grow. Every view is compared with its model after each
+step. Ends at the first error, with its seed and the daemon's last lines, and prints what was done.
 
   --guests     beside it, Linux guests under QEMU: rollbacks at resets, restarts of the daemon under
-               load, and discards, each of which checks its own disk (needs qemu-tests/install.sh and
-               images/build-guest.sh)
+               load, discards, and faults of storage below a daemon in the guest, each of which checks
+               its own disk (needs qemu-tests/install.sh and images/build-guest.sh)
   --seed N     the first seed; otherwise it comes from the clock
   -h, --help   print this text
 TEXT
@@ -49,7 +49,7 @@ echo "logs: $logs"
 # The guests' tests again and again; they end with the first failure.
 run_guests() {
     while [ $SECONDS -lt $end ] && [ ! -e "$logs/failed" ]; do
-        for test in restarts_ resets:: rollback discards; do
+        for test in restarts_ resets:: rollback discards inside::; do
             [ $SECONDS -lt $end ] || return 0
             if ! cargo test --locked --test qemu "$test" -- --test-threads=1 >"$logs/guests" 2>&1; then
                 touch "$logs/failed"

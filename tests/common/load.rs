@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use super::failed::Failed;
 use super::guest::{Ask, Guest, Kind, REQUEST_MAX};
 use super::random::Random;
 use super::stamps::{self, Found, SECTOR};
@@ -24,6 +25,18 @@ pub struct Reins {
     /// Writes go to `0 .. this` sectors; 0: everywhere.
     write_end: AtomicU64,
     failed: AtomicU8,
+}
+
+/// Which requests a load lets fail.
+#[allow(dead_code, reason = "not every test has faults")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tolerance {
+    /// None.
+    Nothing,
+    /// Those that write, because there is no space.
+    Changes,
+    /// All of them: the snapshot may have ended.
+    All,
 }
 
 impl Reins {
@@ -94,6 +107,10 @@ pub struct Counts {
     /// Writes of zeroes, and discards.
     pub zeroings: u64,
     pub bytes_compared: u64,
+    /// Requests that were let fail.
+    pub failed: u64,
+    /// Those of them that change nothing.
+    pub unread: u64,
 }
 
 impl std::fmt::Display for Counts {
@@ -104,11 +121,13 @@ impl std::fmt::Display for Counts {
             flushes,
             zeroings,
             bytes_compared,
+            failed,
+            unread: _,
         } = self;
         let mib = bytes_compared >> 20;
         write!(
             f,
-            "{reads} reads, {writes} writes, {flushes} flushes, {zeroings} zeroings, {mib} MiB compared"
+            "{reads} reads, {writes} writes, {flushes} flushes, {zeroings} zeroings, {mib} MiB compared, {failed} failed"
         )
     }
 }
@@ -130,6 +149,8 @@ pub struct Load {
     zeroing: Option<HashSet<u64>>,
     /// Of the present front end.
     pub writes: Vec<Written>,
+    failures: Failed,
+    pub tolerates: Tolerance,
     next_write: u64,
     pub counts: Counts,
 }
@@ -146,6 +167,8 @@ impl Load {
             flights: Vec::new(),
             zeroing: None,
             writes: Vec::new(),
+            failures: Failed::default(),
+            tolerates: Tolerance::Nothing,
             next_write: 0,
             counts: Counts::default(),
         }
@@ -209,7 +232,9 @@ impl Load {
                 self.name
             );
             for (slot, ret) in done.drain(..) {
-                self.complete(slot, ret);
+                if ret == 0 || !self.fail(slot) {
+                    self.complete(slot, ret);
+                }
                 reins.done.fetch_add(1, Ordering::Release);
             }
         }
@@ -341,6 +366,26 @@ impl Load {
         })
     }
 
+    /// A request has failed; false if it must not.
+    fn fail(&mut self, slot: usize) -> bool {
+        let flight = self.flights[slot].as_ref().expect("a request in flight");
+        let may = match self.tolerates {
+            Tolerance::Nothing => false,
+            Tolerance::Changes => flight.ask.kind.changes(),
+            Tolerance::All => true,
+        };
+        if !may {
+            return false;
+        }
+        self.counts.failed += 1;
+        self.counts.unread += u64::from(!flight.ask.kind.changes());
+        if let Some(write) = flight.write {
+            self.failures.add(&self.writes[write]);
+        }
+        self.flights[slot] = None;
+        true
+    }
+
     fn complete(&mut self, slot: usize, ret: i32) {
         let flight = self.flights[slot].take().expect("a request in flight");
         let ask = flight.ask;
@@ -362,12 +407,20 @@ impl Load {
                         }
                     }
                 }
+                if !self.failures.is_empty() {
+                    let known = self.shadow[range.clone()].iter_mut();
+                    let read = (ask.sector..).zip(data.chunks_exact(SECTOR));
+                    for ((sector, data), known) in read.zip(known) {
+                        self.failures.settle(sector, stamps::read(data), known);
+                    }
+                }
                 let what = format!("{}: read of {ask:?}", self.name);
                 stamps::check(&what, ask.sector, data, &self.shadow[range]);
             }
             Kind::Zero | Kind::Discard => {
                 self.counts.zeroings += 1;
                 if let (Kind::Zero, Some(discarded)) = (ask.kind, &mut self.zeroing) {
+                    self.failures.overwritten(sectors.clone());
                     sectors.for_each(|sector| {
                         discarded.remove(&sector);
                     });
@@ -375,6 +428,7 @@ impl Load {
                 }
             }
             Kind::Write => {
+                self.failures.overwritten(sectors.clone());
                 if let Some(discarded) = &mut self.zeroing {
                     sectors.for_each(|sector| {
                         discarded.remove(&sector);
@@ -429,7 +483,9 @@ impl Load {
     /// Returns how many sectors were in doubt.
     pub fn settle(&mut self) -> usize {
         let mut doubts = std::collections::HashMap::new();
-        for written in self.writes.drain(..).filter(|w| w.done.is_none()) {
+        let failures = &mut self.failures;
+        let open = |w: &Written| w.done.is_none() && !failures.is_one(w);
+        for written in self.writes.drain(..).filter(open) {
             doubts.extend((written.sector..written.sector + written.sectors).zip(written.stamp..));
         }
         self.flights.iter_mut().for_each(|flight| *flight = None);
@@ -443,6 +499,7 @@ impl Load {
                 if discarded && found == Some(stamps::ZEROES) {
                     *known = stamps::ZEROES;
                 }
+                failures.settle(sector, found, known);
                 if found.is_some() && found.as_ref() == doubts.get(&sector) {
                     *known = doubts[&sector];
                 }
@@ -458,6 +515,7 @@ impl Load {
                 );
             }
         });
+        failures.clear();
         self.counts.bytes_compared += (self.shadow.len() * SECTOR) as u64;
         doubts.len()
     }

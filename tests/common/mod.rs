@@ -2,6 +2,7 @@
 //! know of their disks.
 
 pub mod cut;
+pub mod failed;
 pub mod guest;
 pub mod load;
 pub mod random;

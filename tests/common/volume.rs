@@ -25,7 +25,14 @@ impl Volume {
     /// Makes a disk whose stamps are its sector numbers, in `SNAPBACK_FOLDER`, or in
     /// memory where the system has a file system for that.
     pub fn new(sectors: u64) -> Self {
-        let chosen = std::env::var_os("SNAPBACK_FOLDER").map(PathBuf::from);
+        Self::new_in(
+            std::env::var_os("SNAPBACK_FOLDER").map(PathBuf::from),
+            sectors,
+        )
+    }
+
+    /// The same in a chosen folder, if there is one.
+    pub fn new_in(chosen: Option<PathBuf>, sectors: u64) -> Self {
         let memory = chosen.unwrap_or_else(|| "/dev/shm".into());
         let mut builder = tempfile::Builder::new();
         builder.prefix("snapback-");

@@ -15,8 +15,8 @@ use crate::verbs::{Outcome, Verbs};
 
 /// Snapshots with guests at most.
 const SNAPS: usize = 3;
-/// Room for the whole disk.
-const ROOM: &str = "8M";
+/// Room for the whole disk, in KiB.
+const ROOM_KIB: u64 = 8 << 10;
 /// Sectors that the disk grows to at most, so that all of it has room there.
 const LONGEST: usize = 13 << 10;
 
@@ -24,6 +24,7 @@ const LONGEST: usize = 13 << 10;
 struct Taken {
     name: String,
     writer: u8,
+    sparse: bool,
     asked: Instant,
     answered: Instant,
     outcome: Outcome,
@@ -32,8 +33,8 @@ struct Taken {
 /// What is decided before the load starts.
 struct Asked {
     arguments: Vec<String>,
-    /// It takes this snapshot.
-    takes: Option<(String, u8)>,
+    /// It takes this snapshot, with a store that is sparse or not.
+    takes: Option<(String, u8, bool)>,
 }
 
 /// How the origin gets the content of a snapshot.
@@ -99,11 +100,12 @@ impl Model {
                 let (name, writer) = self.next("b");
                 let chunk = ["4K", "16K", "64K"][self.random.below(3) as usize];
                 let socket = format!("{name}.sock");
+                let (store, sparse) = self.store(&name, ROOM_KIB);
                 Asked {
                     arguments: split(&format!(
-                        "snapshot {name} --cow {name}.cow --size {ROOM} --chunk-size {chunk} --socket-path {socket} --discard-zeroes-cow"
+                        "snapshot {name} {store} --chunk-size {chunk} --socket-path {socket} --discard-zeroes-cow"
                     )),
-                    takes: Some((name, writer)),
+                    takes: Some((name, writer, sparse)),
                 }
             }
             2 if !self.small.is_empty() => {
@@ -122,12 +124,16 @@ impl Model {
                 let kind = ["P", "PO", "N"][self.random.below(3) as usize];
                 let (name, _) = self.next(kind);
                 let size = self.random.between(20, 200);
+                let (store, _) = match kind {
+                    "N" => (format!("--cow {name}.cow --size {size}K"), false),
+                    _ => self.store(&name, size),
+                };
                 self.small.push(Small {
                     name: name.clone(),
                     seen: false,
                 });
                 plain(format!(
-                    "snapshot {name} --cow {name}.cow --size {size}K --chunk-size 4K --type {kind}"
+                    "snapshot {name} {store} --chunk-size 4K --type {kind}"
                 ))
             }
         }
@@ -142,7 +148,11 @@ impl Model {
             .map(|_| (self.random.below(6), self.delay()))
             .collect();
         let (last, last_delay) = (self.random.below(7), self.delay());
-        let fault = Fault::draw(&mut self.random);
+        let fault = self.draw_fault();
+        let no_space = fault == Fault::NoSpace;
+        let resizes = asked.iter().any(|asked| asked.arguments[0] == "resize");
+        self.tolerate(no_space);
+        self.origin_failed = self.origin.counts.failed;
         let first = self.origin.shadow.clone();
         let mut taken = Vec::new();
         let last_of_all = asked.len() - 1;
@@ -152,6 +162,7 @@ impl Model {
             snaps,
             verbs,
             counts,
+            place,
             ..
         } = self;
         let mut loads = vec![(origin, socket_of(volume, None))];
@@ -161,7 +172,7 @@ impl Model {
         }
         let end = under_load(volume, loads, |volume, going| {
             going(20);
-            counts.faults += u64::from(fault.meet(volume));
+            let full = fault.meet(volume, place.as_ref());
             for (n, (asked, (fate, delay))) in asked.iter().zip(&fates).enumerate() {
                 let arguments = words(&asked.arguments);
                 let start = Instant::now();
@@ -180,9 +191,10 @@ impl Model {
                     _ => verbs.ask(volume, &arguments).0,
                 };
                 let answered = Instant::now();
-                taken.extend(asked.takes.clone().map(|(name, writer)| Taken {
+                taken.extend(asked.takes.clone().map(|(name, writer, sparse)| Taken {
                     name,
                     writer,
+                    sparse,
                     asked: start,
                     answered,
                     outcome,
@@ -191,6 +203,7 @@ impl Model {
                     going(30);
                 }
             }
+            drop(full);
             match last {
                 0 => counts.kills += 1,
                 1 => {
@@ -210,12 +223,20 @@ impl Model {
             End::Stopped
         });
         if end == End::Stopped {
-            self.offline(false);
-            self.start();
+            // Which snapshots are still there is not known yet after a fault of space.
+            if !no_space {
+                self.offline(false);
+            }
+            self.start_after_resize(resizes);
         } else {
             self.wait_detached();
+            self.finish_resize(resizes && no_space);
         }
+        self.tolerate(false);
         self.notice_the_size();
+        if no_space {
+            self.remove_what_ended();
+        }
         for taken in taken {
             self.take_note(taken, &first);
         }
@@ -226,10 +247,16 @@ impl Model {
     /// Compares a snapshot that was taken under load with the writes of the origin's
     /// guest, and gives it a guest of its own.
     fn take_note(&mut self, taken: Taken, first: &[u64]) {
-        if !self.is_listed(&taken.name) {
+        let failed = self.origin.counts.failed - self.origin_failed;
+        let status = self.volume.status();
+        let found = status.snapshots.iter().find(|s| s.name == taken.name);
+        let Some(found) = found else {
             let Taken { name, outcome, .. } = &taken;
             assert_ne!(*outcome, Outcome::Done, "{name} was answered and is lost");
-            return;
+            return self.remove_file(name);
+        };
+        if found.state == State::Invalid && taken.sparse {
+            return self.remove_ended(&taken.name);
         }
         let found = self.look(&taken.name);
         let mut first = first.to_vec();
@@ -237,7 +264,8 @@ impl Model {
         first.resize(found.len().max(first.len()), stamps::ZEROES);
         let writes = &self.origin.writes;
         match taken.outcome {
-            Outcome::Done => {
+            // Of a write that has failed there may be a part.
+            Outcome::Done if failed == 0 => {
                 cut::check(&found, &first, writes, taken.asked, taken.answered);
             }
             _ => check_lenient(&found, &first, writes, taken.asked),
@@ -248,6 +276,7 @@ impl Model {
         self.snaps.push(Snap {
             name: taken.name,
             load,
+            sparse: taken.sparse,
         });
         self.counts.snapshots += 1;
     }
@@ -330,7 +359,7 @@ impl Model {
         });
         if let Some(keep) = keep {
             arguments.extend(split(&format!(
-                "--keep {keep} --cow {keep}.cow --size {ROOM}"
+                "--keep {keep} --cow {keep}.cow --size {ROOM_KIB}K"
             )));
         }
         let rate = ["0", "8M", "64K"][self.random.below(3) as usize];
@@ -371,10 +400,15 @@ impl Model {
         if self.is_listed(&keep) {
             self.serve_kept(&keep);
             let load = Load::new(&keep, writer, self.random.next(), before);
-            self.snaps.push(Snap { name: keep, load });
+            self.snaps.push(Snap {
+                name: keep,
+                load,
+                sparse: false,
+            });
             self.counts.snapshots += 1;
         } else {
             assert!(!handed, "a rollback without its keep {keep}");
+            self.remove_file(&keep);
         }
     }
 
@@ -419,7 +453,7 @@ impl Model {
 
     /// What was removed, or ended otherwise, is no good store any more, whatever was
     /// killed meanwhile.
-    fn assert_dead(&mut self, cow: &str) {
+    pub fn assert_dead(&mut self, cow: &str) {
         let output = self.verbs.run(&self.volume, &["check", cow]);
         let text = String::from_utf8_lossy(&output.stdout);
         assert_ne!(output.status.code(), Some(0), "{cow} came back: {text}");

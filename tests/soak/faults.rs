@@ -7,6 +7,7 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, pr
 
 use crate::common::random::Random;
 use crate::common::volume::Volume;
+use crate::place::{Full, Place};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -15,6 +16,8 @@ pub enum Fault {
     Stopped(Duration),
     /// It may open no further descriptor for this time.
     NoDescriptors(Duration),
+    /// Its file system has no space, also for its log, until the verbs are through.
+    NoSpace,
 }
 
 impl Fault {
@@ -24,15 +27,18 @@ impl Fault {
         match random.below(8) {
             0 => Self::Stopped(time),
             1 => Self::NoDescriptors(time),
+            2 => Self::NoSpace,
             _ => Self::None,
         }
     }
 
-    /// Lets the daemon meet it, and go on. Returns whether there was one.
-    pub fn meet(self, volume: &Volume) -> bool {
+    /// Lets the daemon meet it, and go on, but for a file system that stays full until what is
+    /// returned is dropped.
+    pub fn meet(self, volume: &Volume, place: Option<&Place>) -> Option<Full> {
         let pid = Pid::from_raw(volume.pid().try_into().unwrap()).unwrap();
         match self {
-            Self::None => return false,
+            Self::None => {}
+            Self::NoSpace => return place.map(Place::fill),
             Self::Stopped(time) => {
                 kill_process(pid, Signal::STOP).unwrap();
                 std::thread::sleep(time);
@@ -55,6 +61,6 @@ impl Fault {
                 assert!(clients.iter().all(Result::is_ok), "{clients:?}");
             }
         }
-        true
+        None
     }
 }

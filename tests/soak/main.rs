@@ -1,6 +1,7 @@
 //! Everything at once, for as long as it is wanted: guests on all views, all verbs
 //! under their load, verbs and daemons that are killed, front ends that leave in the
-//! middle, resizes, resets, faults, stores that run full, both I/O engines. A model knows
+//! middle, resizes, resets, faults, stores and file systems that run full, both I/O engines. A
+//! model knows
 //! what each view must show. At the end the same work again and again shows that the
 //! daemon does not grow.
 //!
@@ -21,6 +22,8 @@ mod common;
 mod episodes;
 mod faults;
 mod model;
+mod place;
+mod space;
 mod steady;
 mod verbs;
 

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::common::guest::Guest;
-use crate::common::load::{Load, Reins, Written};
+use crate::common::load::{Load, Reins, Tolerance, Written};
 use crate::common::random::Random;
 use crate::common::stamps::{self, Found, SECTOR};
 use crate::common::volume::Volume;
+use crate::place::Place;
 use crate::verbs::Verbs;
 
 /// No load makes as many before it is stopped.
@@ -20,6 +21,8 @@ pub const HANG: Duration = Duration::from_secs(60);
 pub struct Snap {
     pub name: String,
     pub load: Load,
+    /// Its store takes space as it fills, and it ends when there is none.
+    pub sparse: bool,
 }
 
 impl Snap {
@@ -48,6 +51,10 @@ pub struct Model {
     pub merging: Option<String>,
     pub counts: Counts,
     numbers: u64,
+    /// Requests of the origin that had failed before this load.
+    pub origin_failed: u64,
+    /// Where the volume is; dropped after it.
+    pub place: Option<Place>,
 }
 
 #[derive(Debug, Default)]
@@ -55,6 +62,8 @@ pub struct Counts {
     pub episodes: u64,
     pub snapshots: u64,
     pub filled: u64,
+    /// Snapshots with guests that ended because there was no space.
+    pub ended: u64,
     pub handovers: u64,
     pub merges: u64,
     pub kills: u64,
@@ -65,6 +74,8 @@ pub struct Counts {
     /// Rollbacks that were carried out by a reset.
     pub resets: u64,
     pub faults: u64,
+    /// Of these, file systems without space.
+    pub full: u64,
     /// Cycles of the steady work.
     pub steady: u64,
     pub offline: u64,
@@ -141,7 +152,9 @@ pub fn under_load(
 
 impl Model {
     pub fn new(sectors: u64, seed: u64) -> Self {
-        let volume = Volume::new(sectors);
+        let place = Place::new();
+        let folder = place.as_ref().map(Place::path);
+        let volume = Volume::new_in(folder, sectors);
         Self {
             origin: Load::new("origin", 1, seed, volume.first_content()),
             volume,
@@ -152,6 +165,8 @@ impl Model {
             merging: None,
             counts: Counts::default(),
             numbers: 0,
+            origin_failed: 0,
+            place,
         }
     }
 
@@ -231,8 +246,23 @@ impl Model {
         let status = self.volume.status();
         if let Some(merge) = &status.merge {
             assert_eq!(merge.error, None);
-        } else if self.merging.take().is_some() {
+        } else if let Some(merged) = self.merging.take() {
             self.counts.merges += 1;
+            self.remove_file(&merged);
+        }
+    }
+
+    /// Of a snapshot that is not there any more.
+    pub fn remove_file(&self, snapshot: &str) {
+        let _ = std::fs::remove_file(self.volume.path(&format!("{snapshot}.cow")));
+    }
+
+    /// What requests may fail while there is no space.
+    pub fn tolerate(&mut self, no_space: bool) {
+        let or_nothing = |what| if no_space { what } else { Tolerance::Nothing };
+        self.origin.tolerates = or_nothing(Tolerance::Changes);
+        for snap in self.snaps.iter_mut().filter(|snap| snap.sparse) {
+            snap.load.tolerates = or_nothing(Tolerance::All);
         }
     }
 
