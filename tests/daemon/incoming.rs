@@ -9,6 +9,7 @@ use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserProtocolFeatures};
 use vhost::{VhostBackend, VhostUserDirtyLogRegion};
 
+use super::listening::listens;
 use super::raw::{CONFIG_WCE, FLUSH, PROTOCOL, Raw, Ring, VERSION_1};
 use super::*;
 
@@ -143,8 +144,13 @@ impl Destination {
             child: Some(child),
             control: world.path("d.sock"),
         };
-        world.until("it listens", |w| w.path("b.sock").exists());
+        destination.listens(world, "b.sock");
         destination
+    }
+
+    fn listens(&self, world: &World, socket: &str) {
+        let process = self.child.as_ref().unwrap().id();
+        world.until("it listens", |_| listens(process, socket));
     }
 
     fn client(&self) -> Client {
@@ -292,7 +298,7 @@ fn a_snapshots_guest_moves_too() {
     assert_eq!(guest.request(OUT, 8), 0);
     let mut destination =
         Destination::wait_for_guest(&world, &["--snapshot", "name=s1,cow=s1.cow,socket=t.sock"]);
-    world.until("it listens", |w| w.path("t.sock").exists());
+    destination.listens(&world, "t.sock");
     let arriving = guest.arrive(&world.path("t.sock"));
     guest.log(true);
     let base = guest.stop();

@@ -24,6 +24,8 @@ mod incoming;
 mod inject;
 #[path = "../common/limited.rs"]
 mod limited;
+#[path = "../common/listening.rs"]
+mod listening;
 mod listing;
 mod machine;
 mod merges;

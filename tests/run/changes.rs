@@ -232,7 +232,10 @@ fn a_kept_fork_can_be_served_again() {
         snapshot,
     ];
     let daemon = Running(world.snapback(&serve).spawn().unwrap());
-    until("it listens", || world.path("failed.sock").exists());
+    let process = daemon.0.id();
+    until("it listens", || {
+        crate::listening::listens(process, "failed.sock")
+    });
     let mut guest = crate::guest::Guest::connect(&world.path("failed.sock"));
     assert!(guest.read(32, 4096).unwrap() == [8; 4096]);
     drop((guest, daemon));

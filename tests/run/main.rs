@@ -13,6 +13,8 @@ mod guest;
 
 mod changes;
 mod ends;
+#[path = "../common/listening.rs"]
+mod listening;
 mod world;
 
 use std::path::Path;
