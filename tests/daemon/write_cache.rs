@@ -44,6 +44,10 @@ struct Asked {
 
 const QUEUES: u64 = 4;
 const WRITES: u64 = 250;
+/// Writes that may begin while the cache is as it is, and while it is being changed: no matter who
+/// is slow, there are many of each kind.
+const AT_REST: u64 = 40;
+const CHANGING: u64 = 8;
 
 /// Writes each of a thousand chunks once, through several queues, while the cache is turned off
 /// and on after every few of them.
@@ -53,16 +57,22 @@ fn write_while_it_changes(socket: &Path) -> Vec<Asked> {
     // Odd while it is being changed; every other even number stands for "off".
     let epoch = AtomicU64::new(0);
     let done = AtomicU64::new(0);
+    let may_begin = AtomicU64::new(AT_REST);
     let mut frontend = raw.frontend.clone();
     let raw = &raw;
     std::thread::scope(|scope| {
-        let (epoch, done) = (&epoch, &done);
+        let (epoch, done, may_begin) = (&epoch, &done, &may_begin);
         let writers: Vec<_> = rings
             .iter_mut()
             .map(|ring| {
                 scope.spawn(move || {
                     let first = ring.index as u64 * WRITES;
                     let one = |chunk| {
+                        eventually("a write may begin", || {
+                            let less = |n: u64| n.checked_sub(1);
+                            let order = Ordering::SeqCst;
+                            may_begin.fetch_update(order, order, less).is_ok()
+                        });
                         let before = epoch.load(Ordering::SeqCst);
                         write(raw, ring, chunk);
                         let after = epoch.load(Ordering::SeqCst);
@@ -77,11 +87,13 @@ fn write_while_it_changes(socket: &Path) -> Vec<Asked> {
             .collect();
         let mut next = 0;
         while next < QUEUES * WRITES {
-            next += 25;
+            next = (done.load(Ordering::SeqCst) + 25).min(QUEUES * WRITES);
             eventually("writes end", || done.load(Ordering::SeqCst) >= next);
+            may_begin.store(CHANGING, Ordering::SeqCst);
             let now = epoch.fetch_add(1, Ordering::SeqCst);
             assert!(set_cache(&mut frontend, now % 4 != 0));
             epoch.fetch_add(1, Ordering::SeqCst);
+            may_begin.store(AT_REST, Ordering::SeqCst);
         }
         let all = writers.into_iter().flat_map(|w| w.join().unwrap());
         all.collect()
