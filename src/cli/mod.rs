@@ -19,6 +19,7 @@ mod events;
 mod export;
 mod generate;
 mod grow;
+mod handed_cow;
 mod interrupt;
 mod journal;
 mod json;

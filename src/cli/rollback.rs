@@ -4,6 +4,7 @@ use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use super::connect::Control;
+use super::handed_cow::with_cow;
 use super::json::Json;
 use super::{CliError, Outcome, output, values, wait};
 use crate::control::api::{
@@ -141,7 +142,9 @@ impl Rollback {
             keep,
             rate: self.rate,
         };
-        let reply = client.rollback(&request)?;
+        let reply = with_cow(&client, request.keep.as_ref(), |cow| {
+            client.rollback_with(&request, cow)
+        })?;
         if self.json.is_wanted() {
             if self.wait {
                 wait::until_merged(&client, &name, &earlier)?;

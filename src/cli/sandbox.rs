@@ -21,23 +21,22 @@ pub struct SandboxArgs {
     #[arg(long, value_name = "USER[:GROUP]", value_parser = User::parse)]
     user: Option<User>,
 
-    /// Limit the files that the daemon can open to those of its volume, and to this folder, in which
-    /// snapshots that are taken later can have their COWs and sockets, or this device, which can become
-    /// a COW. The volume's files are those in the folders of the disk, of its state file, and of the COWs
-    /// and sockets at the start. Repeatable.
+    /// Let the daemon use this folder as well, in which snapshots that are taken later can have their
+    /// COWs and sockets, or this device, which can become a COW. Without it, the daemon can open only the
+    /// files of its volume: those in the folders of the disk, of its state file, and of the COWs and sockets at
+    /// the start, and COWs that the command line opens for it. Repeatable.
     #[arg(long, value_name = "PATH", value_parser = values::path)]
     allow_path: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 enum ModeName {
-    /// User, capabilities and system calls; files if there is an --allow-path.
+    /// User, capabilities, system calls, and files, as far as the kernel can limit them.
     #[default]
     On,
     /// It keeps all rights, for debuggers and core dumps.
     Off,
-    /// Files are limited as well, as with --allow-path, and the daemon does not start if the kernel
-    /// cannot do a part of it.
+    /// The same, and the daemon does not start if the kernel cannot do a part of it.
     Require,
 }
 
@@ -53,6 +52,7 @@ impl SandboxArgs {
             user: self.user,
             allowed: self.allow_path.into_iter().map(PathBuf::from).collect(),
             configuration: configuration.map(PathBuf::from),
+            removed: None,
         }
     }
 }

@@ -4,6 +4,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::connect::Control;
+use super::handed_cow::with_cow;
 use super::json::Json;
 use super::{CliError, Outcome, output, values};
 use crate::control::api::{SnapshotSpec, StoreType};
@@ -99,7 +100,7 @@ pub struct Remove {
 impl Snapshot {
     pub fn run(self) -> Result<Outcome, CliError> {
         let client = self.control.client()?;
-        client.add_snapshot(&SnapshotSpec {
+        let spec = SnapshotSpec {
             name: self.name.clone(),
             cow: self.cow.clone(),
             store_type: self.store_type,
@@ -110,6 +111,9 @@ impl Snapshot {
             discard_zeroes_cow: self.discard_zeroes_cow.then_some(true),
             defer_entries: self.defer_entries.then_some(true),
             discard_passdown_origin: self.discard_passdown_origin.then_some(true),
+        };
+        with_cow(&client, Some(&spec), |cow| {
+            client.add_snapshot_with(&spec, cow)
         })?;
         let done = json!({"snapshot": self.name, "cow": self.cow});
         self.json

@@ -22,12 +22,11 @@ impl Access {
     /// # Errors
     /// The peer may not change anything.
     pub fn check(&self, peer: Peer) -> Result<(), ApiError> {
-        let own = rustix::process::geteuid().as_raw();
         let is_listed = |allowed: &Allowed| match allowed {
             Allowed::All => true,
             Allowed::User(uid) => *uid == peer.uid,
         };
-        if peer.uid == 0 || peer.uid == own || self.0.iter().any(is_listed) {
+        if is_trusted(peer) || self.0.iter().any(is_listed) {
             return Ok(());
         }
         let message = format!(
@@ -37,6 +36,11 @@ impl Access {
         );
         Err(ApiError::new(ErrorKind::Forbidden, message))
     }
+}
+
+/// Root, or the daemon's own user.
+pub fn is_trusted(peer: Peer) -> bool {
+    peer.uid == 0 || peer.uid == rustix::process::geteuid().as_raw()
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! The types of the control interface: the JSON on the control socket, and the trait that
 //! the daemon implements.
 
+use std::os::fd::OwnedFd;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -461,6 +463,8 @@ pub enum ErrorKind {
     NotFound,
     /// 409
     Conflict,
+    /// 422: the sandbox keeps the daemon from the COW's path. It takes a descriptor instead.
+    Outside,
     /// 500
     Io,
 }
@@ -473,6 +477,7 @@ impl ErrorKind {
             Self::Forbidden => 403,
             Self::NotFound => 404,
             Self::Conflict => 409,
+            Self::Outside => 422,
             Self::Io => 500,
         }
     }
@@ -526,7 +531,8 @@ impl ApiError {
 /// recorded in the state file, which takes milliseconds unless a disk does not answer.
 pub trait Volume: Send + Sync {
     fn status(&self) -> VolumeStatus;
-    fn add_snapshot(&self, spec: SnapshotSpec) -> Result<(), ApiError>;
+    /// `cow`: its COW, which the client has opened.
+    fn add_snapshot(&self, spec: SnapshotSpec, cow: Option<OwnedFd>) -> Result<(), ApiError>;
     /// `force`: even if its store cannot be marked invalid.
     fn remove_snapshot(&self, name: &str, force: bool) -> Result<(), ApiError>;
     /// Ends a socket that a merged snapshot has left to the origin.
@@ -536,7 +542,12 @@ pub trait Volume: Send + Sync {
     fn grow_snapshot(&self, name: &str, bytes: u64) -> Result<(), ApiError>;
     /// Enlarges the origin to `bytes`, or, with `None`, uses the size that it has now.
     fn resize(&self, bytes: Option<u64>) -> Result<ResizeReply, ApiError>;
-    fn rollback(&self, request: RollbackRequest) -> Result<RollbackReply, ApiError>;
+    /// `cow`: that of the snapshot that is taken first, which the client has opened.
+    fn rollback(
+        &self,
+        request: RollbackRequest,
+        cow: Option<OwnedFd>,
+    ) -> Result<RollbackReply, ApiError>;
     /// Cancels the pending rollback.
     fn cancel_rollback(&self) -> Result<(), ApiError>;
     fn merge(&self, request: MergeRequest) -> Result<(), ApiError>;

@@ -1,6 +1,7 @@
 //! The client of the control socket. Calls block; each uses a connection of its own.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use super::api::{
     RollbackRequest, SnapshotSpec, StoreSize, VolumeStatus,
 };
 use super::events::EventPage;
+use super::passing::Carrying;
 
 /// Largest accepted response in bytes.
 const ANSWER_MAX: usize = 16 << 20;
@@ -105,8 +107,18 @@ impl Client {
 
     /// Takes the snapshot `spec.name`, which [`check_name`](super::api::check_name) accepts.
     pub fn add_snapshot(&self, spec: &SnapshotSpec) -> Result<(), ClientError> {
-        self.send(Method::PUT, &format!("/v1/snapshots/{}", spec.name), spec)
-            .map(drop)
+        self.add_snapshot_with(spec, None)
+    }
+
+    /// The same with its COW, which this process has opened for reading and writing.
+    pub fn add_snapshot_with(
+        &self,
+        spec: &SnapshotSpec,
+        cow: Option<OwnedFd>,
+    ) -> Result<(), ClientError> {
+        let path = format!("/v1/snapshots/{}", spec.name);
+        let body = serde_json::to_string(spec).map_err(|e| self.foreign(e))?;
+        self.call_with(Method::PUT, &path, body, cow).map(drop)
     }
 
     pub fn remove_snapshot(&self, name: &str) -> Result<(), ClientError> {
@@ -140,7 +152,26 @@ impl Client {
     }
 
     pub fn rollback(&self, request: &RollbackRequest) -> Result<RollbackReply, ClientError> {
-        self.parse(&self.send(Method::POST, "/v1/rollback", request)?)
+        self.rollback_with(request, None)
+    }
+
+    /// The same with the COW of `request.keep`, which this process has opened for reading and writing.
+    pub fn rollback_with(
+        &self,
+        request: &RollbackRequest,
+        cow: Option<OwnedFd>,
+    ) -> Result<RollbackReply, ClientError> {
+        let body = serde_json::to_string(request).map_err(|e| self.foreign(e))?;
+        self.parse(&self.call_with(Method::POST, "/v1/rollback", body, cow)?)
+    }
+
+    /// The user and the group that listen at the socket.
+    pub fn listener(&self) -> Result<(u32, u32), ClientError> {
+        self.runtime.block_on(async {
+            let stream = self.connect().await?;
+            let found = stream.peer_cred().map_err(|e| self.cannot_connect(e))?;
+            Ok((found.uid(), found.gid()))
+        })
     }
 
     /// Cancels the pending rollback.
@@ -207,7 +238,7 @@ impl Client {
     ) -> Result<bool, ClientError> {
         let path = events_path(since, instance) + "&follow=true";
         self.runtime.block_on(async {
-            let answer = self.request(Method::GET, &path, String::new());
+            let answer = self.request(Method::GET, &path, String::new(), None);
             let answer = tokio::time::timeout(self.patience, answer)
                 .await
                 .map_err(|_| self.slow())??;
@@ -277,11 +308,20 @@ impl Client {
     }
 
     fn call(&self, method: Method, path: &str, body: String) -> Result<Bytes, ClientError> {
+        self.call_with(method, path, body, None)
+    }
+
+    fn call_with(
+        &self,
+        method: Method,
+        path: &str,
+        body: String,
+        carried: Option<OwnedFd>,
+    ) -> Result<Bytes, ClientError> {
+        let exchange = self.exchange(method, path, body, carried);
         let (status, answer) = self
             .runtime
-            .block_on(async {
-                tokio::time::timeout(self.patience, self.exchange(method, path, body)).await
-            })
+            .block_on(async { tokio::time::timeout(self.patience, exchange).await })
             .map_err(|_| self.slow())??;
         if status.is_success() {
             Ok(answer)
@@ -302,8 +342,9 @@ impl Client {
         method: Method,
         path: &str,
         body: String,
+        carried: Option<OwnedFd>,
     ) -> Result<(StatusCode, Bytes), ClientError> {
-        let response = self.request(method, path, body).await?;
+        let response = self.request(method, path, body, carried).await?;
         let status = response.status();
         let answer = Limited::new(response.into_body(), ANSWER_MAX)
             .collect()
@@ -318,8 +359,9 @@ impl Client {
         method: Method,
         path: &str,
         body: String,
+        carried: Option<OwnedFd>,
     ) -> Result<Response<Incoming>, ClientError> {
-        let stream = self.connect().await?;
+        let stream = Carrying::new(self.connect().await?, carried);
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|e| self.lost(e))?;

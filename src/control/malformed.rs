@@ -11,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 
 use super::api::{ApiError, ErrorKind};
+use super::passing::Passed;
 use super::problem::{self, Problem};
 
 /// A connection that holds back what is written before a request has arrived.
@@ -21,17 +22,20 @@ pub struct Guarded {
     asked: Arc<AtomicBool>,
     /// The first bytes that were held back.
     held: Vec<u8>,
+    /// Where descriptors go; `None`: what comes is closed.
+    passed: Option<Passed>,
 }
 
 /// Enough for `HTTP/1.1 400`.
 const HELD_MAX: usize = 16;
 
 impl Guarded {
-    pub const fn new(stream: UnixStream, asked: Arc<AtomicBool>) -> Self {
+    pub const fn new(stream: UnixStream, asked: Arc<AtomicBool>, passed: Option<Passed>) -> Self {
         Self {
             stream,
             asked,
             held: Vec::new(),
+            passed,
         }
     }
 
@@ -79,7 +83,11 @@ impl AsyncRead for Guarded {
         context: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, into)
+        match &self.passed {
+            Some(passed) => passed.poll_read(&self.stream, context, into),
+            // The kernel closes the descriptors of what is read so.
+            None => Pin::new(&mut self.stream).poll_read(context, into),
+        }
     }
 }
 

@@ -16,6 +16,7 @@ mod metrics_server;
 pub mod narrate;
 mod openapi;
 pub mod operations;
+mod passing;
 mod peer;
 pub mod problem;
 mod query;

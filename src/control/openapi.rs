@@ -21,7 +21,7 @@ use super::events::{Event, EventPage};
 use super::metrics::Format;
 use super::operations::{Operation, OperationList};
 use super::problem::{self, Problem};
-use super::table::{Answer, Query, ROUTES, Route, Values};
+use super::table::{Answer, Call, Query, ROUTES, Route, Values};
 
 /// The path of the description.
 pub const PATH: &str = "/v1/openapi.json";
@@ -225,12 +225,14 @@ fn refusals(route: &Route) -> Vec<&'static (u16, &'static str)> {
         (408, "The request did not arrive in time"),
         (409, "It is not possible in the present state"),
         (413, "The body is longer than 64 KiB"),
+        (422, "The sandbox keeps the daemon from the path of the COW"),
         (500, "Input or output failed, or the change goes on"),
     ];
     let can = |status: u16| match status {
         403 => route.changes(),
         404 | 409 => route.changes() || !route.query.is_empty(),
         413 => route.body.is_some(),
+        422 => matches!(route.call, Call::AddSnapshot | Call::Rollback),
         _ => true,
     };
     ALL.iter().filter(|(status, _)| can(*status)).collect()

@@ -18,6 +18,11 @@ const TYPES: &[(u16, &str, &str)] = &[
     (409, "conflict", "It is not possible now"),
     (413, "too-large", "The body is too long"),
     (414, "uri-too-long", "The path is too long"),
+    (
+        422,
+        "outside",
+        "The sandbox keeps the daemon from that path",
+    ),
     (431, "head-too-large", "The head is too long"),
     (500, "io", "Input or output failed"),
 ];
@@ -43,7 +48,7 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// `status`: of HTTP, one of 400, 403, 404, 405, 408, 409, 413, 414, 431 and 500.
+    /// `status`: of HTTP, one of 400, 403, 404, 405, 408, 409, 413, 414, 422, 431 and 500.
     pub fn new(status: u16, error: ApiError) -> Self {
         let known = TYPES.iter().find(|(of, ..)| *of == status);
         let (_, name, title) = known.unwrap_or(&(500, "io", "Input or output failed"));

@@ -14,6 +14,7 @@ use super::api::{
 use super::follow::{Connection, FOLLOWERS_MAX, Followers};
 use super::openapi;
 use super::operations::{OperationKind, OperationList};
+use super::passing::Passed;
 use super::peer::Peer;
 use super::query::{EventQuery, is_forced, named, patience, read_json};
 use super::render;
@@ -31,10 +32,10 @@ pub struct Context {
     pub access: Access,
 }
 
-/// Answers one request of `peer` on `connection`. Never fails.
+/// Answers one request on `connection`, of a peer that has passed a descriptor or none. Never fails.
 pub async fn answer<B>(
     context: &Context,
-    peer: Peer,
+    (peer, passed): (Peer, Passed),
     connection: &Arc<Connection>,
     request: Request<B>,
 ) -> Response<Answer>
@@ -52,7 +53,7 @@ where
         Ok((route, value)) if route.changes() => {
             is_change = true;
             let body = request.into_body();
-            let changed = change(context, peer, (route, value, query), body).await;
+            let changed = change(context, (peer, passed), (route, value, query), body).await;
             changed.map(|(reply, begun)| {
                 location = begun;
                 reply
@@ -172,7 +173,7 @@ type Change = Box<dyn FnOnce(&dyn Volume) -> Result<Option<String>, ApiError> + 
 /// Carries out a change. Also returns the location of the operation that has begun.
 async fn change<B>(
     context: &Context,
-    peer: Peer,
+    (peer, passed): (Peer, Passed),
     (route, value, query): Asked<'_>,
     body: B,
 ) -> Result<(Reply, Option<String>), Refusal>
@@ -190,7 +191,12 @@ where
             let wanted: RollbackRequest = read_json(body).await?;
             begins = Some((wanted.snapshot.clone(), OperationKind::Rollback));
             let what = format!("rollback {}", wanted.snapshot.escape_debug());
-            (what, Box::new(|v| json(&v.rollback(wanted)?).map(Some)))
+            let cow = wanted.keep.as_ref().map(|keep| keep.cow.as_str());
+            let cow = passed.take(cow)?;
+            (
+                what,
+                Box::new(|v| json(&v.rollback(wanted, cow)?).map(Some)),
+            )
         }
         Call::Merge => {
             let wanted: MergeRequest = read_json(body).await?;
@@ -204,10 +210,12 @@ where
             ("resize".to_owned(), Box::new(call))
         }
         Call::AddSnapshot | Call::RemoveSnapshot | Call::GrowSnapshot => {
-            change_snapshot(route.call, value, query, body).await?
+            change_snapshot(route.call, (value, query), &passed, body).await?
         }
         _ => small_change(route.call, body).await?,
     };
+    // Those that name a COW have taken it.
+    passed.take(None)?;
     let answer = context
         .verbs
         .call(what, peer, &context.volume, call)
@@ -220,8 +228,8 @@ where
 
 async fn change_snapshot<B>(
     call: Call,
-    name: &str,
-    query: &str,
+    (name, query): (&str, &str),
+    passed: &Passed,
     body: B,
 ) -> Result<(String, Change), Refusal>
 where
@@ -242,7 +250,8 @@ where
         }
         _ => {
             let spec = named(read_json(body).await?, name)?;
-            let call = move |v: &dyn Volume| v.add_snapshot(spec).map(|()| None);
+            let cow = passed.take(Some(&spec.cow))?;
+            let call = move |v: &dyn Volume| v.add_snapshot(spec, cow).map(|()| None);
             (format!("snapshot {name}"), Box::new(call))
         }
     })

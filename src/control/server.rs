@@ -26,10 +26,11 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::timeout;
 
-use super::access::Access;
+use super::access::{Access, is_trusted};
 use super::api::Volume;
 use super::follow::{Connection, Followers, STALL_TIMEOUT};
 use super::malformed::Guarded;
+use super::passing::Passed;
 use super::peer::Peer;
 use super::routes::{self, Context};
 use super::socket::{BoundSocket, SocketError};
@@ -228,13 +229,17 @@ async fn serve(stream: UnixStream, shared: Shared) {
     // Held until the answer is written. A connection has one request.
     let held: Arc<Mutex<Option<OwnedSemaphorePermit>>> = Arc::default();
     let asked = Arc::new(AtomicBool::new(false));
-    let stream = Guarded::new(stream, Arc::clone(&asked));
+    let passed = Passed::default();
+    // The lock of an open file is that of everybody who has its descriptor.
+    let taken = is_trusted(peer).then(|| passed.clone());
+    let stream = Guarded::new(stream, Arc::clone(&asked), taken);
     let service = service_fn(move |request| {
-        let (shared, ours) = (shared.clone(), ours.clone());
+        let (shared, ours, passed) = (shared.clone(), ours.clone(), passed.clone());
         asked.store(true, Ordering::Release);
         let permit = Arc::clone(&shared.answering).try_acquire_owned().ok();
         *held.lock().unwrap_or_else(PoisonError::into_inner) = permit;
-        async move { Ok::<_, Infallible>(routes::answer(&shared.context, peer, &ours, request).await) }
+        let from = (peer, passed);
+        async move { Ok::<_, Infallible>(routes::answer(&shared.context, from, &ours, request).await) }
     });
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())

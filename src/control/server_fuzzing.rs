@@ -6,6 +6,8 @@
     clippy::cast_possible_truncation
 )]
 
+use std::os::fd::OwnedFd;
+
 use rustix::net::{Shutdown, shutdown};
 
 use super::*;
@@ -84,7 +86,7 @@ impl Volume for Noted {
             sandbox: None,
         }
     }
-    fn add_snapshot(&self, spec: SnapshotSpec) -> Result<(), ApiError> {
+    fn add_snapshot(&self, spec: SnapshotSpec, _: Option<OwnedFd>) -> Result<(), ApiError> {
         self.note_of(&spec.name)
     }
     fn remove_snapshot(&self, name: &str, _: bool) -> Result<(), ApiError> {
@@ -102,7 +104,7 @@ impl Volume for Noted {
             untold: Vec::new(),
         })
     }
-    fn rollback(&self, _: RollbackRequest) -> Result<RollbackReply, ApiError> {
+    fn rollback(&self, _: RollbackRequest, _: Option<OwnedFd>) -> Result<RollbackReply, ApiError> {
         self.note()?;
         Ok(RollbackOutcome::AtNextReset.into())
     }

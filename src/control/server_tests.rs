@@ -1,6 +1,7 @@
 //! Client and server together, and raw bytes against the server.
 
 use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -65,7 +66,7 @@ impl Volume for FakeVolume {
             access: Default::default(),
         }
     }
-    fn add_snapshot(&self, spec: SnapshotSpec) -> Result<(), ApiError> {
+    fn add_snapshot(&self, spec: SnapshotSpec, _: Option<OwnedFd>) -> Result<(), ApiError> {
         self.note(format!(
             "add {} {} {:?}",
             spec.name, spec.cow, spec.store_type
@@ -88,7 +89,11 @@ impl Volume for FakeVolume {
             untold: Vec::new(),
         })
     }
-    fn rollback(&self, request: RollbackRequest) -> Result<RollbackReply, ApiError> {
+    fn rollback(
+        &self,
+        request: RollbackRequest,
+        _: Option<OwnedFd>,
+    ) -> Result<RollbackReply, ApiError> {
         self.note(format!(
             "rollback {} {:?} {:?}",
             request.snapshot, request.when, request.rate

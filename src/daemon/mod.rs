@@ -23,6 +23,7 @@ mod verbs;
 mod volume;
 mod waiting;
 
+pub use cow::HandedCow;
 pub use error::DaemonError;
 pub use identity::{OriginIdentity, StorageIdentity, StorageKind};
 pub use offline::doubts::doubts;

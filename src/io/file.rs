@@ -116,12 +116,7 @@ impl BlockFile {
         };
         let file = create(path, size)?;
         let opened = Self::check(file, path, options).and_then(|new| {
-            if options.sparse {
-                new.set_size(size)?;
-            } else {
-                new.preallocate(0, size)?;
-            }
-            new.size.store(size, Ordering::Release);
+            new.give_size(size, options.sparse)?;
             new.make_creation_durable()?;
             Ok(new)
         });
@@ -171,6 +166,17 @@ impl BlockFile {
             });
         }
         Ok(opened)
+    }
+
+    /// Makes the empty file `size` bytes long.
+    pub(super) fn give_size(&self, size: u64, sparse: bool) -> Result<(), OpenError> {
+        if sparse {
+            self.set_size(size)?;
+        } else {
+            self.preallocate(0, size)?;
+        }
+        self.size.store(size, Ordering::Release);
+        Ok(())
     }
 
     /// Checks and locks an open descriptor, as far as that does not depend on its size.

@@ -11,6 +11,7 @@
 //!    was reaped before the flush was submitted, and nothing else.
 //! 5. Dropping a disk waits for what the kernel still owns.
 
+mod adopt;
 mod allocate;
 pub mod blocking;
 mod buffer;
@@ -41,6 +42,7 @@ mod transfer;
 mod uring;
 mod zeroing;
 
+pub use adopt::identity_of_open;
 pub use buffer::{BUFFER_ALIGN, Buffer, GuestBuffer, GuestSlice, OwnedBuffer};
 pub use claim::Claim;
 pub use devices::Devices;

@@ -4,6 +4,7 @@
 //! concerned. It follows the files: a folder that is moved keeps its rights, and a new one at its
 //! place has none.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -25,6 +26,8 @@ pub struct Files {
     pub folders: Vec<PathBuf>,
     /// Folders in which sockets are made and removed.
     pub sockets: Vec<PathBuf>,
+    /// Folders in which folders are removed that are empty.
+    pub vacated: Vec<PathBuf>,
     /// Files, devices, and folders of them, that are read and written.
     pub written: Vec<PathBuf>,
     /// Files, and folders of them, that are read.
@@ -45,6 +48,7 @@ const SOCKETS: BitFlags<AccessFs> = make_bitflags!(AccessFs::{ReadDir | MakeSock
 const FOLDER: BitFlags<AccessFs> = make_bitflags!(
     AccessFs::{ReadFile | ReadDir | WriteFile | Truncate | IoctlDev | MakeReg | MakeSock | RemoveFile}
 );
+const VACATED: BitFlags<AccessFs> = make_bitflags!(AccessFs::{RemoveDir});
 /// What there is of a file that is no folder.
 const OF_FILES: BitFlags<AccessFs> =
     make_bitflags!(AccessFs::{ReadFile | WriteFile | Truncate | IoctlDev});
@@ -78,7 +82,8 @@ pub fn restrict(files: &Files) -> Result<Enforced, SandboxError> {
         RulesetStatus::NotEnforced => return Ok(Enforced::No),
     };
     let folders = files.folders.iter().chain(&files.written);
-    let _ = FENCE.set((rules, folders.filter_map(real).collect()));
+    let folders: BTreeSet<PathBuf> = folders.filter_map(real).collect();
+    let _ = FENCE.set((rules, folders.into_iter().collect()));
     Ok(enforced)
 }
 
@@ -124,6 +129,7 @@ fn build(files: &Files) -> Result<RulesetCreated, RulesetError> {
     let all = [
         (&files.folders[..], FOLDER),
         (&files.sockets, SOCKETS),
+        (&files.vacated, VACATED),
         (&files.written, WRITE),
         (&files.read, READ),
         (&system, READ),

@@ -55,6 +55,8 @@ pub struct SandboxOptions {
     pub allowed: Vec<PathBuf>,
     /// Files that may be read later, and the files beside them.
     pub configuration: Option<PathBuf>,
+    /// A folder of the volume that is removed at the end.
+    pub removed: Option<PathBuf>,
 }
 
 impl SandboxOptions {
@@ -107,6 +109,15 @@ impl SandboxError {
             source: source.into(),
         }
     }
+}
+
+/// The process has become another user than it was started as.
+static IS_ANOTHER_USER: OnceLock<bool> = OnceLock::new();
+
+/// Whether the process has become another user than it was started as, which opens the files at the
+/// next start.
+pub fn is_another_user() -> bool {
+    IS_ANOTHER_USER.get().is_some_and(|is| *is)
 }
 
 /// What [`Sandbox::enter`] has left, in words.
@@ -180,6 +191,7 @@ impl Sandbox {
         if LEFT.get().is_some() {
             return Ok(());
         }
+        let _ = IS_ANOTHER_USER.set(self.changes_user());
         let left = rights::give_up(self.options.user.as_ref(), needs)?;
         // A change of the user allows dumps again.
         basics::forbid_dumps()?;
@@ -197,19 +209,14 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Can open only `files` from now on, if that was asked for. To be called once, after
-    /// [`Self::enter`].
+    /// Can open only `files` from now on, as far as the kernel can limit that. To be called once,
+    /// after [`Self::enter`].
     ///
     /// # Errors
-    /// The files cannot be found out, or the kernel refuses, or cannot limit them, and must.
-    pub fn limit(&self, files: impl FnOnce() -> io::Result<Files>) -> Result<(), SandboxError> {
+    /// The kernel refuses, or cannot limit them, and must.
+    pub fn limit(&self, files: &Files) -> Result<(), SandboxError> {
         let words = LEFT.get().map_or("", String::as_str);
-        if self.options.mode != Mode::Require && self.options.allowed.is_empty() {
-            let _ = ENFORCED.set(format!("{words}, files not limited"));
-            return Ok(());
-        }
-        let files = files().map_err(SandboxError::system("find the files to allow"))?;
-        let how = match files::restrict(&files)? {
+        let how = match files::restrict(files)? {
             Enforced::Fully => "limited",
             Enforced::Partly if self.options.mode == Mode::Require => {
                 return Err(SandboxError::Files {

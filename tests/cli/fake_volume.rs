@@ -1,5 +1,6 @@
 //! A volume that only records its calls.
 
+use std::os::fd::OwnedFd;
 use std::sync::Mutex;
 
 use snapback::control::api::{
@@ -130,7 +131,7 @@ impl Volume for Notes {
             script[0].clone()
         }
     }
-    fn add_snapshot(&self, spec: SnapshotSpec) -> Result<(), ApiError> {
+    fn add_snapshot(&self, spec: SnapshotSpec, _: Option<OwnedFd>) -> Result<(), ApiError> {
         self.note("add", serde_json::to_string(&spec).unwrap())
     }
     fn remove_snapshot(&self, name: &str, _force: bool) -> Result<(), ApiError> {
@@ -148,7 +149,11 @@ impl Volume for Notes {
             untold: vec![Some("disk.sock".to_owned())],
         })
     }
-    fn rollback(&self, request: RollbackRequest) -> Result<RollbackReply, ApiError> {
+    fn rollback(
+        &self,
+        request: RollbackRequest,
+        _: Option<OwnedFd>,
+    ) -> Result<RollbackReply, ApiError> {
         self.note("rollback", serde_json::to_string(&request).unwrap())?;
         Ok(RollbackOutcome::AtNextReset.into())
     }

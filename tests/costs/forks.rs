@@ -30,7 +30,7 @@ fn calls(store_type: StoreType, size: Option<u64>) -> Option<Calls> {
         .current_dir(folder.path())
         .env("XDG_RUNTIME_DIR", folder.path())
         .args(["--log-level", "warn", "serve", "--origin", "golden.img"])
-        .args(["--read-only", "--control", "c.sock"])
+        .args(["--read-only", "--control", "c.sock", "--allow-path", "."])
         .stdout(Stdio::null())
         .spawn()
         .unwrap();

@@ -27,7 +27,7 @@ fn serve(image: &Path, folder: &Path, more: &[&str]) -> Daemon {
         .current_dir(folder)
         .env("XDG_RUNTIME_DIR", folder)
         .args(["--log-level", "warn", "serve", "--read-only"])
-        .args(["--control", "c.sock", "--origin"])
+        .args(["--control", "c.sock", "--allow-path", ".", "--origin"])
         .arg(image)
         .args(more)
         .stdout(Stdio::null())

@@ -10,10 +10,12 @@
 // The hook is in debug builds only.
 #[cfg(debug_assertions)]
 mod calls;
+mod descriptors;
 mod files;
 // Other tests use the rest of it.
 #[allow(dead_code)]
 #[path = "../common/guest.rs"]
 mod guest;
+mod handed;
 mod rights;
 mod world;

@@ -20,7 +20,7 @@ snapback snapshot before --cow /share/vm/before.cow --size 1M --socket-path /run
     --control "$socket" || fail "snapshot"
 [[ $(state NFileDescriptorStore) == 3 ]] || fail "kept: $(state NFileDescriptorStore)"
 
-snapback status --json --control "$socket" | grep -q 'system calls limited, files not limited' ||
+snapback status --json --control "$socket" | grep -q 'system calls limited, files limited' ||
     fail "the sandbox: $(snapback status --json --control "$socket")"
 
 # Clients during restarts: none may find nobody. One that the last daemon had accepted already is hung

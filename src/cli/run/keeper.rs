@@ -121,6 +121,10 @@ impl RunDisk {
                 read_only: None,
             }],
             control: Some(folder.join("control.sock")),
+            sandbox: SandboxOptions {
+                removed: Some(folder.to_owned()),
+                ..SandboxOptions::default()
+            },
             ..ServeOptions::default()
         }
     }

@@ -63,6 +63,13 @@ pub struct Noted {
     socket: PathBuf,
 }
 
+impl Noted {
+    /// Where the link is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
 impl Drop for Noted {
     fn drop(&mut self) {
         if !supervisor::sockets_stay()

@@ -87,6 +87,21 @@ pub enum CowError {
     PassdownAlone,
     #[error("discard-passdown-origin would change the origin, which is read-only: leave it out")]
     PassdownReadOnly,
+    #[error(
+        "COW {}: the descriptor that came with the request {why}: send one that was opened at this path, for reading \
+         and writing", path.display()
+    )]
+    Given { path: PathBuf, why: &'static str },
+    #[error(
+        "COW {}: the daemon's user {user} may not open it, so that the next start of the daemon could not either: \
+         give it to that user (chown {user} {}), or choose another place", path.display(), path.display()
+    )]
+    NotForDaemon { path: PathBuf, user: u32 },
+    #[error(
+        "COW {}: permission denied: {advice}; or use the command line, which opens a COW elsewhere for the daemon if it \
+         runs as root or as the daemon's user (snapback snapshot, snapback rollback --keep)", path.display()
+    )]
+    Outside { path: PathBuf, advice: String },
     #[error("the header of COW {} cannot be marked invalid: {why}", path.display())]
     NotMarked { path: PathBuf, why: Errno },
     #[error("COW {0}")]
@@ -139,6 +154,7 @@ impl CowError {
             Self::ChunkSize(_)
                 | Self::IsOrigin(_)
                 | Self::Missing(_)
+                | Self::Given { .. }
                 | Self::NoDirectory { .. }
                 | Self::PassdownAlone
                 | Self::PassdownReadOnly

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::error::CowError;
+use super::given::Given;
 use super::mark as cow_mark;
-use super::open::OpenCow;
+use super::open::{Before, OpenCow};
 use super::origin::OriginFacts;
 use super::record::{Fate, RecordPlace, fate};
 use super::size::{check_size, chunk_size, unit};
@@ -14,6 +15,7 @@ use crate::control::api::{SnapshotSpec, StoreType};
 use crate::daemon::identity::{UnflushedRecord, storage_of};
 use crate::engine::Discards;
 use crate::io::{BlockFile, Devices, Disk, Identity, Lock, OpenError, OpenOptions};
+use crate::sandbox;
 use crate::store::{self, FoundRecord, Listed, LoadParams, Loaded, StoreError, ValidStore};
 use crate::units::{ChunkSize, SECTOR_SIZE};
 
@@ -51,6 +53,11 @@ pub enum Found {
     Absent {
         size: u64,
     },
+    /// A file of no bytes, which is to have this size in bytes.
+    Empty {
+        file: BlockFile,
+        size: u64,
+    },
     /// An open device without a store, for a new one.
     Blank(OpenCow),
     Invalid(OpenCow, ChunkSize),
@@ -76,7 +83,7 @@ impl InspectedCow {
     /// Its snapshot can be valid.
     pub const fn is_valid(&self) -> bool {
         match self.found {
-            Found::Absent { .. } | Found::Blank(_) | Found::Valid(..) => true,
+            Found::Absent { .. } | Found::Empty { .. } | Found::Blank(_) | Found::Valid(..) => true,
             Found::Invalid(..) => false,
         }
     }
@@ -88,7 +95,9 @@ impl InspectedCow {
                 let place = RecordPlace::of(open.file(), store.metadata().layout().chunk_size);
                 fate(noted, place.as_ref().map_err(|why| *why))
             }
-            Found::Absent { .. } | Found::Blank(_) | Found::Invalid(..) => Fate::Found,
+            Found::Absent { .. } | Found::Empty { .. } | Found::Blank(_) | Found::Invalid(..) => {
+                Fate::Found
+            }
         }
     }
 
@@ -108,7 +117,9 @@ impl InspectedCow {
             Found::Valid(_, store, listed) => {
                 !store.metadata().entries().is_empty() || !listed.is_empty()
             }
-            Found::Absent { .. } | Found::Blank(_) | Found::Invalid(..) => false,
+            Found::Absent { .. } | Found::Empty { .. } | Found::Blank(_) | Found::Invalid(..) => {
+                false
+            }
         }
     }
 }
@@ -128,11 +139,11 @@ fn discards(spec: &SnapshotSpec, origin: &OriginFacts) -> Result<Discards, CowEr
     Ok(discards)
 }
 
-/// Examines whether the COW of `spec` can be used for `purpose`, and takes the lock. `used`:
-/// the storage of the volume's other snapshots, by name.
+/// Examines whether the COW of `spec` can be used for `purpose`, and takes the lock. It is opened by
+/// its path, if it was not given. `used`: the storage of the volume's other snapshots, by name.
 pub fn inspect(
     spec: &SnapshotSpec,
-    (purpose, lock): (Purpose, Lock),
+    (purpose, lock, given): (Purpose, Lock, Option<&Given>),
     origin: &OriginFacts,
     used: &[(String, Identity)],
     devices: &Arc<Devices>,
@@ -154,6 +165,7 @@ pub fn inspect(
         spec,
         purpose,
         lock,
+        given,
         origin,
         path: &path,
         asked,
@@ -167,7 +179,7 @@ pub fn inspect(
         }
     };
     let chunk_size = match &found {
-        Found::Absent { .. } | Found::Blank(_) => examination.chunk_size,
+        Found::Absent { .. } | Found::Empty { .. } | Found::Blank(_) => examination.chunk_size,
         Found::Invalid(_, chunk_size) => *chunk_size,
         Found::Valid(_, store, _) => store.metadata().layout().chunk_size,
     };
@@ -187,6 +199,7 @@ struct Examination<'a> {
     spec: &'a SnapshotSpec,
     purpose: Purpose,
     lock: Lock,
+    given: Option<&'a Given>,
     origin: &'a OriginFacts,
     path: &'a Path,
     /// The chunk size that was asked for.
@@ -211,6 +224,7 @@ impl Examination<'_> {
             return Err(CowError::NoDirectory { path, directory });
         }
         self.check_size(size / SECTOR_SIZE)?;
+        self.check_reachable()?;
         Ok(Found::Absent { size })
     }
 
@@ -227,7 +241,7 @@ impl Examination<'_> {
             Some(Ok(Some(header))) => header.chunk_size,
             Some(Ok(None) | Err(_)) | None => self.chunk_size,
         };
-        let open = OpenCow::new(devices, file, false)?;
+        let open = OpenCow::new(devices, file, Before::Something)?;
         Ok(Found::Invalid(open, chunk_size))
     }
 
@@ -237,7 +251,10 @@ impl Examination<'_> {
         devices: &Arc<Devices>,
         disk: &mut dyn Disk,
     ) -> Result<(Found, Option<String>), CowError> {
-        let file = self.open()?;
+        if let Some(empty) = self.empty()? {
+            return Ok((empty, None));
+        }
+        let file = self.open(store_options())?;
         let cow_block = file.block_size();
         if cow_block > self.origin.block_size {
             return Err(CowError::LargerBlocks {
@@ -247,7 +264,7 @@ impl Examination<'_> {
             });
         }
         let size = file.size();
-        let open = OpenCow::new(devices, file, false)?;
+        let open = OpenCow::new(devices, file, Before::Something)?;
         let found = match (self.spec.store_type, self.purpose) {
             (StoreType::P | StoreType::PO, _) => self.loaded(open, disk),
             // Whatever the last daemon left there is worthless.
@@ -279,12 +296,50 @@ impl Examination<'_> {
         }
     }
 
-    fn open(&self) -> Result<BlockFile, CowError> {
+    /// A new snapshot fills an empty file as one that is not there: a client that hands its COW over
+    /// makes it first.
+    fn empty(&self) -> Result<Option<Found>, CowError> {
+        let is_empty = std::fs::metadata(self.path).is_ok_and(|f| f.is_file() && f.len() == 0);
+        let Some(size) = self
+            .spec
+            .size
+            .filter(|_| is_empty && self.purpose == Purpose::New)
+        else {
+            return Ok(None);
+        };
+        self.check_size(size / SECTOR_SIZE)?;
+        let file = self.open(OpenOptions {
+            any_size: true,
+            ..store_options()
+        })?;
+        // It may have been filled meanwhile.
+        Ok((file.size() == 0).then_some(Found::Empty { file, size }))
+    }
+
+    /// The sandbox does not keep the daemon from the path of its COW.
+    fn check_reachable(&self) -> Result<(), CowError> {
+        match sandbox::advice(self.path) {
+            Some(advice) => Err(CowError::Outside {
+                path: self.path.to_path_buf(),
+                advice,
+            }),
+            None => Ok(()),
+        }
+    }
+
+    fn open(&self, options: OpenOptions) -> Result<BlockFile, CowError> {
         let options = OpenOptions {
             lock: self.lock,
-            ..store_options()
+            ..options
         };
-        BlockFile::open(self.path, options).map_err(|error| match error {
+        let opened = match self.given {
+            Some(given) => given.open(options),
+            None => {
+                self.check_reachable()?;
+                BlockFile::open(self.path, options)
+            }
+        };
+        opened.map_err(|error| match error {
             // The advice to round the size up is for disks.
             OpenError::TooSmall { size: has, .. } | OpenError::OddSize { size: has, .. }
                 if self.purpose == Purpose::Known =>

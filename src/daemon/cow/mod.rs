@@ -2,10 +2,12 @@
 //! when nothing can be refused any more, the file and the store are made.
 //!
 //! ```text
-//!  prepare ─► inspect ─► open, mark, size, record ─► origin, error
+//!  prepare, handed ─► inspect ─► open, given, mark, size, record ─► origin, error
 //! ```
 
 pub mod error;
+mod given;
+mod handed;
 mod inspect;
 pub mod mark;
 mod open;
@@ -14,6 +16,8 @@ mod prepare;
 mod record;
 mod size;
 
+pub use given::Given;
+pub use handed::HandedCow;
 pub use inspect::{InspectedCow, Purpose, inspect};
 pub use open::{OpenCow, clear_head};
 pub use origin::OriginFacts;

@@ -20,21 +20,30 @@ pub struct OpenCow {
     devices: Arc<Devices>,
     id: DeviceId,
     file: Arc<BlockFile>,
-    created: bool,
+    before: Before,
     /// The chunk size of the empty store that it held when it was opened.
     held: Option<ChunkSize>,
     kept: bool,
 }
 
+/// What was at the path of a COW before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Before {
+    Nothing,
+    /// A file of no bytes, which its owner has made for it.
+    Empty,
+    Something,
+}
+
 impl OpenCow {
-    pub fn new(devices: &Arc<Devices>, file: BlockFile, created: bool) -> Result<Self, CowError> {
+    pub fn new(devices: &Arc<Devices>, file: BlockFile, before: Before) -> Result<Self, CowError> {
         let path = file.path().to_path_buf();
         let id = devices.add(file);
         Ok(Self {
             devices: devices.clone(),
             id,
             file: devices.get(id).ok_or(CowError::Gone(path))?,
-            created,
+            before,
             held: None,
             kept: false,
         })
@@ -73,9 +82,9 @@ impl OpenCow {
     }
 
     /// Restores what it held when it was opened, because its snapshot was not taken:
-    /// nothing, or an empty store. A file that was created is removed by the drop.
+    /// nothing, or an empty store. A file that was created or filled is restored by the drop.
     pub fn restore(&self, disk: &mut dyn Disk) -> Result<(), StoreError> {
-        if self.created {
+        if self.before != Before::Something {
             return Ok(());
         }
         match self.held {
@@ -99,8 +108,12 @@ impl Drop for OpenCow {
         if self.kept {
             return;
         }
-        if self.created {
-            let _ = fs::remove_file(self.file.path());
+        match self.before {
+            Before::Nothing => {
+                let _ = fs::remove_file(self.file.path());
+            }
+            Before::Empty => self.file.empty(),
+            Before::Something => {}
         }
         drop(self.devices.remove(self.id));
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::error::CowError;
 use super::inspect::{Found, InspectedCow, store_options};
 use super::mark as cow_mark;
-use super::open::OpenCow;
+use super::open::{Before, OpenCow};
 use super::record::{OpenRecord, RecordPlace};
 use super::size::unit;
 use crate::control::api::StoreType;
@@ -69,12 +69,11 @@ impl InspectedCow {
         let failed = store_failed(&self.path);
         let store = match self.found {
             Found::Absent { size } => {
-                let options = OpenOptions {
-                    create: Some(size / SECTOR_SIZE * SECTOR_SIZE),
-                    ..store_options()
-                };
-                let file = BlockFile::open(&self.path, options).map_err(CowError::Open)?;
-                let open = OpenCow::new(devices, file, true)?;
+                let open = made(&self.path, size, devices)?;
+                create(open, store_type, chunk_size, disk).map_err(failed)?
+            }
+            Found::Empty { file, size } => {
+                let open = filled(file, size, devices)?;
                 create(open, store_type, chunk_size, disk).map_err(failed)?
             }
             Found::Blank(open) => create(open, store_type, chunk_size, disk).map_err(failed)?,
@@ -128,6 +127,23 @@ impl InspectedCow {
             open: store.open,
         })
     }
+}
+
+/// A new file of `size` bytes.
+fn made(path: &Path, size: u64, devices: &Arc<Devices>) -> Result<OpenCow, CowError> {
+    let options = OpenOptions {
+        create: Some(size / SECTOR_SIZE * SECTOR_SIZE),
+        ..store_options()
+    };
+    let file = BlockFile::open(path, options).map_err(CowError::Open)?;
+    OpenCow::new(devices, file, Before::Nothing)
+}
+
+/// An empty file, which gets `size` bytes.
+fn filled(file: BlockFile, size: u64, devices: &Arc<Devices>) -> Result<OpenCow, CowError> {
+    let size = size / SECTOR_SIZE * SECTOR_SIZE;
+    file.fill(size).map_err(CowError::Open)?;
+    OpenCow::new(devices, file, Before::Empty)
 }
 
 /// Makes the writes durable that the last daemon acknowledged and its guest did not flush.

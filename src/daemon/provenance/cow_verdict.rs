@@ -8,6 +8,7 @@ use crate::control::api::StoreType;
 use crate::daemon::identity::{Relation, StorageIdentity};
 use crate::daemon::state::{SnapshotRecord, VolumeState};
 use crate::io::Found;
+use crate::sandbox;
 
 /// What the file or device at a snapshot's COW path is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,6 +110,14 @@ pub fn belongs_elsewhere(path: &Path, volume: Option<&str>) -> Option<String> {
         return None;
     }
     let place = mark.state?;
+    if Path::new(&place).exists() && sandbox::advice(Path::new(&place)).is_some() {
+        return Some(format!(
+            "is marked as the COW of snapshot {}, and the sandbox keeps this daemon from looking into its state file \
+             {place}: remove the COW file if it is not needed, or start the daemon with --allow-path and the folder of \
+             that state file",
+            of.name
+        ));
+    }
     let state = VolumeState::peek(Path::new(&place))?;
     let alive = state.volume.as_ref() == Some(&mark.volume)
         && state.snapshots.iter().any(|s| {

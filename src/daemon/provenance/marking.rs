@@ -1,5 +1,6 @@
 //! Marking the origin and the COWs of a volume.
 
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use super::marks::{self, Mark, MarkedFile, MarkedSnapshot};
@@ -60,11 +61,13 @@ pub fn mark_origin(state: &mut StateFile, origin: &Path, read_only: bool) {
     }
 }
 
-/// Marks the COW of a snapshot that is being taken.
-pub fn mark_new_cow(state: &StateFile, record: &SnapshotRecord) {
+/// Marks the COW of a snapshot that is being taken, which is open.
+pub fn mark_new_cow(state: &StateFile, record: &SnapshotRecord, cow: BorrowedFd<'_>) {
     if let Some(mut mark) = mark_of(state) {
         mark.state = state.path().map(absolute);
-        mark_cow(&mark, record);
+        if let Some(mark) = mark_of_cow(&mark, record) {
+            marks::write_open(cow, Path::new(&record.spec.cow), &mark);
+        }
     }
 }
 
@@ -96,21 +99,23 @@ fn absolute(path: &Path) -> String {
 }
 
 fn mark_cow(mark: &Mark, record: &SnapshotRecord) -> bool {
-    let Some(id) = record
+    let mark = mark_of_cow(mark, record);
+    mark.is_none_or(|mark| write(Path::new(&record.spec.cow), &mark))
+}
+
+/// The mark of a snapshot's COW; `None` if it gets none.
+fn mark_of_cow(mark: &Mark, record: &SnapshotRecord) -> Option<Mark> {
+    let id = record
         .id
         .clone()
-        .filter(|_| record.valid && record.spec.store_type != StoreType::N)
-    else {
-        return true;
-    };
-    let mark = Mark {
+        .filter(|_| record.valid && record.spec.store_type != StoreType::N)?;
+    Some(Mark {
         snapshot: Some(MarkedSnapshot {
             id,
             name: record.spec.name.clone(),
         }),
         ..mark.clone()
-    };
-    write(Path::new(&record.spec.cow), &mark)
+    })
 }
 
 /// Writes a mark; false if the file keeps another one.

@@ -6,10 +6,11 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{OFlags, XattrFlags, fremovexattr, fsetxattr, getxattr};
+use rustix::fs::{FileType, OFlags, XattrFlags, fremovexattr, fsetxattr, fstat, fsync, getxattr};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::io::{Links, by_descriptor, open_regular};
@@ -51,6 +52,25 @@ pub fn of(file: impl AsFd) -> Option<Mark> {
     read(Path::new(&by_descriptor(&file)))
 }
 
+/// Marks an open file, durably; false if the file system or the permissions do not allow it, which is
+/// harmless. Its path may be one that the daemon cannot open.
+pub fn write_open(file: BorrowedFd<'_>, path: &Path, mark: &Mark) -> bool {
+    // Nothing is done to what is no file.
+    let written = || -> io::Result<()> {
+        if !FileType::from_raw_mode(fstat(file)?.st_mode).is_file() {
+            return Err(Errno::NOTSUP.into());
+        }
+        let text = serde_json::to_vec(mark)?;
+        fsetxattr(file, ATTRIBUTE, &text, XattrFlags::empty())?;
+        Ok(fsync(file)?)
+    };
+    let written = written();
+    if let Err(error) = &written {
+        tracing::debug!(path = %path.display(), %error, "the file cannot be marked");
+    }
+    written.is_ok()
+}
+
 /// A file whose mark is read and changed. It is looked up once: what was read is what is changed.
 #[derive(Debug)]
 pub struct MarkedFile {
@@ -74,19 +94,9 @@ impl MarkedFile {
         of(&self.file)
     }
 
-    /// Marks it, durably; false if the file system or the permissions do not allow it, which is
-    /// harmless.
+    /// See [`write_open`].
     pub fn set(&self, mark: &Mark) -> bool {
-        let written = || -> io::Result<()> {
-            let text = serde_json::to_vec(mark)?;
-            fsetxattr(&self.file, ATTRIBUTE, &text, XattrFlags::empty())?;
-            self.file.sync_all()
-        };
-        let written = written();
-        if let Err(error) = &written {
-            tracing::debug!(path = %self.path.display(), %error, "the file cannot be marked");
-        }
-        written.is_ok()
+        write_open(self.file.as_fd(), &self.path, mark)
     }
 
     /// Removes the mark, if possible.

@@ -11,7 +11,7 @@ fn a_merge_that_ends_just_before_the_stop_is_recorded_as_ended() {
     let folder = tempfile::tempdir().unwrap();
     let (volume, mut notices) = test_volume::serve(folder.path());
     let spec = test_volume::spec(folder.path(), "before");
-    volume.create_snapshot(spec).unwrap();
+    volume.create_snapshot(spec, None).unwrap();
     let request = MergeRequest {
         snapshot: "before".into(),
         ..MergeRequest::default()

@@ -211,6 +211,7 @@ fn assemble(
         events: Arc::new(EventLog::default()),
         notice_barrier,
         watch: Mutex::new(None),
+        kept_cow: Mutex::new(None),
         #[cfg(test)]
         fail_handover: AtomicBool::new(false),
     });

@@ -1,7 +1,6 @@
 //! The step of a start at which it gives up rights: everything that takes them is open, and
 //! nothing is bound or written yet.
 
-use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +11,8 @@ use super::options::ServeOptions;
 use super::plan::check_served;
 use super::preflight::{Checked, LOAD_READS, check_without_guests};
 use super::sockets::bind_sockets;
+use crate::control::ControlSocket;
+use crate::control::registry::Noted;
 use crate::daemon::DaemonError;
 use crate::daemon::cow;
 use crate::daemon::state::VolumeState;
@@ -65,8 +66,17 @@ pub fn check(
     checked.socket_access = access.views;
     // Nothing is refused any more, so that the folders that this takes can be made.
     if let Some(sandbox) = sandbox {
-        let files = || files(state_file, &checked.plan.state, options, sandbox);
-        sandbox.limit(files)?;
+        let mut files = files(state_file, &checked.plan.state, options, sandbox);
+        // What is made in the folder of the user's daemons is removed at the end.
+        let own = checked
+            .sockets
+            .control
+            .as_ref()
+            .and_then(ControlSocket::place);
+        let noted = checked.sockets.noted.as_ref().map(Noted::path);
+        let listed = own.as_deref().into_iter().chain(noted);
+        files.sockets.extend(listed.map(beside));
+        sandbox.limit(&files)?;
     }
     checked.disk = open_disk(IoEngine::Threads, checked.devices.clone(), LOAD_READS)
         .map_err(|e| DaemonError::system("start an I/O thread", e))?;
@@ -86,7 +96,7 @@ fn files(
     state: &VolumeState,
     options: &ServeOptions,
     sandbox: &Sandbox,
-) -> io::Result<Files> {
+) -> Files {
     let mut files = Files {
         folders: cow::record_folders(),
         // For its mark.
@@ -95,21 +105,27 @@ fn files(
     };
     if let Some(path) = state_file {
         let folder = folder_of(path);
-        // Rights are for what there is.
-        std::fs::create_dir_all(&folder)?;
+        // Rights are for what there is. A folder that cannot be made now could not be made later.
+        let _ = std::fs::create_dir_all(&folder);
         files.folders.push(folder);
     }
     if !options.read_only && !is_device(&options.origin) {
         files.folders.push(folder_of(&options.origin));
     }
-    for record in &state.snapshots {
-        let cow = Path::new(&record.spec.cow);
+    let specs = || {
+        let pending = state.rollback_at_reset.as_ref();
+        let kept = pending.and_then(|rollback| rollback.keep.as_ref());
+        let snapshots = state.snapshots.iter().map(|record| &record.spec);
+        snapshots.chain(kept)
+    };
+    for spec in specs() {
+        let cow = Path::new(&spec.cow);
         match is_device(cow) {
             true => files.written.push(cow.to_owned()),
             false => files.folders.push(folder_of(cow)),
         }
     }
-    let sockets = state.snapshots.iter().map(|record| &record.spec.socket);
+    let sockets = specs().map(|spec| &spec.socket);
     let sockets = sockets.chain([&state.socket, &state.control]).flatten();
     let sockets = sockets.chain(&state.followed_sockets);
     files
@@ -118,6 +134,7 @@ fn files(
     let SandboxOptions {
         allowed,
         configuration,
+        removed,
         ..
     } = sandbox.options();
     let (folders, others): (Vec<_>, Vec<_>) = allowed.iter().cloned().partition(|p| p.is_dir());
@@ -125,7 +142,8 @@ fn files(
     files.written.extend(others);
     // Editors replace it.
     files.read.extend(configuration.as_deref().map(folder_of));
-    Ok(files)
+    files.vacated.extend(removed.as_deref().map(folder_of));
+    files
 }
 
 fn refuse_missing(allowed: &[PathBuf]) -> Result<(), DaemonError> {
@@ -144,8 +162,12 @@ fn is_device(path: &Path) -> bool {
 
 /// The folder that has the file at `path`, or the one that a link there leads to.
 fn folder_of(path: &Path) -> PathBuf {
-    let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let parent = real
+    beside(&std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()))
+}
+
+/// The folder that has what is at `path`, which may be a link.
+fn beside(path: &Path) -> PathBuf {
+    let parent = path
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty());
     parent.map_or_else(|| PathBuf::from("."), Path::to_owned)

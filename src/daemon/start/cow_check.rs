@@ -180,7 +180,7 @@ impl CowChecks<'_> {
         };
         cow::inspect(
             &planned.spec,
-            (purpose, self.options.lock()),
+            (purpose, self.options.lock(), None),
             self.origin,
             &self.used,
             self.devices,

@@ -1,5 +1,7 @@
 //! The volume as the control interface uses it.
 
+use std::os::fd::OwnedFd;
+
 use super::status::views;
 use crate::control::api::{
     ApiError, MergeRequest, ResizeReply, RollbackReply, RollbackRequest, SnapshotSpec, Volume,
@@ -16,8 +18,8 @@ impl Volume for LiveVolume {
         self.current_status()
     }
 
-    fn add_snapshot(&self, spec: SnapshotSpec) -> Result<(), ApiError> {
-        self.after_notices(self.create_snapshot(spec))
+    fn add_snapshot(&self, spec: SnapshotSpec, cow: Option<OwnedFd>) -> Result<(), ApiError> {
+        self.after_notices(self.create_snapshot(spec, cow))
     }
 
     fn remove_snapshot(&self, name: &str, force: bool) -> Result<(), ApiError> {
@@ -36,8 +38,12 @@ impl Volume for LiveVolume {
         self.after_notices(self.resize_origin(bytes))
     }
 
-    fn rollback(&self, request: RollbackRequest) -> Result<RollbackReply, ApiError> {
-        self.after_notices(self.roll_back(request))
+    fn rollback(
+        &self,
+        request: RollbackRequest,
+        cow: Option<OwnedFd>,
+    ) -> Result<RollbackReply, ApiError> {
+        self.after_notices(self.roll_back(request, cow))
     }
 
     fn cancel_rollback(&self) -> Result<(), ApiError> {

@@ -93,7 +93,14 @@ impl LiveVolume {
             return;
         };
         let name = &pending.snapshot;
-        match self.roll_back_in_turn(&mut ops, name, pending.keep, pending.rate) {
+        // After a restart the daemon opens it itself.
+        let given = lock(&self.kept_cow).take();
+        let keep = (pending.keep, given.as_ref());
+        let done = self.roll_back_in_turn(&mut ops, name, keep, pending.rate);
+        if done.is_err() {
+            *lock(&self.kept_cow) = given;
+        }
+        match done {
             Ok(()) => {
                 tracing::info!(snapshot = %name, "the guest was reset, and its disk is rolled back")
             }

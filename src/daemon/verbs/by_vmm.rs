@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::control::api::{ApiError, ErrorKind, RollbackOutcome, RollbackReply, RollbackRequest};
 use crate::control::events::EventKind;
+use crate::daemon::cow::Given;
 use crate::daemon::monitor::qmp::{ASLEEP, Qmp, QmpError};
 use crate::daemon::state::StoppedGuest;
 use crate::daemon::volume::{LiveVolume, conflict, lock, not_recorded};
@@ -56,11 +57,12 @@ impl LiveVolume {
     pub fn roll_back_with_vmm(
         &self,
         request: RollbackRequest,
+        given: Option<&Given>,
         path: &Path,
     ) -> Result<RollbackReply, ApiError> {
         {
             let _turn = lock(&self.ops);
-            self.check_rollback(&request)?;
+            self.check_rollback(&request, given)?;
         }
         let name = request.snapshot.clone();
         if !lock(&self.tables).origin_attached() {
@@ -70,7 +72,7 @@ impl LiveVolume {
         }
         // The monitor serves one client at a time, so the watch disconnects first.
         *lock(&self.watch) = None;
-        let result = self.roll_back_held(request, path);
+        let result = self.roll_back_held(request, given, path);
         self.refresh_pending();
         result
     }
@@ -78,6 +80,7 @@ impl LiveVolume {
     fn roll_back_held(
         &self,
         request: RollbackRequest,
+        given: Option<&Given>,
         path: &Path,
     ) -> Result<RollbackReply, ApiError> {
         let name = request.snapshot.clone();
@@ -90,7 +93,8 @@ impl LiveVolume {
         .map_err(|e| not_recorded(&e))?;
         let held = self.stop_guest(&mut vmm).and_then(|()| {
             let rate = request.rate.unwrap_or(0);
-            self.roll_back_in_turn(&mut lock(&self.ops), &name, request.keep, rate)
+            let keep = (request.keep, given);
+            self.roll_back_in_turn(&mut lock(&self.ops), &name, keep, rate)
         });
         let result = match held {
             Ok(()) => self.reset_guest(&mut vmm, &name),

@@ -1,11 +1,12 @@
 //! Taking a snapshot while guests run.
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use crate::control::api::{ApiError, ErrorKind, SnapshotSpec, check_name};
 use crate::control::events::EventKind;
 use crate::daemon::cow::error::CowError;
-use crate::daemon::cow::{self, InspectedCow, OpenCow, OpenRecord, Purpose};
+use crate::daemon::cow::{self, Given, InspectedCow, OpenCow, OpenRecord, Purpose};
 use crate::daemon::identity::same_path;
 use crate::daemon::provenance::cow_verdict::belongs_elsewhere;
 use crate::daemon::provenance::{golden, marking, marks};
@@ -15,7 +16,7 @@ use crate::daemon::volume::views::{self, Entrance, ServedView, ViewDescription};
 use crate::daemon::volume::{LiveVolume, Snapshot, conflict, lock, not_recorded};
 use crate::engine::{ControlError, ControlRequest, SnapshotStore, ViewId};
 use crate::executor::Executor;
-use crate::io::{DeviceId, Disk, Identity, Lock, OpenError};
+use crate::io::{DeviceId, Disk, Identity, Lock};
 use crate::sandbox;
 use crate::units::{ChunkSize, SECTOR_SIZE};
 use crate::vhost::ViewSocket;
@@ -42,10 +43,17 @@ impl LiveVolume {
     /// Order: 1 everything is checked, and nothing is changed → 2 the socket is bound, the
     /// store is made, durably → 3 the snapshot is recorded in the state file → 4 the cut in
     /// the engine → 5 the view is served. If a step fails, the previous ones are undone.
-    pub fn create_snapshot(&self, spec: SnapshotSpec) -> Result<(), ApiError> {
+    ///
+    /// `cow`: the descriptor of its COW, if the client has opened it.
+    pub fn create_snapshot(
+        &self,
+        spec: SnapshotSpec,
+        cow: Option<OwnedFd>,
+    ) -> Result<(), ApiError> {
         let mut ops = lock(&self.ops);
         self.check_not_kept_by_rollback(&spec)?;
-        let mut new = self.make_snapshot(spec)?;
+        let given = given(&spec, cow)?;
+        let mut new = self.make_snapshot(spec, given.as_ref())?;
         let record = new.record.clone();
         let recorded = lock(&self.state).update(|s| s.snapshots.push(record));
         if let Err(error) = recorded {
@@ -70,10 +78,14 @@ impl LiveVolume {
 
     /// Steps 1 and 2: a snapshot that is ready to be taken. A COW file and a socket that
     /// were made are removed if it is dropped.
-    pub fn make_snapshot(&self, mut spec: SnapshotSpec) -> Result<NewSnapshot, ApiError> {
+    pub fn make_snapshot(
+        &self,
+        mut spec: SnapshotSpec,
+        given: Option<&Given>,
+    ) -> Result<NewSnapshot, ApiError> {
         let name = spec.name.clone();
         let mut disk = self.one_thread_disk()?;
-        let inspected = self.check_snapshot(&spec, &mut *disk)?;
+        let inspected = self.check_snapshot(&spec, given, &mut *disk)?;
         let inspected = inspected.remembered(lock(&self.state).path().is_some());
         let socket = spec
             .socket
@@ -102,7 +114,7 @@ impl LiveVolume {
             store: prepared.file_identity(),
             unflushed: prepared.record.as_ref().and_then(OpenRecord::note),
         };
-        marking::mark_new_cow(&lock(&self.state), &record);
+        marking::mark_new_cow(&lock(&self.state), &record, prepared.open.file().as_fd());
         Ok(NewSnapshot {
             id: lock(&self.tables).next_id(),
             record,
@@ -227,13 +239,14 @@ impl LiveVolume {
     pub fn check_snapshot(
         &self,
         spec: &SnapshotSpec,
+        given: Option<&Given>,
         disk: &mut dyn Disk,
     ) -> Result<InspectedCow, ApiError> {
         self.check_new(spec)?;
         let used = lock(&self.tables).storage();
         let inspected = cow::inspect(
             spec,
-            (Purpose::New, Lock::Exclusive),
+            (Purpose::New, Lock::Exclusive, given),
             &self.origin(),
             &used,
             &self.devices,
@@ -370,17 +383,24 @@ fn with_advice(error: String, path: Option<&str>) -> String {
     }
 }
 
+/// The COW of `spec`, if the client has opened it.
+///
+/// # Errors
+/// The descriptor is not that of the COW.
+pub fn given(spec: &SnapshotSpec, cow: Option<OwnedFd>) -> Result<Option<Given>, ApiError> {
+    let checked = cow.map(|descriptor| Given::check(descriptor, Path::new(&spec.cow)));
+    checked.transpose().map_err(|e| refused(&spec.name, &e))
+}
+
 fn refused(name: &str, error: &CowError) -> ApiError {
-    let kind = if error.is_io() {
+    let kind = if matches!(error, CowError::Outside { .. }) {
+        ErrorKind::Outside
+    } else if error.is_io() {
         ErrorKind::Io
     } else if error.is_bad_request() {
         ErrorKind::BadRequest
     } else {
         ErrorKind::Conflict
     };
-    let cow = match error {
-        CowError::Open(OpenError::Denied { path, .. }) => path.to_str(),
-        _ => None,
-    };
-    ApiError::new(kind, with_advice(format!("snapshot {name}: {error}"), cow))
+    ApiError::new(kind, format!("snapshot {name}: {error}"))
 }

@@ -1,14 +1,17 @@
 //! Rolling back: now, or at the guest's next reset.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
+use super::create::given;
 use super::handover::Handover;
 use crate::control::api::{
     ApiError, ErrorKind, ResetKind, RollbackOutcome, RollbackReply, RollbackRequest, RollbackWhen,
     SnapshotSpec,
 };
 use crate::control::events::{CancelCause, EventKind};
+use crate::daemon::cow::Given;
 use crate::daemon::monitor::qmp::Qmp;
 use crate::daemon::monitor::watch::Watch;
 use crate::daemon::state::RollbackRecord;
@@ -16,7 +19,12 @@ use crate::daemon::volume::{LiveVolume, conflict, lock, not_recorded};
 use crate::executor::Executor;
 
 impl LiveVolume {
-    pub fn roll_back(&self, request: RollbackRequest) -> Result<RollbackReply, ApiError> {
+    /// `cow`: the descriptor of the COW of the snapshot that is kept, if the client has opened it.
+    pub fn roll_back(
+        &self,
+        request: RollbackRequest,
+        cow: Option<OwnedFd>,
+    ) -> Result<RollbackReply, ApiError> {
         let name = request.snapshot.clone();
         if request.keep.as_ref().is_some_and(|k| k.name == name) {
             return Err(ApiError::new(
@@ -36,13 +44,17 @@ impl LiveVolume {
                 ),
             ));
         }
+        let given = match &request.keep {
+            Some(keep) => given(keep, cow)?,
+            None => None,
+        };
         self.await_leaving_guests();
         let away = self.may_come_back.load(Ordering::Acquire);
         let attached = lock(&self.tables).origin_attached();
         match (request.when, qmp) {
-            (RollbackWhen::Now, _) => self.roll_back_now(request),
+            (RollbackWhen::Now, _) => self.roll_back_now(request, given.as_ref()),
             (RollbackWhen::Auto, _) if !attached && away => {
-                let mut reply = self.roll_back_later(request, None)?;
+                let mut reply = self.roll_back_later(request, None, given)?;
                 reply.notes.insert(
                     0,
                     format!(
@@ -52,12 +64,12 @@ impl LiveVolume {
                 );
                 Ok(reply)
             }
-            (RollbackWhen::Auto, _) if !attached => self.roll_back_now(request),
-            (RollbackWhen::AtReset, qmp) => self.roll_back_later(request, qmp),
+            (RollbackWhen::Auto, _) if !attached => self.roll_back_now(request, given.as_ref()),
+            (RollbackWhen::AtReset, qmp) => self.roll_back_later(request, qmp, given),
             (RollbackWhen::Auto | RollbackWhen::Vmm, Some(qmp)) => {
-                self.roll_back_with_vmm(request, Path::new(&qmp))
+                self.roll_back_with_vmm(request, given.as_ref(), Path::new(&qmp))
             }
-            (RollbackWhen::Auto, None) => self.roll_back_later(request, None),
+            (RollbackWhen::Auto, None) => self.roll_back_later(request, None, given),
             (RollbackWhen::Vmm, None) => Err(ApiError::new(
                 ErrorKind::BadRequest,
                 "the daemon does not know the socket of QEMU's monitor: give it with --qmp, or once with snapback serve --qmp",
@@ -65,24 +77,31 @@ impl LiveVolume {
         }
     }
 
-    fn roll_back_now(&self, request: RollbackRequest) -> Result<RollbackReply, ApiError> {
+    fn roll_back_now(
+        &self,
+        request: RollbackRequest,
+        given: Option<&Given>,
+    ) -> Result<RollbackReply, ApiError> {
         let mut ops = lock(&self.ops);
         let rate = request.rate.unwrap_or(0);
-        self.roll_back_in_turn(&mut ops, &request.snapshot, request.keep, rate)?;
+        let keep = (request.keep, given);
+        self.roll_back_in_turn(&mut ops, &request.snapshot, keep, rate)?;
         Ok(RollbackOutcome::Started.into())
     }
 
-    /// Takes the snapshot that `--keep` asks for, and hands over: both or neither.
+    /// Takes the snapshot that `--keep` asks for, in a COW that may be given, and hands over: both or
+    /// neither.
     /// `ops` proves that no other operation is running.
     pub fn roll_back_in_turn(
         &self,
         ops: &mut Executor,
         name: &str,
-        keep: Option<SnapshotSpec>,
+        (keep, given): (Option<SnapshotSpec>, Option<&Given>),
         rate: u64,
     ) -> Result<(), ApiError> {
         self.check_mergeable(name)?;
-        let keep = keep.map(|spec| self.make_snapshot(spec)).transpose()?;
+        let keep = keep.map(|spec| self.make_snapshot(spec, given));
+        let keep = keep.transpose()?;
         let handover = Handover {
             follow: false,
             rate,
@@ -92,10 +111,14 @@ impl LiveVolume {
     }
 
     /// Refuses a rollback that cannot succeed, as far as this is known before.
-    pub fn check_rollback(&self, request: &RollbackRequest) -> Result<(), ApiError> {
+    pub fn check_rollback(
+        &self,
+        request: &RollbackRequest,
+        given: Option<&Given>,
+    ) -> Result<(), ApiError> {
         self.check_mergeable(&request.snapshot)?;
         if let Some(keep) = &request.keep {
-            self.check_snapshot(keep, &mut *self.one_thread_disk()?)?;
+            self.check_snapshot(keep, given, &mut *self.one_thread_disk()?)?;
         }
         Ok(())
     }
@@ -105,6 +128,7 @@ impl LiveVolume {
         &self,
         request: RollbackRequest,
         qmp: Option<String>,
+        given: Option<Given>,
     ) -> Result<RollbackReply, ApiError> {
         let RollbackRequest {
             snapshot: name,
@@ -114,7 +138,7 @@ impl LiveVolume {
         let (name, reset) = (name.clone(), *reset);
         {
             let _turn = lock(&self.ops);
-            self.check_rollback(&request)?;
+            self.check_rollback(&request, given.as_ref())?;
         }
         // A monitor serves one client at a time, so the watch disconnects first. `ops` is
         // not held while the monitor is asked, because QEMU may wait for a view that waits
@@ -127,7 +151,10 @@ impl LiveVolume {
         let _turn = lock(&self.ops);
         let checked = monitor
             .map_err(|e| conflict(format!("nothing was changed: {e}")))
-            .and_then(|monitor| self.check_rollback(&request).map(|()| monitor));
+            .and_then(|monitor| {
+                let checked = self.check_rollback(&request, given.as_ref());
+                checked.map(|()| monitor)
+            });
         let monitor = checked.inspect_err(|_| self.refresh_pending())?;
         let record = RollbackRecord {
             snapshot: name.clone(),
@@ -138,6 +165,9 @@ impl LiveVolume {
         };
         let mut replaced = None;
         let recorded = lock(&self.state).update(|s| replaced = s.rollback_at_reset.replace(record));
+        if recorded.is_ok() {
+            *lock(&self.kept_cow) = given;
+        }
         if let Some((monitor, path)) = monitor.zip(qmp.as_deref()).filter(|_| recorded.is_ok()) {
             match Watch::start(Path::new(path), Some(monitor), &self.stopping) {
                 Ok(watch) => *lock(&self.watch) = Some(watch),

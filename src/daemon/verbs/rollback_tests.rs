@@ -40,7 +40,10 @@ impl World {
             stop,
             main: Some(main),
         };
-        world.volume.add_snapshot(world.spec("before")).unwrap();
+        world
+            .volume
+            .add_snapshot(world.spec("before"), None)
+            .unwrap();
         world
     }
 
@@ -59,7 +62,7 @@ impl World {
             keep: Some(self.spec("undo")),
             ..RollbackRequest::default()
         };
-        let reply = self.volume.rollback(request);
+        let reply = self.volume.rollback(request, None);
         reply.map(|r| r.outcome).map_err(|e| e.to_string())
     }
 
@@ -209,7 +212,7 @@ fn a_snapshot_made_by_hand_is_not_taken_for_the_one_to_keep() {
         ..world.spec("undo")
     };
     for spec in [world.spec("undo"), other_cow, other_name] {
-        let error = world.volume.add_snapshot(spec).unwrap_err();
+        let error = world.volume.add_snapshot(spec, None).unwrap_err();
         assert!(error.message.contains("--cancel"), "{error}");
     }
     world.assert_as_before(true);

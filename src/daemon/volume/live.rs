@@ -19,7 +19,7 @@ use super::undo::Undo;
 use super::views::{ServedView, ViewSettings};
 use crate::control::api::{ApiError, ErrorKind, MergeOutcome, SnapshotSpec};
 use crate::control::events::EventLog;
-use crate::daemon::cow::{OpenRecord, OriginFacts};
+use crate::daemon::cow::{Given, OpenRecord, OriginFacts};
 use crate::daemon::monitor::watch::Watch;
 use crate::daemon::state::{StateError, StateFile, VolumeState};
 use crate::engine::{ControlError, ControlRequest, Engine, MergeWrites, SnapshotId};
@@ -94,6 +94,9 @@ pub struct LiveVolume {
     /// QEMU's monitor, while a rollback waits for the reset that it reports. No other
     /// lock is taken while this one is held.
     pub watch: Mutex<Option<Watch>>,
+    /// The COW of the snapshot that a rollback at the guest's reset takes first, if a client has
+    /// opened it. No other lock is taken while this one is held.
+    pub kept_cow: Mutex<Option<Given>>,
     /// The next handover fails in the engine.
     #[cfg(test)]
     pub fail_handover: AtomicBool,

@@ -5,7 +5,8 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use super::live::{LiveVolume, Tables, lock};
-use crate::control::api::PendingRollback;
+use crate::control::api::{PendingRollback, SnapshotSpec};
+use crate::daemon::cow::Given;
 use crate::daemon::monitor::watch::Watch;
 use crate::daemon::state::VolumeState;
 
@@ -19,6 +20,7 @@ impl LiveVolume {
         let pending = lock(&self.state).state().rollback_at_reset.clone();
         self.rollback_pending
             .store(pending.is_some(), Ordering::Release);
+        self.forget_other_cow(pending.as_ref().and_then(|r| r.keep.as_ref()));
         let path = pending.and_then(|r| r.qmp);
         let mut watch = lock(&self.watch);
         let path = path.as_deref().map(Path::new);
@@ -32,6 +34,13 @@ impl LiveVolume {
                 Err(error) => tracing::error!(%error, "cannot watch QEMU's monitor for resets"),
             }
         }
+    }
+
+    /// Closes the COW that a client has given for a rollback that is not pending any more.
+    fn forget_other_cow(&self, keep: Option<&SnapshotSpec>) {
+        let mut given = lock(&self.kept_cow);
+        let is_kept = |given: &Given| keep.is_some_and(|keep| given.path() == Path::new(&keep.cow));
+        *given = given.take().filter(is_kept);
     }
 
     /// The pending rollback, for the status.
