@@ -1,9 +1,13 @@
 use std::fs;
-use std::os::unix::fs::{chown, symlink};
-use std::os::unix::net::UnixListener;
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+
+use rustix::io::Errno;
+use rustix::process::Uid;
 
 use super::*;
 use crate::control::ControlSocket;
+use crate::control::socket;
 use crate::socket_access::SocketAccess;
 
 struct World {
@@ -128,7 +132,6 @@ fn a_socket_of_its_own_is_found_by_a_link_that_goes_with_the_daemon() {
 
 #[test]
 fn a_file_that_is_no_entry_is_left_alone_and_nothing_is_read_where_others_can_write() {
-    use std::os::unix::fs::PermissionsExt;
     let world = World::new();
     world.registry.places.own.make().unwrap();
     fs::create_dir(world.path("vm1")).unwrap();
@@ -141,7 +144,11 @@ fn a_file_that_is_no_entry_is_left_alone_and_nothing_is_read_where_others_can_wr
     let bound = world.bind(&like("disk")).unwrap();
     assert_eq!(bound.path(), world.path("disk-2.control.sock"));
     let odd = UnixListener::bind(world.path("a\u{1b}b.control.sock")).unwrap();
+    // No daemon has such a socket, so it is not one of a daemon that was killed.
+    let other = world.path("datagrams.control.sock");
+    let _other = UnixDatagram::bind(&other).unwrap();
     assert_eq!(world.names(), ["disk-2"]);
+    assert!(other.symlink_metadata().is_ok());
     assert!(view.accept().is_err());
     assert_eq!(
         fs::read(world.path("disk.control.sock")).unwrap(),
@@ -193,6 +200,44 @@ fn daemons_of_users_are_listed_for_root_and_not_chosen() {
     assert!(matches!(registry.only_one(), Err(ChoiceError::None(_))));
     symlink("/dev/null", world.path("null.control.sock")).unwrap();
     assert_eq!(registry.daemons().len(), 1);
+}
+
+/// The mode of a control socket lets nobody in but its user and, if that is wished, a group.
+#[test]
+fn a_daemon_that_does_not_let_this_user_in_is_listed_and_not_chosen() {
+    let world = World::new();
+    let bound = world.bind(&like("disk")).unwrap();
+    let set = |path: &Path, mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    set(world.folder.path(), 0o755);
+    set(bound.path(), 0);
+    let look = || {
+        if rustix::process::geteuid().is_root() {
+            // Of this thread only: root is let in whatever the mode is.
+            rustix::thread::set_thread_uid(Uid::from_raw(65_534)).unwrap();
+        }
+        let found: Vec<Found> = world.registry.daemons().iter().map(|(_, f)| *f).collect();
+        (found, world.registry.only_one())
+    };
+    let (found, chosen) = std::thread::scope(|scope| scope.spawn(look).join().unwrap());
+    assert_eq!(found, [Found::Denied]);
+    let refused = chosen.unwrap_err().to_string();
+    assert!(refused.contains("(disk)"), "{refused}");
+}
+
+/// As one that is busy, or was stopped by SIGSTOP.
+#[test]
+fn a_daemon_that_accepts_nobody_now_is_running() {
+    let world = World::new();
+    world.registry.places.own.make().unwrap();
+    let path = world.path("disk.control.sock");
+    let busy = UnixListener::bind(&path).unwrap();
+    rustix::net::listen(&busy, 0).unwrap();
+    let _waits = UnixStream::connect(&path).unwrap();
+    assert_eq!(socket::connect(&path), Some(Err(Errno::AGAIN)));
+    assert_eq!(world.names(), ["disk"]);
+    assert_eq!(world.registry.only_one().unwrap(), path);
 }
 
 #[test]
