@@ -93,10 +93,11 @@ fn one(round: u64) {
     disk.fill(&pattern(0, DISK));
     cow.fill(&[0; CHUNK]);
     let mut field = Field::on(disk.path());
-    let serve = |field: &mut Field| field.start(&["--state", "state"]);
+    let place = cow.path().to_str().unwrap().to_owned();
+    let serve = |field: &mut Field| field.start(&["--state", "state", "--allow-path", &place]);
     serve(&mut field);
     let mut spec = field.spec("s", field.here.path());
-    (spec.cow, spec.size) = (cow.path().to_str().unwrap().into(), None);
+    (spec.cow, spec.size) = (place.clone(), None);
     field.client().add_snapshot(&spec).unwrap();
     let cut = Cut::default();
     let chunks = std::thread::scope(|scope| {
