@@ -47,8 +47,7 @@ fn descriptors_that_are_no_cow_are_refused_and_none_stays() {
     let at = |name: &str| elsewhere.path().join(name);
     let mut world = World::new();
     world.start(&[]);
-    world.client().status().unwrap();
-    let before = open(&world);
+    let before = world.descriptors_at_rest();
     for name in ["cow", "other"] {
         fs::write(at(name), vec![0; 1 << 20]).unwrap();
     }
@@ -130,8 +129,7 @@ fn descriptors_that_are_no_cow_are_refused_and_none_stays() {
 fn descriptors_without_a_request_are_closed_when_their_connection_ends() {
     let mut world = World::new();
     world.start(&[]);
-    world.client().status().unwrap();
-    let before = open(&world);
+    let before = world.descriptors_at_rest();
     let file = File::open(world.path("disk.img")).unwrap();
     let all = [file.as_fd(); 8];
     // As many as are served at a time, and more.

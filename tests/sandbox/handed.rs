@@ -10,6 +10,7 @@ use rustix::fs::{FlockOperation, fcntl_lock};
 use snapback::control::Client;
 
 use crate::guest::{Ask, Guest, Kind};
+use crate::listening::listens;
 use crate::world::{LONG, USER, World};
 
 const ONE_MIB: u64 = 1 << 20;
@@ -145,7 +146,7 @@ fn a_rollback_that_waits_has_its_cow_until_it_is_carried_out_or_cancelled() {
         assert_eq!(fs::metadata(cow).unwrap().len(), 0);
         assert!(is_locked(Path::new(cow)));
     };
-    let before = descriptors(&world);
+    let before = world.descriptors_at_rest();
     waits(&world);
     says(&world, &["rollback", "--cancel"]);
     world.until("it is closed", |w| descriptors(w) <= before);
@@ -181,7 +182,7 @@ fn nothing_is_left_of_a_cow_that_is_refused() {
     let cow = elsewhere.path().join("large.cow");
     let mut world = World::new();
     world.start(&[]);
-    let before = descriptors(&world);
+    let before = world.descriptors_at_rest();
     let (cow, size) = (cow.to_str().unwrap(), (1_u64 << 60).to_string());
     let error = fails(
         &world,
@@ -274,7 +275,7 @@ fn a_daemon_that_takes_a_guest_over_is_limited_as_well() {
         .stdout(Stdio::null())
         .stderr(File::create(world.path("log")).unwrap());
     world.daemon = Some(next.spawn().unwrap());
-    world.until("it listens", |w| w.path("b.sock").exists());
+    world.until("it listens", |w| listens(w.pid(), "b.sock"));
     let _guest = Guest::connect(&world.path("b.sock"), 1, 1);
     assert!(source.daemon.as_mut().unwrap().wait().unwrap().success());
     let client = Client::new(&world.path("d.sock")).unwrap();
@@ -300,7 +301,7 @@ fn cows_are_not_taken_from_users_who_are_only_allowed_to_change_something() {
     for (path, mode) in [("", 0o755), ("c.sock", 0o666)] {
         fs::set_permissions(world.path(path), Permissions::from_mode(mode)).unwrap();
     }
-    let before = descriptors(&world);
+    let before = world.descriptors_at_rest();
     let mut take = line(&world, &["snapshot", "s1", "--cow", &cow, "--size", "1M"]);
     let output = take.uid(USER.0).gid(USER.1).output().unwrap();
     let error = String::from_utf8(output.stderr).unwrap();

@@ -17,5 +17,7 @@ mod files;
 #[path = "../common/guest.rs"]
 mod guest;
 mod handed;
+#[path = "../common/listening.rs"]
+mod listening;
 mod rights;
 mod world;

@@ -88,6 +88,24 @@ impl World {
         fs::read_to_string(self.path("log")).unwrap()
     }
 
+    /// The descriptors that are open when the start is over: once nothing has changed for a second.
+    pub fn descriptors_at_rest(&self) -> usize {
+        self.client().status().unwrap();
+        let open = || {
+            let folder = format!("/proc/{}/fd", self.pid());
+            fs::read_dir(folder).unwrap().count()
+        };
+        let (mut last, mut since) = (open(), Instant::now());
+        while since.elapsed() < Duration::from_secs(1) {
+            std::thread::sleep(Duration::from_millis(20));
+            let now = open();
+            if now != last {
+                (last, since) = (now, Instant::now());
+            }
+        }
+        last
+    }
+
     pub fn until(&mut self, what: &str, mut condition: impl FnMut(&mut Self) -> bool) {
         let start = Instant::now();
         while !condition(self) {
