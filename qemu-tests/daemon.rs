@@ -62,14 +62,14 @@ impl Daemon {
             control,
             log,
         };
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_secs(20);
         while UnixStream::connect(socket).is_err() {
             if let Some(status) = daemon.child.try_wait().unwrap() {
                 panic!("snapback serve ended at once with {status}");
             }
             assert!(
                 Instant::now() < deadline,
-                "snapback serve does not listen after 60 s"
+                "snapback serve does not listen after 20 s"
             );
             sleep(Duration::from_millis(20));
         }

@@ -517,7 +517,7 @@ fn threads(process: u32) -> String {
 
 /// Connects to a socket that QEMU is about to open.
 fn connect(path: &Path, mut qemu: Option<&mut Child>, log: &Path) -> UnixStream {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         match UnixStream::connect(path) {
             Ok(stream) => return stream,

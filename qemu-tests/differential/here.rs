@@ -85,7 +85,7 @@ impl Here {
             self.detach(snap);
             let daemon = self.daemon();
             daemon.run(&["merge", &name(snap), "--now", "--rate", SLOW]);
-            let deadline = Instant::now() + Duration::from_secs(60);
+            let deadline = Instant::now() + Duration::from_secs(10);
             while let Some(merge) = daemon.status().merge {
                 interrupted = merge.chunks_done > 0 && merge.chunks_left > 0;
                 if interrupted {
@@ -128,7 +128,7 @@ impl Here {
         if self.drivers.remove(&Some(snap)).is_none() {
             return;
         }
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_secs(20);
         let name = Some(name(snap));
         while self
             .daemon()

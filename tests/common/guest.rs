@@ -17,7 +17,7 @@ pub const REQUEST_MAX: usize = 1 << 20;
 /// Room of one slot: a request may begin anywhere in its first page.
 const SLOT_BYTES: usize = REQUEST_MAX + 4096;
 /// A daemon that does not answer for this long is wedged.
-const WEDGED: Duration = Duration::from_secs(60);
+const WEDGED: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {

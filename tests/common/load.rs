@@ -227,8 +227,8 @@ impl Load {
                 last = Instant::now();
             }
             assert!(
-                last.elapsed() < Duration::from_secs(60),
-                "{}: no completion for 60 s",
+                last.elapsed() < Duration::from_secs(30),
+                "{}: no completion for 30 s",
                 self.name
             );
             for (slot, ret) in done.drain(..) {

@@ -40,11 +40,11 @@ pub const SYSTEM: u64 = VERSION_1 | FLUSH | MQ | INDIRECT;
 /// Of a firmware's.
 pub const FIRMWARE: u64 = VERSION_1 | FLUSH;
 
-/// Waits until `condition` holds; fails after a minute.
+/// Waits until `condition` holds; fails after twenty seconds.
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
-        assert!(start.elapsed().as_secs() < 60, "not within 60 s: {what}");
+        assert!(start.elapsed().as_secs() < 20, "not within 20 s: {what}");
         std::thread::sleep(Duration::from_millis(1));
     }
 }

@@ -415,7 +415,7 @@ fn wait(raw: &Raw, ring: &Ring, index: u16) -> Result<(), String> {
         if signalled(&ring.err, 0) {
             return Err("VRING_ERR".into());
         }
-        if start.elapsed() > Duration::from_secs(60) {
+        if start.elapsed() > Duration::from_secs(20) {
             return Err(format!(
                 "the used index is {}, not {index}",
                 raw.used_index(ring)

@@ -27,13 +27,13 @@ mod ring;
 mod state;
 mod world;
 
-/// Waits until `condition` holds; fails after a minute.
+/// Waits until `condition` holds; fails after twenty seconds.
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let start = std::time::Instant::now();
     while !condition() {
         assert!(
-            start.elapsed().as_secs() < 60,
-            "not within a minute: {what}"
+            start.elapsed().as_secs() < 20,
+            "not within twenty seconds: {what}"
         );
         std::thread::sleep(std::time::Duration::from_millis(1));
     }

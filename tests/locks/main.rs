@@ -68,7 +68,7 @@ fn a_process_that_has_the_lock_is_named_and_a_lock_ends_with_its_process() {
         match open(&path) {
             // The kernel gives the child its name a moment after its memory.
             Err(OpenError::InUse { user, .. })
-                if user.as_ref() != Some(&named) && start.elapsed() < Duration::from_secs(60) => {}
+                if user.as_ref() != Some(&named) && start.elapsed() < Duration::from_secs(20) => {}
             Err(OpenError::InUse { user, .. }) => break user,
             other => panic!("{other:?}"),
         }

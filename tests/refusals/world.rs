@@ -17,7 +17,7 @@ pub const DISK: usize = 1 << 20;
 /// Bytes of a chunk in the stores made here.
 pub const CHUNK: usize = 4096;
 /// A refusal comes at once; what still runs then is not refusing.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// All that can be seen of a file from outside. Not the times of folders: a
 /// socket that was bound and closed again is no harm.

@@ -78,7 +78,7 @@ impl Guest {
         loop {
             match Frontend::connect(&self.socket, 16) {
                 Ok(frontend) => return Ok(frontend),
-                Err(e) if start.elapsed() > Duration::from_secs(60) => {
+                Err(e) if start.elapsed() > Duration::from_secs(20) => {
                     return Err(format!("{}: {e}", self.socket.display()));
                 }
                 Err(_) => std::thread::sleep(Duration::from_millis(2)),

@@ -22,7 +22,7 @@ use super::ring::{Offered, RING_BYTES, Ring, Shape};
 use super::server::compares;
 
 /// A back end that completes nothing for this long is stuck.
-const STUCK: Duration = Duration::from_secs(60);
+const STUCK: Duration = Duration::from_secs(40);
 /// The same when another back end is looked at only.
 const STUCK_OTHER: Duration = Duration::from_secs(3);
 /// Where a front end lets the rings go on after a hang-up.

@@ -12,8 +12,8 @@ use seccompiler::{SeccompAction, SeccompFilter, apply_filter};
 use serde_json::{Value, json};
 use snapback::control::api::{MergeRequest, RollbackRequest, RollbackWhen};
 
-use crate::guest::{Ask, Guest, Kind};
-use crate::world::{LONG, World, threads};
+use crate::guest::{Guest, Kind};
+use crate::world::{World, succeeds, threads};
 
 const PROBE: &str = "SNAPBACK_PROBE";
 
@@ -48,18 +48,7 @@ fn start_monitor(path: &Path) {
 }
 
 fn write_once(guest: &mut Guest) {
-    let ask = Ask {
-        kind: Kind::Write,
-        sector: 8,
-        len: 4096,
-        offset: 0,
-        cut: 0,
-    };
-    guest.submit(0, &ask);
-    guest.kick();
-    let mut done = Vec::new();
-    guest.reap_within(&mut done, LONG);
-    assert_eq!(done, [(0, 0)]);
+    assert!(succeeds(guest, Kind::Write, 8));
 }
 
 /// Every kind of thread is at work in it at one time or another.

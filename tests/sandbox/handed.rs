@@ -9,9 +9,9 @@ use std::process::{Command, Stdio};
 use rustix::fs::{FlockOperation, fcntl_lock};
 use snapback::control::Client;
 
-use crate::guest::{Ask, Guest, Kind};
+use crate::guest::{Guest, Kind};
 use crate::listening::listens;
-use crate::world::{LONG, USER, World};
+use crate::world::{USER, World, succeeds};
 
 const ONE_MIB: u64 = 1 << 20;
 
@@ -53,18 +53,8 @@ fn descriptors(world: &World) -> usize {
 
 fn write(world: &World, sector: u64) {
     let mut guest = Guest::connect(&world.path("a.sock"), 1, 1);
-    let ask = Ask {
-        kind: Kind::Write,
-        sector,
-        len: 4096,
-        offset: 0,
-        cut: 0,
-    };
-    guest.submit(0, &ask);
-    guest.kick();
-    let mut done = Vec::new();
-    guest.reap_within(&mut done, LONG);
-    assert_eq!(done, [(0, 0)], "{}", world.log());
+    let written = succeeds(&mut guest, Kind::Write, sector);
+    assert!(written, "{}", world.log());
 }
 
 fn names(client: &Client) -> Vec<String> {

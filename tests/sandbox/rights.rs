@@ -4,8 +4,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 
-use crate::guest::{Ask, Guest, Kind};
-use crate::world::{Facts, LONG, USER, World, threads};
+use crate::guest::{Guest, Kind};
+use crate::world::{Facts, USER, World, succeeds, threads};
 
 /// Bits of the sets in `/proc/PID/status`.
 const CHOWN: u64 = 1;
@@ -55,18 +55,8 @@ fn limit_of(pid: &str, name: &str) -> String {
 fn write_and_read(world: &World, socket: &str) {
     let mut guest = Guest::connect(&world.path(socket), 1, 1);
     for kind in [Kind::Write, Kind::Read, Kind::Flush] {
-        let ask = Ask {
-            kind,
-            sector: 8,
-            len: if kind == Kind::Flush { 0 } else { 4096 },
-            offset: 0,
-            cut: 0,
-        };
-        guest.submit(0, &ask);
-        guest.kick();
-        let mut done = Vec::new();
-        guest.reap_within(&mut done, LONG);
-        assert_eq!(done, [(0, 0)], "{kind:?}: {}", world.log());
+        let done = succeeds(&mut guest, kind, 8);
+        assert!(done, "{kind:?}: {}", world.log());
     }
 }
 

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use snapback::control::Client;
 use snapback::control::api::{SnapshotSpec, StoreType};
 
+use crate::guest::{Ask, Guest, Kind};
+
 pub const BYTES: u64 = 4 << 20;
 /// Nothing in here takes this long.
 pub const LONG: Duration = Duration::from_secs(60);
@@ -173,4 +175,20 @@ pub fn threads(pid: u32) -> Vec<Facts> {
                 .collect()
         })
         .collect()
+}
+
+/// Whether a request of 4096 bytes at `sector` (none for a flush) ends without an error.
+pub fn succeeds(guest: &mut Guest, kind: Kind, sector: u64) -> bool {
+    let ask = Ask {
+        kind,
+        sector,
+        len: if kind == Kind::Flush { 0 } else { 4096 },
+        offset: 0,
+        cut: 0,
+    };
+    guest.submit(0, &ask);
+    guest.kick();
+    let mut done = Vec::new();
+    guest.reap_within(&mut done, LONG);
+    done == [(0, 0)]
 }

@@ -262,7 +262,7 @@ fn killed_in_the_middle_of_a_merge(policy: &str) {
         volume.start(&[]);
         lives += 1;
     }
-    volume.merged(Duration::from_secs(60));
+    volume.merged(Duration::from_secs(20));
     println!("{policy}: the merge ended after {lives} more kills at full speed");
     settle_all(&volume, &mut loads);
     volume.terminate();

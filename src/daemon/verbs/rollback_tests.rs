@@ -191,7 +191,7 @@ fn a_handover_that_cannot_be_taken_back_at_once_is_taken_back_later() {
     world.volume.origin_rings_start(Start::Firmware);
     let start = Instant::now();
     while !lock(&world.volume.tables).undo.is_empty() {
-        assert!(start.elapsed() < Duration::from_secs(60));
+        assert!(start.elapsed() < Duration::from_secs(30));
         std::thread::sleep(Duration::from_millis(10));
     }
     world.assert_as_before(true);
